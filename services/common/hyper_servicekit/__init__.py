@@ -1,0 +1,1 @@
+"""Running a service: settings, logs, metrics, the gRPC server, etcd, objects. No domain words."""

@@ -1,0 +1,1 @@
+"""Boxes, grids and dtypes of voxel arrays: pure values, numpy alone."""

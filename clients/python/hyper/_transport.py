@@ -1,0 +1,61 @@
+"""Channels to services: one retry policy, keepalive, bounded waits.
+
+Retries of UNAVAILABLE come from the channel's service config; deadlines come with each call.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from typing import Any
+
+import grpc
+import grpc.aio
+
+UNARY_TIMEOUT_S = 30.0
+
+_SERVICE_CONFIG = json.dumps(
+    {
+        "loadBalancingConfig": [{"round_robin": {}}],
+        "methodConfig": [
+            {
+                "name": [{}],
+                "retryPolicy": {
+                    "maxAttempts": 5,
+                    "initialBackoff": "0.1s",
+                    "maxBackoff": "2s",
+                    "backoffMultiplier": 2,
+                    "retryableStatusCodes": ["UNAVAILABLE"],
+                },
+            }
+        ],
+    }
+)
+
+OPTIONS: list[tuple[str, Any]] = [
+    ("grpc.service_config", _SERVICE_CONFIG),
+    ("grpc.enable_retries", 1),
+    ("grpc.keepalive_time_ms", 20_000),
+    ("grpc.keepalive_timeout_ms", 10_000),
+    ("grpc.max_reconnect_backoff_ms", 2_000),
+    ("grpc.enable_http_proxy", 0),
+]
+
+
+def target(addresses: Sequence[str]) -> str:
+    """One gRPC target for several addresses of replicas ("host:port")."""
+    if not addresses:
+        raise ValueError("no address")
+    if len(addresses) == 1:
+        return addresses[0]
+    return "ipv4:" + ",".join(addresses)
+
+
+def channel(addresses: Sequence[str]) -> grpc.Channel:
+    """A blocking channel that spreads its calls over the replicas."""
+    return grpc.insecure_channel(target(addresses), options=OPTIONS)
+
+
+def aio_channel(addresses: Sequence[str]) -> grpc.aio.Channel:
+    """The same for asyncio."""
+    return grpc.aio.insecure_channel(target(addresses), options=OPTIONS)

@@ -1,0 +1,96 @@
+"""Settings of a service: defaults < YAML file (`--config`) < environment < command line.
+
+Each service subclasses `ServiceSettings` and sets `model_config = settings_config("SCHEDULER")`;
+then `HYPER_SCHEDULER__LISTEN=...` sets `listen`, `HYPER_SCHEDULER__S3__BUCKET` sets `s3.bucket`.
+Read once in `__main__`, passed down; frozen.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError
+from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
+
+
+def settings_config(service: str) -> SettingsConfigDict:
+    """The model_config of a service's settings."""
+    return SettingsConfigDict(
+        env_prefix=f"HYPER_{service}__", env_nested_delimiter="__", frozen=True, extra="forbid"
+    )
+
+
+class S3Settings(BaseModel):
+    """Where bytes live: one bucket, everything under `prefix`."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    endpoint: str = Field(description="http(s)://host:port as this service reaches it")
+    bucket: str = "hyper"
+    prefix: str = ""
+    region: str = "us-east-1"
+    access_key: str
+    secret_key: SecretStr
+    public_endpoint: str | None = Field(
+        default=None, description="as clients reach it; presigned URLs name it"
+    )
+
+
+class ServiceSettings(BaseSettings):
+    """What every service has."""
+
+    listen: str = Field(default="127.0.0.1:0", description="host:port of gRPC; port 0: any free")
+    advertise: str | None = Field(default=None, description="host:port that others dial")
+    metrics_listen: str = Field(default="127.0.0.1:0", description="host:port of /metrics, /healthz")
+    etcd_endpoints: tuple[str, ...] = Field(default=(), description="host:port of etcd members")
+    etcd_prefix: str = "/hyper"
+    instance: str | None = Field(default=None, description="unique name of this replica")
+    ready_file: Path | None = Field(default=None, description="written once the service serves")
+    log_format: str = Field(default="console", pattern="^(console|json)$")
+    log_level: str = Field(default="INFO", pattern="^(DEBUG|INFO|WARNING|ERROR)$")
+    drain_grace_s: float = Field(default=10.0, ge=0, description="for calls in flight on SIGTERM")
+    max_concurrent_rpcs: int = Field(default=1000, gt=0)
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """The environment beats the file, which arrives as init arguments."""
+        return env_settings, init_settings
+
+
+S = TypeVar("S", bound=ServiceSettings)
+
+
+def load_settings(kind: type[S], argv: list[str] | None = None) -> S:
+    """Read the settings; on a mistake print one line that names it and exit with 2."""
+    parser = argparse.ArgumentParser(description=kind.__doc__)
+    parser.add_argument("--config", type=Path, help="YAML file with settings")
+    arguments = parser.parse_args(argv)
+    values: dict[str, Any] = {}
+    try:
+        if arguments.config is not None:
+            loaded = yaml.safe_load(arguments.config.read_text())
+            if loaded is not None and not isinstance(loaded, dict):
+                raise ValueError("the file must hold a mapping of settings")
+            values = loaded or {}
+        return kind(**values)
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        if isinstance(error, ValidationError):
+            first = error.errors()[0]
+            prefix = str(kind.model_config.get("env_prefix"))
+            where = "__".join(str(part) for part in first["loc"])
+            text = f"setting {prefix}{where.upper()}: {first['msg']}"
+        else:
+            text = f"{arguments.config}: {error}"
+        print(f"error: {text}", file=sys.stderr)
+        sys.exit(2)

@@ -1,0 +1,1 @@
+"""Hyper: the Python SDK."""

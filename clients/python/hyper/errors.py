@@ -29,6 +29,7 @@ from typing import ClassVar
 
 import grpc
 from google.protobuf import any_pb2, duration_pb2
+from google.protobuf.message import Message
 from google.rpc import error_details_pb2, status_pb2
 from grpc_status import rpc_status
 
@@ -186,14 +187,12 @@ def to_status(error: HyperError) -> status_pb2.Status:
     errors_pb2.Reason.Value(f"REASON_{error.reason}")  # a reason outside the enum is a bug
     details: list[any_pb2.Any] = []
 
-    def add(message: object) -> None:
+    def add(message: Message) -> None:
         packed = any_pb2.Any()
-        packed.Pack(message)  # type: ignore[arg-type]  # every detail is a Message
+        packed.Pack(message)
         details.append(packed)
 
-    add(
-        error_details_pb2.ErrorInfo(reason=error.reason, domain=DOMAIN, metadata=error.metadata)
-    )
+    add(error_details_pb2.ErrorInfo(reason=error.reason, domain=DOMAIN, metadata=error.metadata))
     if error.field is not None:
         violation = error_details_pb2.BadRequest.FieldViolation(
             field=error.field, description=error.message
@@ -235,6 +234,4 @@ def from_rpc_error(error: grpc.RpcError, *, peer: str | None = None) -> HyperErr
         grpc.StatusCode.DEADLINE_EXCEEDED,
     ):
         message = f"cannot reach {peer or 'the service'}: {message}; see `hyper status`"
-    return kind(
-        message, reason=reason, metadata=metadata, field=field, retry_after_s=retry_after_s
-    )
+    return kind(message, reason=reason, metadata=metadata, field=field, retry_after_s=retry_after_s)

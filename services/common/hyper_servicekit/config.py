@@ -45,7 +45,9 @@ class ServiceSettings(BaseSettings):
 
     listen: str = Field(default="127.0.0.1:0", description="host:port of gRPC; port 0: any free")
     advertise: str | None = Field(default=None, description="host:port that others dial")
-    metrics_listen: str = Field(default="127.0.0.1:0", description="host:port of /metrics, /healthz")
+    metrics_listen: str = Field(
+        default="127.0.0.1:0", description="host:port of /metrics, /healthz"
+    )
     etcd_endpoints: tuple[str, ...] = Field(default=(), description="host:port of etcd members")
     etcd_prefix: str = "/hyper"
     instance: str | None = Field(default=None, description="unique name of this replica")

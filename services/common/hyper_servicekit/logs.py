@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import sys
-from typing import cast
 
 import structlog
 
@@ -51,4 +50,5 @@ def configure_logs(service: str, instance: str, *, form: str, level: str) -> Non
 
 def get_logger(name: str) -> structlog.stdlib.BoundLogger:
     """A logger; facts are given as keyword arguments."""
-    return cast(structlog.stdlib.BoundLogger, structlog.stdlib.get_logger(name))
+    logger: structlog.stdlib.BoundLogger = structlog.stdlib.get_logger(name)
+    return logger

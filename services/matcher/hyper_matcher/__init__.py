@@ -1,0 +1,1 @@
+"""Template matching and alignment of serial sections."""

@@ -1,0 +1,1 @@
+"""Recipes in, tasks out: the scheduler service."""

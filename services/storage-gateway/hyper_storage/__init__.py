@@ -1,0 +1,1 @@
+"""Datasets of files and arrays over an object store: the storage gateway."""

@@ -1,0 +1,128 @@
+"""The one server interceptor: request ids, metrics, errors, the call's deadline.
+
+A domain exception (`hyper.errors.HyperError`) becomes its rich status here and nowhere else;
+anything unexpected becomes INTERNAL without detail and is logged with its stack.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+import uuid
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Any
+
+import grpc
+import grpc.aio
+import structlog
+from grpc_status import rpc_status
+
+from hyper.errors import HyperError, InternalError, to_status
+from hyper_servicekit.logs import get_logger
+from hyper_servicekit.metrics import RPC_SECONDS, RPC_TOTAL
+
+log = get_logger(__name__)
+_QUIET = ("/grpc.health.", "/grpc.reflection.")
+
+
+class CallInterceptor(grpc.aio.ServerInterceptor):
+    """Wraps every handler of a service's server."""
+
+    async def intercept_service(
+        self,
+        continuation: Callable[[grpc.HandlerCallDetails], Awaitable[Any]],
+        handler_call_details: grpc.HandlerCallDetails,
+    ) -> Any:
+        """Return the method's handler with its behaviour wrapped."""
+        handler = await continuation(handler_call_details)
+        if handler is None or handler_call_details.method.startswith(_QUIET):
+            return handler
+        call = _Call(handler_call_details)
+        kind = "stream" if handler.request_streaming or handler.response_streaming else "unary"
+        if handler.response_streaming:
+            inner_stream = handler.unary_stream or handler.stream_stream
+
+            async def stream(request: Any, context: Any) -> AsyncIterator[Any]:
+                async with call.watched(context, kind):
+                    async for response in inner_stream(request, context):
+                        yield response
+
+            make = (
+                grpc.stream_stream_rpc_method_handler
+                if handler.request_streaming
+                else grpc.unary_stream_rpc_method_handler
+            )
+            return make(stream, handler.request_deserializer, handler.response_serializer)
+        inner = handler.unary_unary or handler.stream_unary
+
+        async def unary(request: Any, context: Any) -> Any:
+            async with call.watched(context, kind):
+                return await inner(request, context)
+
+        make = (
+            grpc.stream_unary_rpc_method_handler
+            if handler.request_streaming
+            else grpc.unary_unary_rpc_method_handler
+        )
+        return make(unary, handler.request_deserializer, handler.response_serializer)
+
+
+class _Call:
+    """Facts of one call."""
+
+    def __init__(self, details: grpc.HandlerCallDetails) -> None:
+        metadata = dict(details.invocation_metadata or ())
+        given = metadata.get("x-request-id", "")
+        request_id = given if isinstance(given, str) else ""
+        self.request_id = request_id[:64] or uuid.uuid4().hex
+        package, _, self.method = details.method.strip("/").rpartition("/")
+        self.service = package.rpartition(".")[2]
+
+    def watched(self, context: Any, kind: str) -> _Watched:
+        return _Watched(self, context, kind)
+
+
+class _Watched:
+    """Measures a call and turns its exception into a status."""
+
+    def __init__(self, call: _Call, context: Any, kind: str) -> None:
+        self._call, self._context, self._kind = call, context, kind
+        self._start = 0.0
+
+    async def __aenter__(self) -> None:
+        self._start = time.perf_counter()
+        structlog.contextvars.bind_contextvars(request_id=self._call.request_id)
+
+    async def __aexit__(self, kind: Any, error: BaseException | None, stack: Any) -> bool:
+        call = self._call
+        code = grpc.StatusCode.OK
+        try:
+            if error is None or isinstance(error, GeneratorExit):
+                return False
+            if isinstance(error, asyncio.CancelledError):
+                code = grpc.StatusCode.CANCELLED
+                return False
+            if isinstance(error, grpc.aio.AbortError):
+                code = grpc.StatusCode.UNKNOWN
+                return False
+            if isinstance(error, HyperError):
+                code = error.code
+                answer: HyperError = error
+                log.debug(
+                    "call refused", method=call.method, reason=error.reason, detail=str(error)
+                )
+            elif isinstance(error, Exception):
+                code = grpc.StatusCode.INTERNAL
+                answer = InternalError(
+                    f"internal error; the log has it under request id {call.request_id}"
+                )
+                log.error("call failed", method=call.method, exc_info=error)
+            else:
+                return False
+            await self._context.abort_with_status(rpc_status.to_status(to_status(answer)))
+            return True
+        finally:
+            RPC_SECONDS.labels(call.service, call.method, self._kind).observe(
+                time.perf_counter() - self._start
+            )
+            RPC_TOTAL.labels(call.service, call.method, code.name).inc()

@@ -1,0 +1,81 @@
+"""Prometheus metrics on a port of their own: /metrics, and /healthz for probes without gRPC.
+
+Every service gets the RPC metrics below; its own are declared beside the code they measure.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+
+from prometheus_client import REGISTRY, Counter, Histogram
+from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
+
+RPC_SECONDS = Histogram(
+    "hyper_rpc_duration_seconds",
+    "Time from the arrival of a call to its end.",
+    ("service", "method", "kind"),
+    buckets=(0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1, 3, 10, 30, 100, 300),
+)
+RPC_TOTAL = Counter("hyper_rpc_total", "Calls that ended.", ("service", "method", "code"))
+
+
+def split_address(address: str) -> tuple[str, int]:
+    """`host:port` taken apart.
+
+    Raises:
+        ValueError: it is not host:port.
+    """
+    host, colon, port = address.rpartition(":")
+    if not colon or not port.isdecimal() or int(port) > 65535:
+        raise ValueError(f"{address!r} is not host:port")
+    return host.strip("[]"), int(port)
+
+
+class MetricsServer:
+    """Serves /metrics and /healthz from a thread; `healthy` decides between 200 and 503."""
+
+    def __init__(self, listen: str, healthy: Callable[[], bool]) -> None:
+        class Handler(BaseHTTPRequestHandler):
+            def do_GET(self) -> None:
+                if self.path.split("?")[0] == "/metrics":
+                    self._answer(200, CONTENT_TYPE_LATEST, generate_latest(REGISTRY))
+                elif self.path == "/healthz":
+                    ok = healthy()
+                    self._answer(200 if ok else 503, "text/plain", b"ok\n" if ok else b"draining\n")
+                else:
+                    self._answer(404, "text/plain", b"only /metrics and /healthz are here\n")
+
+            def _answer(self, status: int, content_type: str, body: bytes) -> None:
+                self.send_response(status)
+                self.send_header("Content-Type", content_type)
+                self.send_header("Content-Length", str(len(body)))
+                self.end_headers()
+                self.wfile.write(body)
+
+            def log_message(self, format: str, *args: Any) -> None:  # noqa: A002  (base's name)
+                """Probes and scrapes are not news."""
+
+        self._server = ThreadingHTTPServer(split_address(listen), Handler)
+        self._server.daemon_threads = True
+        self._thread = threading.Thread(
+            target=self._server.serve_forever, name="metrics", kwargs={"poll_interval": 0.2}
+        )
+
+    @property
+    def address(self) -> str:
+        """host:port it is bound to."""
+        host, port = self._server.server_address[:2]
+        return f"{host!s}:{port}"
+
+    def start(self) -> None:
+        """Begin to answer."""
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Stop and free the port."""
+        self._server.shutdown()
+        self._thread.join()
+        self._server.server_close()

@@ -1,0 +1,162 @@
+"""Running a service, from settings to a clean end.
+
+Order: logs, metrics, the parts (stores, loops), gRPC server, announce, health SERVING. On SIGTERM
+or SIGINT: health NOT_SERVING, withdraw, drain, stop, then the parts close in reverse order.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import signal
+import socket
+import sys
+from collections.abc import Awaitable, Callable, Sequence
+from contextlib import AsyncExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import grpc
+import grpc.aio
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection
+
+from hyper.errors import HyperError
+from hyper_servicekit.config import ServiceSettings
+from hyper_servicekit.interceptor import CallInterceptor
+from hyper_servicekit.logs import configure_logs, get_logger
+from hyper_servicekit.metrics import MetricsServer
+
+log = get_logger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Served:
+    """One gRPC service of this process.
+
+    Args:
+        full_name: e.g. "hyperapi.scheduler.v1.WorkflowService".
+        add: the generated `add_...Servicer_to_server`.
+        servicer: its implementation.
+    """
+
+    full_name: str
+    add: Callable[[Any, Any], None]
+    servicer: Any
+
+
+@dataclass(slots=True)
+class Running:
+    """What `build` is told about the process it is part of.
+
+    Enter async context managers on `stack`; they close after the server has drained.
+    Set `stop` to end the service (from a loop that cannot go on, say), with the reason in `failure`.
+    `address` is known once the server is bound: empty inside `build`, set when `on_bound` runs.
+    """
+
+    service: str
+    instance: str
+    stack: AsyncExitStack
+    stop: asyncio.Event = field(default_factory=asyncio.Event)
+    address: str = ""
+    metrics_address: str = ""
+    failure: str | None = None
+    on_bound: list[Callable[[], Awaitable[None]]] = field(default_factory=list)
+    on_drain: list[Callable[[], Awaitable[None]]] = field(default_factory=list)
+
+
+Build = Callable[[Running], Awaitable[Sequence[Served]]]
+
+
+def run_service(service: str, settings: ServiceSettings, build: Build) -> int:
+    """Serve until a signal or `Running.stop`; returns the process's exit status."""
+    instance = settings.instance or f"{socket.gethostname()}-{os.getpid()}"
+    configure_logs(service, instance, form=settings.log_format, level=settings.log_level)
+    try:
+        return asyncio.run(_serve(service, instance, settings, build))
+    except (HyperError, OSError, ValueError) as error:
+        print(f"error: {service}: {error}", file=sys.stderr)
+        return error.exit_code if isinstance(error, HyperError) else 3
+
+
+async def _serve(service: str, instance: str, settings: ServiceSettings, build: Build) -> int:
+    async with AsyncExitStack() as stack:
+        running = Running(service, instance, stack)
+        serving = False
+        metrics = MetricsServer(settings.metrics_listen, lambda: serving)
+        metrics.start()
+        stack.callback(metrics.stop)
+        running.metrics_address = metrics.address
+
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, running.stop.set)
+
+        served = await build(running)
+        server = grpc.aio.server(
+            interceptors=[CallInterceptor()],
+            maximum_concurrent_rpcs=settings.max_concurrent_rpcs,
+            options=[
+                ("grpc.so_reuseport", 0),
+                ("grpc.http2.min_ping_interval_without_data_ms", 5_000),
+                ("grpc.keepalive_permit_without_calls", 1),
+            ],
+        )
+        checker = health.aio.HealthServicer()
+        health_pb2_grpc.add_HealthServicer_to_server(checker, server)
+        names = [part.full_name for part in served]
+        for part in served:
+            part.add(part.servicer, server)
+        reflection.enable_server_reflection(
+            [*names, health.SERVICE_NAME, reflection.SERVICE_NAME], server
+        )
+        running.address = _bind(server, settings)
+        await server.start()
+        stack.push_async_callback(server.stop, settings.drain_grace_s)
+        for hook in running.on_bound:
+            await hook()
+        for name in [*names, ""]:
+            await checker.set(name, health_pb2.HealthCheckResponse.SERVING)
+        serving = True
+        _write_ready_file(settings.ready_file, running)
+        log.info("serving", address=running.address, metrics=running.metrics_address)
+
+        await running.stop.wait()
+        serving = False
+        log.info("draining", reason=running.failure or "asked to stop")
+        await checker.enter_graceful_shutdown()
+        for hook in running.on_drain:
+            await hook()
+    log.info("stopped")
+    return 0 if running.failure is None else 1
+
+
+def _bind(server: grpc.aio.Server, settings: ServiceSettings) -> str:
+    """Bind the listening address; returns what others dial."""
+    try:
+        port = server.add_insecure_port(settings.listen)
+    except RuntimeError as error:
+        raise OSError(
+            f"cannot listen on {settings.listen}: the port is in use or the address is not this "
+            "machine's; choose another `listen` (port 0 takes any free one)"
+        ) from error
+    host = settings.listen.rpartition(":")[0]
+    return settings.advertise or f"{host}:{port}"
+
+
+def _write_ready_file(path: Path | None, running: Running) -> None:
+    """Tell whoever started this process where it listens; complete or not there at all."""
+    if path is None:
+        return
+    facts = {
+        "service": running.service,
+        "instance": running.instance,
+        "pid": os.getpid(),
+        "address": running.address,
+        "metrics_address": running.metrics_address,
+    }
+    partial = path.with_suffix(".partial")
+    partial.write_text(json.dumps(facts))
+    partial.replace(path)

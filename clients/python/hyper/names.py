@@ -93,7 +93,7 @@ def parse_address(text: str) -> Address:
     if at:
         if not version_text.isdecimal() or not 0 < int(version_text[:19]) < 2**63:
             raise InvalidArgumentError(
-                f"{version_text[:80]!r} in {text[:80]!r} is not a version: write a number, 1 or more",
+                f"{version_text[:80]!r} in {text[:80]!r} is not a version: write 1 or more",
                 reason="INVALID_NAME",
             )
         version = int(version_text)

@@ -52,7 +52,7 @@ class Running:
     """What `build` is told about the process it is part of.
 
     Enter async context managers on `stack`; they close after the server has drained.
-    Set `stop` to end the service (from a loop that cannot go on, say), with the reason in `failure`.
+    Set `stop` to end the service (a loop cannot go on, say), with the reason in `failure`.
     `address` is known once the server is bound: empty inside `build`, set when `on_bound` runs.
     """
 

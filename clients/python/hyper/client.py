@@ -1,0 +1,419 @@
+"""The client: one object that reaches every service of a cluster.
+
+It needs a scheduler's address and learns the rest from it. It connects when first used, may be
+shared by threads, and notices a fork. What it offers is written in the modules it delegates to:
+`hyper.datasets`, `hyper.sessions`, `hyper.workflows`, `hyper.compute_inference`,
+`hyper.compute_matching`.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import random
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import grpc
+import numpy as np
+from google.protobuf.message import Message
+
+from hyper import _transport, config
+from hyper.errors import HyperError, UnavailableError, from_rpc_error
+from hyperapi.scheduler.v1.cluster_service_pb2 import GetClusterRequest, GetClusterResponse
+from hyperapi.scheduler.v1.cluster_service_pb2_grpc import ClusterServiceStub
+
+if TYPE_CHECKING:
+    from hyper.arrays import Array
+    from hyper.compute_matching import PairMatches
+    from hyper.datasets import Dataset
+    from hyper.sessions import Session
+    from hyper.workflows import ClusterInfo, WorkerInfo, Workflow, WorkflowStatus
+
+log = logging.getLogger("hyper")
+
+Notice = Callable[[str], None]
+StubKind = Callable[[grpc.Channel], Any]
+Requests = Message | Iterator[Message] | Callable[[], Iterator[Message]]
+
+_BACKOFF_FIRST_S = 0.2
+_BACKOFF_MAX_S = 2.0
+
+
+class Client:
+    """A cluster, as seen from a program. Close it, or use it in a `with`.
+
+    Args:
+        endpoint: "host:port[,host:port]" of schedulers; by default `HYPER_ENDPOINT`, else the
+            cluster of `hyper up`.
+        tenant: whose workflows `submit` and `workflows` mean.
+        timeout_s: for each attempt of a call.
+        patience_s: how long calls go on trying while a service is unreachable.
+        notice: is told in one line when a service is waited for and when it is back.
+    """
+
+    def __init__(
+        self,
+        endpoint: str | None = None,
+        *,
+        tenant: str = "default",
+        timeout_s: float = _transport.UNARY_TIMEOUT_S,
+        patience_s: float = 30.0,
+        notice: Notice | None = None,
+    ) -> None:
+        self.tenant = tenant
+        self.timeout_s = timeout_s
+        self.patience_s = patience_s
+        self._endpoint = endpoint
+        self._notice: Notice = notice or log.warning
+        self._lock = threading.RLock()
+        self._channels: dict[tuple[str, ...], grpc.Channel] = {}
+        self._addresses: dict[str, tuple[str, ...]] = {}
+        self._pid = os.getpid()
+        self._closed = False
+
+    def __enter__(self) -> Client:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickled for a spawned process: the settings travel, the connections do not."""
+        return _rebuild, (self._endpoint, self.tenant, self.timeout_s, self.patience_s)
+
+    def close(self) -> None:
+        """Close every channel; the client cannot be used afterwards."""
+        with self._lock:
+            self._closed = True
+            self._addresses.clear()
+            channels, self._channels = list(self._channels.values()), {}
+        if self._pid == os.getpid():
+            for channel in channels:
+                channel.close()
+
+    # Calls
+
+    def call(
+        self,
+        service: str,
+        stub: StubKind,
+        method: str,
+        request: Message,
+        *,
+        timeout_s: float | None = None,
+        patience_s: float | None = None,
+    ) -> Any:
+        """One unary call, e.g. `call("scheduler", WorkflowServiceStub, "GetWorkflow", request)`.
+
+        While the service is unreachable a request that may be repeated is tried again, on
+        freshly resolved addresses, until `patience_s` has passed.
+
+        Raises:
+            HyperError: the class that stands for the status (`hyper.errors`).
+        """
+        waiting = _Waiting(self, service, patience_s, may_repeat(request))
+        while True:
+            try:
+                handle = getattr(self.stub(service, stub), method)
+                response = handle(request, timeout=timeout_s or self.timeout_s)
+            except grpc.RpcError as error:
+                waiting.after(from_rpc_error(error, peer=service))
+            except UnavailableError as error:
+                waiting.after(error)
+            else:
+                waiting.over()
+                return response
+
+    def stream(
+        self,
+        service: str,
+        stub: StubKind,
+        method: str,
+        request: Requests,
+        *,
+        timeout_s: float | None = None,
+        patience_s: float | None = None,
+    ) -> Iterator[Any]:
+        """A call with a stream of responses; it starts with the first `next`.
+
+        `request` is a message, an iterator of messages, or a function that makes one. Until the
+        first response has come, a message or function is tried again like `call` does; later
+        failures are the caller's, who knows where to resume. Without `timeout_s` there is no
+        deadline; a dead peer is noticed by keepalive. Closing the iterator cancels the call.
+
+        Raises:
+            HyperError: the class that stands for the status.
+        """
+        repeatable = may_repeat(request) if isinstance(request, Message) else callable(request)
+        waiting = _Waiting(self, service, patience_s, repeatable)
+        while True:
+            started = False
+            responses: Any = None
+            try:
+                handle = getattr(self.stub(service, stub), method)
+                responses = handle(request() if callable(request) else request, timeout=timeout_s)
+                for response in responses:
+                    if not started:
+                        started = True
+                        waiting.over()
+                    yield response
+                return
+            except grpc.RpcError as error:
+                translated = from_rpc_error(error, peer=service)
+                if started:
+                    self.forget(service)
+                    raise translated from error
+                waiting.after(translated)
+            except UnavailableError as error:
+                if started:
+                    raise
+                waiting.after(error)
+            finally:
+                if responses is not None:
+                    responses.cancel()
+
+    def stub(self, service: str, stub: StubKind) -> Any:
+        """A stub on the current channel to `service`, e.g. `stub("matcher", MatcherServiceStub)`.
+
+        Calls on it raise plain `grpc.RpcError`; `call` and `stream` are kinder.
+        """
+        return stub(self._channel(self.addresses(service)))
+
+    def addresses(self, service: str) -> tuple[str, ...]:
+        """Where the replicas of `service` are ("host:port"), cached until they cannot be reached.
+
+        Raises:
+            UnavailableError: no replica is announced, or no scheduler answers.
+        """
+        with self._lock:
+            self._check_process()
+            known = self._addresses.get(service)
+        if known is not None:
+            return known
+        if service == config.SCHEDULER:
+            found = config.scheduler_addresses(self._endpoint)
+        else:
+            found = config.service_override(service) or self._discover(service)
+        with self._lock:
+            self._addresses[service] = found
+        return found
+
+    def forget(self, service: str) -> None:
+        """Look `service` up anew at the next call."""
+        with self._lock:
+            self._addresses.pop(service, None)
+
+    def use_leader(self, address: str) -> None:
+        """Send calls to the scheduler that leads, until it cannot be reached."""
+        with self._lock:
+            self._addresses[config.SCHEDULER] = (address,)
+
+    def notify(self, line: str) -> None:
+        """Tell the user in one line what the client is waiting for."""
+        self._notice(line)
+
+    def _discover(self, service: str) -> tuple[str, ...]:
+        response: GetClusterResponse = self.call(
+            config.SCHEDULER, ClusterServiceStub, "GetCluster", GetClusterRequest()
+        )
+        found = sorted(i.address for i in response.instances if i.service == service)
+        if not found:
+            raise UnavailableError(
+                f"no {service} runs in this cluster; see `hyper status`, or start one",
+                reason="SERVICE_UNREACHABLE",
+            )
+        return tuple(found)
+
+    def _channel(self, addresses: tuple[str, ...]) -> grpc.Channel:
+        with self._lock:
+            self._check_process()
+            channel = self._channels.get(addresses)
+            if channel is None:
+                channel = self._channels[addresses] = _transport.channel(addresses)
+            return channel
+
+    def _check_process(self) -> None:
+        """After a fork the parent's channels are of no use here: leave them alone."""
+        if self._closed:
+            raise ValueError("this client is closed; make a new one with hyper.connect()")
+        if self._pid != os.getpid():
+            self._pid = os.getpid()
+            self._channels = {}
+            self._addresses = {}
+
+    # Data (hyper.datasets, hyper.sessions)
+
+    def open(self, address: str) -> Dataset | Array:
+        """A dataset, `tenant/name[@version]`, or an array in one, `tenant/name[@version]/array`."""
+        from hyper import datasets
+
+        return datasets.open_address(self, address)
+
+    def session(self, dataset: str) -> Session:
+        """A new session that writes the next version of `tenant/name`."""
+        from hyper import sessions
+
+        return sessions.begin(self, dataset)
+
+    def attach(self, name: str) -> Session:
+        """An open session of someone else, by its resource name; it is left open at the end."""
+        from hyper import sessions
+
+        return sessions.attach(self, name)
+
+    # Computing (hyper.compute_inference, hyper.compute_matching)
+
+    def predict(self, model: str, array: np.ndarray, *, mode: str = "fast") -> np.ndarray:
+        """The output of `model` on `array`, (n, c, y, x) or (n, c, z, y, x)."""
+        from hyper import compute_inference
+
+        return compute_inference.predict(self, model, array, mode=mode)
+
+    def infer_volume(self, model: str, source: Array, destination: Array, **options: Any) -> None:
+        """Run `model` over a whole array; see `hyper.compute_inference.infer_volume`."""
+        from hyper import compute_inference
+
+        compute_inference.infer_volume(self, model, source, destination, **options)
+
+    def match_sections(
+        self, array: Array, pairs: Sequence[tuple[int, int]], **options: Any
+    ) -> Iterator[PairMatches]:
+        """Match pairs of sections; see `hyper.compute_matching.match_sections`."""
+        from hyper import compute_matching
+
+        return compute_matching.match_sections(self, array, pairs, **options)
+
+    # Workflows (hyper.workflows)
+
+    def submit(
+        self, recipe: str | Path | Mapping[str, Any], *, request_id: str | None = None
+    ) -> Workflow:
+        """Start a recipe: a path, YAML text or a mapping."""
+        from hyper import workflows
+
+        return workflows.submit(self, recipe, request_id=request_id)
+
+    def workflow(self, name: str) -> Workflow:
+        """A workflow by its resource name, or by its last part alone."""
+        from hyper import workflows
+
+        return workflows.get(self, name)
+
+    def workflows(self) -> Iterator[WorkflowStatus]:
+        """The tenant's workflows, newest first."""
+        from hyper import workflows
+
+        return workflows.list_workflows(self)
+
+    def workers(self) -> list[WorkerInfo]:
+        """The machines that run tasks."""
+        from hyper import workflows
+
+        return workflows.list_workers(self)
+
+    def drain(self, worker: str) -> WorkerInfo:
+        """Let a worker finish what it runs and give it nothing new."""
+        from hyper import workflows
+
+        return workflows.drain(self, worker)
+
+    def cluster(self) -> ClusterInfo:
+        """Every replica of every service, and which scheduler leads."""
+        from hyper import workflows
+
+        return workflows.cluster(self)
+
+
+class _Waiting:
+    """The retries of one call: decides after each failure whether to try again, and waits."""
+
+    def __init__(
+        self, client: Client, service: str, patience_s: float | None, repeatable: bool
+    ) -> None:
+        patience_s = client.patience_s if patience_s is None else patience_s
+        self._client, self._service, self._repeatable = client, service, repeatable
+        self._patience_s = patience_s
+        self._end = time.monotonic() + patience_s
+        self._backoff_s = _BACKOFF_FIRST_S
+        self._told = False
+
+    def after(self, error: HyperError) -> None:
+        """Return when it is time to try again; raise `error` if it is not worth it."""
+        if not isinstance(error, UnavailableError):
+            raise error
+        leader = error.metadata.get("leader") if error.reason == "NOT_LEADER" else None
+        if leader:
+            self._client.use_leader(leader)
+        else:
+            self._client.forget(self._service)
+        # a scheduler that does not lead has changed nothing
+        repeatable = self._repeatable or error.reason in ("NOT_LEADER", "DRAINING")
+        left_s = self._end - time.monotonic()
+        if not repeatable or left_s <= 0:
+            raise error
+        if not self._told and not leader:
+            self._told = True
+            self._client.notify(
+                f"waiting for {self._service}, for at most {self._patience_s:.0f} s: {error}"
+            )
+        pause_s = self._backoff_s * random.uniform(0.5, 1.0)
+        self._backoff_s = min(self._backoff_s * 2, _BACKOFF_MAX_S)
+        time.sleep(min(pause_s, left_s))
+
+    def over(self) -> None:
+        """The call got through."""
+        if self._told:
+            self._client.notify(f"{self._service} is back")
+
+
+def may_repeat(request: Message) -> bool:
+    """Whether sending `request` twice does no harm: it changes nothing, or bears a request_id."""
+    if "request_id" not in request.DESCRIPTOR.fields_by_name:
+        return True
+    return bool(getattr(request, "request_id"))  # noqa: B009  (not every message has one)
+
+
+def connect(
+    endpoint: str | None = None,
+    *,
+    tenant: str = "default",
+    timeout_s: float = _transport.UNARY_TIMEOUT_S,
+    patience_s: float = 30.0,
+    notice: Notice | None = None,
+) -> Client:
+    """A client of the cluster at `endpoint`; see `Client`. Nothing is sent yet.
+
+    Raises:
+        UnavailableError: there is no cluster to be found (run `hyper up`).
+        InvalidArgumentError: the endpoint is not host:port.
+    """
+    config.scheduler_addresses(endpoint)
+    return Client(
+        endpoint, tenant=tenant, timeout_s=timeout_s, patience_s=patience_s, notice=notice
+    )
+
+
+def _rebuild(endpoint: str | None, tenant: str, timeout_s: float, patience_s: float) -> Client:
+    return Client(endpoint, tenant=tenant, timeout_s=timeout_s, patience_s=patience_s)
+
+
+_default: Client | None = None
+_default_lock = threading.Lock()
+
+
+def default_client() -> Client:
+    """The client behind `hyper.open`; made at the first use, one a process."""
+    global _default
+    with _default_lock:
+        if _default is None:
+            _default = connect()
+        return _default
+
+
+def open_default(address: str) -> Dataset | Array:
+    """`Client.open` on the default client."""
+    return default_client().open(address)

@@ -1,0 +1,51 @@
+# Everything happens in .venv; nothing needs root or Docker. `make help` lists the targets.
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+PYTHON ?= python3
+PIP := .venv/bin/python -m pip --disable-pip-version-check install -q -c constraints.txt
+export HYPER_DATA_DIR ?= $(shell test -d ../shared/data && cd ../shared/data && pwd)
+
+.PHONY: help demo test lint protos bench simulate constraints clean
+
+help:            ## this list
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## */\t/' | expand -t 14
+
+.stamps/venv:
+	@echo "making .venv with $$($(PYTHON) --version)"
+	@$(PYTHON) -m venv .venv && mkdir -p .stamps && touch $@
+
+.stamps/local: .stamps/venv pyproject.toml constraints.txt
+	@echo "installing Hyper and what a local cluster needs into .venv (1-2 minutes, no torch)"
+	@$(PIP) -e '.[local]' && touch $@
+
+.stamps/dev: .stamps/venv pyproject.toml constraints.txt
+	@echo "installing Hyper and all that its tests need into .venv (2-3 minutes)"
+	@$(PIP) -e '.[dev]' && touch $@ .stamps/local
+
+demo: .stamps/local      ## align a real stack on a local cluster; demo/report.html, demo/result.json
+	@.venv/bin/python -m examples.align_stack --home demo/.hyper --out demo $(if $(KEEP),--keep) $(DEMO_ARGS)
+
+test: .stamps/dev        ## all tests, against real etcd and a real S3 server
+	@.venv/bin/python -m pytest -n 2 --dist loadgroup $(PYTEST_ARGS)
+
+lint: .stamps/dev        ## format, style, types, import rules, protos
+	@.venv/bin/ruff format --check .
+	@.venv/bin/ruff check .
+	@.venv/bin/mypy
+	@.venv/bin/lint-imports
+	@cd protos && ../.venv/bin/buf lint
+
+protos: .stamps/dev      ## regenerate protos/gen
+	@.venv/bin/python protos/generate.py
+
+bench: .stamps/dev       ## every benchmark, peers in the same run; renders docs/benchmarks.md
+	@.venv/bin/python -m benchmarks
+
+simulate: .stamps/dev    ## the scheduler under seeded faults: make simulate SEEDS=10000
+	@SEEDS=$(or $(SEEDS),2000) .venv/bin/python -m pytest tests/simulation -q --timeout 3600
+
+constraints: .stamps/dev ## renew constraints.txt
+	@.venv/bin/python scripts/constraints.py
+
+clean:                   ## remove what make made
+	rm -rf .venv .venv-protos .stamps demo

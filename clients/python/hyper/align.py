@@ -1,0 +1,296 @@
+"""Align a stack of serial sections: check the source, write the recipe, follow the job.
+
+The work itself is done by `hyper_matcher.jobs` on workers; here is what happens on the caller's
+machine. Everything goes into one session of the destination dataset, which becomes visible with
+the last task's commit, or not at all.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import yaml
+
+from hyper import images
+from hyper.errors import HyperError, InvalidArgumentError, WorkFailedError
+from hyper.names import parse_address
+
+if TYPE_CHECKING:
+    from hyper.client import Client
+    from hyper.workflows import Workflow, WorkflowStatus
+
+SETTINGS_FILE = "align/settings.json"
+RESULT_FILE = "align/result.json"
+REPORT_FILE = "align/report.html"
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True, slots=True)
+class AlignOptions:
+    """What a user may choose; zero means: chosen from the data, and said in the report.
+
+    Args:
+        voxel_size_nm: (z, y, x).
+        template_px: edge of a template.
+        search_px: radius of the fine search round the coarse guess.
+        spacing_px: of the mesh.
+        neighbours: each section is matched with so many following ones.
+        skip_bad: leave unreadable sections blank instead of refusing the stack.
+        title: of the report.
+        keep_intermediates: commit features and matches too.
+    """
+
+    voxel_size_nm: tuple[float, float, float] | None = None
+    template_px: int = 0
+    search_px: int = 0
+    spacing_px: float = 0.0
+    neighbours: int = 3
+    skip_bad: bool = False
+    title: str = ""
+    keep_intermediates: bool = False
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.neighbours <= 8:
+            raise InvalidArgumentError("neighbours must be from 1 to 8", field="neighbours")
+        for name in ("template_px", "search_px", "spacing_px"):
+            if getattr(self, name) < 0:
+                raise InvalidArgumentError(f"{name} cannot be negative", field=name)
+        if self.voxel_size_nm is not None and min(self.voxel_size_nm) <= 0:
+            raise InvalidArgumentError("voxel sizes must be positive", field="voxel_size")
+
+
+@dataclass(frozen=True, slots=True)
+class BadSection:
+    """A section that cannot be used, and why."""
+
+    z: int
+    file: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """What is to be aligned.
+
+    Args:
+        label: as the user named it.
+        shape: (z, y, x).
+        dtype: numpy's name.
+        files: image files in z order; empty for an array.
+        array: resource name of the source array; empty for a folder.
+        bad: sections that were skipped.
+    """
+
+    label: str
+    shape: tuple[int, int, int]
+    dtype: str
+    files: tuple[Path, ...] = ()
+    array: str = ""
+    bad: tuple[BadSection, ...] = ()
+
+
+@dataclass(slots=True)
+class AlignJob:
+    """A submitted alignment."""
+
+    workflow: Workflow
+    session: str
+    source: Source
+    destination: str
+    notes: list[str] = field(default_factory=list)
+
+
+def inspect_folder(
+    folder: Path, *, skip_bad: bool = False, on_progress: Callable[[int, int], None] | None = None
+) -> Source:
+    """Decode every section of a folder once, so that no job starts on input that cannot work.
+
+    Raises:
+        InvalidArgumentError: missing folder, fewer than two sections, an unreadable section (unless
+            `skip_bad`), or sections of different sizes or dtypes.
+    """
+    if not folder.is_dir():
+        raise InvalidArgumentError(
+            f"{folder}: no such folder; give a folder of PNG or TIFF sections, or "
+            "tenant/name/array",
+            reason="INVALID_IMAGE",
+        )
+    files = images.list_sections(folder)
+    if len(files) < 2:
+        raise InvalidArgumentError(
+            f"{folder}: {len(files)} PNG or TIFF section(s) there; an alignment needs at least two",
+            reason="INVALID_IMAGE",
+        )
+    bad: list[BadSection] = []
+    shapes: dict[tuple[tuple[int, ...], str], list[Path]] = {}
+    for z, file in enumerate(files):
+        try:
+            section = images.read_section(file)
+        except InvalidArgumentError as error:
+            if not skip_bad:
+                raise InvalidArgumentError(
+                    f"{error.message}; repair or remove it, or give --skip-bad to leave this "
+                    "section blank",
+                    reason=error.reason,
+                    metadata=error.metadata,
+                ) from error
+            bad.append(BadSection(z, file.name, error.message))
+        else:
+            shapes.setdefault((section.shape, section.dtype.name), []).append(file)
+        if on_progress is not None:
+            on_progress(z + 1, len(files))
+    if len(shapes) != 1:
+        raise InvalidArgumentError(_differing(folder, shapes), reason="INVALID_IMAGE")
+    (shape, dtype), good = next(iter(shapes.items()))
+    if len(good) < 2:
+        raise InvalidArgumentError(
+            f"{folder}: only {len(good)} readable section(s); an alignment needs at least two",
+            reason="INVALID_IMAGE",
+        )
+    return Source(
+        label=str(folder),
+        shape=(len(files), shape[0], shape[1]),
+        dtype=dtype,
+        files=tuple(files),
+        bad=tuple(bad),
+    )
+
+
+def _differing(folder: Path, shapes: dict[tuple[tuple[int, ...], str], list[Path]]) -> str:
+    """One line that names a section of each odd kind."""
+    if not shapes:
+        return f"{folder}: no section can be read"
+    ranked = sorted(shapes.items(), key=lambda item: -len(item[1]))
+    kinds = "; ".join(
+        f"{len(files)} of {shape[0]} x {shape[1]} {dtype} (such as {files[0].name})"
+        for (shape, dtype), files in ranked[:3]
+    )
+    return f"{folder}: sections differ in size or dtype: {kinds}; give one stack of equal sections"
+
+
+def inspect_array(client: Client, address: str) -> Source:
+    """Look at a source array in the storage gateway.
+
+    Raises:
+        InvalidArgumentError: not a (z, y, x) array of an integer dtype with two sections or more.
+    """
+    array = client.open_array(address)
+    if len(array.shape) != 3 or array.shape[0] < 2 or array.dtype not in (np.uint8, np.uint16):
+        raise InvalidArgumentError(
+            f"{address}: has shape {array.shape} and dtype {array.dtype}; an alignment needs "
+            "(z, y, x) of uint8 or uint16 with two sections or more",
+            reason="SHAPE_MISMATCH",
+        )
+    z, y, x = array.shape
+    return Source(label=address, shape=(z, y, x), dtype=array.dtype.name, array=array.name)
+
+
+def recipe(session: str, source: Source, options: AlignOptions, *, name: str) -> str:
+    """The job as YAML: every stage an experiment, every task a function of `hyper_matcher.jobs`."""
+    sections = source.shape[0]
+    each: dict[str, Any] = {"z": {"range": [0, sections]}}
+
+    def stage(function: str, after: Sequence[str], parameters: dict[str, Any]) -> dict[str, Any]:
+        return {
+            "function": f"hyper_matcher.jobs:{function}",
+            "depends_on": list(after),
+            "parameters": {"session": session, **parameters},
+            "retries": 3,
+            "timeout": "1h",
+        }
+
+    experiments = {"prepare": stage("prepare", [], {})}
+    before = "prepare"
+    if source.files:
+        experiments["ingest"] = stage("ingest", [before], each)
+        before = "ingest"
+    experiments["features"] = stage("features", [before], each)
+    experiments["match"] = stage("match", ["features"], {"z": {"range": [0, sections - 1]}})
+    experiments["relax"] = stage("relax", ["match"], {})
+    experiments["render"] = stage("render", ["relax"], each)
+    experiments["measure"] = stage("measure", ["render"], each)
+    experiments["report"] = stage("report", ["measure"], {})
+    document = {"version": 1, "name": name, "experiments": experiments}
+    return yaml.safe_dump(document, sort_keys=False)
+
+
+def submit(
+    client: Client, source: Source, destination: str, options: AlignOptions, *, say: Say
+) -> AlignJob:
+    """Open a session on the destination, upload the sections, start the job.
+
+    On any error, and on Ctrl-C, the session is aborted: nothing half-written stays.
+    """
+    address = parse_address(destination)
+    if address.array is not None or address.version is not None:
+        raise InvalidArgumentError(
+            f"{destination}: the destination is a dataset: write tenant/name", field="destination"
+        )
+    session = client.session(destination)
+    try:
+        names = [f"sections/{z:06d}{file.suffix.lower()}" for z, file in enumerate(source.files)]
+        bad = {section.z for section in source.bad}
+        if names:
+            say(f"uploading {len(names) - len(bad)} sections to {destination}")
+            session.write_many(_contents(source.files, names, bad))
+        settings = {
+            "options": asdict(options),
+            "source": source.label,
+            "array": source.array,
+            "shape": source.shape,
+            "dtype": source.dtype,
+            "files": [None if z in bad else name for z, name in enumerate(names)],
+            "bad": [asdict(section) for section in source.bad],
+            "destination": destination,
+        }
+        session.write(SETTINGS_FILE, json.dumps(settings, indent=1).encode())
+        text = recipe(session.name, source, options, name=f"align-{address.dataset}"[:64])
+        workflow = client.submit(text)
+    except BaseException:
+        session.abort()
+        raise
+    say(f"submitted {workflow.name}: {source.shape[0]} sections, to {destination}")
+    return AlignJob(workflow, session.name, source, destination)
+
+
+def _contents(
+    files: Sequence[Path], names: Sequence[str], bad: set[int]
+) -> Iterator[tuple[str, bytes]]:
+    """(path in the dataset, bytes) of every good section, one in memory at a time."""
+    for z, (file, name) in enumerate(zip(files, names, strict=True)):
+        if z not in bad:
+            yield name, file.read_bytes()
+
+
+def finish(
+    client: Client, job: AlignJob, *, on_update: Callable[[WorkflowStatus], None] | None = None
+) -> dict[str, Any]:
+    """Wait for the job's end; returns its result object.
+
+    Raises:
+        WorkFailedError: the workflow failed or was cancelled; its session has been aborted.
+    """
+    status = job.workflow.wait(on_update=on_update)
+    if status.state != "SUCCEEDED":
+        abandon(client, job)
+        raise WorkFailedError(
+            f"{job.workflow.name} {status.state.lower()}: {status.message}; see "
+            f"`hyper logs {job.workflow.name}`"
+        )
+    dataset = client.open(job.destination)
+    result: dict[str, Any] = json.loads(dataset.read(RESULT_FILE))
+    return result
+
+
+def abandon(client: Client, job: AlignJob) -> None:
+    """Drop what a job that will not finish has written; a commit that came first stands."""
+    try:
+        client.attach(job.session).abort()
+    except HyperError as error:
+        if error.reason != "SESSION_CLOSED":
+            raise

@@ -1,0 +1,1 @@
+"""Examples: one folder a workload, each one command."""

@@ -1,0 +1,1 @@
+"""Align a real stack of unaligned electron-microscope sections on a local cluster."""

@@ -62,6 +62,7 @@ class Running:
     stop: asyncio.Event = field(default_factory=asyncio.Event)
     address: str = ""
     metrics_address: str = ""
+    etcd_prefix: str = "/hyper"
     failure: str | None = None
     on_bound: list[Callable[[], Awaitable[None]]] = field(default_factory=list)
     on_drain: list[Callable[[], Awaitable[None]]] = field(default_factory=list)
@@ -83,7 +84,7 @@ def run_service(service: str, settings: ServiceSettings, build: Build) -> int:
 
 async def _serve(service: str, instance: str, settings: ServiceSettings, build: Build) -> int:
     async with AsyncExitStack() as stack:
-        running = Running(service, instance, stack)
+        running = Running(service, instance, stack, etcd_prefix=settings.etcd_prefix)
         serving = False
         metrics = MetricsServer(settings.metrics_listen, lambda: serving)
         metrics.start()

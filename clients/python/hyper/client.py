@@ -22,7 +22,7 @@ import numpy as np
 from google.protobuf.message import Message
 
 from hyper import _transport, config
-from hyper.errors import HyperError, UnavailableError, from_rpc_error
+from hyper.errors import HyperError, InvalidArgumentError, UnavailableError, from_rpc_error
 from hyperapi.scheduler.v1.cluster_service_pb2 import GetClusterRequest, GetClusterResponse
 from hyperapi.scheduler.v1.cluster_service_pb2_grpc import ClusterServiceStub
 
@@ -252,6 +252,21 @@ class Client:
         from hyper import datasets
 
         return datasets.open_address(self, address)
+
+    def open_array(self, address: str) -> Array:
+        """The array at `tenant/name[@version]/array`.
+
+        Raises:
+            InvalidArgumentError: the address names no array.
+        """
+        from hyper.datasets import Dataset
+
+        opened = self.open(address)
+        if isinstance(opened, Dataset):
+            raise InvalidArgumentError(
+                f"{address!r} names a dataset; write tenant/name[@version]/array"
+            )
+        return opened
 
     def session(self, dataset: str) -> Session:
         """A new session that writes the next version of `tenant/name`."""

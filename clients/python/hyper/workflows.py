@@ -1,0 +1,405 @@
+"""Workflows: submit a recipe, watch it, read its tasks and logs, cancel, retry; the machines.
+
+A `Workflow` is a handle; what it is doing is in the frozen values that it returns.
+"""
+
+from __future__ import annotations
+
+import time
+import uuid
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import yaml
+
+from hyper.config import SCHEDULER, STORAGE
+from hyper.errors import (
+    DeadlineError,
+    HyperError,
+    InvalidArgumentError,
+    NotFoundError,
+    UnavailableError,
+    WorkFailedError,
+)
+from hyper.names import check_part
+from hyper.status import (
+    ClusterInfo,
+    RunState,
+    ServiceInstance,
+    TaskInfo,
+    TaskState,
+    WorkerInfo,
+    WorkflowStatus,
+    task_from_proto,
+    task_state_to_proto,
+    worker_from_proto,
+    workflow_from_proto,
+)
+from hyperapi.scheduler.v1 import cluster_service_pb2, workflow_service_pb2
+from hyperapi.scheduler.v1.cluster_service_pb2_grpc import ClusterServiceStub
+from hyperapi.scheduler.v1.workflow_service_pb2_grpc import NodeServiceStub, WorkflowServiceStub
+from hyperapi.storage.v1.dataset_service_pb2 import ReadLogRequest, ReadLogResponse
+from hyperapi.storage.v1.dataset_service_pb2_grpc import LogServiceStub
+
+if TYPE_CHECKING:
+    from hyper.client import Client
+
+__all__ = [
+    "ClusterInfo",
+    "RunState",
+    "TaskInfo",
+    "TaskState",
+    "WorkerInfo",
+    "Workflow",
+    "WorkflowStatus",
+    "cluster",
+    "drain",
+    "get",
+    "list_workers",
+    "list_workflows",
+    "submit",
+]
+
+RECIPE_BYTES_MAX = 1 << 20
+PAGE_SIZE = 500
+_FOLLOW_POLL_S = 0.5
+_LOG_LAG_S = 2.0  # a worker ships a log's last part at most this long after the task's end
+
+
+class Workflow:
+    """A submitted recipe.
+
+    Args:
+        client: of the cluster it runs in; must outlive this handle.
+        status: what was last heard of it.
+    """
+
+    def __init__(self, client: Client, status: WorkflowStatus) -> None:
+        self._client = client
+        self._status = status
+
+    def __repr__(self) -> str:
+        return f"<Workflow {self.name} {self.state}>"
+
+    @property
+    def name(self) -> str:
+        """Its resource name, tenants/{t}/workflows/{w}."""
+        return self._status.name
+
+    @property
+    def status(self) -> WorkflowStatus:
+        """What was last heard of it; `refresh` asks anew."""
+        return self._status
+
+    @property
+    def state(self) -> RunState:
+        """The state that was last heard of."""
+        return self._status.state
+
+    def refresh(self) -> WorkflowStatus:
+        """Ask the scheduler for the workflow as it is now."""
+        request = workflow_service_pb2.GetWorkflowRequest(name=self.name)
+        response = self._client.call(SCHEDULER, WorkflowServiceStub, "GetWorkflow", request)
+        self._status = workflow_from_proto(response.workflow)
+        return self._status
+
+    def watch(self) -> Iterator[WorkflowStatus]:
+        """The workflow now, then after each change, up to and with its end.
+
+        A scheduler that goes away is waited for (`Client.patience_s`) and asked again.
+        """
+        request = workflow_service_pb2.WatchWorkflowRequest(name=self.name)
+        while True:
+            try:
+                for response in self._client.stream(
+                    SCHEDULER, WorkflowServiceStub, "WatchWorkflow", request
+                ):
+                    self._status = workflow_from_proto(response.workflow, self._status)
+                    yield self._status
+                    if self._status.state.ended:
+                        return
+            except UnavailableError as error:
+                self._client.notify(f"lost the watch of {self.name}, asking again: {error}")
+            # the stream ended before the workflow did: this also waits for the scheduler
+            self.refresh()
+
+    def wait(
+        self,
+        timeout_s: float | None = None,
+        on_update: Callable[[WorkflowStatus], None] | None = None,
+        *,
+        check: bool = False,
+    ) -> WorkflowStatus:
+        """Wait for the end; `on_update` is called with every status on the way.
+
+        Raises:
+            WorkFailedError: `check` is set, and it failed or was cancelled.
+            DeadlineError: it still runs after `timeout_s`; it goes on running.
+        """
+        end = None if timeout_s is None else time.monotonic() + timeout_s
+        while not self._watch_until(end, on_update):
+            if end is not None and time.monotonic() >= end:
+                raise DeadlineError(
+                    f"{self.name} still runs after {timeout_s:g} s; it goes on: see `hyper ps`"
+                )
+        if check and self.state is not RunState.SUCCEEDED:
+            raise WorkFailedError(
+                f"{self.name} {self.state.lower()}: {self._status.message or 'no reason given'}; "
+                f"see `hyper logs {self.name}`"
+            )
+        return self._status
+
+    def _watch_until(
+        self, end: float | None, on_update: Callable[[WorkflowStatus], None] | None
+    ) -> bool:
+        """Pass updates on until the workflow has ended (True) or `end` has come (False)."""
+        if end is None:
+            for status in self.watch():
+                if on_update is not None:
+                    on_update(status)
+            return True
+        request = workflow_service_pb2.WatchWorkflowRequest(name=self.name)
+        try:
+            for response in self._client.stream(
+                SCHEDULER,
+                WorkflowServiceStub,
+                "WatchWorkflow",
+                request,
+                timeout_s=max(end - time.monotonic(), 0.001),
+            ):
+                self._status = workflow_from_proto(response.workflow, self._status)
+                if on_update is not None:
+                    on_update(self._status)
+                if self._status.state.ended:
+                    return True
+        except DeadlineError:
+            return False
+        except UnavailableError as error:
+            self._client.notify(f"lost the watch of {self.name}, asking again: {error}")
+            self.refresh()
+        return False
+
+    def cancel(self, reason: str = "") -> WorkflowStatus:
+        """Stop it: running tasks get SIGTERM, then SIGKILL after their grace."""
+        request = workflow_service_pb2.CancelWorkflowRequest(
+            name=self.name, request_id=str(uuid.uuid4()), reason=reason
+        )
+        response = self._client.call(SCHEDULER, WorkflowServiceStub, "CancelWorkflow", request)
+        self._status = workflow_from_proto(response.workflow, self._status)
+        return self._status
+
+    def retry(self) -> WorkflowStatus:
+        """Run the failed and cancelled tasks again; done tasks stay done."""
+        request = workflow_service_pb2.RetryWorkflowRequest(
+            name=self.name, request_id=str(uuid.uuid4())
+        )
+        response = self._client.call(SCHEDULER, WorkflowServiceStub, "RetryWorkflow", request)
+        self._status = workflow_from_proto(response.workflow, self._status)
+        return self._status
+
+    def tasks(self, experiment: str, state: TaskState | None = None) -> Iterator[TaskInfo]:
+        """The tasks of one experiment in order, all or those in `state`."""
+        request = workflow_service_pb2.ListTasksRequest(
+            parent=f"{self.name}/experiments/{check_part(experiment, 'experiment')}",
+            page_size=PAGE_SIZE,
+            state=task_state_to_proto(state),
+        )
+        while True:
+            response = self._client.call(SCHEDULER, WorkflowServiceStub, "ListTasks", request)
+            for task in response.tasks:
+                yield task_from_proto(task)
+            if not response.next_page_token:
+                return
+            request.page_token = response.next_page_token
+
+    def task(self, experiment: str, index: int) -> TaskInfo:
+        """One task, with its result."""
+        return get_task(self._client, f"{self.name}/experiments/{experiment}/tasks/{index}")
+
+    def logs(self, task: TaskInfo | str, follow: bool = False) -> Iterator[bytes]:
+        """The output of a task's newest attempt, in parts; with `follow`, while it grows.
+
+        `task` is a `TaskInfo`, a full resource name, or "experiment/index".
+        """
+        name = task.name if isinstance(task, TaskInfo) else task
+        if not name.startswith("tenants/"):
+            experiment, _, index = name.partition("/")
+            name = f"{self.name}/experiments/{check_part(experiment, 'experiment')}/tasks/{index}"
+        return read_log(self._client, name, follow=follow)
+
+    def log_tail(self, task: TaskInfo | str, lines: int = 10) -> list[str]:
+        """The last lines of a task's output, once a task that has just ended has shipped it."""
+        end = time.monotonic() + _LOG_LAG_S
+        while True:
+            tail = b""
+            for part in self.logs(task):
+                tail = (tail + part)[-65_536:]
+            if tail or time.monotonic() > end:
+                return tail.decode(errors="replace").splitlines()[-lines:]
+            time.sleep(0.2)
+
+    def first_failure(self) -> TaskInfo | None:
+        """A failed task, of the first experiment in topological order that has one."""
+        for experiment in self._status.experiments:
+            if experiment.tasks.failed:
+                return next(self.tasks(experiment.id, TaskState.FAILED), None)
+        return None
+
+
+def submit(
+    client: Client, recipe: str | Path | Mapping[str, Any], *, request_id: str | None = None
+) -> Workflow:
+    """Start a recipe; durable on return. A repeated `request_id` gets the first workflow.
+
+    Args:
+        client: of the cluster to run it.
+        recipe: a path, YAML text (with a line break) or a mapping.
+        request_id: a UUID; made up if not given.
+
+    Raises:
+        InvalidArgumentError: the recipe is wrong; the message names line and key.
+    """
+    request = workflow_service_pb2.CreateWorkflowRequest(
+        parent=f"tenants/{client.tenant}",
+        recipe_yaml=recipe_text(recipe),
+        request_id=request_id or str(uuid.uuid4()),
+    )
+    response = client.call(SCHEDULER, WorkflowServiceStub, "CreateWorkflow", request)
+    return Workflow(client, workflow_from_proto(response.workflow))
+
+
+def recipe_text(recipe: str | Path | Mapping[str, Any]) -> str:
+    """The YAML of a recipe given as a path, as text or as a mapping.
+
+    Raises:
+        InvalidArgumentError: it cannot be read, or is over 1 MiB.
+    """
+    if isinstance(recipe, Mapping):
+        text = yaml.safe_dump(dict(recipe), sort_keys=False)
+    elif isinstance(recipe, str) and "\n" in recipe:
+        text = recipe
+    else:
+        path = Path(recipe)
+        try:
+            with path.open("rb") as file:
+                text = file.read(RECIPE_BYTES_MAX + 1).decode()
+        except FileNotFoundError as error:
+            raise InvalidArgumentError(
+                f"recipe {str(path)!r} does not exist", reason="INVALID_RECIPE"
+            ) from error
+        except (OSError, UnicodeDecodeError) as error:
+            raise InvalidArgumentError(
+                f"recipe {str(path)!r} cannot be read: {error}", reason="INVALID_RECIPE"
+            ) from error
+    if len(text) > RECIPE_BYTES_MAX:
+        raise InvalidArgumentError(
+            f"the recipe is over {RECIPE_BYTES_MAX >> 20} MiB; give long lists as ranges",
+            reason="INVALID_RECIPE",
+        )
+    return text
+
+
+def get(client: Client, name: str) -> Workflow:
+    """A workflow by its resource name, or by its last part within the client's tenant.
+
+    Raises:
+        NotFoundError: there is none.
+    """
+    if not name.startswith("tenants/"):
+        name = f"tenants/{client.tenant}/workflows/{check_part(name, 'workflow')}"
+    request = workflow_service_pb2.GetWorkflowRequest(name=name)
+    response = client.call(SCHEDULER, WorkflowServiceStub, "GetWorkflow", request)
+    return Workflow(client, workflow_from_proto(response.workflow))
+
+
+def list_workflows(client: Client) -> Iterator[WorkflowStatus]:
+    """The tenant's workflows, newest first, page by page."""
+    request = workflow_service_pb2.ListWorkflowsRequest(
+        parent=f"tenants/{client.tenant}", page_size=PAGE_SIZE
+    )
+    while True:
+        response = client.call(SCHEDULER, WorkflowServiceStub, "ListWorkflows", request)
+        for workflow in response.workflows:
+            yield workflow_from_proto(workflow)
+        if not response.next_page_token:
+            return
+        request.page_token = response.next_page_token
+
+
+def get_task(client: Client, name: str) -> TaskInfo:
+    """A task by its resource name, with its result."""
+    request = workflow_service_pb2.GetTaskRequest(name=name)
+    response = client.call(SCHEDULER, WorkflowServiceStub, "GetTask", request)
+    return task_from_proto(response.task)
+
+
+def read_log(client: Client, task: str, *, follow: bool = False) -> Iterator[bytes]:
+    """The output of the newest attempt of `task`; none if it has written nothing.
+
+    With `follow`, goes on until the log is closed; a gateway that goes away is asked again.
+    """
+    request = ReadLogRequest(task=task, follow=follow)
+    while True:
+        ended = get_task(client, task).state.ended if follow else True
+        try:
+            response: ReadLogResponse
+            for response in client.stream(STORAGE, LogServiceStub, "ReadLog", request):
+                request.epoch, request.number = response.epoch, response.number
+                request.offset = response.offset + len(response.data)
+                if response.data:
+                    yield response.data
+            if not follow or request.offset or ended:
+                return
+        except NotFoundError:  # no output, or none yet
+            if ended:
+                return
+        except UnavailableError as error:
+            if not follow:
+                raise
+            client.notify(f"lost the log of {task}, asking again: {error}")
+        time.sleep(_FOLLOW_POLL_S)
+
+
+def list_workers(client: Client) -> list[WorkerInfo]:
+    """The machines that run tasks, as the scheduler sees them."""
+    request = workflow_service_pb2.ListWorkersRequest(page_size=PAGE_SIZE)
+    workers: list[WorkerInfo] = []
+    while True:
+        response = client.call(SCHEDULER, NodeServiceStub, "ListWorkers", request)
+        workers.extend(worker_from_proto(worker) for worker in response.workers)
+        if not response.next_page_token:
+            return workers
+        request.page_token = response.next_page_token
+
+
+def drain(client: Client, worker: str) -> WorkerInfo:
+    """Let a worker (`workers/{name}` or `{name}`) finish what it runs; it gets nothing new."""
+    name = worker if worker.startswith("workers/") else f"workers/{check_part(worker, 'worker')}"
+    request = workflow_service_pb2.DrainWorkerRequest(name=name, request_id=str(uuid.uuid4()))
+    response = client.call(SCHEDULER, NodeServiceStub, "DrainWorker", request)
+    return worker_from_proto(response.worker)
+
+
+def cluster(client: Client) -> ClusterInfo:
+    """Every replica of every service that is alive, and which scheduler leads."""
+    response: cluster_service_pb2.GetClusterResponse = client.call(
+        SCHEDULER, ClusterServiceStub, "GetCluster", cluster_service_pb2.GetClusterRequest()
+    )
+    return ClusterInfo(
+        instances=tuple(
+            ServiceInstance(i.service, i.instance, i.address, i.metrics_address)
+            for i in response.instances
+        ),
+        leader=response.leader,
+        version=response.version,
+    )
+
+
+def explain_failure(workflow: Workflow, *, lines: int = 10) -> tuple[TaskInfo | None, list[str]]:
+    """The failing task of a failed workflow and its log's last lines, as far as they can be had."""
+    try:
+        task = workflow.first_failure()
+        return task, workflow.log_tail(task, lines) if task is not None else []
+    except HyperError as error:
+        return None, [f"(the failing task's log cannot be read: {error})"]

@@ -87,3 +87,9 @@ def where(
     folder = sample_data.find()
     text = str(folder) if folder else "no sample data here: run `hyper data fetch`"
     output.emit({"folder": str(folder) if folder else None}, text, as_json=json_output)
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands of this module."""
+    app.command("align")(align)
+    app.add_typer(data_app, name="data")

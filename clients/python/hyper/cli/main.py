@@ -1,0 +1,134 @@
+"""`hyper`: the command line. Commands live in the modules beside this one.
+
+Exit status: 0 done, 1 the work failed, 2 bad input or usage, 3 a service cannot be reached,
+130 interrupted. Every failure is one line, `error: ...`, on stderr.
+"""
+
+from __future__ import annotations
+
+import errno
+import importlib
+import importlib.metadata
+import importlib.util
+import os
+import sys
+import tempfile
+import traceback
+from typing import Annotated, Any
+
+import typer
+
+from hyper.cli import output
+from hyper.errors import HyperError
+
+# Each has `register(app)`, which adds its commands.
+_COMMAND_MODULES = (
+    "hyper.cli.cluster",
+    "hyper.cli.workflows",
+    "hyper.cli.data",
+    "hyper.cli.align",
+)
+_INTERRUPTED = 130
+_USAGE = 2
+# typer carries its own click since 0.2x and the real one before; its public names tell which.
+_UsageProblem: Any = next(k for k in typer.BadParameter.__mro__ if k.__name__ == "ClickException")
+
+app = typer.Typer(
+    name="hyper",
+    help="Hyper: from sections of a brain to an aligned volume, on machines that may vanish.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        print(f"hyper {importlib.metadata.version('hyper-dl')}")
+        raise typer.Exit
+
+
+@app.callback()
+def _globals(
+    version: Annotated[
+        bool,
+        typer.Option("--version", help="print the version", callback=_print_version, is_eager=True),
+    ] = False,
+    debug: Annotated[
+        bool, typer.Option("--debug", help="show the traceback of an unexpected error")
+    ] = False,
+) -> None:
+    if debug:
+        os.environ["HYPER_DEBUG"] = "1"
+
+
+for _name in _COMMAND_MODULES:
+    if importlib.util.find_spec(_name) is not None:
+        importlib.import_module(_name).register(app)
+
+
+def run(arguments: list[str] | None = None) -> int:
+    """Run one command line; returns the exit status and lets no exception out."""
+    try:
+        status = app(arguments, standalone_mode=False, prog_name="hyper")
+        sys.stdout.flush()
+    except (KeyboardInterrupt, typer.Abort):
+        output.say("interrupted")
+        return _INTERRUPTED
+    except typer.Exit as leave:
+        return leave.exit_code
+    except _UsageProblem as error:
+        return _usage(error)
+    except HyperError as error:
+        output.fail(str(error))
+        return error.exit_code
+    except BrokenPipeError:  # the reader of our output has left, as `head` does
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except Exception as error:  # noqa: BLE001  (the last resort: one line and a file to report)
+        return _unexpected(error)
+    return status if isinstance(status, int) else 0
+
+
+def _usage(error: Any) -> int:
+    """A mistake on the command line, in one line."""
+    context = getattr(error, "ctx", None)
+    if type(error).__name__ == "NoArgsIsHelpError":
+        output.say(error.format_message())
+        return _USAGE
+    path = context.command_path if context is not None else "hyper"
+    output.fail(f"{error.format_message().rstrip('.')}; see `{path} --help`")
+    return _USAGE
+
+
+def _unexpected(error: Exception) -> int:
+    """A disk or file problem in one line; a bug in one line and a file with the traceback."""
+    if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+        where = f" while writing {error.filename}" if error.filename else ""
+        output.fail(f"the disk is full{where}: free some space and try again")
+        return _USAGE
+    if isinstance(error, OSError) and error.filename is not None:
+        output.fail(f"{error.filename}: {error.strerror}")
+        return _USAGE
+    if os.environ.get("HYPER_DEBUG"):
+        traceback.print_exception(error)
+        return 1
+    with tempfile.NamedTemporaryFile(
+        "w", prefix="hyper-error-", suffix=".txt", delete=False
+    ) as file:
+        file.write(f"arguments: {sys.argv[1:]}\n\n")
+        traceback.print_exception(error, file=file)
+    text = str(error).splitlines()
+    summary = f"{type(error).__name__}: {text[0]}" if text else type(error).__name__
+    output.fail(f"unexpected {summary[:300]}; this is a bug, its traceback is in {file.name}")
+    return 1
+
+
+def main() -> None:
+    """The `hyper` program."""
+    sys.exit(run())
+
+
+if __name__ == "__main__":
+    main()

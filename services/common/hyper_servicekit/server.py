@@ -68,7 +68,8 @@ class Running:
     on_drain: list[Callable[[], Awaitable[None]]] = field(default_factory=list)
 
 
-Build = Callable[[Running], Awaitable[Sequence[Served]]]
+# None: the process serves no gRPC; it has metrics, the ready file and the clean end all the same.
+Build = Callable[[Running], Awaitable[Sequence[Served] | None]]
 
 
 def run_service(service: str, settings: ServiceSettings, build: Build) -> int:
@@ -96,30 +97,12 @@ async def _serve(service: str, instance: str, settings: ServiceSettings, build: 
             loop.add_signal_handler(number, running.stop.set)
 
         served = await build(running)
-        server = grpc.aio.server(
-            interceptors=[CallInterceptor()],
-            maximum_concurrent_rpcs=settings.max_concurrent_rpcs,
-            options=[
-                ("grpc.so_reuseport", 0),
-                ("grpc.http2.min_ping_interval_without_data_ms", 5_000),
-                ("grpc.keepalive_permit_without_calls", 1),
-            ],
-        )
-        checker = health.aio.HealthServicer()
-        health_pb2_grpc.add_HealthServicer_to_server(checker, server)
-        names = [part.full_name for part in served]
-        for part in served:
-            part.add(part.servicer, server)
-        reflection.enable_server_reflection(
-            [*names, health.SERVICE_NAME, reflection.SERVICE_NAME], server
-        )
-        running.address = _bind(server, settings)
-        await server.start()
-        stack.push_async_callback(server.stop, settings.drain_grace_s)
+        checker = None if served is None else await _start_grpc(running, settings, served)
         for hook in running.on_bound:
             await hook()
-        for name in [*names, ""]:
-            await checker.set(name, health_pb2.HealthCheckResponse.SERVING)
+        if checker is not None and served is not None:
+            for name in [*(part.full_name for part in served), ""]:
+                await checker.set(name, health_pb2.HealthCheckResponse.SERVING)
         serving = True
         _write_ready_file(settings.ready_file, running)
         log.info("serving", address=running.address, metrics=running.metrics_address)
@@ -127,11 +110,39 @@ async def _serve(service: str, instance: str, settings: ServiceSettings, build: 
         await running.stop.wait()
         serving = False
         log.info("draining", reason=running.failure or "asked to stop")
-        await checker.enter_graceful_shutdown()
+        if checker is not None:
+            await checker.enter_graceful_shutdown()
         for hook in running.on_drain:
             await hook()
     log.info("stopped")
     return 0 if running.failure is None else 1
+
+
+async def _start_grpc(
+    running: Running, settings: ServiceSettings, served: Sequence[Served]
+) -> health.aio.HealthServicer:
+    """Bind and start the gRPC server; it stops with the stack. Returns its health, not yet set."""
+    server = grpc.aio.server(
+        interceptors=[CallInterceptor()],
+        maximum_concurrent_rpcs=settings.max_concurrent_rpcs,
+        options=[
+            ("grpc.so_reuseport", 0),
+            ("grpc.http2.min_ping_interval_without_data_ms", 5_000),
+            ("grpc.keepalive_permit_without_calls", 1),
+        ],
+    )
+    checker = health.aio.HealthServicer()
+    health_pb2_grpc.add_HealthServicer_to_server(checker, server)
+    for part in served:
+        part.add(part.servicer, server)
+    names = [part.full_name for part in served]
+    reflection.enable_server_reflection(
+        [*names, health.SERVICE_NAME, reflection.SERVICE_NAME], server
+    )
+    running.address = _bind(server, settings)
+    await server.start()
+    running.stack.push_async_callback(server.stop, settings.drain_grace_s)
+    return checker
 
 
 def _bind(server: grpc.aio.Server, settings: ServiceSettings) -> str:

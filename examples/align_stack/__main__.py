@@ -7,13 +7,15 @@ from __future__ import annotations
 
 import argparse
 import os
+import shlex
 import subprocess
 import sys
 from pathlib import Path
 
+from hyper.images import write_png
+
 from hyper import sample_data
 from hyper.errors import HyperError
-from hyper.images import write_png
 
 REAL_TITLE = "Ten sections of neuropil round a capillary, aligned"
 SYNTHETIC_TITLE = "SYNTHETIC stack (no real data at hand), aligned"
@@ -37,13 +39,15 @@ def find_sections(out: Path) -> tuple[Path, str]:
     return made, SYNTHETIC_TITLE
 
 
-def hyper(*arguments: str, home: Path) -> int:
+def hyper(*arguments: str, home: Path, quiet: bool = False) -> int:
     """Run one `hyper` command on the demo's cluster; returns its exit status."""
-    print(f"\n$ hyper {' '.join(arguments)}", flush=True)
+    if not quiet:
+        print(f"\n$ hyper {shlex.join(arguments)}", flush=True)
     environment = {**os.environ, "HYPER_HOME": str(home)}
     environment.pop("HYPER_ENDPOINT", None)
     command = [sys.executable, "-m", "hyper.cli.main", *arguments]
-    return subprocess.run(command, env=environment, check=False).returncode
+    to = subprocess.DEVNULL if quiet else None
+    return subprocess.run(command, env=environment, check=False, stdout=to, stderr=to).returncode
 
 
 def main() -> int:
@@ -62,7 +66,7 @@ def main() -> int:
     else:
         sections, title = find_sections(out)
 
-    if hyper("status", "--quiet", home=home) != 0:
+    if hyper("status", home=home, quiet=True) != 0:
         started = hyper("up", home=home)
         if started != 0:
             return started

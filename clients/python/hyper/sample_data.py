@@ -128,9 +128,7 @@ def synthetic_stack(
     rows, columns = np.mgrid[0:size, 0:size].astype(np.float64)
     for z in range(sections):
         turn = {sigma: 0.35 * z * 3.0 / sigma for sigma in layers}
-        mixed = {
-            s: a * np.cos(turn[s]) + b * np.sin(turn[s]) for s, (a, b) in layers.items()
-        }
+        mixed = {s: a * np.cos(turn[s]) + b * np.sin(turn[s]) for s, (a, b) in layers.items()}
         membranes = np.exp(-((mixed[18.0] / 0.12) ** 2)) + np.exp(-((mixed[7.0] / 0.10) ** 2))
         texture = 150 - 90 * np.clip(membranes, 0, 1) + 14 * mixed[7.0] + 8 * mixed[3.0]
         centre = (size - 1) / 2

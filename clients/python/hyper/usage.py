@@ -59,7 +59,9 @@ class UsageSampler:
         parent's account, unless it was a root: then its last sample counts.
         """
         counted = (
-            identity for identity in self._last if identity in self._living or identity in self._dead
+            identity
+            for identity in self._last
+            if identity in self._living or identity in self._dead
         )
         return sum(self._last[identity] - self._first.get(identity, 0.0) for identity in counted)
 

@@ -24,7 +24,8 @@ def _voxel_size(text: str | None) -> tuple[float, float, float] | None:
 
 def align(
     source: Annotated[
-        str, typer.Argument(help="folder of PNG / TIFF sections in name order, or tenant/name/array")
+        str,
+        typer.Argument(help="folder of PNG / TIFF sections in name order, or tenant/name/array"),
     ],
     destination: Annotated[str, typer.Argument(help="tenant/name")],
     report: Annotated[
@@ -87,6 +88,12 @@ def where(
     folder = sample_data.find()
     text = str(folder) if folder else "no sample data here: run `hyper data fetch`"
     output.emit({"folder": str(folder) if folder else None}, text, as_json=json_output)
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands of this module."""
+    app.command("align")(align)
+    app.add_typer(data_app, name="data")
 
 
 def register(app: typer.Typer) -> None:

@@ -1,0 +1,163 @@
+"""What `hyper align` does and shows: check, upload, follow the stages, fetch report and result."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from hyper import align
+from hyper.cli import output
+from hyper.client import Client
+from hyper.config import CLUSTER_FILE, hyper_home
+from hyper.errors import HyperError, InvalidArgumentError
+from hyper.names import parse_address
+from hyper.status import RunState, WorkflowStatus
+from hyper.usage import UsageSampler
+
+if TYPE_CHECKING:
+    from rich.progress import Progress, TaskID
+
+
+def run(
+    source: str,
+    destination: str,
+    options: align.AlignOptions,
+    *,
+    report: Path | None,
+    result_file: Path | None,
+    as_json: bool,
+) -> None:
+    """Align `source` into `destination` and say at every step what happens."""
+    parse_address(destination)
+    for file in (report, result_file):
+        if file is not None and not file.absolute().parent.is_dir():
+            raise InvalidArgumentError(f"{file}: its folder does not exist; make it first")
+    with ExitStack() as stack:
+        client = stack.enter_context(Client(notice=output.say))
+        checked = _inspect(client, source, options)
+        for bad in checked.bad:
+            output.say(f"warning: section {bad.z} ({bad.file}) is left blank: {bad.reason}")
+        sampler = stack.enter_context(UsageSampler(_cluster_processes()))
+        job = align.submit(client, checked, destination, options, say=output.say)
+        result = _follow(client, job)
+    result["seconds"] = round(float(result["seconds"]), 3)
+    if sampler.peak_rss_bytes:
+        result["cpu_seconds"] = round(sampler.cpu_seconds, 3)
+        result["peak_rss_mb"] = round(sampler.peak_rss_mb, 1)
+    with Client(notice=output.say) as client:
+        dataset = client.open(destination)
+        if report is not None:
+            report.write_bytes(dataset.read(align.REPORT_FILE))
+            result["report"] = str(report)
+    if result_file is not None:
+        result_file.write_text(json.dumps(result, indent=1) + "\n")
+    output.emit(result, _summary(result), as_json=as_json)
+
+
+def _inspect(client: Client, source: str, options: align.AlignOptions) -> align.Source:
+    """A folder if there is one of that name, or the text cannot be an array's address."""
+    folder = Path(source).expanduser()
+    looks_like_path = source.startswith(("/", ".", "~")) or source.count("/") != 2
+    if not folder.exists() and not looks_like_path:
+        output.say(f"looking at {source}")
+        return align.inspect_array(client, source)
+    output.say(f"checking the sections in {folder}")
+    client.cluster()  # no cluster: say so before any long work
+    with output.progress() as progress:
+        bar = progress.add_task("checking", total=None)
+
+        def advance(done: int, total: int) -> None:
+            progress.update(bar, completed=done, total=total)
+
+        checked = align.inspect_folder(folder, skip_bad=options.skip_bad, on_progress=advance)
+    sections, height, width = checked.shape
+    output.say(f"{sections} sections of {height} x {width}, {checked.dtype}")
+    return checked
+
+
+def _follow(client: Client, job: align.AlignJob) -> dict[str, Any]:
+    """Show the stages until the job has ended; Ctrl-C cancels it and leaves nothing behind."""
+    try:
+        with _stages() as show:
+            return align.finish(client, job, on_update=show.update)
+    except KeyboardInterrupt:
+        output.say(f"cancelling {job.workflow.name}")
+        try:
+            job.workflow.cancel("interrupted by the user")
+            job.workflow.wait(timeout_s=30)
+            align.abandon(client, job)
+        except HyperError as error:
+            output.say(f"warning: {error}; cancel it with `hyper cancel {job.workflow.name}`")
+        raise
+
+
+class _Stages:
+    """One bar a stage on a terminal; elsewhere a line when a stage ends."""
+
+    def __init__(self, progress: Progress) -> None:
+        self._progress = progress
+        self._bars: dict[str, TaskID] = {}
+        self._said: set[str] = set()
+
+    def update(self, status: WorkflowStatus) -> None:
+        """Show one state of the workflow."""
+        for experiment in status.experiments:
+            name, tasks = experiment.id, experiment.tasks
+            if name not in self._bars:
+                self._bars[name] = self._progress.add_task(name, total=tasks.total)
+            lost = f" ({tasks.lost} lost with their worker, run again)" if tasks.lost else ""
+            self._progress.update(
+                self._bars[name], completed=tasks.succeeded, description=f"{name}{lost}"
+            )
+            if experiment.state is RunState.SUCCEEDED and name not in self._said:
+                self._said.add(name)
+                seconds = 0.0
+                if experiment.start_time is not None and experiment.end_time is not None:
+                    seconds = (experiment.end_time - experiment.start_time).total_seconds()
+                output.say(f"{name}: {tasks.succeeded} task(s) in {seconds:.1f} s{lost}")
+
+
+@contextmanager
+def _stages() -> Iterator[_Stages]:
+    with output.progress() as progress:
+        yield _Stages(progress)
+
+
+def _cluster_processes() -> list[int]:
+    """Process ids of the local cluster; none where the cluster is elsewhere."""
+    path = hyper_home() / CLUSTER_FILE
+    if not path.exists():
+        return []
+    facts = json.loads(path.read_text())
+    return [int(process["pid"]) for process in facts.get("processes", [])]
+
+
+def _summary(result: dict[str, Any]) -> str:
+    """The result in a few lines."""
+    flagged = ", ".join(str(section) for section in result["flagged_sections"]) or "none"
+    rejected = sum(result["rejected"].values())
+    lines = [
+        f"aligned {result['array']}  ({result['array_url']})",
+        f"correlation of neighbours (CPC94): {result['cpc94_before']:.3f} before, "
+        f"{result['cpc94']:.3f} after",
+        f"residual z+1: {_px(result['residual_z1_p50'])} median, "
+        f"{_px(result['residual_z1_p95'])} p95; over 10 px: {result['residual_over_10px']:.2%}",
+        f"matches: {result['matches']:,} accepted, {rejected:,} rejected; tissue kept "
+        f"{result['tissue_kept']:.1%}; flagged sections: {flagged}",
+        f"{result['seconds']:.1f} s",
+    ]
+    if result.get("peak_rss_mb"):
+        lines[-1] += (
+            f", {result['cpu_seconds']:.0f} CPU s, {output.human_bytes(result['peak_rss_mb'] * 1e6)}"
+            " of memory at most, whole cluster"
+        )
+    if result.get("report"):
+        lines.append(f"report: {result['report']}")
+    return "\n".join(lines)
+
+
+def _px(value: float | None) -> str:
+    return "-" if value is None else f"{value:.2f} px"

@@ -24,6 +24,7 @@ UNAVAILABLE          UnavailableError         3
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping
 from typing import ClassVar
 
@@ -36,6 +37,12 @@ from grpc_status import rpc_status
 from hyperapi.common.v1 import errors_pb2
 
 DOMAIN = "hyper"
+
+# A status travels in trailing metadata, where peers accept 8 KiB; characters beyond ASCII are
+# sent three times as long.
+_MAX_MESSAGE_BYTES = 1024
+_MAX_VALUE_BYTES = 128
+_MAX_METADATA = 8
 
 
 class HyperError(Exception):
@@ -181,10 +188,51 @@ _CLASSES: dict[grpc.StatusCode, type[HyperError]] = {
     )
 }  # fmt: skip
 
+CLASS_OF_REASON: dict[str, type[HyperError]] = {
+    "INVALID_REQUEST": InvalidArgumentError,
+    "INVALID_RECIPE": InvalidArgumentError,
+    "INVALID_NAME": InvalidArgumentError,
+    "INVALID_IMAGE": InvalidArgumentError,
+    "INVALID_MODEL": InvalidArgumentError,
+    "SHAPE_MISMATCH": InvalidArgumentError,
+    "NOT_FOUND": NotFoundError,
+    "ALREADY_EXISTS": AlreadyExistsError,
+    "STALE_ATTEMPT": FailedPreconditionError,
+    "SESSION_CLOSED": FailedPreconditionError,
+    "WORKFLOW_FINISHED": FailedPreconditionError,
+    "NOT_LEADER": UnavailableError,
+    "EMPTY_DATASET": FailedPreconditionError,
+    "CONFLICT": ConflictError,
+    "QUEUE_FULL": ResourceExhaustedError,
+    "QUOTA_EXCEEDED": ResourceExhaustedError,
+    "DISK_FULL": ResourceExhaustedError,
+    "ETCD_UNREACHABLE": UnavailableError,
+    "S3_UNREACHABLE": UnavailableError,
+    "SERVICE_UNREACHABLE": UnavailableError,
+    "DRAINING": UnavailableError,
+    "CHECKSUM_MISMATCH": DataLossError,
+    "INTERNAL": InternalError,
+}
+"""The class, and so the gRPC code, with which each reason travels."""
+
+
+def _cut(text: str, limit_bytes: int) -> str:
+    """`text` as valid UTF-8 of at most `limit_bytes`, its middle left out if need be."""
+    data = text.encode("utf-8", "replace")
+    if len(data) <= limit_bytes:
+        return data.decode()
+    half = limit_bytes // 2 - 3
+    return f"{data[:half].decode(errors='ignore')} ... {data[-half:].decode(errors='ignore')}"
+
 
 def to_status(error: HyperError) -> status_pb2.Status:
     """The rich gRPC status that carries `error` over the wire."""
     errors_pb2.Reason.Value(f"REASON_{error.reason}")  # a reason outside the enum is a bug
+    message = _cut(error.message, _MAX_MESSAGE_BYTES)
+    metadata = {
+        key: _cut(value, _MAX_VALUE_BYTES)
+        for key, value in itertools.islice(error.metadata.items(), _MAX_METADATA)
+    }
     details: list[any_pb2.Any] = []
 
     def add(message: Message) -> None:
@@ -192,17 +240,17 @@ def to_status(error: HyperError) -> status_pb2.Status:
         packed.Pack(message)
         details.append(packed)
 
-    add(error_details_pb2.ErrorInfo(reason=error.reason, domain=DOMAIN, metadata=error.metadata))
+    add(error_details_pb2.ErrorInfo(reason=error.reason, domain=DOMAIN, metadata=metadata))
     if error.field is not None:
         violation = error_details_pb2.BadRequest.FieldViolation(
-            field=error.field, description=error.message
+            field=_cut(error.field, _MAX_VALUE_BYTES), description=_cut(message, _MAX_VALUE_BYTES)
         )
         add(error_details_pb2.BadRequest(field_violations=[violation]))
     if error.retry_after_s is not None:
         delay = duration_pb2.Duration()
         delay.FromNanoseconds(int(error.retry_after_s * 1e9))
         add(error_details_pb2.RetryInfo(retry_delay=delay))
-    return status_pb2.Status(code=error.code.value[0], message=error.message, details=details)
+    return status_pb2.Status(code=error.code.value[0], message=message, details=details)
 
 
 def from_rpc_error(error: grpc.RpcError, *, peer: str | None = None) -> HyperError:

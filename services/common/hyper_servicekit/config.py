@@ -10,10 +10,11 @@ from __future__ import annotations
 import argparse
 import sys
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar
+from urllib.parse import urlsplit
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, SecretStr, ValidationError
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
 
@@ -24,18 +25,46 @@ def settings_config(service: str) -> SettingsConfigDict:
     )
 
 
+def split_address(address: str) -> tuple[str, int]:
+    """`host:port` taken apart.
+
+    Raises:
+        ValueError: it is not host:port.
+    """
+    host, colon, port = address.rpartition(":")
+    if not colon or not port.isdecimal() or int(port) > 65535:
+        raise ValueError(f"{address!r} is not host:port")
+    return host.strip("[]"), int(port)
+
+
+def _checked_address(address: str) -> str:
+    split_address(address)
+    return address
+
+
+def _checked_endpoint(endpoint: str) -> str:
+    parts = urlsplit(endpoint)
+    if parts.scheme not in ("http", "https") or not parts.netloc or parts.path.strip("/"):
+        raise ValueError(f"{endpoint!r} is not http(s)://host:port")
+    return endpoint
+
+
+HostPort = Annotated[str, AfterValidator(_checked_address)]
+Endpoint = Annotated[str, AfterValidator(_checked_endpoint)]
+
+
 class S3Settings(BaseModel):
     """Where bytes live: one bucket, everything under `prefix`."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    endpoint: str = Field(description="http(s)://host:port as this service reaches it")
+    endpoint: Endpoint = Field(description="http(s)://host:port as this service reaches it")
     bucket: str = "hyper"
     prefix: str = ""
     region: str = "us-east-1"
     access_key: str
     secret_key: SecretStr
-    public_endpoint: str | None = Field(
+    public_endpoint: Endpoint | None = Field(
         default=None, description="as clients reach it; presigned URLs name it"
     )
 
@@ -43,12 +72,18 @@ class S3Settings(BaseModel):
 class ServiceSettings(BaseSettings):
     """What every service has."""
 
-    listen: str = Field(default="127.0.0.1:0", description="host:port of gRPC; port 0: any free")
-    advertise: str | None = Field(default=None, description="host:port that others dial")
-    metrics_listen: str = Field(
+    listen: HostPort = Field(
+        default="127.0.0.1:0", description="host:port of gRPC; port 0: any free"
+    )
+    advertise: HostPort | None = Field(
+        default=None, description="host:port that others dial; port 0: the one that is bound"
+    )
+    metrics_listen: HostPort = Field(
         default="127.0.0.1:0", description="host:port of /metrics, /healthz"
     )
-    etcd_endpoints: tuple[str, ...] = Field(default=(), description="host:port of etcd members")
+    etcd_endpoints: tuple[HostPort, ...] = Field(
+        default=(), description="host:port of etcd members"
+    )
     etcd_prefix: str = "/hyper"
     instance: str | None = Field(default=None, description="unique name of this replica")
     ready_file: Path | None = Field(default=None, description="written once the service serves")

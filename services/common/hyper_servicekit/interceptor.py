@@ -1,4 +1,4 @@
-"""The one server interceptor: request ids, metrics, errors, the call's deadline.
+"""The one server interceptor: request ids, metrics, errors.
 
 A domain exception (`hyper.errors.HyperError`) becomes its rich status here and nowhere else;
 anything unexpected becomes INTERNAL without detail and is logged with its stack.
@@ -15,6 +15,7 @@ from typing import Any
 import grpc
 import grpc.aio
 import structlog
+from google.rpc import status_pb2
 from grpc_status import rpc_status
 
 from hyper.errors import HyperError, InternalError, to_status
@@ -103,26 +104,42 @@ class _Watched:
                 code = grpc.StatusCode.CANCELLED
                 return False
             if isinstance(error, grpc.aio.AbortError):
+                code = _status_code(self._context.code())
+                return False
+            if not isinstance(error, Exception):
                 code = grpc.StatusCode.UNKNOWN
                 return False
-            if isinstance(error, HyperError):
-                code = error.code
-                answer: HyperError = error
-                log.debug(
-                    "call refused", method=call.method, reason=error.reason, detail=str(error)
-                )
-            elif isinstance(error, Exception):
-                code = grpc.StatusCode.INTERNAL
-                answer = InternalError(
-                    f"internal error; the log has it under request id {call.request_id}"
-                )
-                log.error("call failed", method=call.method, exc_info=error)
-            else:
-                return False
-            await self._context.abort_with_status(rpc_status.to_status(to_status(answer)))
+            status = self._status(error)
+            code = _status_code(status.code)
+            await self._context.abort_with_status(rpc_status.to_status(status))
             return True
         finally:
             RPC_SECONDS.labels(call.service, call.method, self._kind).observe(
                 time.perf_counter() - self._start
             )
             RPC_TOTAL.labels(call.service, call.method, code.name).inc()
+
+    def _status(self, error: Exception) -> status_pb2.Status:
+        """What the caller is told; never more of an unexpected error than where to look."""
+        call = self._call
+        if isinstance(error, HyperError) and not isinstance(error, InternalError):
+            try:
+                status = to_status(error)
+            except ValueError as bad_reason:
+                error = bad_reason
+            else:
+                log.debug(
+                    "call refused", method=call.method, reason=error.reason, detail=str(error)
+                )
+                return status
+        log.error("call failed", method=call.method, exc_info=error)
+        text = f"internal error; the log has it under request id {call.request_id}"
+        return to_status(InternalError(text))
+
+
+def _status_code(code: Any) -> grpc.StatusCode:
+    """A code as gRPC's enum, from its number or itself."""
+    if isinstance(code, grpc.StatusCode):
+        return code
+    known = {status.value[0]: status for status in grpc.StatusCode}
+    return known.get(code, grpc.StatusCode.UNKNOWN)

@@ -13,6 +13,8 @@ from typing import Any
 from prometheus_client import REGISTRY, Counter, Histogram
 from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
 
+from hyper_servicekit.config import split_address
+
 RPC_SECONDS = Histogram(
     "hyper_rpc_duration_seconds",
     "Time from the arrival of a call to its end.",
@@ -22,23 +24,13 @@ RPC_SECONDS = Histogram(
 RPC_TOTAL = Counter("hyper_rpc_total", "Calls that ended.", ("service", "method", "code"))
 
 
-def split_address(address: str) -> tuple[str, int]:
-    """`host:port` taken apart.
-
-    Raises:
-        ValueError: it is not host:port.
-    """
-    host, colon, port = address.rpartition(":")
-    if not colon or not port.isdecimal() or int(port) > 65535:
-        raise ValueError(f"{address!r} is not host:port")
-    return host.strip("[]"), int(port)
-
-
 class MetricsServer:
     """Serves /metrics and /healthz from a thread; `healthy` decides between 200 and 503."""
 
     def __init__(self, listen: str, healthy: Callable[[], bool]) -> None:
         class Handler(BaseHTTPRequestHandler):
+            timeout = 10  # a silent peer must not hold a thread
+
             def do_GET(self) -> None:
                 if self.path.split("?")[0] == "/metrics":
                     self._answer(200, CONTENT_TYPE_LATEST, generate_latest(REGISTRY))
@@ -58,7 +50,13 @@ class MetricsServer:
             def log_message(self, format: str, *args: Any) -> None:  # noqa: A002  (base's name)
                 """Probes and scrapes are not news."""
 
-        self._server = ThreadingHTTPServer(split_address(listen), Handler)
+        try:
+            self._server = ThreadingHTTPServer(split_address(listen), Handler)
+        except OSError as error:
+            raise OSError(
+                f"cannot listen on {listen} for metrics ({error.strerror}); choose another "
+                "`metrics_listen` (port 0 takes any free one)"
+            ) from error
         self._server.daemon_threads = True
         self._thread = threading.Thread(
             target=self._server.serve_forever, name="metrics", kwargs={"poll_interval": 0.2}

@@ -254,8 +254,6 @@ class S3Store:
 
 def _minio(settings: S3Settings, endpoint: str, http: urllib3.PoolManager) -> Minio:
     parts = urlsplit(endpoint)
-    if parts.scheme not in ("http", "https") or not parts.netloc or parts.path.strip("/"):
-        raise ValueError(f"S3 endpoint {endpoint!r} is not http(s)://host:port")
     return Minio(
         endpoint=parts.netloc,
         access_key=settings.access_key,

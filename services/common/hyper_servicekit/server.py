@@ -24,7 +24,8 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
 from hyper.errors import HyperError
-from hyper_servicekit.config import ServiceSettings
+from hyper_servicekit import failpoints
+from hyper_servicekit.config import ServiceSettings, split_address
 from hyper_servicekit.interceptor import CallInterceptor
 from hyper_servicekit.logs import configure_logs, get_logger
 from hyper_servicekit.metrics import MetricsServer
@@ -53,7 +54,9 @@ class Running:
 
     Enter async context managers on `stack`; they close after the server has drained.
     Set `stop` to end the service (a loop cannot go on, say), with the reason in `failure`.
-    `address` is known once the server is bound: empty inside `build`, set when `on_bound` runs.
+    A stream that has no end of its own should end when `stop` is set: draining waits for calls in
+    flight, at most `drain_grace_s`. `address` is known once the server is bound: empty inside
+    `build`, set when `on_bound` runs; it stays empty where `build` returns None.
     """
 
     service: str
@@ -73,30 +76,54 @@ Build = Callable[[Running], Awaitable[Sequence[Served] | None]]
 
 
 def run_service(service: str, settings: ServiceSettings, build: Build) -> int:
-    """Serve until a signal or `Running.stop`; returns the process's exit status."""
+    """Serve until a signal or `Running.stop`; returns the process's exit status.
+
+    What the world did wrong is one line on stderr (status 2 or 3, see `hyper.errors`); what we
+    did wrong is logged with its stack (status 1).
+    """
     instance = settings.instance or f"{socket.gethostname()}-{os.getpid()}"
     configure_logs(service, instance, form=settings.log_format, level=settings.log_level)
     try:
         return asyncio.run(_serve(service, instance, settings, build))
-    except (HyperError, OSError, ValueError) as error:
-        print(f"error: {service}: {error}", file=sys.stderr)
-        return error.exit_code if isinstance(error, HyperError) else 3
+    except Exception as error:  # the last stop of every error of this process
+        cause = _only_cause(error)
+        match cause:
+            case HyperError():
+                status = cause.exit_code
+            case OSError():
+                status = 3
+            case _:
+                log.error("service failed", exc_info=error)
+                status = 1
+        print(f"error: {service}: {cause}", file=sys.stderr)
+        return status
+
+
+def _only_cause(error: BaseException) -> BaseException:
+    """The one error inside groups of one, as task groups wrap it."""
+    while isinstance(error, BaseExceptionGroup) and len(error.exceptions) == 1:
+        error = error.exceptions[0]
+    return error
 
 
 async def _serve(service: str, instance: str, settings: ServiceSettings, build: Build) -> int:
+    if settings.ready_file is not None:
+        settings.ready_file.unlink(missing_ok=True)
     async with AsyncExitStack() as stack:
         running = Running(service, instance, stack, etcd_prefix=settings.etcd_prefix)
         serving = False
         metrics = MetricsServer(settings.metrics_listen, lambda: serving)
         metrics.start()
         stack.callback(metrics.stop)
-        running.metrics_address = metrics.address
+        running.metrics_address = dialable(metrics.address, None)
 
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, running.stop.set)
+            stack.callback(loop.remove_signal_handler, number)
 
         served = await build(running)
+        failpoints.check_armed()
         checker = None if served is None else await _start_grpc(running, settings, served)
         for hook in running.on_bound:
             await hook()
@@ -112,8 +139,7 @@ async def _serve(service: str, instance: str, settings: ServiceSettings, build: 
         log.info("draining", reason=running.failure or "asked to stop")
         if checker is not None:
             await checker.enter_graceful_shutdown()
-        for hook in running.on_drain:
-            await hook()
+        await _drain(running, settings.drain_grace_s)
     log.info("stopped")
     return 0 if running.failure is None else 1
 
@@ -126,7 +152,7 @@ async def _start_grpc(
         interceptors=[CallInterceptor()],
         maximum_concurrent_rpcs=settings.max_concurrent_rpcs,
         options=[
-            ("grpc.so_reuseport", 0),
+            ("grpc.so_reuseport", 0),  # a port in use is an error, not a second listener
             ("grpc.http2.min_ping_interval_without_data_ms", 5_000),
             ("grpc.keepalive_permit_without_calls", 1),
         ],
@@ -145,6 +171,16 @@ async def _start_grpc(
     return checker
 
 
+async def _drain(running: Running, grace_s: float) -> None:
+    """Run the drain hooks, each in bounded time; a failing one does not stop the others."""
+    for hook in running.on_drain:
+        try:
+            async with asyncio.timeout(grace_s):
+                await hook()
+        except (HyperError, OSError, TimeoutError) as error:
+            log.warning("drain hook failed", error=str(error) or type(error).__name__)
+
+
 def _bind(server: grpc.aio.Server, settings: ServiceSettings) -> str:
     """Bind the listening address; returns what others dial."""
     try:
@@ -155,7 +191,18 @@ def _bind(server: grpc.aio.Server, settings: ServiceSettings) -> str:
             "machine's; choose another `listen` (port 0 takes any free one)"
         ) from error
     host = settings.listen.rpartition(":")[0]
-    return settings.advertise or f"{host}:{port}"
+    return dialable(f"{host}:{port}", settings.advertise)
+
+
+def dialable(bound: str, advertise: str | None) -> str:
+    """The address that others dial: `advertise`, else what is bound, a wildcard by host name."""
+    host, port = split_address(bound)
+    if advertise is not None:
+        name, advertised = split_address(advertise)
+        return f"{name}:{advertised or port}"
+    if host in ("", "0.0.0.0", "::"):
+        return f"{socket.gethostname()}:{port}"
+    return bound
 
 
 def _write_ready_file(path: Path | None, running: Running) -> None:

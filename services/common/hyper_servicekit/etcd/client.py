@@ -16,6 +16,7 @@ from aetcd import rpc
 from aetcd.rpc import rpc_pb2_grpc
 
 from hyper.errors import UnavailableError
+from hyper_servicekit.config import split_address
 from hyper_servicekit.etcd.errors import CompactedError, translate
 from hyper_servicekit.etcd.lease import Lease
 from hyper_servicekit.etcd.values import (
@@ -31,7 +32,6 @@ from hyper_servicekit.etcd.values import (
     txn_result,
 )
 from hyper_servicekit.etcd.watch import list_then_watch
-from hyper_servicekit.metrics import split_address
 
 _LISTING_ATTEMPTS = 3  # a listing that compaction overtakes starts again this often
 _OPTIONS: list[tuple[str, Any]] = [

@@ -94,9 +94,3 @@ def register(app: typer.Typer) -> None:
     """Add the commands of this module."""
     app.command("align")(align)
     app.add_typer(data_app, name="data")
-
-
-def register(app: typer.Typer) -> None:
-    """Add the commands of this module."""
-    app.command("align")(align)
-    app.add_typer(data_app, name="data")

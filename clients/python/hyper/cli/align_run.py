@@ -150,10 +150,8 @@ def _summary(result: dict[str, Any]) -> str:
         f"{result['seconds']:.1f} s",
     ]
     if result.get("peak_rss_mb"):
-        lines[-1] += (
-            f", {result['cpu_seconds']:.0f} CPU s, {output.human_bytes(result['peak_rss_mb'] * 1e6)}"
-            " of memory at most, whole cluster"
-        )
+        memory = output.human_bytes(result["peak_rss_mb"] * 1e6)
+        lines[-1] += f", {result['cpu_seconds']:.0f} CPU s, {memory} of memory, whole cluster"
     if result.get("report"):
         lines.append(f"report: {result['report']}")
     return "\n".join(lines)

@@ -1,0 +1,104 @@
+"""`python -m hyper_storage`: the storage gateway."""
+
+from __future__ import annotations
+
+import sys
+import uuid
+from collections.abc import Sequence
+
+from hyper.errors import HyperError
+from hyper_servicekit.announce import announce
+from hyper_servicekit.clock import SystemClock
+from hyper_servicekit.config import load_settings
+from hyper_servicekit.etcd import Etcd
+from hyper_servicekit.failpoints import check_armed
+from hyper_servicekit.logs import get_logger
+from hyper_servicekit.objects import S3Store
+from hyper_servicekit.owned import owned
+from hyper_servicekit.server import Running, Served, run_service
+from hyper_storage.catalog import Catalog
+from hyper_storage.commit import Committer
+from hyper_storage.config import Settings
+from hyper_storage.files.fragments import Fragments
+from hyper_storage.log_servicer import LogServicer
+from hyper_storage.manifests import Manifests
+from hyper_storage.servicer import DatasetServicer, Parts
+from hyper_storage.sessions import Sessions
+from hyper_storage.task_logs import TaskLogs
+from hyper_storage.views import Views
+from hyperapi.storage.v1 import dataset_service_pb2_grpc as api_grpc
+
+SERVICE = "storage-gateway"
+log = get_logger(__name__)
+
+
+async def build(settings: Settings, running: Running) -> Sequence[Served]:
+    """Join the parts."""
+    store = await running.stack.enter_async_context(S3Store(settings.s3))
+    etcd = await running.stack.enter_async_context(
+        Etcd(settings.etcd_endpoints, timeout_s=settings.etcd_timeout_s)
+    )
+    clock = SystemClock()
+    catalog = Catalog(etcd, settings.etcd_prefix, memory_s=settings.request_memory_s)
+    sessions = Sessions(catalog, clock, _new_id, arrays_max=settings.session_arrays_max)
+    manifests = Manifests(store, cache_entries=settings.page_cache_entries)
+    fragments = Fragments(store, readers=settings.fragment_readers)
+    views = Views(catalog, sessions, manifests, fragments)
+    committer = Committer(
+        catalog, sessions, views, manifests, fragments, store, clock,
+        page_entries=settings.page_entries, attempts=settings.commit_attempts,
+    )  # fmt: skip
+    datasets = DatasetServicer(
+        Parts(
+            settings,
+            store,
+            catalog,
+            sessions,
+            views,
+            manifests,
+            fragments,
+            committer,
+            clock,
+            _new_id,
+        )
+    )
+    logs = LogServicer(
+        TaskLogs(store, clock, poll_s=settings.log_poll_s, followers=settings.log_followers)
+    )
+    await running.stack.enter_async_context(
+        owned(_sweep(sessions, clock, settings.sweep_interval_s), "session-sweep")
+    )
+    await announce(running, etcd, prefix=settings.etcd_prefix)
+    return [
+        Served(
+            "hyperapi.storage.v1.DatasetService",
+            api_grpc.add_DatasetServiceServicer_to_server,
+            datasets,
+        ),
+        Served("hyperapi.storage.v1.LogService", api_grpc.add_LogServiceServicer_to_server, logs),
+    ]
+
+
+async def _sweep(sessions: Sessions, clock: SystemClock, interval_s: float) -> None:
+    """Close unused sessions from time to time, as long as the service runs."""
+    while True:
+        await clock.sleep(interval_s)
+        try:
+            await sessions.sweep()
+        except HyperError as error:
+            log.warning("sweep of old sessions failed; tries again later", error=str(error))
+
+
+def _new_id() -> str:
+    return uuid.uuid4().hex
+
+
+def main() -> int:
+    """Read the settings and serve."""
+    settings = load_settings(Settings)
+    check_armed()
+    return run_service(SERVICE, settings, lambda running: build(settings, running))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

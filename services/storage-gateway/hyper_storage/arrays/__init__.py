@@ -1,0 +1,1 @@
+"""Arrays of a version: Zarr v3 metadata and layout."""

@@ -1,0 +1,187 @@
+"""The catalog in etcd: heads, version entries, sessions and answered requests.
+
+Every change is one transaction, and the request id that asked for it is stored in the same one, so
+that a repeat finds the first answer. Request ids and closed sessions hang on a lease shared by many
+and go when it expires.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Generic, TypeVar
+
+from hyper.errors import InvalidArgumentError, UnavailableError
+from hyper_servicekit.etcd import Compare, Etcd, KeyValue, LeaseLostError, Op
+from hyper_storage.records import (
+    Head,
+    RequestRecord,
+    SessionRecord,
+    VersionEntry,
+    decode_head,
+    decode_request,
+    decode_session,
+    decode_version,
+)
+from hyper_storage.resources import DatasetName
+
+T = TypeVar("T")
+VERSIONS_AT_ONCE = 100
+
+
+@dataclass(frozen=True, slots=True)
+class Stored(Generic[T]):
+    """A value and the revision of its last change."""
+
+    value: T
+    revision: int
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """Who asks for a change: `id` "" is never remembered."""
+
+    tenant: str
+    id: str
+    call: str
+
+
+class Catalog:
+    """Reads and changes of the catalog; `prefix` is the cluster's prefix in etcd."""
+
+    def __init__(self, etcd: Etcd, prefix: str, *, memory_s: float) -> None:
+        self._etcd = etcd
+        self._prefix = f"{prefix}/storage"
+        self._memory_s = memory_s
+        self._lease_id = 0
+        self._lease_until_s = 0.0
+        self._lease_lock = asyncio.Lock()
+
+    # Keys
+
+    def head_key(self, dataset: DatasetName) -> str:
+        """Where a dataset's head is."""
+        return f"{self._prefix}/heads/{dataset.tenant}/{dataset.dataset}"
+
+    def versions_prefix(self, dataset_id: str) -> str:
+        """Where a dataset's version entries are."""
+        return f"{self._prefix}/versions/{dataset_id}/"
+
+    def version_key(self, dataset_id: str, number: int) -> str:
+        """Where one version entry is."""
+        return f"{self.versions_prefix(dataset_id)}{number:016x}"
+
+    def session_key(self, session: str) -> str:
+        """Where a session is."""
+        return f"{self._prefix}/sessions/{session}"
+
+    def _request_key(self, request: Request) -> str:
+        return f"{self._prefix}/requests/{request.tenant}/{request.id}"
+
+    # Reads
+
+    async def head(self, dataset: DatasetName) -> Stored[Head] | None:
+        """The dataset's head, or None if there is no such dataset."""
+        found = await self._etcd.get(self.head_key(dataset))
+        return None if found is None else Stored(decode_head(found.value), found.mod_revision)
+
+    async def heads(self, tenant: str) -> list[tuple[str, Head]]:
+        """All datasets of a tenant, (short name, head), in order of name."""
+        prefix = f"{self._prefix}/heads/{tenant}/"
+        found, _ = await self._etcd.get_prefix(prefix)
+        return [(item.key.removeprefix(prefix), decode_head(item.value)) for item in found]
+
+    async def version(self, dataset_id: str, number: int) -> VersionEntry | None:
+        """One version entry."""
+        found = await self._etcd.get(self.version_key(dataset_id, number))
+        return None if found is None else decode_version(found.value)
+
+    async def versions(self, dataset_id: str, numbers: Sequence[int]) -> list[VersionEntry]:
+        """The entries of `numbers` (at most 100) that exist, in that order."""
+        gets = [Op.get(self.version_key(dataset_id, number)) for number in numbers]
+        answer = await self._etcd.transact([], gets)
+        return [decode_version(got.value) for got in answer.responses if isinstance(got, KeyValue)]
+
+    async def session(self, session: str) -> Stored[SessionRecord] | None:
+        """A session, or None."""
+        found = await self._etcd.get(self.session_key(session))
+        return None if found is None else Stored(decode_session(found.value), found.mod_revision)
+
+    async def sessions(self) -> list[Stored[SessionRecord]]:
+        """All sessions, closed ones too for as long as they are remembered."""
+        found, _ = await self._etcd.get_prefix(f"{self._prefix}/sessions/")
+        return [Stored(decode_session(item.value), item.mod_revision) for item in found]
+
+    async def answer(self, request: Request) -> Mapping[str, Any] | None:
+        """What this request was answered before, if it was."""
+        if not request.id:
+            return None
+        found = await self._etcd.get(self._request_key(request))
+        if found is None:
+            return None
+        record: RequestRecord = decode_request(found.value)
+        if record.call != request.call:
+            raise InvalidArgumentError(
+                f"request_id {request.id} was used for another call; make a new one for each",
+                field="request_id",
+            )
+        return record.answer
+
+    # Changes
+
+    async def change(
+        self,
+        compares: Sequence[Compare],
+        operations: Sequence[Op],
+        *,
+        request: Request | None = None,
+        answer: Mapping[str, Any] | None = None,
+    ) -> bool:
+        """One transaction; False if a condition did not hold or the request is answered already."""
+        conditions, changes = list(compares), list(operations)
+        if request is not None and request.id:
+            key = self._request_key(request)
+            conditions.append(Compare.missing(key))
+            record = RequestRecord(request.call, answer or {})
+            changes.append(Op.put(key, record.encode(), lease=await self.lease()))
+        try:
+            return (await self._etcd.transact(conditions, changes)).succeeded
+        except LeaseLostError as error:
+            self._lease_until_s = 0.0
+            raise UnavailableError(
+                "etcd has dropped this gateway's lease; try again", reason="ETCD_UNREACHABLE"
+            ) from error
+
+    async def put_session(
+        self,
+        before: Stored[SessionRecord],
+        after: SessionRecord,
+        *,
+        closed: bool = False,
+        request: Request | None = None,
+        answer: Mapping[str, Any] | None = None,
+    ) -> bool:
+        """Replace a session that nobody else has changed; False if someone has."""
+        key = self.session_key(after.id)
+        lease = await self.lease() if closed else 0
+        return await self.change(
+            [Compare.mod_revision(key, before.revision)],
+            [Op.put(key, after.encode(), lease=lease)],
+            request=request,
+            answer=answer,
+        )
+
+    async def delete_versions(self, dataset_id: str) -> None:
+        """Remove every version entry of a dataset that has no head any more."""
+        await self._etcd.delete_prefix(self.versions_prefix(dataset_id))
+
+    async def lease(self) -> int:
+        """The lease of what is remembered for a while: lives for one to two times `memory_s`."""
+        loop = asyncio.get_running_loop()
+        async with self._lease_lock:
+            if loop.time() >= self._lease_until_s:
+                granted_at = loop.time()
+                self._lease_id = (await self._etcd.grant(2 * self._memory_s)).id
+                self._lease_until_s = granted_at + self._memory_s
+            return self._lease_id

@@ -1,0 +1,1 @@
+"""Files of a version: manifest pages and how a commit merges into them."""

@@ -1,0 +1,77 @@
+"""One file of a manifest, and the bytes of a page of them.
+
+A page is zlib-compressed JSON in columns, so that a page of 65,536 files decodes in a tenth of a
+second and shares each object's key. It is stored under the SHA-256 of its bytes.
+"""
+
+from __future__ import annotations
+
+import json
+import zlib
+from collections.abc import Sequence
+from typing import NamedTuple
+
+FORMAT = 1
+_SHA256_BYTES = 32
+
+
+class Entry(NamedTuple):
+    """A file: a range of an immutable object. (A tuple, since pages hold 65,536 of them.)"""
+
+    path: str
+    size_bytes: int
+    object: str
+    offset: int
+    sha256: bytes
+    crc32c: int
+    modified_ns: int
+
+
+def source_of(object_key: str) -> str:
+    """The session that wrote a blob: the second part of `blobs/{session}/...`."""
+    return object_key.split("/", 2)[1]
+
+
+def sources(entries: Sequence[Entry]) -> tuple[str, ...]:
+    """The sessions whose blobs the entries lie in."""
+    return tuple(sorted({source_of(key) for key in {entry.object for entry in entries}}))
+
+
+def encode_page(entries: Sequence[Entry]) -> bytes:
+    """The bytes of a page; the same entries give the same bytes."""
+    objects = sorted({entry.object for entry in entries})
+    index = {key: number for number, key in enumerate(objects)}
+    columns = {
+        "format": FORMAT,
+        "objects": objects,
+        "path": [entry.path for entry in entries],
+        "size_bytes": [entry.size_bytes for entry in entries],
+        "object": [index[entry.object] for entry in entries],
+        "offset": [entry.offset for entry in entries],
+        "sha256": b"".join(entry.sha256 for entry in entries).hex(),
+        "crc32c": [entry.crc32c for entry in entries],
+        "modified_ns": [entry.modified_ns for entry in entries],
+    }
+    return zlib.compress(json.dumps(columns, separators=(",", ":")).encode(), 1)
+
+
+def decode_page(data: bytes) -> list[Entry]:
+    """The entries of a page, in its order."""
+    columns = json.loads(zlib.decompress(data))
+    if columns["format"] != FORMAT:
+        raise ValueError(f"manifest page of format {columns['format']}; this gateway is too old")
+    objects = columns["objects"]
+    digests = bytes.fromhex(columns["sha256"])
+    return [
+        Entry(path, size, objects[number], offset, digests[at : at + _SHA256_BYTES], crc, modified)
+        for path, size, number, offset, at, crc, modified in zip(
+            columns["path"],
+            columns["size_bytes"],
+            columns["object"],
+            columns["offset"],
+            range(0, len(digests), _SHA256_BYTES),
+            columns["crc32c"],
+            columns["modified_ns"],
+            strict=True,
+        )
+    ]

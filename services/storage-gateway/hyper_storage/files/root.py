@@ -1,0 +1,100 @@
+"""The root manifest: everything a version holds, named by one hash.
+
+It lists the pages of files in order of path, and the arrays with the hash of each one's record.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+FORMAT = 1
+
+
+@dataclass(frozen=True, slots=True)
+class PageRef:
+    """One page of files.
+
+    Args:
+        digest: SHA-256 of the page's bytes, in hex; the page's key.
+        first: path of its first file.
+        last: path of its last file.
+        count: number of files.
+        file_bytes: their sizes' sum.
+        sources: the sessions whose blobs its files lie in.
+    """
+
+    digest: str
+    first: str
+    last: str
+    count: int
+    file_bytes: int
+    sources: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class ArrayRef:
+    """One array: where its objects are, and the hash of its record."""
+
+    prefix: str
+    record: str
+
+
+@dataclass(frozen=True, slots=True)
+class Root:
+    """What one version holds."""
+
+    pages: tuple[PageRef, ...] = ()
+    arrays: Mapping[str, ArrayRef] = field(default_factory=dict)
+
+    @property
+    def files(self) -> int:
+        """How many files."""
+        return sum(page.count for page in self.pages)
+
+    @property
+    def file_bytes(self) -> int:
+        """Their sizes' sum."""
+        return sum(page.file_bytes for page in self.pages)
+
+    @property
+    def sources(self) -> frozenset[str]:
+        """The sessions whose blobs the files lie in."""
+        return frozenset(source for page in self.pages for source in page.sources)
+
+    @property
+    def prefixes(self) -> frozenset[str]:
+        """Key prefixes of the arrays."""
+        return frozenset(ref.prefix for ref in self.arrays.values())
+
+
+EMPTY = Root()
+
+
+def encode_root(root: Root) -> bytes:
+    """The root's bytes; the same root gives the same bytes."""
+    document = {
+        "format": FORMAT,
+        "pages": [
+            [page.digest, page.first, page.last, page.count, page.file_bytes, page.sources]
+            for page in root.pages
+        ],
+        "arrays": {name: [ref.prefix, ref.record] for name, ref in sorted(root.arrays.items())},
+    }
+    return json.dumps(document, separators=(",", ":")).encode()
+
+
+def decode_root(data: bytes) -> Root:
+    """The root of these bytes."""
+    document = json.loads(data)
+    if document["format"] != FORMAT:
+        raise ValueError(f"root manifest of format {document['format']}; this gateway is too old")
+    pages = tuple(
+        PageRef(digest, first, last, count, size, tuple(origin))
+        for digest, first, last, count, size, origin in document["pages"]
+    )
+    arrays = {
+        name: ArrayRef(prefix, record) for name, (prefix, record) in document["arrays"].items()
+    }
+    return Root(pages, arrays)

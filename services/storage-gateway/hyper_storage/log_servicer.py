@@ -1,0 +1,68 @@
+"""LogService: proto in, proto out."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from typing import Any
+
+import grpc.aio
+
+from hyper.errors import InvalidArgumentError
+from hyper_storage.resources import parse_task
+from hyper_storage.task_logs import Attempt, TaskLogs
+from hyperapi.storage.v1 import dataset_service_pb2 as api
+from hyperapi.storage.v1 import dataset_service_pb2_grpc as api_grpc
+
+_MAX = 2**62
+
+Context = grpc.aio.ServicerContext[Any, Any]
+
+
+class LogServicer(api_grpc.LogServiceServicer):
+    """Serves the logs of tasks."""
+
+    def __init__(self, logs: TaskLogs) -> None:
+        self._logs = logs
+
+    async def AppendLog(  # noqa: N802  (the RPC's name)
+        self, request: api.AppendLogRequest, context: Context
+    ) -> api.AppendLogResponse:
+        """Store one part."""
+        task = parse_task(request.task)
+        attempt = _attempt(request.epoch, request.number)
+        offset = _bounded(request.offset, "offset")
+        if attempt is None:
+            raise InvalidArgumentError("epoch and number name the attempt", field="epoch")
+        await self._logs.append(task, attempt, offset, request.data, last=request.last)
+        return api.AppendLogResponse()
+
+    async def ReadLog(  # noqa: N802
+        self, request: api.ReadLogRequest, context: Context
+    ) -> AsyncIterator[api.ReadLogResponse]:
+        """Stream a log."""
+        task = parse_task(request.task)
+        parts = self._logs.read(
+            task,
+            _attempt(request.epoch, request.number),
+            _bounded(request.offset, "offset"),
+            follow=request.follow,
+        )
+        async for part in parts:
+            yield api.ReadLogResponse(
+                data=part.data,
+                offset=part.offset,
+                epoch=part.attempt.epoch,
+                number=part.attempt.number,
+            )
+
+
+def _attempt(epoch: int, number: int) -> Attempt | None:
+    if epoch == 0 and number == 0:
+        return None
+    return Attempt(_bounded(epoch, "epoch"), _bounded(number, "number", 10**10))
+
+
+def _bounded(value: int, field: str, limit: int = _MAX) -> int:
+    if not 0 <= value < limit:
+        raise InvalidArgumentError(f"{field} must be 0 or more and below {limit}", field=field)
+    return value

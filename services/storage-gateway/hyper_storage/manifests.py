@@ -1,0 +1,118 @@
+"""Manifests in the bucket: immutable, under the SHA-256 of their bytes, cached.
+
+Three kinds share the space `manifests/`: roots, pages of files, and records of arrays (an array's
+record is its `zarr.json`).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+from collections import OrderedDict
+from collections.abc import Sequence
+from typing import TypeVar
+
+from hyper.errors import DataLossError
+from hyper_servicekit.objects import ObjectStore
+from hyper_storage.files.entries import Entry, decode_page, encode_page, sources
+from hyper_storage.files.root import EMPTY, PageRef, Root, decode_root, encode_root
+
+V = TypeVar("V")
+_ROOTS_KEPT = 256
+_RECORDS_KEPT = 4096
+
+
+class Manifests:
+    """Reads and writes manifests.
+
+    Args:
+        store: the bucket.
+        cache_entries: file entries of pages kept in memory, over all pages.
+    """
+
+    def __init__(self, store: ObjectStore, *, cache_entries: int) -> None:
+        self._store = store
+        self._cache_entries = cache_entries
+        self._roots: OrderedDict[str, Root] = OrderedDict()
+        self._records: OrderedDict[str, bytes] = OrderedDict()
+        self._pages: OrderedDict[str, list[Entry]] = OrderedDict()
+        self._cached_entries = 0
+
+    async def root(self, digest: str) -> Root:
+        """The root of this hash; "" is the empty one."""
+        if not digest:
+            return EMPTY
+        known = self._roots.get(digest)
+        if known is None:
+            known = decode_root(await self._get(digest))
+            _remember(self._roots, digest, known, _ROOTS_KEPT)
+        return known
+
+    async def record(self, digest: str) -> bytes:
+        """The record of an array."""
+        known = self._records.get(digest)
+        if known is None:
+            known = await self._get(digest)
+            _remember(self._records, digest, known, _RECORDS_KEPT)
+        return known
+
+    async def page(self, page: PageRef) -> list[Entry]:
+        """The entries of a page, in order of path; not to be changed."""
+        known = self._pages.get(page.digest)
+        if known is not None:
+            self._pages.move_to_end(page.digest)
+            return known
+        data = await self._get(page.digest)
+        entries = await asyncio.to_thread(decode_page, data)
+        if page.digest not in self._pages:
+            self._pages[page.digest] = entries
+            self._cached_entries += len(entries)
+            while self._cached_entries > self._cache_entries and self._pages:
+                _, dropped = self._pages.popitem(last=False)
+                self._cached_entries -= len(dropped)
+        return entries
+
+    async def put_root(self, root: Root) -> str:
+        """Store a root; returns its hash."""
+        digest = await self._put(encode_root(root))
+        _remember(self._roots, digest, root, _ROOTS_KEPT)
+        return digest
+
+    async def put_record(self, record: bytes) -> str:
+        """Store an array's record; returns its hash."""
+        return await self._put(record)
+
+    async def put_page(self, entries: Sequence[Entry]) -> PageRef:
+        """Store a page of files, which are in order of path."""
+        data = await asyncio.to_thread(encode_page, entries)
+        return PageRef(
+            digest=await self._put(data),
+            first=entries[0].path,
+            last=entries[-1].path,
+            count=len(entries),
+            file_bytes=sum(entry.size_bytes for entry in entries),
+            sources=sources(entries),
+        )
+
+    async def _get(self, digest: str) -> bytes:
+        key = f"manifests/{digest}"
+        for _ in range(2):
+            data = await self._store.get(key)
+            if hashlib.sha256(data).hexdigest() == digest:
+                return data
+        raise DataLossError(
+            f"manifest {digest} in the bucket does not match its hash; restore it from a backup",
+            metadata={"object": key},
+        )
+
+    async def _put(self, data: bytes) -> str:
+        digest = hashlib.sha256(data).hexdigest()
+        await self._store.put(f"manifests/{digest}", data)
+        return digest
+
+
+def _remember(cache: OrderedDict[str, V], key: str, value: V, limit: int) -> None:
+    cache[key] = value
+    cache.move_to_end(key)
+    while len(cache) > limit:
+        cache.popitem(last=False)

@@ -1,0 +1,356 @@
+"""DatasetService: proto in, proto out."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any
+
+import google_crc32c
+import grpc.aio
+from google.protobuf.duration_pb2 import Duration
+
+from hyper.errors import ConflictError, InvalidArgumentError
+from hyper_servicekit.clock import Clock
+from hyper_servicekit.etcd import Compare, Op
+from hyper_servicekit.objects import ObjectStore
+from hyper_storage import convert
+from hyper_storage.access import Writable, array_prefix
+from hyper_storage.arrays.spec import zarr_json
+from hyper_storage.catalog import VERSIONS_AT_ONCE, Catalog, Request
+from hyper_storage.commit import Committer
+from hyper_storage.config import Settings
+from hyper_storage.files.fragments import Fragments
+from hyper_storage.files.root import ArrayRef
+from hyper_storage.manifests import Manifests
+from hyper_storage.resources import (
+    ArrayName,
+    DatasetName,
+    SessionName,
+    check_array,
+    parse_array,
+    parse_dataset,
+    parse_parent,
+    parse_session,
+    parse_tenant,
+    parse_version,
+)
+from hyper_storage.sessions import NANO, Sessions, ttl_of
+from hyper_storage.views import Views
+from hyperapi.storage.v1 import dataset_pb2
+from hyperapi.storage.v1 import dataset_service_pb2 as api
+from hyperapi.storage.v1 import dataset_service_pb2_grpc as api_grpc
+
+_LIST_BYTES = 2 * 2**20  # of an answer; gRPC's default limit is 4 MiB
+_DELETE_ATTEMPTS = 10
+_READ_AHEAD_BYTES = 4 * 2**20
+_STREAM_BYTES = 2**20
+
+Context = grpc.aio.ServicerContext[Any, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """What the servicer is made of."""
+
+    settings: Settings
+    store: ObjectStore
+    catalog: Catalog
+    sessions: Sessions
+    views: Views
+    manifests: Manifests
+    fragments: Fragments
+    committer: Committer
+    clock: Clock
+    new_id: Callable[[], str]
+
+
+class DatasetServicer(api_grpc.DatasetServiceServicer):
+    """Serves datasets."""
+
+    def __init__(self, parts: Parts) -> None:
+        self._parts = parts
+        s3 = parts.settings.s3
+        prefix = f"/{s3.prefix.strip('/')}" if s3.prefix.strip("/") else ""
+        self._base_url = f"s3://{s3.bucket}{prefix}"
+
+    # Datasets and versions
+
+    async def GetDataset(  # noqa: N802  (the RPC's name; so below)
+        self, request: api.GetDatasetRequest, context: Context
+    ) -> api.GetDatasetResponse:
+        """One dataset."""
+        name = parse_dataset(request.name)
+        head = await self._parts.views.head(name)
+        return api.GetDatasetResponse(dataset=convert.dataset_to_proto(name, head))
+
+    async def ListDatasets(  # noqa: N802
+        self, request: api.ListDatasetsRequest, context: Context
+    ) -> api.ListDatasetsResponse:
+        """A tenant's datasets, in order of name."""
+        tenant = parse_tenant(request.parent)
+        size = convert.page_size_of(request.page_size, 100, 1000)
+        after = convert.token_text(request.page_token)
+        heads = [(n, h) for n, h in await self._parts.catalog.heads(tenant) if n > after]
+        response = api.ListDatasetsResponse(
+            datasets=[
+                convert.dataset_to_proto(DatasetName(tenant, name), head)
+                for name, head in heads[:size]
+            ]
+        )
+        if len(heads) > size:
+            response.next_page_token = convert.token_of(heads[size - 1][0])
+        return response
+
+    async def DeleteDataset(  # noqa: N802
+        self, request: api.DeleteDatasetRequest, context: Context
+    ) -> api.DeleteDatasetResponse:
+        """Remove a dataset's name and versions."""
+        name = parse_dataset(request.name)
+        asked = convert.request_of(name.tenant, request.request_id, f"DeleteDataset {name}")
+        catalog = self._parts.catalog
+        for _ in range(_DELETE_ATTEMPTS):
+            answer = await catalog.answer(asked)
+            if answer is not None:
+                await catalog.delete_versions(answer["dataset_id"])
+                return api.DeleteDatasetResponse()
+            await self._parts.views.head(name)
+            found = await catalog.head(name)
+            if found is None:
+                continue
+            key = catalog.head_key(name)
+            done = await catalog.change(
+                [Compare.mod_revision(key, found.revision)],
+                [Op.delete(key)],
+                request=asked,
+                answer={"dataset_id": found.value.id},
+            )
+            if done:
+                await catalog.delete_versions(found.value.id)
+                return api.DeleteDatasetResponse()
+        raise ConflictError(f"{name} is being changed by too many at once; try again")
+
+    async def GetVersion(  # noqa: N802
+        self, request: api.GetVersionRequest, context: Context
+    ) -> api.GetVersionResponse:
+        """One version."""
+        name = parse_version(request.name)
+        entry = await self._parts.views.version(name)
+        return api.GetVersionResponse(version=convert.version_to_proto(name.dataset, entry))
+
+    async def ListVersions(  # noqa: N802
+        self, request: api.ListVersionsRequest, context: Context
+    ) -> api.ListVersionsResponse:
+        """A dataset's versions, newest first."""
+        name = parse_dataset(request.parent)
+        size = convert.page_size_of(request.page_size, VERSIONS_AT_ONCE, VERSIONS_AT_ONCE)
+        head = await self._parts.views.head(name)
+        before = convert.token_number(request.page_token)
+        newest = min(head.number, before - 1) if before else head.number
+        numbers = range(newest, max(newest - size, 0), -1)
+        entries = await self._parts.catalog.versions(head.id, numbers) if numbers else []
+        response = api.ListVersionsResponse(
+            versions=[convert.version_to_proto(name, entry) for entry in entries]
+        )
+        if numbers and numbers[-1] > 1:
+            response.next_page_token = convert.token_of(str(numbers[-1]))
+        return response
+
+    # Sessions
+
+    async def CreateSession(  # noqa: N802
+        self, request: api.CreateSessionRequest, context: Context
+    ) -> api.CreateSessionResponse:
+        """Start a session."""
+        name = parse_dataset(request.parent)
+        settings = self._parts.settings
+        asked_s = request.ttl.ToNanoseconds() / NANO if request.HasField("ttl") else 0
+        ttl_s = ttl_of(asked_s, settings.session_ttl_s, settings.session_ttl_max_s)
+        asked = convert.request_of(name.tenant, request.request_id, f"CreateSession {name}")
+        record = await self._parts.sessions.create(name, ttl_s, asked)
+        return api.CreateSessionResponse(session=convert.session_to_proto(record))
+
+    async def GetSession(  # noqa: N802
+        self, request: api.GetSessionRequest, context: Context
+    ) -> api.GetSessionResponse:
+        """One session."""
+        record = await self._parts.sessions.get(parse_session(request.name))
+        return api.GetSessionResponse(session=convert.session_to_proto(record))
+
+    async def CommitSession(  # noqa: N802
+        self, request: api.CommitSessionRequest, context: Context
+    ) -> api.CommitSessionResponse:
+        """Make a session's changes a version."""
+        name = parse_session(request.name)
+        asked = convert.request_of(name.dataset.tenant, request.request_id, f"CommitSession {name}")
+        message = convert.message_of(request.message)
+        entry = await self._parts.committer.commit(name, message, asked)
+        return api.CommitSessionResponse(version=convert.version_to_proto(name.dataset, entry))
+
+    async def AbortSession(  # noqa: N802
+        self, request: api.AbortSessionRequest, context: Context
+    ) -> api.AbortSessionResponse:
+        """Drop a session's changes."""
+        name = parse_session(request.name)
+        asked = convert.request_of(name.dataset.tenant, request.request_id, f"AbortSession {name}")
+        await self._parts.sessions.abort(name, asked)
+        return api.AbortSessionResponse()
+
+    # Files
+
+    async def AddFiles(  # noqa: N802
+        self, request: api.AddFilesRequest, context: Context
+    ) -> api.AddFilesResponse:
+        """Record uploaded files in a session."""
+        name = parse_session(request.session)
+        parts = self._parts
+        now_ns = int(parts.clock.now() * NANO)
+        unique = convert.unique_of(request.request_id)
+        record = await parts.sessions.writable(name)
+        entries = convert.entries_of(request.files, Writable(record.id, {}), now_ns)
+        await parts.fragments.add(record.id, entries, now_ns=now_ns, unique=unique)
+        # A commit seals before it looks: still open now means that it will see this fragment.
+        await parts.sessions.check_open(name)
+        return api.AddFilesResponse()
+
+    async def ListFiles(  # noqa: N802
+        self, request: api.ListFilesRequest, context: Context
+    ) -> api.ListFilesResponse:
+        """Files in order of path."""
+        size = convert.page_size_of(request.page_size, 1000, 4096)
+        prefix = convert.prefix_of(request.prefix)
+        after = convert.token_text(request.page_token)
+        view = await self._parts.views.open(parse_parent(request.parent))
+        response = api.ListFilesResponse()
+        length = 0
+        async for entry in self._parts.views.files(view, prefix=prefix, after=after):
+            if len(response.files) >= size or length > _LIST_BYTES:
+                response.next_page_token = convert.token_of(response.files[-1].path)
+                break
+            file = convert.file_to_proto(entry)
+            length += file.ByteSize()
+            response.files.append(file)
+        return response
+
+    # Arrays
+
+    async def CreateArray(  # noqa: N802
+        self, request: api.CreateArrayRequest, context: Context
+    ) -> api.CreateArrayResponse:
+        """Make an array in a session."""
+        session = parse_session(request.session)
+        name = ArrayName(session, check_array(request.array))
+        zarr = zarr_json(convert.spec_of(request))
+        parts = self._parts
+        view = await parts.views.open(session)
+        await parts.sessions.writable(session)
+        array_id, record = await parts.sessions.make_array(
+            session,
+            name.array,
+            (parts.new_id(), await parts.manifests.put_record(zarr)),
+            in_base=name.array in view.root.arrays,
+            request=self._asked(session, request.request_id, f"CreateArray {name}"),
+        )
+        ref = ArrayRef(array_prefix(array_id), record)
+        return api.CreateArrayResponse(array=await self._array(name, ref))
+
+    async def GetArray(  # noqa: N802
+        self, request: api.GetArrayRequest, context: Context
+    ) -> api.GetArrayResponse:
+        """One array."""
+        name = parse_array(request.name)
+        view = await self._parts.views.open(name.parent)
+        exact = ArrayName(view.name, name.array)
+        return api.GetArrayResponse(array=await self._array(exact, view.array(name.array)))
+
+    async def ListArrays(  # noqa: N802
+        self, request: api.ListArraysRequest, context: Context
+    ) -> api.ListArraysResponse:
+        """All arrays, in order of name."""
+        view = await self._parts.views.open(parse_parent(request.parent))
+        return api.ListArraysResponse(
+            arrays=[
+                await self._array(ArrayName(view.name, name), ref)
+                for name, ref in sorted(view.arrays.items())
+            ]
+        )
+
+    async def DeleteArray(  # noqa: N802
+        self, request: api.DeleteArrayRequest, context: Context
+    ) -> api.DeleteArrayResponse:
+        """Remove an array from a session."""
+        name = parse_array(request.name)
+        if not isinstance(name.parent, SessionName):
+            raise InvalidArgumentError(
+                "a version never changes; delete the array in a session and commit it", field="name"
+            )
+        view = await self._parts.views.open(name.parent)
+        await self._parts.sessions.drop_array(
+            name.parent,
+            name.array,
+            in_base=name.array in view.root.arrays,
+            request=self._asked(name.parent, request.request_id, f"DeleteArray {name}"),
+        )
+        return api.DeleteArrayResponse()
+
+    # Bytes
+
+    async def SignUrls(  # noqa: N802
+        self, request: api.SignUrlsRequest, context: Context
+    ) -> api.SignUrlsResponse:
+        """URLs for objects of a version or session."""
+        parent = parse_parent(request.parent)
+        method = convert.method_of(request.method)
+        if len(request.objects) > convert.MAX_OBJECTS_A_CALL:
+            raise InvalidArgumentError(
+                f"a call signs at most {convert.MAX_OBJECTS_A_CALL} objects", field="objects"
+            )
+        parts = self._parts
+        if method == "PUT":
+            if not isinstance(parent, SessionName):
+                raise InvalidArgumentError(
+                    "a version never changes; write through a session", field="parent"
+                )
+            record = await parts.sessions.writable(parent)
+            writable = Writable(record.id, await parts.views.own_grids(record))
+            for key in request.objects:
+                writable.check(key)
+        else:
+            readable = (await parts.views.open(parent)).readable
+            for key in request.objects:
+                readable.check(key)
+        lifetime_s = parts.settings.sign_lifetime_s
+        lifetime = Duration()
+        lifetime.FromTimedelta(timedelta(seconds=lifetime_s))
+        urls = [parts.store.sign(key, method, lifetime_s) for key in request.objects]
+        return api.SignUrlsResponse(urls=urls, lifetime=lifetime)
+
+    async def ReadObject(  # noqa: N802
+        self, request: api.ReadObjectRequest, context: Context
+    ) -> AsyncIterator[api.ReadObjectResponse]:
+        """Stream an object's bytes."""
+        if request.offset < 0 or request.size_bytes < 0:
+            raise InvalidArgumentError("offset and size cannot be negative", field="offset")
+        view = await self._parts.views.open(parse_parent(request.parent))
+        view.readable.check(request.object)
+        offset = request.offset
+        end = offset + request.size_bytes if request.size_bytes else None
+        while end is None or offset < end:
+            wanted = _READ_AHEAD_BYTES if end is None else min(_READ_AHEAD_BYTES, end - offset)
+            window = await self._parts.store.get(request.object, offset, offset + wanted)
+            for at in range(0, len(window), _STREAM_BYTES):
+                data = window[at : at + _STREAM_BYTES]
+                yield api.ReadObjectResponse(
+                    data=data, offset=offset + at, crc32c=google_crc32c.value(data)
+                )
+            offset += len(window)
+            if len(window) < wanted:
+                return
+
+    async def _array(self, name: ArrayName, ref: ArrayRef) -> dataset_pb2.Array:
+        zarr = await self._parts.views.zarr(ref)
+        return convert.array_to_proto(name, ref, zarr, self._base_url)
+
+    def _asked(self, session: SessionName, request_id: str, call: str) -> Request:
+        return convert.request_of(session.dataset.tenant, request_id, call)

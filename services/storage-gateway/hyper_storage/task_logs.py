@@ -1,0 +1,126 @@
+"""Logs of tasks: parts as objects, so that any replica takes and serves them.
+
+logs/{task}/{epoch}-{number}/{offset}   one part; numbers padded, so that keys sort
+logs/{task}/{epoch}-{number}/end        the log is complete; holds its size
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+
+from hyper.errors import InvalidArgumentError, NotFoundError, ResourceExhaustedError
+from hyper_servicekit.clock import Clock
+from hyper_servicekit.objects import ObjectStore
+
+MAX_PART_BYTES = 2**20
+_END = "end"
+
+
+@dataclass(frozen=True, slots=True)
+class Attempt:
+    """One try at a task."""
+
+    epoch: int
+    number: int
+
+    def prefix(self, task: str) -> str:
+        """Where its parts are."""
+        return f"logs/{task}/{self.epoch:020d}-{self.number:010d}/"
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """Bytes of a log from `offset` on."""
+
+    attempt: Attempt
+    offset: int
+    data: bytes
+
+
+class TaskLogs:
+    """Appends to logs and reads them.
+
+    Args:
+        store: the bucket.
+        clock: for the pauses of a follower.
+        poll_s: between looks at a growing log.
+        followers: how many may follow at once.
+    """
+
+    def __init__(self, store: ObjectStore, clock: Clock, *, poll_s: float, followers: int) -> None:
+        self._store = store
+        self._clock = clock
+        self._poll_s = poll_s
+        self._followers = followers
+        self._following = 0
+
+    async def append(
+        self, task: str, attempt: Attempt, offset: int, data: bytes, *, last: bool
+    ) -> None:
+        """Store one part. The same offset again changes nothing."""
+        if len(data) > MAX_PART_BYTES:
+            raise InvalidArgumentError("a part of a log has at most 1 MiB", field="data")
+        prefix = attempt.prefix(task)
+        key = f"{prefix}{offset:020d}"
+        if data and await self._store.head(key) is None:
+            await self._store.put(key, data)
+        if last:
+            await self._store.put(prefix + _END, str(offset + len(data)).encode())
+
+    async def read(
+        self, task: str, attempt: Attempt | None, offset: int, *, follow: bool
+    ) -> AsyncIterator[Part]:
+        """The log from `offset` on; with `follow` until it is complete."""
+        if follow:
+            if self._following >= self._followers:
+                raise ResourceExhaustedError(
+                    f"{self._followers} logs are followed already; try again later", retry_after_s=5
+                )
+            self._following += 1
+        try:
+            chosen = attempt or await self._newest(task, wait=follow)
+            async for part in self._parts(task, chosen, offset, follow):
+                yield part
+        finally:
+            self._following -= follow
+
+    async def _parts(
+        self, task: str, attempt: Attempt, offset: int, follow: bool
+    ) -> AsyncIterator[Part]:
+        prefix = attempt.prefix(task)
+        while True:
+            found = [(info.key, info.size) async for info in self._store.list(prefix)]
+            complete = any(key == prefix + _END for key, _ in found)
+            for key, size in found:
+                start_text = key.removeprefix(prefix)
+                if not start_text.isdecimal():
+                    continue
+                start = int(start_text)
+                if start > offset and not complete:
+                    break  # the part before it is still on its way
+                if start + size <= offset:
+                    continue
+                data = await self._store.get(key)
+                skipped = max(0, offset - start)
+                yield Part(attempt, start + skipped, data[skipped:])
+                offset = start + size
+            if complete or not follow:
+                return
+            await self._clock.sleep(self._poll_s)
+
+    async def _newest(self, task: str, *, wait: bool) -> Attempt:
+        prefix = f"logs/{task}/"
+        while True:
+            attempts = {
+                info.key.removeprefix(prefix).partition("/")[0]
+                async for info in self._store.list(prefix)
+            }
+            if attempts:
+                epoch, _, number = max(attempts).partition("-")
+                return Attempt(int(epoch), int(number))
+            if not wait:
+                raise NotFoundError(
+                    f"{task} has no log: it has not started, or has printed nothing yet"
+                )
+            await self._clock.sleep(self._poll_s)

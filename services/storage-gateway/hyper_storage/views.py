@@ -1,0 +1,186 @@
+"""What a version or a session shows: the same questions, the same answers' shape."""
+
+from __future__ import annotations
+
+import asyncio
+import heapq
+import itertools
+import json
+from bisect import bisect_left, bisect_right
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+from hyper.errors import FailedPreconditionError, NotFoundError
+from hyper_storage.access import Readable, array_prefix
+from hyper_storage.catalog import Catalog
+from hyper_storage.files.entries import Entry
+from hyper_storage.files.fragments import Fragments
+from hyper_storage.files.merge import page_of
+from hyper_storage.files.root import ArrayRef, Root
+from hyper_storage.manifests import Manifests
+from hyper_storage.records import Head, SessionRecord, VersionEntry
+from hyper_storage.resources import DatasetName, Parent, SessionName, VersionName
+from hyper_storage.sessions import Sessions
+
+_RECORDS_AT_ONCE = 16
+
+
+@dataclass(frozen=True, slots=True)
+class View:
+    """A version, or a session on top of its base.
+
+    Args:
+        name: its resource name; a version's has its number.
+        root: of the version, or of the session's base.
+        session: None for a version.
+        entry: None for a session.
+    """
+
+    name: Parent
+    root: Root
+    session: SessionRecord | None = None
+    entry: VersionEntry | None = None
+
+    @property
+    def arrays(self) -> dict[str, ArrayRef]:
+        """Every array, by name."""
+        merged = dict(self.root.arrays)
+        for name, made in (self.session.arrays if self.session else {}).items():
+            if made is None:
+                merged.pop(name, None)
+            else:
+                merged[name] = ArrayRef(array_prefix(made[0]), made[1])
+        return merged
+
+    @property
+    def readable(self) -> Readable:
+        """Which objects can be read through it."""
+        sources = set(self.root.sources)
+        if self.session is not None:
+            sources.add(self.session.id)
+        return Readable(sources, {ref.prefix for ref in self.arrays.values()})
+
+    def array(self, name: str) -> ArrayRef:
+        """One array."""
+        found = self.arrays.get(name)
+        if found is None:
+            raise NotFoundError(
+                f"{self.name} has no array {name!r}; see `hyper ls`", metadata={"array": name}
+            )
+        return found
+
+
+class Views:
+    """Opens views."""
+
+    def __init__(
+        self, catalog: Catalog, sessions: Sessions, manifests: Manifests, fragments: Fragments
+    ) -> None:
+        self._catalog = catalog
+        self._sessions = sessions
+        self._manifests = manifests
+        self._fragments = fragments
+
+    async def head(self, dataset: DatasetName) -> Head:
+        """The dataset's head."""
+        found = await self._catalog.head(dataset)
+        if found is None:
+            raise NotFoundError(
+                f"no dataset {dataset.tenant}/{dataset.dataset}; see `hyper ls {dataset.tenant}`",
+                metadata={"dataset": str(dataset)},
+            )
+        return found.value
+
+    async def version(self, name: VersionName) -> VersionEntry:
+        """A version's entry."""
+        head = await self.head(name.dataset)
+        label = f"{name.dataset.tenant}/{name.dataset.dataset}"
+        if name.number is None and head.number == 0:
+            raise FailedPreconditionError(
+                f"{label} has no committed version yet; commit a session first",
+                reason="EMPTY_DATASET",
+            )
+        number = name.number or head.number
+        entry = await self._catalog.version(head.id, number) if number <= head.number else None
+        if entry is None:
+            raise NotFoundError(f"{label} has no version {number}; see `hyper versions {label}`")
+        return entry
+
+    async def open(self, name: Parent) -> View:
+        """What `name` shows now."""
+        if isinstance(name, SessionName):
+            record = await self._sessions.readable(name)
+            return View(name, await self._manifests.root(record.base_root), session=record)
+        entry = await self.version(name)
+        exact = VersionName(name.dataset, entry.number)
+        return View(exact, await self._manifests.root(entry.root), entry=entry)
+
+    async def zarr(self, ref: ArrayRef) -> bytes:
+        """The `zarr.json` of an array."""
+        return await self._manifests.record(ref.record)
+
+    async def grid(self, ref: ArrayRef) -> tuple[int, ...]:
+        """Shards along each axis of an array."""
+        document = json.loads(await self.zarr(ref))
+        shards: Sequence[int] = document["chunk_grid"]["configuration"]["chunk_shape"]
+        return tuple(-(-n // s) for n, s in zip(document["shape"], shards, strict=True))
+
+    async def own_grids(self, record: SessionRecord) -> dict[str, tuple[int, ...]]:
+        """Shards along each axis of the arrays that a session made, by prefix."""
+        refs = [ArrayRef(array_prefix(made[0]), made[1]) for made in record.arrays.values() if made]
+        slots = asyncio.Semaphore(_RECORDS_AT_ONCE)
+
+        async def one(ref: ArrayRef) -> tuple[int, ...]:
+            async with slots:
+                return await self.grid(ref)
+
+        grids = await asyncio.gather(*map(one, refs))
+        return {ref.prefix: grid for ref, grid in zip(refs, grids, strict=True)}
+
+    async def files(self, view: View, *, prefix: str, after: str) -> AsyncIterator[Entry]:
+        """The files under `prefix` whose paths come after `after`, in order of path."""
+        overlay = await self._fragments.overlay(view.session.id) if view.session else []
+        own = list(_under(overlay, prefix, after))
+        replaced = {entry.path for entry in own}
+        start = 0
+        for page in view.root.pages:
+            if page.last <= after or page.last < prefix:
+                continue
+            if page.first > prefix and not page.first.startswith(prefix):
+                break
+            base = _under(await self._manifests.page(page), prefix, after)
+            stop = bisect_right(own, page.last, start, key=lambda entry: entry.path)
+            kept = (entry for entry in base if entry.path not in replaced)
+            for entry in heapq.merge(kept, own[start:stop], key=lambda entry: entry.path):
+                yield entry
+            start = stop
+        for entry in own[start:]:
+            yield entry
+
+    async def find_files(self, root: Root, paths: Sequence[str]) -> Mapping[str, Entry]:
+        """Those of `paths` that a root has."""
+        wanted: dict[str, set[str]] = {}
+        pages = {}
+        for path in paths:
+            page = page_of(root.pages, path)
+            if page is not None:
+                wanted.setdefault(page.digest, set()).add(path)
+                pages[page.digest] = page
+        found: dict[str, Entry] = {}
+        for digest, on_page in wanted.items():
+            for entry in await self._manifests.page(pages[digest]):
+                if entry.path in on_page:
+                    found[entry.path] = entry
+        return found
+
+
+def _under(entries: Sequence[Entry], prefix: str, after: str) -> Iterator[Entry]:
+    """Those of the sorted `entries` under `prefix` that come after the path `after`."""
+    first = max(
+        bisect_left(entries, prefix, key=lambda entry: entry.path),
+        bisect_right(entries, after, key=lambda entry: entry.path),
+    )
+    for entry in itertools.islice(entries, first, None):
+        if not entry.path.startswith(prefix):
+            return
+        yield entry

@@ -10,10 +10,10 @@ import json
 from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Protocol
 
-from hyper.errors import UnavailableError
-from hyper_servicekit.etcd import Etcd, KeyValue, Lease, LeaseLostError
+from hyper.errors import HyperError
+from hyper_servicekit.etcd import Etcd, KeyValue
 from hyper_servicekit.logs import get_logger
 from hyper_servicekit.owned import owned
 
@@ -87,36 +87,36 @@ class _Announcement:
         self._own = AsyncExitStack()
 
     async def begin(self) -> None:
-        """Register, and stay registered."""
+        """Register, and stay registered; raises if the first attempt fails."""
         await self._running.stack.enter_async_context(self._own)
-        lease = await self._register()
-        await self._own.enter_async_context(owned(self._stay(lease), "announce"))
+        first = asyncio.get_running_loop().create_future()
+        await self._own.enter_async_context(owned(self._stay(first), "announce"))
+        await first
         log.info("announced", key=self._key, address=self._running.address)
 
     async def withdraw(self) -> None:
         """Take the key back."""
         await self._own.aclose()
 
-    async def _register(self) -> Lease:
-        facts: dict[str, Any] = {
+    async def _stay(self, first: asyncio.Future[None]) -> None:
+        facts = {
             "address": self._running.address,
             "metrics_address": self._running.metrics_address,
         }
-        lease = await self._etcd.grant(self._ttl_s)
-        await self._etcd.put(self._key, json.dumps(facts).encode(), lease=lease.id)
-        return lease
-
-    async def _stay(self, lease: Lease) -> None:
-        while True:
-            async with lease.keep():
-                await lease.lost.wait()
-            log.warning("announcement lost, announces again", key=self._key)
-            lease = await self._register_again()
-
-    async def _register_again(self) -> Lease:
         while True:
             try:
-                return await self._register()
-            except (UnavailableError, LeaseLostError) as error:
+                lease = await self._etcd.grant(self._ttl_s)
+                async with lease.keep():  # around the put: whatever ends it, the key goes, too
+                    await self._etcd.put(self._key, json.dumps(facts).encode(), lease=lease.id)
+                    if not first.done():
+                        first.set_result(None)
+                    await lease.lost.wait()
+                log.warning("announcement lost, announces again", key=self._key)
+            except HyperError as error:
+                if not first.done():
+                    first.set_exception(error)
+                    return
                 log.warning("cannot announce", key=self._key, error=str(error))
                 await asyncio.sleep(_RETRY_S)
+            finally:
+                first.cancel()  # where it is not done by now, nobody else would end the wait

@@ -1,0 +1,126 @@
+"""What the shell shall do. The order of commands to one worker is the order on its stream."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from hyper_scheduler.core.model import Attempt, TaskId
+from hyper_scheduler.core.state import Request
+
+
+@dataclass(frozen=True, slots=True)
+class Welcome:
+    """Answer a worker's hello."""
+
+    worker: str
+    session: int
+
+
+@dataclass(frozen=True, slots=True)
+class Start:
+    """Have a worker run these attempts."""
+
+    worker: str
+    session: int
+    tasks: tuple[tuple[TaskId, Attempt], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Stop:
+    """Have a worker stop these attempts."""
+
+    worker: str
+    session: int
+    tasks: tuple[tuple[TaskId, Attempt], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Ack:
+    """A worker's reports up to `sequence` are durable."""
+
+    worker: str
+    session: int
+    sequence: int
+
+
+@dataclass(frozen=True, slots=True)
+class Drain:
+    """Tell a worker that it gets nothing new."""
+
+    worker: str
+    session: int
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Lost:
+    """A worker counts as lost; `tasks` will run again."""
+
+    worker: str
+    session: int
+    tasks: tuple[TaskId, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Object:
+    """Bytes for the object store; written before the transaction that names them."""
+
+    key: str
+    data: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Put:
+    """One key of etcd; deleted where `value` is None. `expires`: under the requests' lease."""
+
+    key: str
+    value: bytes | None
+    expires: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Commit:
+    """Make all this durable, then say `Committed(number)`.
+
+    The puts of one tuple of `atoms` go into one transaction; atoms in order. `garbage` are
+    objects that nothing names any more once the commit is done.
+    """
+
+    number: int
+    objects: tuple[Object, ...]
+    atoms: tuple[tuple[Put, ...], ...]
+    garbage: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """A change that was asked for is durable."""
+
+    request: Request
+
+
+@dataclass(frozen=True, slots=True)
+class Refuse:
+    """A change cannot be made; `kind` names the error's class."""
+
+    request_id: str
+    kind: str  # not_found | finished | conflict | invalid
+    message: str
+
+
+@dataclass(frozen=True, slots=True)
+class Changed:
+    """Watchers of a workflow should look again."""
+
+    workflow: str
+
+
+@dataclass(frozen=True, slots=True)
+class Moved:
+    """Tasks that changed state, for the metrics: how many came to be `to`."""
+
+    to: str
+    count: int
+
+
+Command = Welcome | Start | Stop | Ack | Drain | Lost | Commit | Reply | Refuse | Changed | Moved

@@ -1,0 +1,141 @@
+"""Making changes durable: one commit at a time, everything that came meanwhile in the next.
+
+Acknowledgements and answers wait in the commit that makes what they speak of durable.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from hyper_scheduler.core.commands import Ack, Command, Commit, Object, Put, Reply
+from hyper_scheduler.core.pages import encode_page
+from hyper_scheduler.core.state import Pending, Request, RunState, State, WorkflowRun
+
+
+def flush(state: State, now: float) -> list[Command]:
+    """Begin a commit if one is due."""
+    pending = state.pending
+    if state.committing is not None:
+        return []
+    if not pending.dirty:
+        acks = _acks(state, pending)
+        pending.acks = {}
+        return acks
+    waited = now - pending.since if pending.since is not None else 0.0
+    # a step back of the clock must not hold a commit up
+    if not pending.urgent and 0.0 <= waited < state.limits.gather_s:
+        return []
+    state.committing, state.pending = pending, Pending()
+    state.commits += 1
+    return [_build(state, pending)]
+
+
+def committed(state: State, number: int) -> list[Command]:
+    """A commit is durable: let everybody who waited for it know."""
+    done = state.committing
+    if done is None or number != state.commits:
+        return []
+    state.committing = None
+    state.wake = True
+    for workflow, experiment in done.succeeded:
+        state.workflows[workflow].experiments[experiment].durable = True
+        state.unsettled[workflow] = None
+    for name, run_state in done.ended.items():
+        workflow_run = state.workflows[name]
+        if workflow_run.state is run_state:
+            workflow_run.durable = run_state
+        state.touched[name] = None
+    return [*_acks(state, done), *(Reply(request) for request in done.requests)]
+
+
+def _acks(state: State, pending: Pending) -> list[Command]:
+    return [
+        Ack(name, session, sequence)
+        for name, (session, sequence) in pending.acks.items()
+        if name in state.workers and state.workers[name].session == session
+    ]
+
+
+def _build(state: State, pending: Pending) -> Commit:
+    objects: list[Object] = []
+    garbage: list[str] = []
+    atoms: list[tuple[Put, ...]] = []
+    for key in pending.pages:
+        workflow = state.workflows[key.workflow]
+        page = workflow.experiments[key.experiment].pages[key.page]
+        state.segments += bool(page.fresh)
+        folder = results_folder(key.workflow, key.experiment, key.page)
+        before = list(page.fresh)
+        cut = page.cut_segment(f"{state.epoch:x}-{state.segments:x}")
+        if cut is not None:
+            name, data, replaced = cut
+            pending.lines[key] = before
+            objects.append(Object(f"{folder}/{name}.jsonl", data))
+            if replaced:
+                garbage.append(f"{folder}/{replaced}.jsonl")
+        path = f"{workflow_path(key.workflow)}/pages/{key.experiment}/{key.page:06d}"
+        atoms.append((Put(path, encode_page(page)),))
+    atoms += [_head_atom(state, pending, name) for name in pending.heads]
+    alone = [each for each in pending.requests if each.name not in pending.heads]
+    atoms += [(_request_put(each),) for each in alone]
+    for worker, draining in pending.drained.items():
+        atoms.append((Put(f"drained/{worker}", b"{}" if draining else None),))
+    return Commit(state.commits, tuple(objects), tuple(atoms), tuple(garbage))
+
+
+def _head_atom(state: State, pending: Pending, name: str) -> tuple[Put, ...]:
+    """The head with the answers to the requests that changed it: one transaction."""
+    workflow = state.workflows[name]
+    path = workflow_path(name)
+    puts = [Put(f"{path}/head", encode_head(workflow))]
+    if name in pending.recipes:
+        puts.append(Put(f"{path}/recipe", workflow.recipe_yaml.encode()))
+    puts += [_request_put(each) for each in pending.requests if each.name == name]
+    pending.succeeded += [
+        (name, key)
+        for key, run in workflow.experiments.items()
+        if run.state is RunState.SUCCEEDED and not run.durable
+    ]
+    pending.ended[name] = workflow.state
+    return tuple(puts)
+
+
+def _request_put(request: Request) -> Put:
+    value = json.dumps({"kind": request.kind, "name": request.name}).encode()
+    return Put(f"requests/{request.request_id}", value, expires=True)
+
+
+def workflow_path(name: str) -> str:
+    """`tenants/{t}/workflows/{w}` -> where its keys are."""
+    _, tenant, _, workflow = name.split("/")
+    return f"workflows/{tenant}/{workflow}"
+
+
+def results_folder(workflow: str, experiment: str, page: int) -> str:
+    """Where the result objects of a page are."""
+    return f"results/{workflow_path(workflow)}/{experiment}/{page:06d}"
+
+
+def encode_head(workflow: WorkflowRun) -> bytes:
+    """The head as etcd holds it; what pages tell is left out."""
+    value: dict[str, Any] = {
+        "name": workflow.name,
+        "create_time": workflow.create_time,
+        "end_time": workflow.end_time,
+        "state": workflow.state.value,
+        "stopping": None if workflow.stopping is None else workflow.stopping.value,
+        "message": workflow.message,
+        "generation": workflow.generation,
+        "experiments": {
+            name: {
+                "state": run.state.value,
+                "start_time": run.start_time,
+                "end_time": run.end_time,
+                "lost": run.lost,
+                "message": run.message,
+            }
+            for name, run in workflow.experiments.items()
+        },
+    }
+    return json.dumps(value, separators=(",", ":")).encode()

@@ -1,0 +1,135 @@
+"""What can happen. `now` is seconds since 1970."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+from hyper_scheduler.core.model import Attempt, Recipe, TaskId
+from hyper_scheduler.core.state import Capacity
+
+
+@dataclass(frozen=True, slots=True)
+class Submit:
+    """A valid recipe was handed in."""
+
+    now: float
+    request_id: str
+    name: str
+    recipe: Recipe
+    recipe_yaml: str
+
+
+@dataclass(frozen=True, slots=True)
+class Cancel:
+    """Stop a workflow."""
+
+    now: float
+    request_id: str
+    name: str
+    reason: str = ""
+    etag: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Retry:
+    """Run what failed or was cancelled again."""
+
+    now: float
+    request_id: str
+    name: str
+    etag: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class DrainWorker:
+    """Give a worker nothing new."""
+
+    now: float
+    request_id: str
+    worker: str
+
+
+@dataclass(frozen=True, slots=True)
+class Hello:
+    """A worker opened a stream and says what it still runs."""
+
+    now: float
+    worker: str
+    session: int
+    capacity: Capacity
+    running: tuple[tuple[TaskId, Attempt], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Goodbye:
+    """A worker's stream ended."""
+
+    now: float
+    worker: str
+    session: int
+
+
+@dataclass(frozen=True, slots=True)
+class Heartbeat:
+    """A worker lives."""
+
+    now: float
+    worker: str
+    session: int
+
+
+class Outcome(StrEnum):
+    """What a worker says of an attempt."""
+
+    RUNNING = "running"
+    SUCCEEDED = "succeeded"
+    FAILED = "failed"
+    STOPPED = "stopped"
+    PREEMPTED = "preempted"
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """One attempt, as its worker reports it."""
+
+    task: TaskId
+    attempt: Attempt
+    outcome: Outcome
+    message: str = ""
+    result_json: str = ""
+    exit_code: int = 0
+    wall_s: float = 0.0
+    cpu_s: float = 0.0
+    peak_rss_bytes: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Reports:
+    """A batch of them; acknowledged once all of it is durable."""
+
+    now: float
+    worker: str
+    session: int
+    sequence: int
+    reports: tuple[Report, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Committed:
+    """Commit `number` is durable."""
+
+    now: float
+    number: int
+
+
+@dataclass(frozen=True, slots=True)
+class Tick:
+    """Time has passed."""
+
+    now: float
+
+
+Event = (
+    Submit | Cancel | Retry | DrainWorker | Hello | Goodbye | Heartbeat | Reports | Committed | Tick
+)

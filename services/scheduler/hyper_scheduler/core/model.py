@@ -1,0 +1,125 @@
+"""What a recipe says, as frozen values. `hyper_scheduler.recipe` makes them from YAML."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import NamedTuple
+
+# What YAML and JSON can say.
+Value = None | bool | int | float | str | list["Value"] | dict[str, "Value"]
+
+
+class Sampling(StrEnum):
+    """How tasks are drawn from the parameters."""
+
+    GRID = "grid"
+    RANDOM = "random"
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """One of these values, each held as JSON text; a constant is a choice of one."""
+
+    values_json: tuple[str, ...]
+
+    @staticmethod
+    def of(values: list[Value]) -> Choice:
+        """A choice between plain values."""
+        return Choice(tuple(json.dumps(value) for value in values))
+
+
+@dataclass(frozen=True, slots=True)
+class Steps:
+    """`start`, `start + step`, ... in all `count` numbers."""
+
+    start: int | float
+    step: int | float
+    count: int
+
+
+@dataclass(frozen=True, slots=True)
+class Uniform:
+    """Any number from low to high, all equally likely."""
+
+    low: float
+    high: float
+
+
+@dataclass(frozen=True, slots=True)
+class LogUniform:
+    """Any number from low to high, its logarithm equally likely."""
+
+    low: float
+    high: float
+
+
+Domain = Choice | Steps | Uniform | LogUniform
+
+
+@dataclass(frozen=True, slots=True)
+class Hardware:
+    """What one task needs of its worker; zero asks for nothing in particular."""
+
+    cpus: float = 0.0
+    memory_bytes: int = 0
+    gpus: int = 0
+    gpu: str = ""
+    spot: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class Experiment:
+    """One node of the DAG: a command or function over many parameters."""
+
+    name: str
+    command: str = ""
+    function: str = ""
+    depends_on: tuple[str, ...] = ()
+    parameters: Mapping[str, Domain] = field(default_factory=dict)
+    sampling: Sampling = Sampling.GRID
+    samples: int = 0
+    seed: int = 0
+    workers: int = 0  # most tasks at once; 0: no limit
+    hardware: Hardware = Hardware()
+    image: str = ""
+    env: Mapping[str, str] = field(default_factory=dict)
+    labels: Mapping[str, str] = field(default_factory=dict)  # a worker must have them all
+    retries: int = 3
+    timeout_s: float | None = None
+    grace_s: float = 10.0
+    workdir: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Recipe:
+    """A valid recipe: names resolve, the graph has no cycle, no experiment is empty."""
+
+    name: str
+    experiments: tuple[Experiment, ...]  # in topological order
+    deadline_s: float | None = None
+    budget_usd: float | None = None
+    priority: int = 0
+
+
+class Attempt(NamedTuple):
+    """One run of one task; greater is newer, also across schedulers."""
+
+    epoch: int
+    number: int
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class TaskId:
+    """Which task: the workflow's resource name, the experiment, the index."""
+
+    workflow: str
+    experiment: str
+    index: int
+
+    @property
+    def name(self) -> str:
+        """The resource name."""
+        return f"{self.workflow}/experiments/{self.experiment}/tasks/{self.index}"

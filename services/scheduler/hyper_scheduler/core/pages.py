@@ -1,0 +1,128 @@
+"""One page: what 4,096 neighbouring tasks of an experiment have come to.
+
+A bitmap of the done ones, a record for each that is neither done nor untouched, and the names of
+the objects that hold the results. This is the unit that is written to etcd.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Any, NamedTuple
+
+from hyper_scheduler.core.model import Attempt
+
+PAGE_TASKS = 4096
+SEGMENT_LINES = 256  # an object with this many results is closed
+SEGMENT_BYTES = 65_536
+
+
+class PageKey(NamedTuple):
+    """Which page."""
+
+    workflow: str
+    experiment: str
+    page: int
+
+
+class Status(StrEnum):
+    """Of a task that is neither done nor untouched."""
+
+    PENDING = "pending"  # ran before and will run again
+    RUNNING = "running"
+    FAILED = "failed"
+
+
+@dataclass(slots=True)
+class Record:
+    """What is known of such a task; its newest attempt above all."""
+
+    status: Status
+    attempt: Attempt | None = None
+    worker: str = ""
+    failures: int = 0
+    losses: int = 0
+    message: str = ""
+    start_time: float = 0.0
+    end_time: float = 0.0
+
+
+@dataclass(slots=True)
+class Page:
+    """Tasks `PAGE_TASKS * number` and the next 4,095."""
+
+    done: bytearray = field(default_factory=lambda: bytearray(PAGE_TASKS // 8))
+    done_count: int = 0
+    records: dict[int, Record] = field(default_factory=dict)
+    segments: list[str] = field(default_factory=list)  # names of result objects, oldest first
+    open_lines: list[str] = field(default_factory=list)  # what the last segment holds, while open
+    fresh: list[str] = field(default_factory=list)  # results that are in no object yet
+
+    def is_done(self, index: int) -> bool:
+        """Whether task `index` has succeeded."""
+        place = index % PAGE_TASKS
+        return bool(self.done[place >> 3] >> (place & 7) & 1)
+
+    def set_done(self, index: int, line: str) -> None:
+        """Task `index` has succeeded; `line` is its result."""
+        if self.is_done(index):
+            raise AssertionError(f"task {index} is done twice")
+        place = index % PAGE_TASKS
+        self.done[place >> 3] |= 1 << (place & 7)
+        self.done_count += 1
+        self.records.pop(index, None)
+        self.fresh.append(line)
+
+    def unsaved(self) -> Iterator[str]:
+        """Result lines that memory holds, the newest first."""
+        yield from reversed(self.fresh)
+        yield from reversed(self.open_lines)
+
+    def cut_segment(self, stem: str) -> tuple[str, bytes, str] | None:
+        """Move fresh results into an object: its name, its bytes, the name it replaces (or "").
+
+        While an object is small it is written again under a new name with what came since, so
+        that slow tasks do not leave one object each. `stem` must be new with every call.
+        """
+        if not self.fresh:
+            return None
+        replaced = self.segments.pop() if self.open_lines else ""
+        self.open_lines += self.fresh
+        self.fresh = []
+        data = "".join(line + "\n" for line in self.open_lines).encode()
+        self.segments.append(stem)
+        if len(self.open_lines) >= SEGMENT_LINES or len(data) >= SEGMENT_BYTES:
+            self.open_lines = []
+        return stem, data, replaced
+
+
+def encode_page(page: Page) -> bytes:
+    """The page as etcd holds it."""
+    records = {
+        str(index): [
+            record.status.value, record.attempt, record.worker, record.failures,
+            record.losses, record.message, record.start_time, record.end_time,
+        ]
+        for index, record in page.records.items()
+    }  # fmt: skip
+    done = base64.b64encode(page.done.rstrip(b"\0")).decode()
+    value = {"done": done, "records": records, "segments": page.segments}
+    return json.dumps(value, separators=(",", ":")).encode()
+
+
+def decode_page(data: bytes) -> Page:
+    """What `encode_page` made."""
+    value: dict[str, Any] = json.loads(data)
+    done = bytearray(base64.b64decode(value["done"]).ljust(PAGE_TASKS // 8, b"\0"))
+    page = Page(
+        done=done,
+        done_count=int.from_bytes(done).bit_count(),
+        segments=list(value["segments"]),
+    )
+    for index, (status, attempt, *rest) in value["records"].items():
+        newest = None if attempt is None else Attempt(*attempt)
+        page.records[int(index)] = Record(Status(status), newest, *rest)
+    return page

@@ -1,0 +1,120 @@
+"""A task's parameters as a function of (recipe, index): nothing is stored for a task.
+
+Grid runs through the product in the order of declaration, the last parameter fastest. Random draws
+from the product of the discrete parameters through a keyed permutation, so that no combination
+comes twice before every other came once; continuous ones come from a counter-based generator.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from hashlib import blake2b
+from typing import assert_never
+
+from hyper_scheduler.core.model import (
+    Choice,
+    Domain,
+    Experiment,
+    LogUniform,
+    Sampling,
+    Steps,
+    Uniform,
+    Value,
+)
+
+_ROUNDS = 4  # of the Feistel network; four make a pseudo-random permutation
+
+
+def size(domain: Domain) -> int | None:
+    """How many values a domain has; None for a continuous one."""
+    match domain:
+        case Choice(values_json):
+            return len(values_json)
+        case Steps(count=count):
+            return count
+        case Uniform() | LogUniform():
+            return None
+    assert_never(domain)
+
+
+def combinations(experiment: Experiment) -> int:
+    """The size of the product of the discrete parameters; 1 without any."""
+    sizes = (size(domain) for domain in experiment.parameters.values())
+    return math.prod(each for each in sizes if each is not None)
+
+
+def count(experiment: Experiment) -> int:
+    """How many tasks the experiment has."""
+    if experiment.sampling is Sampling.RANDOM:
+        return experiment.samples
+    return combinations(experiment)
+
+
+def parameters(experiment: Experiment, index: int) -> dict[str, Value]:
+    """The parameters of task `index`, in the order of declaration.
+
+    Raises:
+        IndexError: there is no such task.
+    """
+    if not 0 <= index < count(experiment):
+        raise IndexError(f"experiment {experiment.name} has no task {index}")
+    position = index
+    if experiment.sampling is Sampling.RANDOM:
+        total = combinations(experiment)
+        lap, offset = divmod(index, total)
+        seed = f"{experiment.seed}/{experiment.name}/{lap}".encode()
+        position = _permute(offset, total, blake2b(seed, digest_size=32).digest())
+    values: dict[str, Value] = {}
+    for name, domain in reversed(list(experiment.parameters.items())):
+        each = size(domain)
+        if each is None:
+            values[name] = _continuous(domain, experiment, name, index)
+        else:
+            position, place = divmod(position, each)
+            values[name] = _discrete(domain, place)
+    return {name: values[name] for name in experiment.parameters}
+
+
+def _discrete(domain: Domain, place: int) -> Value:
+    if isinstance(domain, Choice):
+        chosen: Value = json.loads(domain.values_json[place])
+        return chosen
+    if isinstance(domain, Steps):
+        value = domain.start + place * domain.step
+        return value if isinstance(value, int) else float(f"{value:.12g}")  # 0.1 x 3 is 0.3
+    raise TypeError(f"{domain} is continuous")
+
+
+def _continuous(domain: Domain, experiment: Experiment, name: str, index: int) -> float:
+    unit = _unit(f"{experiment.seed}/{experiment.name}/{name}/{index}".encode())
+    if isinstance(domain, Uniform):
+        return min(domain.high, domain.low + unit * (domain.high - domain.low))
+    if isinstance(domain, LogUniform):
+        low, high = math.log(domain.low), math.log(domain.high)
+        return min(domain.high, max(domain.low, math.exp(low + unit * (high - low))))
+    raise TypeError(f"{domain} is discrete")
+
+
+def _unit(key: bytes) -> float:
+    """A number in [0, 1) that depends on nothing but the key."""
+    return (int.from_bytes(blake2b(key, digest_size=8).digest()) >> 11) / (1 << 53)
+
+
+def _permute(position: int, total: int, key: bytes) -> int:
+    """Where a keyed permutation of range(total) sends `position`.
+
+    A balanced Feistel network over the next even power of two, walked until it lands in range:
+    fewer than four steps on average.
+    """
+    half = max(1, (max(1, total - 1).bit_length() + 1) // 2)
+    mask = (1 << half) - 1
+    while True:
+        left, right = position >> half, position & mask
+        for turn in range(_ROUNDS):
+            text = turn.to_bytes(1) + right.to_bytes((half + 7) // 8)
+            digest = blake2b(text, key=key, digest_size=(half + 7) // 8).digest()
+            left, right = right, left ^ (int.from_bytes(digest) & mask)
+        position = (left << half) | right
+        if position < total:
+            return position

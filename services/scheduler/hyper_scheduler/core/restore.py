@@ -1,0 +1,118 @@
+"""What is stored -> a state to go on from."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from hyper_scheduler.core.model import Recipe, TaskId
+from hyper_scheduler.core.pages import PageKey, Status, decode_page
+from hyper_scheduler.core.state import (
+    Capacity,
+    ExperimentRun,
+    Limits,
+    Request,
+    RunState,
+    State,
+    WorkerRun,
+    WorkflowRun,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class StoredWorkflow:
+    """A workflow as etcd holds it."""
+
+    head: bytes
+    recipe: Recipe
+    recipe_yaml: str
+    pages: Mapping[PageKey, bytes] = field(default_factory=dict)
+
+
+def restore(
+    workflows: Mapping[str, StoredWorkflow],
+    requests: Mapping[str, Request],
+    drained: list[str],
+    *,
+    epoch: int,
+    now: float,
+    limits: Limits,
+) -> State:
+    """A leader's first state.
+
+    Tasks that were running stay so: their workers have a lease's time to come and say so.
+    """
+    state = State(epoch, limits, wake=True, checked_at=now)
+    state.requests = dict(requests)
+    state.drained = dict.fromkeys(drained)
+    for name, stored in workflows.items():
+        workflow = restore_workflow(name, stored)
+        state.workflows[name] = workflow
+        if not workflow.state.ended:
+            state.unsettled[name] = None
+            if workflow.stopping is None:
+                state.active[name] = None
+        for run in workflow.experiments.values():
+            _expect_workers(state, workflow, run, now)
+    return state
+
+
+def restore_workflow(name: str, stored: StoredWorkflow) -> WorkflowRun:
+    """One workflow with its counts."""
+    head: dict[str, Any] = json.loads(stored.head)
+    workflow = WorkflowRun(
+        name=name,
+        recipe=stored.recipe,
+        recipe_yaml=stored.recipe_yaml,
+        experiments={each.name: ExperimentRun.fresh(each) for each in stored.recipe.experiments},
+        create_time=head["create_time"],
+        state=RunState(head["state"]),
+        stopping=None if head["stopping"] is None else RunState(head["stopping"]),
+        message=head["message"],
+        end_time=head["end_time"],
+        generation=head["generation"],
+        durable=RunState(head["state"]),
+    )
+    for key, data in stored.pages.items():
+        workflow.experiments[key.experiment].pages[key.page] = decode_page(data)
+    for key, facts in head["experiments"].items():
+        run = workflow.experiments[key]
+        run.state = RunState(facts["state"])
+        run.start_time, run.end_time = facts["start_time"], facts["end_time"]
+        run.lost, run.message = facts["lost"], facts["message"]
+        run.durable = run.state is RunState.SUCCEEDED
+        _count(run)
+    return workflow
+
+
+def _count(run: ExperimentRun) -> None:
+    for page in run.pages.values():
+        run.succeeded += page.done_count
+        for index, record in page.records.items():
+            run.running += record.status is Status.RUNNING
+            run.failed += record.status is Status.FAILED
+            if record.status is Status.PENDING:
+                run.again.append(index)
+    run.again.sort()  # a sorted list is a heap
+
+
+def _expect_workers(state: State, workflow: WorkflowRun, run: ExperimentRun, now: float) -> None:
+    """A stand-in for each worker that held a task; lost unless it comes back in time."""
+    if not run.running:
+        return
+    need = run.spec.hardware
+    for number in sorted(run.pages):
+        for index, record in run.pages[number].records.items():
+            if record.status is not Status.RUNNING or record.attempt is None:
+                continue
+            worker = state.workers.get(record.worker)
+            if worker is None:
+                worker = WorkerRun(record.worker, Capacity(0), 0, now, now)
+                worker.draining = record.worker in state.drained
+                state.workers[record.worker] = worker
+            worker.running[TaskId(workflow.name, run.spec.name, index)] = record.attempt
+            worker.cpus_used += need.cpus
+            worker.memory_used += need.memory_bytes
+            worker.gpus_used += need.gpus

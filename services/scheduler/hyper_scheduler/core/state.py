@@ -1,0 +1,240 @@
+"""Everything the scheduler knows. Changed by `step` alone; nothing here decides."""
+
+from __future__ import annotations
+
+import heapq
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+from hyper_scheduler.core.model import Attempt, Experiment, Recipe, TaskId
+from hyper_scheduler.core.pages import PAGE_TASKS, Page, PageKey, Record, Status
+from hyper_scheduler.core.parameters import count
+
+
+class RunState(StrEnum):
+    """Of a workflow or of one of its experiments."""
+
+    PENDING = "pending"
+    RUNNING = "running"
+    SUCCEEDED = "succeeded"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+
+    @property
+    def ended(self) -> bool:
+        """Whether nothing more will happen without a retry."""
+        return self not in (RunState.PENDING, RunState.RUNNING)
+
+
+class TaskState(StrEnum):
+    """Of one task, as people see it."""
+
+    PENDING = "pending"
+    RUNNING = "running"
+    SUCCEEDED = "succeeded"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+
+
+@dataclass(slots=True)
+class ExperimentRun:
+    """An experiment under way. Tasks from `cursor` on without record or bit were never touched."""
+
+    spec: Experiment
+    total: int
+    state: RunState = RunState.PENDING
+    pages: dict[int, Page] = field(default_factory=dict)
+    cursor: int = 0
+    again: list[int] = field(default_factory=list)  # heap of tasks that ran before
+    running: int = 0
+    succeeded: int = 0
+    failed: int = 0
+    lost: int = 0
+    start_time: float = 0.0
+    end_time: float = 0.0
+    message: str = ""
+    durable: bool = False  # that it succeeded; those that depend on it start then
+
+    @staticmethod
+    def fresh(spec: Experiment) -> ExperimentRun:
+        """Before anything has run."""
+        return ExperimentRun(spec, count(spec))
+
+    def page(self, index: int) -> Page:
+        """The page that holds task `index`; made when first needed."""
+        number = index // PAGE_TASKS
+        page = self.pages.get(number)
+        if page is None:
+            page = self.pages[number] = Page()
+        return page
+
+    def record(self, index: int) -> Record | None:
+        """What is known of a task that is neither done nor untouched."""
+        page = self.pages.get(index // PAGE_TASKS)
+        return None if page is None else page.records.get(index)
+
+    def is_done(self, index: int) -> bool:
+        """Whether task `index` has succeeded."""
+        page = self.pages.get(index // PAGE_TASKS)
+        return page is not None and page.is_done(index)
+
+    def task_state(self, index: int) -> TaskState:
+        """The state of task `index`."""
+        if self.is_done(index):
+            return TaskState.SUCCEEDED
+        record = self.record(index)
+        if record is not None and record.status is Status.RUNNING:
+            return TaskState.RUNNING
+        if record is not None and record.status is Status.FAILED:
+            return TaskState.FAILED
+        return TaskState.CANCELLED if self.state.ended else TaskState.PENDING
+
+    def peek(self) -> int | None:
+        """The next task to run, those that ran before first; None when none waits."""
+        while self.again:
+            record = self.record(self.again[0])
+            if record is not None and record.status is Status.PENDING:
+                return self.again[0]
+            heapq.heappop(self.again)  # a late report settled it meanwhile
+        while self.cursor < self.total:
+            page = self.pages.get(self.cursor // PAGE_TASKS)
+            if page is None:
+                return self.cursor
+            if page.done_count == PAGE_TASKS:
+                self.cursor = (self.cursor // PAGE_TASKS + 1) * PAGE_TASKS
+            elif page.is_done(self.cursor) or self.cursor in page.records:
+                self.cursor += 1
+            else:
+                return self.cursor
+        return None
+
+
+@dataclass(slots=True)
+class WorkflowRun:
+    """A workflow; `stopping` is what it will have become once nothing of it runs."""
+
+    name: str
+    recipe: Recipe
+    recipe_yaml: str
+    experiments: dict[str, ExperimentRun]  # in topological order
+    create_time: float
+    state: RunState = RunState.RUNNING
+    stopping: RunState | None = None
+    message: str = ""
+    end_time: float = 0.0
+    generation: int = 1  # counts changes to the head; the etag
+    durable: RunState = RunState.RUNNING  # what a reader may be told
+    turn: int = 0  # which experiment is served next
+
+    @property
+    def running(self) -> int:
+        """Attempts that a worker holds."""
+        return sum(each.running for each in self.experiments.values())
+
+
+@dataclass(frozen=True, slots=True)
+class Capacity:
+    """What a worker has."""
+
+    slots: int
+    cpus: int = 0
+    memory_bytes: int = 0
+    gpus: int = 0
+    labels: tuple[tuple[str, str], ...] = ()
+    version: str = ""
+
+
+@dataclass(slots=True)
+class WorkerRun:
+    """An agent process; `session` is its stream, 0 while it has none."""
+
+    name: str
+    capacity: Capacity
+    session: int
+    last_seen: float
+    connect_time: float
+    draining: bool = False
+    running: dict[TaskId, Attempt] = field(default_factory=dict)
+    doubtful: dict[TaskId, float] = field(default_factory=dict)  # until when a report may come
+    cpus_used: float = 0.0
+    memory_used: int = 0
+    gpus_used: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """A change that was asked for, kept so that a repeat gets the first answer."""
+
+    request_id: str
+    kind: str
+    name: str
+
+
+@dataclass(slots=True)
+class Pending:
+    """What the next commit will make durable, and who waits for it."""
+
+    pages: dict[PageKey, None] = field(default_factory=dict)
+    heads: dict[str, None] = field(default_factory=dict)
+    recipes: dict[str, None] = field(default_factory=dict)
+    requests: list[Request] = field(default_factory=list)
+    drained: dict[str, bool] = field(default_factory=dict)  # worker -> is draining
+    acks: dict[str, tuple[int, int]] = field(default_factory=dict)  # worker -> session, sequence
+    since: float | None = None  # of the oldest change
+    urgent: bool = False  # somebody waits for an answer
+    results: int = 0
+    lines: dict[PageKey, list[str]] = field(default_factory=dict)  # results on their way
+    succeeded: list[tuple[str, str]] = field(default_factory=list)  # experiments in these heads
+    ended: dict[str, RunState] = field(default_factory=dict)  # workflows in these heads
+
+    @property
+    def dirty(self) -> bool:
+        """Whether there is anything to write."""
+        return bool(self.pages or self.heads or self.requests or self.drained)
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """Bounds and delays."""
+
+    lease_s: float = 6.0  # silent for longer: the node counts as lost
+    gather_s: float = 0.05  # completions are gathered for this long
+    requests: int = 100_000  # answers remembered
+    results: int = 50_000  # results that may wait to be written before dispatch pauses
+    workers_lost: int = 1_000  # remembered for people to see
+
+
+@dataclass(slots=True)
+class State:
+    """All of it."""
+
+    epoch: int
+    limits: Limits = Limits()
+    number: int = 0  # of the last attempt given out
+    workflows: dict[str, WorkflowRun] = field(default_factory=dict)
+    active: dict[str, None] = field(default_factory=dict)  # workflows with tasks to give out
+    workers: dict[str, WorkerRun] = field(default_factory=dict)
+    ready: dict[str, None] = field(default_factory=dict)  # workers with a free slot, in turn
+    lost: dict[str, WorkerRun] = field(default_factory=dict)
+    requests: dict[str, Request] = field(default_factory=dict)
+    pending: Pending = field(default_factory=Pending)
+    committing: Pending | None = None
+    commits: int = 0
+    segments: int = 0
+    drained: dict[str, None] = field(default_factory=dict)
+    wake: bool = False  # dispatch may have something to do
+    checked_at: float = 0.0  # when leases and deadlines were looked at
+    unsettled: dict[str, None] = field(default_factory=dict)  # workflows that may go on or end
+    touched: dict[str, None] = field(default_factory=dict)  # workflows whose watchers should look
+    moved: dict[str, int] = field(default_factory=dict)  # tasks by the state they came to
+
+    def experiment(self, task: TaskId) -> ExperimentRun | None:
+        """The experiment of a task that exists."""
+        workflow = self.workflows.get(task.workflow)
+        run = None if workflow is None else workflow.experiments.get(task.experiment)
+        return run if run is not None and 0 <= task.index < run.total else None
+
+    def next_attempt(self) -> Attempt:
+        """Never given out before."""
+        self.number += 1
+        return Attempt(self.epoch, self.number)

@@ -1,0 +1,203 @@
+"""The scheduler: one event in, what to do out. Same state and event, same commands."""
+
+from __future__ import annotations
+
+from typing import assert_never
+
+from hyper_scheduler.core.commands import (
+    Changed,
+    Command,
+    Drain,
+    Lost,
+    Moved,
+    Stop,
+    Welcome,
+)
+from hyper_scheduler.core.commit import committed, flush
+from hyper_scheduler.core.dispatch import dispatch
+from hyper_scheduler.core.events import (
+    Cancel,
+    Committed,
+    DrainWorker,
+    Event,
+    Goodbye,
+    Heartbeat,
+    Hello,
+    Outcome,
+    Reports,
+    Retry,
+    Submit,
+    Tick,
+)
+from hyper_scheduler.core.model import Attempt, TaskId
+from hyper_scheduler.core.state import RunState, State, WorkerRun
+from hyper_scheduler.core.tasks import (
+    adopt,
+    adoptable,
+    is_current,
+    lose,
+    refresh_ready,
+    take_report,
+)
+from hyper_scheduler.core.workflows import (
+    cancel,
+    drain_worker,
+    retry,
+    settle,
+    stop_workflow,
+    submit,
+)
+
+CHECK_S = 0.25  # how often leases and deadlines are looked at
+
+
+def step(state: State, event: Event) -> list[Command]:
+    """Change `state` by `event`; returns what the shell must do, in order."""
+    commands = _handle(state, event)
+    while state.unsettled:
+        name = next(iter(state.unsettled))
+        commands += settle(state, state.workflows[name], event.now)
+        del state.unsettled[name]
+    commands += dispatch(state, event.now)
+    state.unsettled.clear()  # giving out tasks settles nothing
+    commands += flush(state, event.now)
+    commands += [Changed(name) for name in state.touched]
+    commands += [Moved(to, count) for to, count in state.moved.items()]
+    state.touched, state.moved = {}, {}
+    return commands
+
+
+def _handle(state: State, event: Event) -> list[Command]:
+    match event:
+        case Submit():
+            return submit(state, event)
+        case Cancel():
+            return cancel(state, event)
+        case Retry():
+            return retry(state, event)
+        case DrainWorker():
+            commands = drain_worker(state, event)
+            worker = state.workers.get(event.worker)
+            if worker is not None and worker.session:
+                commands.append(Drain(worker.name, worker.session, "asked to drain"))
+            return commands
+        case Hello():
+            return _hello(state, event)
+        case Goodbye():
+            return _goodbye(state, event)
+        case Heartbeat():
+            _seen(state, event.worker, event.session, event.now)
+            return []
+        case Reports():
+            return _reports(state, event)
+        case Committed():
+            return committed(state, event.number)
+        case Tick():
+            return _tick(state, event.now)
+    assert_never(event)
+
+
+def _seen(state: State, name: str, session: int, now: float) -> WorkerRun | None:
+    """The worker, if the event came over the stream it holds now."""
+    worker = state.workers.get(name)
+    if worker is None or worker.session != session:
+        return None
+    worker.last_seen = max(worker.last_seen, now)
+    return worker
+
+
+def _hello(state: State, event: Hello) -> list[Command]:
+    state.lost.pop(event.worker, None)
+    worker = state.workers.get(event.worker)
+    if worker is None:
+        worker = WorkerRun(event.worker, event.capacity, event.session, event.now, event.now)
+        worker.draining = event.worker in state.drained
+        state.workers[event.worker] = worker
+    worker.session, worker.capacity = event.session, event.capacity
+    worker.last_seen = worker.connect_time = event.now
+    commands: list[Command] = [Welcome(worker.name, worker.session)]
+    if worker.draining:
+        commands.append(Drain(worker.name, worker.session, "asked to drain"))
+    stop: list[tuple[TaskId, Attempt]] = []
+    listed = set(event.running)
+    for task, attempt in event.running:
+        if worker.running.get(task) == attempt:
+            worker.doubtful.pop(task, None)
+            if state.workflows[task.workflow].stopping is not None:
+                stop.append((task, attempt))
+        elif adoptable(state, task, attempt):
+            adopt(state, task, attempt, worker, event.now)
+        else:
+            stop.append((task, attempt))
+    for task, attempt in worker.running.items():
+        if (task, attempt) not in listed:  # it has ended, or the start was lost with the stream
+            worker.doubtful.setdefault(task, event.now + state.limits.lease_s)
+    if stop:
+        commands.append(Stop(worker.name, worker.session, tuple(stop)))
+    state.ready.pop(worker.name, None)
+    refresh_ready(state, worker)
+    return commands
+
+
+def _goodbye(state: State, event: Goodbye) -> list[Command]:
+    worker = state.workers.get(event.worker)
+    if worker is not None and worker.session == event.session:
+        worker.session = 0
+        refresh_ready(state, worker)
+    return []
+
+
+def _reports(state: State, event: Reports) -> list[Command]:
+    worker = _seen(state, event.worker, event.session, event.now)
+    if worker is None:
+        return []
+    stale: list[tuple[TaskId, Attempt]] = []
+    for report in event.reports:
+        if report.outcome is Outcome.RUNNING:
+            if not is_current(state, report.task, report.attempt):
+                stale.append((report.task, report.attempt))
+            worker.doubtful.pop(report.task, None)
+            continue
+        if report.outcome is Outcome.PREEMPTED and not worker.draining:
+            worker.draining = True  # its machine goes away
+            refresh_ready(state, worker)
+        take_report(state, report, event.now)
+    state.pending.acks[worker.name] = (event.session, event.sequence)
+    if not stale:
+        return []
+    return [Stop(worker.name, worker.session, tuple(stale))]
+
+
+def _tick(state: State, now: float) -> list[Command]:
+    if 0.0 <= now - state.checked_at < CHECK_S:
+        return []
+    state.checked_at = now
+    commands: list[Command] = []
+    for worker in list(state.workers.values()):
+        if now - worker.last_seen > state.limits.lease_s:
+            commands.append(_lose_worker(state, worker, now))
+        elif worker.doubtful:
+            for task in [task for task, until in worker.doubtful.items() if until < now]:
+                lose(state, task, now)
+    for name in list(state.active):
+        workflow = state.workflows[name]
+        deadline_s = workflow.recipe.deadline_s
+        if deadline_s is not None and now - workflow.create_time > deadline_s:
+            text = f"the deadline of {deadline_s:g} s has passed"
+            commands += stop_workflow(state, workflow, RunState.FAILED, text, now)
+    return commands
+
+
+def _lose_worker(state: State, worker: WorkerRun, now: float) -> Lost:
+    tasks = tuple(worker.running)
+    session, worker.session = worker.session, 0
+    refresh_ready(state, worker)
+    for task in tasks:
+        lose(state, task, now)
+    del state.workers[worker.name]
+    if state.drained.pop(worker.name, True) is None:
+        state.pending.drained[worker.name] = False
+    state.lost[worker.name] = worker
+    while len(state.lost) > state.limits.workers_lost:
+        state.lost.pop(next(iter(state.lost)))
+    return Lost(worker.name, session, tasks)

@@ -1,0 +1,239 @@
+"""A task's life: given to a worker, reported, lost, and what that does to everything around it."""
+
+from __future__ import annotations
+
+import heapq
+import json
+
+from hyper_scheduler.core.events import Outcome, Report
+from hyper_scheduler.core.model import Attempt, Experiment, TaskId
+from hyper_scheduler.core.pages import PAGE_TASKS, PageKey, Record, Status
+from hyper_scheduler.core.state import ExperimentRun, RunState, State, WorkerRun
+
+MAX_MESSAGE = 1024
+
+
+def touch(state: State, task: TaskId, now: float) -> None:
+    """The task's page must be written, its workflow settled and shown."""
+    pending = state.pending
+    pending.pages[PageKey(task.workflow, task.experiment, task.index // PAGE_TASKS)] = None
+    if pending.since is None:
+        pending.since = now
+    state.unsettled[task.workflow] = None
+    state.touched[task.workflow] = None
+
+
+def touch_head(state: State, workflow: str, now: float) -> None:
+    """The workflow's head must be written."""
+    state.pending.heads[workflow] = None
+    if state.pending.since is None:
+        state.pending.since = now
+    state.touched[workflow] = None
+
+
+def count_move(state: State, to: str) -> None:
+    """For the metrics."""
+    state.moved[to] = state.moved.get(to, 0) + 1
+
+
+def fits(worker: WorkerRun, spec: Experiment) -> bool:
+    """Whether the worker could start one more task of the experiment now."""
+    need, have = spec.hardware, worker.capacity
+    if len(worker.running) >= have.slots:
+        return False
+    if need.cpus and worker.cpus_used + need.cpus > have.cpus:
+        return False
+    if need.memory_bytes and worker.memory_used + need.memory_bytes > have.memory_bytes:
+        return False
+    if need.gpus and worker.gpus_used + need.gpus > have.gpus:
+        return False
+    labels = dict(have.labels)
+    if need.gpu and labels.get("gpu", need.gpu) != need.gpu:
+        return False
+    return all(labels.get(key) == value for key, value in spec.labels.items())
+
+
+def refresh_ready(state: State, worker: WorkerRun) -> None:
+    """Put the worker into the queue of those with a free slot, or take it out."""
+    free = len(worker.running) < worker.capacity.slots
+    if worker.session and not worker.draining and free:
+        if worker.name not in state.ready:
+            state.ready[worker.name] = None
+            state.wake = True
+    else:
+        state.ready.pop(worker.name, None)
+
+
+def assign(state: State, task: TaskId, attempt: Attempt, worker: WorkerRun, now: float) -> None:
+    """The worker holds the task from now on."""
+    run = state.workflows[task.workflow].experiments[task.experiment]
+    page = run.page(task.index)
+    record = page.records.get(task.index)
+    if record is None:
+        record = page.records[task.index] = Record(Status.RUNNING)
+    record.status, record.attempt, record.worker = Status.RUNNING, attempt, worker.name
+    record.start_time, record.end_time = now, 0.0
+    run.running += 1
+    need = run.spec.hardware
+    worker.running[task] = attempt
+    worker.cpus_used += need.cpus
+    worker.memory_used += need.memory_bytes
+    worker.gpus_used += need.gpus
+    refresh_ready(state, worker)
+    touch(state, task, now)
+    count_move(state, "running")
+
+
+def release(state: State, task: TaskId, record: Record) -> None:
+    """The worker no longer holds the task; the record's new status is the caller's business."""
+    run = state.workflows[task.workflow].experiments[task.experiment]
+    run.running -= 1
+    state.wake = True
+    worker = state.workers[record.worker]
+    del worker.running[task]
+    worker.doubtful.pop(task, None)
+    need = run.spec.hardware
+    worker.cpus_used -= need.cpus
+    worker.memory_used -= need.memory_bytes
+    worker.gpus_used -= need.gpus
+    refresh_ready(state, worker)
+
+
+def lose(state: State, task: TaskId, now: float) -> None:
+    """A running attempt ended with its node: run again, without counting a failure."""
+    run = state.workflows[task.workflow].experiments[task.experiment]
+    record = run.page(task.index).records[task.index]
+    release(state, task, record)
+    _count_loss(state, run, task, record, now)
+
+
+def _count_loss(state: State, run: ExperimentRun, task: TaskId, record: Record, now: float) -> None:
+    record.losses += 1
+    run.lost += 1
+    touch_head(state, task.workflow, now)
+    count_move(state, "lost")
+    _run_again(state, run, task, record, now)
+
+
+def _run_again(state: State, run: ExperimentRun, task: TaskId, record: Record, now: float) -> None:
+    record.status, record.end_time = Status.PENDING, now
+    heapq.heappush(run.again, task.index)
+    touch(state, task, now)
+    state.wake = True
+
+
+def is_current(state: State, task: TaskId, attempt: Attempt) -> bool:
+    """Whether this attempt is one that a worker should be running."""
+    run = state.experiment(task)
+    record = None if run is None else run.record(task.index)
+    return record is not None and record.status is Status.RUNNING and record.attempt == attempt
+
+
+def adoptable(state: State, task: TaskId, attempt: Attempt) -> bool:
+    """Whether a worker that says it runs this attempt may go on with it.
+
+    So it is for the newest attempt known, and for one that an earlier scheduler gave out
+    without living to write it down.
+    """
+    run = state.experiment(task)
+    if run is None or run.state.ended or run.is_done(task.index):
+        return False
+    workflow = state.workflows[task.workflow]
+    if workflow.stopping is not None or run.state is not RunState.RUNNING:
+        return False
+    record = run.record(task.index)
+    if record is None or record.attempt is None:
+        return attempt.epoch < state.epoch
+    if record.status is Status.FAILED:
+        return False
+    if attempt == record.attempt:
+        return record.status is Status.PENDING
+    return attempt > record.attempt and attempt.epoch < state.epoch
+
+
+def adopt(state: State, task: TaskId, attempt: Attempt, worker: WorkerRun, now: float) -> None:
+    """The worker goes on with an `adoptable` attempt."""
+    record = state.workflows[task.workflow].experiments[task.experiment].record(task.index)
+    if record is not None and record.status is Status.RUNNING:
+        release(state, task, record)  # an older attempt; what it reports will be too late
+    assign(state, task, attempt, worker, now)
+
+
+def take_report(state: State, report: Report, now: float) -> bool:
+    """Work in one report of an attempt that has ended; False when it came too late to matter."""
+    task, attempt = report.task, report.attempt
+    run = state.experiment(task)
+    if run is None or run.is_done(task.index) or state.workflows[task.workflow].state.ended:
+        return False
+    record = run.record(task.index)
+    newest = None if record is None else record.attempt
+    if newest != attempt:
+        if attempt.epoch >= state.epoch or (newest is not None and attempt < newest):
+            return False  # superseded, or never given out
+        record = _unwritten(state, run, task, attempt, now)
+        fresh = True
+    else:
+        fresh = record is not None and record.status is Status.RUNNING
+    assert record is not None  # newest == attempt, or just made
+    if not fresh and (report.outcome is not Outcome.SUCCEEDED or record.status is Status.FAILED):
+        return False  # what this attempt has come to is known already
+    if record.status is Status.RUNNING:
+        release(state, task, record)
+    _conclude(state, run, report, record, now)
+    return True
+
+
+def _unwritten(
+    state: State, run: ExperimentRun, task: TaskId, attempt: Attempt, now: float
+) -> Record:
+    """A record for an attempt that an earlier scheduler gave out without writing it down."""
+    page = run.page(task.index)
+    record = page.records.get(task.index)
+    if record is not None and record.status is Status.RUNNING:
+        release(state, task, record)
+    if record is None:
+        record = page.records[task.index] = Record(Status.PENDING)
+    record.status, record.attempt, record.start_time = Status.PENDING, attempt, now
+    return record
+
+
+def _conclude(state: State, run: ExperimentRun, report: Report, record: Record, now: float) -> None:
+    task = report.task
+    match report.outcome:
+        case Outcome.SUCCEEDED:
+            run.page(task.index).set_done(task.index, _line(report, record, now))
+            run.succeeded += 1
+            state.pending.results += 1
+            touch(state, task, now)
+        case Outcome.FAILED:
+            record.failures += 1
+            record.message = report.message[:MAX_MESSAGE]
+            if record.failures <= run.spec.retries:
+                _run_again(state, run, task, record, now)
+            else:
+                record.status, record.end_time = Status.FAILED, now
+                run.failed += 1
+                touch(state, task, now)
+        case Outcome.PREEMPTED:
+            _count_loss(state, run, task, record, now)
+        case Outcome.STOPPED | Outcome.RUNNING:
+            _run_again(state, run, task, record, now)
+    count_move(state, report.outcome.value)
+
+
+def _line(report: Report, record: Record, now: float) -> str:
+    """One line of a result object."""
+    facts = {
+        "i": report.task.index,
+        "attempt": list(report.attempt),
+        "worker": record.worker,
+        "failures": record.failures,
+        "losses": record.losses,
+        "start": record.start_time,
+        "end": now,
+        "wall_s": report.wall_s,
+        "cpu_s": report.cpu_s,
+        "peak_rss_bytes": report.peak_rss_bytes,
+        "result": report.result_json,
+    }
+    return json.dumps(facts, separators=(",", ":"))

@@ -1,0 +1,221 @@
+"""A workflow's life: submitted, going from experiment to experiment, stopping, ended, retried."""
+
+from __future__ import annotations
+
+from hyper_scheduler.core.commands import Command, Refuse, Reply, Stop
+from hyper_scheduler.core.events import Cancel, DrainWorker, Retry, Submit
+from hyper_scheduler.core.model import Attempt, TaskId
+from hyper_scheduler.core.pages import PageKey, Status
+from hyper_scheduler.core.state import ExperimentRun, Request, RunState, State, WorkflowRun
+from hyper_scheduler.core.tasks import refresh_ready, touch_head
+
+Change = Submit | Cancel | Retry | DrainWorker
+
+
+def repeated(state: State, request: Request) -> list[Command] | None:
+    """The answer to a request that came before; None for a new one."""
+    known = state.requests.get(request.request_id)
+    if known is None:
+        return None
+    if known != request:
+        text = "this request_id was used for something else; make a new one for each change"
+        return [Refuse(request.request_id, "invalid", text)]
+    for waiting in (state.pending, state.committing):
+        if waiting is not None and known in waiting.requests:
+            return []  # its answer is on the way and reaches everybody who asked
+    return [Reply(known)]
+
+
+def remember(state: State, request: Request, now: float) -> None:
+    """Answer `request` once the next commit is durable, and whenever it comes again."""
+    state.requests[request.request_id] = request
+    while len(state.requests) > state.limits.requests:
+        state.requests.pop(next(iter(state.requests)))
+    state.pending.requests.append(request)
+    state.pending.urgent = True
+    if state.pending.since is None:
+        state.pending.since = now
+
+
+def submit(state: State, event: Submit) -> list[Command]:
+    """Take a new workflow in."""
+    request = Request(event.request_id, "submit", event.name)
+    if (answer := repeated(state, request)) is not None:
+        return answer
+    if event.name in state.workflows:
+        return [Refuse(event.request_id, "conflict", f"{event.name} exists already")]
+    state.workflows[event.name] = WorkflowRun(
+        name=event.name,
+        recipe=event.recipe,
+        recipe_yaml=event.recipe_yaml,
+        experiments={each.name: ExperimentRun.fresh(each) for each in event.recipe.experiments},
+        create_time=event.now,
+    )
+    state.active[event.name] = None
+    state.pending.recipes[event.name] = None
+    touch_head(state, event.name, event.now)
+    remember(state, request, event.now)
+    state.unsettled[event.name] = None
+    return []
+
+
+def cancel(state: State, event: Cancel) -> list[Command]:
+    """Begin to stop a workflow on request."""
+    request = Request(event.request_id, "cancel", event.name)
+    if (answer := repeated(state, request)) is not None:
+        return answer
+    found = _find(state, event.request_id, event.name, event.etag)
+    if isinstance(found, Refuse):
+        return [found]
+    if found.state in (RunState.SUCCEEDED, RunState.FAILED):
+        text = f"{event.name} has ended already ({found.state.value}); nothing to cancel"
+        return [Refuse(event.request_id, "finished", text)]
+    remember(state, request, event.now)
+    if found.state.ended or found.stopping is not None:
+        return []
+    reason = event.reason[:500]
+    return stop_workflow(
+        state, found, RunState.CANCELLED, f"cancelled: {reason}" if reason else "cancelled",
+        event.now,
+    )  # fmt: skip
+
+
+def retry(state: State, event: Retry) -> list[Command]:
+    """Run what failed or was cancelled again; done tasks stay done."""
+    request = Request(event.request_id, "retry", event.name)
+    if (answer := repeated(state, request)) is not None:
+        return answer
+    found = _find(state, event.request_id, event.name, event.etag)
+    if isinstance(found, Refuse):
+        return [found]
+    if not found.state.ended:
+        text = f"{event.name} still runs; wait for its end or cancel it first"
+        return [Refuse(event.request_id, "conflict", text)]
+    if found.state is RunState.SUCCEEDED:
+        text = f"{event.name} has succeeded; there is nothing to retry"
+        return [Refuse(event.request_id, "finished", text)]
+    found.state = found.durable = RunState.RUNNING
+    found.stopping, found.message, found.end_time = None, "", 0.0
+    found.generation += 1
+    for run in found.experiments.values():
+        if run.state is not RunState.SUCCEEDED:
+            _reset(state, found, run)
+    state.active[found.name] = None
+    touch_head(state, found.name, event.now)
+    remember(state, request, event.now)
+    state.unsettled[found.name] = None
+    return []
+
+
+def _reset(state: State, workflow: WorkflowRun, run: ExperimentRun) -> None:
+    run.state, run.message, run.end_time, run.failed = RunState.PENDING, "", 0.0, 0
+    run.cursor, run.again = 0, []
+    for number, page in run.pages.items():
+        for index, record in page.records.items():
+            run.again.append(index)
+            if record.failures:
+                record.failures = 0
+                record.status = Status.PENDING
+                state.pending.pages[PageKey(workflow.name, run.spec.name, number)] = None
+    run.again.sort()
+
+
+def drain_worker(state: State, event: DrainWorker) -> list[Command]:
+    """Give a worker nothing new from now on."""
+    request = Request(event.request_id, "drain", event.worker)
+    if (answer := repeated(state, request)) is not None:
+        return answer
+    worker = state.workers.get(event.worker)
+    if worker is None:
+        text = f"there is no worker {event.worker}; `hyper nodes` lists them"
+        return [Refuse(event.request_id, "not_found", text)]
+    worker.draining = True
+    state.drained[event.worker] = None
+    state.pending.drained[event.worker] = True
+    refresh_ready(state, worker)
+    remember(state, request, event.now)
+    return []
+
+
+def _find(state: State, request_id: str, name: str, etag: str) -> WorkflowRun | Refuse:
+    workflow = state.workflows.get(name)
+    if workflow is None:
+        return Refuse(request_id, "not_found", f"there is no workflow {name}")
+    if etag and etag != str(workflow.generation):
+        text = f"{name} has changed since it was read; read it again, then retry"
+        return Refuse(request_id, "conflict", text)
+    return workflow
+
+
+def stop_workflow(
+    state: State, workflow: WorkflowRun, target: RunState, message: str, now: float
+) -> list[Command]:
+    """Start nothing more of the workflow and stop what runs."""
+    workflow.stopping, workflow.message = target, message
+    workflow.generation += 1
+    state.active.pop(workflow.name, None)
+    touch_head(state, workflow.name, now)
+    state.unsettled[workflow.name] = None
+    commands: list[Command] = []
+    if workflow.running:
+        for worker in state.workers.values():
+            mine: list[tuple[TaskId, Attempt]] = [
+                (task, attempt)
+                for task, attempt in worker.running.items()
+                if task.workflow == workflow.name
+            ]
+            if mine and worker.session:
+                commands.append(Stop(worker.name, worker.session, tuple(mine)))
+    return commands
+
+
+def settle(state: State, workflow: WorkflowRun, now: float) -> list[Command]:
+    """Let experiments succeed and start, a failed one stop the workflow, and the workflow end."""
+    if workflow.state.ended:
+        return []
+    commands: list[Command] = []
+    runs = workflow.experiments
+    for run in runs.values():
+        if run.state is RunState.RUNNING and run.succeeded == run.total:
+            run.state, run.end_time = RunState.SUCCEEDED, now
+            touch_head(state, workflow.name, now)
+            state.pending.urgent = True
+        if workflow.stopping is not None:
+            continue
+        if run.failed:
+            message = _failure(run)
+            commands += stop_workflow(state, workflow, RunState.FAILED, message, now)
+        elif run.state is RunState.PENDING and all(
+            runs[name].durable for name in run.spec.depends_on
+        ):
+            run.state, run.start_time = RunState.RUNNING, run.start_time or now
+            state.wake = True
+            touch_head(state, workflow.name, now)
+    if all(run.state is RunState.SUCCEEDED for run in runs.values()):
+        _end(state, workflow, workflow.stopping or RunState.SUCCEEDED, now)
+    elif workflow.stopping is not None and not workflow.running:
+        _end(state, workflow, workflow.stopping, now)
+    return commands
+
+
+def _failure(run: ExperimentRun) -> str:
+    """Why an experiment failed, by its first task that did."""
+    for number in sorted(run.pages):
+        for index, record in sorted(run.pages[number].records.items()):
+            if record.status is Status.FAILED:
+                times = "once" if record.failures == 1 else f"{record.failures} times"
+                run.message = f"task {index} failed {times}: {record.message}"
+                return f"experiment {run.spec.name}: {run.message}"
+    raise AssertionError(f"experiment {run.spec.name} counts a failed task that is not there")
+
+
+def _end(state: State, workflow: WorkflowRun, outcome: RunState, now: float) -> None:
+    workflow.state, workflow.end_time = outcome, now
+    workflow.generation += 1
+    state.active.pop(workflow.name, None)
+    for run in workflow.experiments.values():
+        if not run.state.ended:
+            run.state = RunState.FAILED if run.failed else RunState.CANCELLED
+            run.end_time = now
+    touch_head(state, workflow.name, now)
+    state.pending.urgent = True

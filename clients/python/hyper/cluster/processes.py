@@ -21,7 +21,9 @@ import psutil
 
 POLL_S = 0.02
 LOG_TAIL_LINES = 12
+_KILL_TIMEOUT_S = 10.0
 _LOG_TAIL_BYTES = 16_384
+_LOG_LINE_CHARACTERS = 400
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,15 +114,25 @@ def spawn(
 
 def stop(identity: ProcessId, *, grace_s: float) -> None:
     """SIGTERM, `grace_s` to end, then SIGKILL; also for what is left in its process group."""
-    if identity.signal(signal.SIGTERM):
-        wait_until(lambda: not identity.alive, grace_s)
-    kill(identity)
+    stop_all([identity], grace_s=grace_s)
+
+
+def stop_all(identities: Sequence[ProcessId], *, grace_s: float) -> None:
+    """Stop several at the same time; returns once none of them runs."""
+    for identity in identities:
+        identity.signal(signal.SIGTERM)
+    wait_until(lambda: not any(identity.alive for identity in identities), grace_s)
+    for identity in identities:
+        identity.signal(signal.SIGKILL)
+    wait_until(lambda: not any(identity.alive for identity in identities), _KILL_TIMEOUT_S)
+    for identity in identities:
+        identity.kill_group()
 
 
 def kill(identity: ProcessId) -> None:
     """SIGKILL to the process, then to what is left in its group; waits for its end."""
     identity.signal(signal.SIGKILL)
-    wait_until(lambda: not identity.alive, 10.0)
+    wait_until(lambda: not identity.alive, _KILL_TIMEOUT_S)
     identity.kill_group()
 
 
@@ -151,13 +163,13 @@ def wait_until(condition: Callable[[], bool], timeout_s: float) -> bool:
     return True
 
 
-def log_tail(log: Path, lines: int = LOG_TAIL_LINES) -> str:
-    """The last lines of a log, cut to what can be shown; empty if there is none."""
+def log_tail(log: Path, lines: int = LOG_TAIL_LINES, *, since: int = 0) -> str:
+    """The last lines of a log, none from before byte `since`; empty if there is none."""
     try:
         with log.open("rb") as file:
             size = file.seek(0, os.SEEK_END)
-            file.seek(max(0, size - _LOG_TAIL_BYTES))
+            file.seek(max(0, since, size - _LOG_TAIL_BYTES))
             text = file.read().decode("utf-8", "replace")
     except OSError:
         return ""
-    return "\n".join(text.splitlines()[-lines:])
+    return "\n".join(line[:_LOG_LINE_CHARACTERS] for line in text.splitlines()[-lines:])

@@ -1,0 +1,1 @@
+"""Alignment of a stack of sections: pure functions on arrays."""

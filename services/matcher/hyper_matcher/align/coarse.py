@@ -1,0 +1,221 @@
+"""Coarse fit of a pair: any rotation, any shift up to half a field, then an affine map.
+
+First the band-passed, shrunken source is turned through all angles and correlated with the target
+by FFT; the score of a shift is the correlation over the square root of the overlap, which is what
+noise would give, so that small overlaps neither win nor lose by themselves. The best few angles
+compete at twice the resolution. Then blocks are matched round the rigid guess, twice, and an
+affine map is fitted to those that agree.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import scipy.fft
+import scipy.ndimage
+from numpy.typing import NDArray
+
+from hyper_matcher.align.geometry import Affine, Points, lattice
+from hyper_matcher.align.sampling import downsample, sample_patches
+from hyper_matcher.ncc import SearchImage, correlate_windows, find_peaks
+
+
+@dataclass(frozen=True, slots=True)
+class CoarseOptions:
+    """How to find the first guess.
+
+    Args:
+        search_edge_px: edge to which sections are shrunk for the search over angles.
+        angle_step_deg: of that search.
+        max_angle_deg: largest rotation looked for; 180: all.
+        min_overlap: smallest share of a section that the two have in common.
+        block_px: edge of the blocks of the affine fit, at its scale.
+        block_edge_px: edge to which sections are shrunk for the affine fit.
+        tolerance_px: how far a block may lie from the affine map, at that scale.
+    """
+
+    search_edge_px: int = 128
+    angle_step_deg: float = 3.0
+    max_angle_deg: float = 180.0
+    min_overlap: float = 0.2
+    block_px: int = 56
+    block_edge_px: int = 384
+    tolerance_px: float = 4.0
+
+
+class CoarseImage:
+    """A section's shrunken features, made once for all its pairs.
+
+    Args:
+        section: (H, W), grey values or features.
+        options: scales.
+    """
+
+    def __init__(self, section: NDArray[Any], options: CoarseOptions | None = None) -> None:
+        self.options = options or CoarseOptions()
+        self.shape: tuple[int, int] = (section.shape[0], section.shape[1])
+        edge = max(self.shape)
+        self.block_factor = max(1, round(edge / self.options.block_edge_px))
+        self.search_factor = max(self.block_factor, math.ceil(edge / self.options.search_edge_px))
+        self.blocks = _features(downsample(section, self.block_factor), 1.2, 6.0)
+        self.search = _features(downsample(section, self.search_factor), 0.8, 4.0)
+        self.block_search = SearchImage(self.blocks)
+
+
+def coarse_fit(source: CoarseImage, target: CoarseImage) -> tuple[Affine, float]:
+    """The affine map source -> target in px of the sections, and the share of blocks behind it."""
+    rigid, _ = _search_rotation(source, target)
+    return refine_affine(source, target, rigid)
+
+
+def refine_affine(
+    source: CoarseImage, target: CoarseImage, guess: Affine
+) -> tuple[Affine, float]:
+    """Block matching round a guess, from wide to narrow; (map, share of blocks that agree)."""
+    options = source.options
+    factor = source.block_factor
+    current, share = _to_factor(guess, factor), 0.0
+    best = current
+    for radius in (max(16, round(1.6 * source.search_factor / factor) + 12), 10, 6):
+        points = lattice(source.blocks.shape, options.block_px * 0.6, options.block_px * 0.5)
+        found, displacement, p1 = _match_blocks(source, target, current, points, radius)
+        if len(found) < 6:
+            return _from_factor(best, factor), 0.0
+        fitted, inliers = _robust_affine(found, found + displacement, p1, options.tolerance_px)
+        share = float(inliers.mean())
+        if inliers.sum() < 6:
+            return _from_factor(best, factor), 0.0
+        current = best = fitted
+    return _from_factor(best, factor), share
+
+
+def _features(image: NDArray[np.float32], low: float, high: float) -> NDArray[np.float32]:
+    """Band-passed, local contrast made equal, bounded."""
+    narrow = scipy.ndimage.gaussian_filter(image, low, mode="nearest")
+    band = narrow - scipy.ndimage.gaussian_filter(image, high, mode="nearest")
+    energy = scipy.ndimage.gaussian_filter(band * band, 2 * high, mode="nearest")
+    floor = 0.05 * float(np.sqrt(energy.mean())) + 1e-6
+    return np.tanh(band / (np.sqrt(np.maximum(energy, 0)) + floor)).astype(np.float32)
+
+
+def _search_rotation(source: CoarseImage, target: CoarseImage) -> tuple[Affine, float]:
+    options = source.options
+    step = math.radians(options.angle_step_deg)
+    count = int(math.radians(options.max_angle_deg) / step)
+    angles = step * np.arange(-count, count + 1)
+    if count * step >= math.pi - 1e-6:
+        angles = angles[1:]
+    correlator = _Correlator(target.search, options.min_overlap)
+    scored = [(*correlator.best_shift(source.search, angle), angle) for angle in angles]
+    scored.sort(key=lambda entry: -entry[0])
+    best = scored[0]
+    for angle in best[2] + step * np.array([-0.5, -0.25, 0.25, 0.5]):
+        candidate = (*correlator.best_shift(source.search, angle), angle)
+        if candidate[0] > best[0]:
+            best = candidate
+    score, shift, angle = best
+    center = (np.array(source.search.shape) - 1) / 2
+    return _from_factor(Affine.rigid(angle, center, shift), source.search_factor), score
+
+
+class _Correlator:
+    """Correlates turned sources with one target; scores are in standard deviations of noise."""
+
+    def __init__(self, target: NDArray[np.float32], min_overlap: float) -> None:
+        self.shape = target.shape
+        edge = max(target.shape)
+        self.size = scipy.fft.next_fast_len(2 * edge, real=True)
+        self.spectrum = scipy.fft.rfft2(target, (self.size, self.size))
+        self.mask_spectrum = scipy.fft.rfft2(np.ones_like(target), (self.size, self.size))
+        self.min_overlap = min_overlap
+
+    def best_shift(self, source: NDArray[np.float32], angle: float) -> tuple[float, Points]:
+        turn = Affine.rigid(angle, (np.array(source.shape) - 1) / 2, np.zeros(2)).inverse()
+        turned = scipy.ndimage.affine_transform(source, turn.matrix, turn.offset, order=1)
+        inside = scipy.ndimage.affine_transform(
+            np.ones_like(source), turn.matrix, turn.offset, order=0
+        )
+        size = (self.size, self.size)
+        products = scipy.fft.irfft2(self.spectrum * np.conj(scipy.fft.rfft2(turned, size)), size)
+        overlap = scipy.fft.irfft2(
+            self.mask_spectrum * np.conj(scipy.fft.rfft2(inside, size)), size
+        )
+        floor = self.min_overlap * source.size
+        score = np.where(overlap >= floor, products / np.sqrt(np.maximum(overlap, 1.0)), -np.inf)
+        y, x = np.unravel_index(int(np.argmax(score)), score.shape)
+        shift = np.array([y, x], np.float64)
+        shift[shift > self.size / 2] -= self.size
+        return float(score[y, x]), shift
+
+
+def _match_blocks(
+    source: CoarseImage, target: CoarseImage, guess: Affine, points: Points, radius: int
+) -> tuple[Points, Points, NDArray[np.float64]]:
+    """Displacements of blocks round a guess, at the scale of the blocks."""
+    size = source.options.block_px
+    expected = guess(points)
+    corner = np.round(expected - (size - 1) / 2).astype(np.int64) - radius
+    limit = np.array(target.blocks.shape) - (size + 2 * radius)
+    corner = np.clip(corner, np.maximum(-radius, 0), np.maximum(limit, 0))
+    if (limit < 0).any():
+        return np.zeros((0, 2)), np.zeros((0, 2)), np.zeros(0)
+    centre = corner + radius + (size - 1) / 2
+    back = guess.inverse()
+    centres = back(centre)  # what the middle of each window shows, if the guess is right
+    inside = (np.abs(centre - expected).max(axis=1) <= 0.5 * size) & (
+        (centres >= 0.2 * size) & (centres <= np.array(source.blocks.shape) - 1 - 0.2 * size)
+    ).all(axis=1)
+    centres, corner, centre = centres[inside], corner[inside], centre[inside]
+    if len(centres) == 0:
+        return np.zeros((0, 2)), np.zeros((0, 2)), np.zeros(0)
+    matrices = np.broadcast_to(back.matrix, (len(centres), 2, 2)).copy()
+    templates = sample_patches(source.blocks, centres, matrices, size)
+    peaks = find_peaks(correlate_windows(templates, target.block_search, corner, radius), 4)
+    keep = peaks.p1 > 0.1
+    found = centre + peaks.offset - radius
+    return centres[keep], (found - centres)[keep], peaks.p1[keep]
+
+
+def _robust_affine(
+    source: Points, target: Points, weights: NDArray[np.float64], tolerance_px: float
+) -> tuple[Affine, NDArray[np.bool_]]:
+    """Affine map with most support among triples (fixed seed), then reweighted least squares."""
+    rng = np.random.default_rng(0)
+    best, support = Affine.fit_rigid(source, target, weights), -1.0
+    span = np.linalg.norm(np.ptp(source, axis=0))
+    for _ in range(200):
+        pick = rng.choice(len(source), 2, replace=False)
+        if np.linalg.norm(source[pick[0]] - source[pick[1]]) < 0.2 * span:
+            continue
+        candidate = Affine.fit_rigid(source[pick], target[pick])
+        error = np.linalg.norm(candidate(source) - target, axis=1)
+        value = float((weights * np.maximum(0, 1 - (error / (3 * tolerance_px)) ** 2)).sum())
+        if value > support:
+            best, support = candidate, value
+    for scale in (2.0, 1.5, 1.0, 1.0):
+        error = np.linalg.norm(best(source) - target, axis=1)
+        near = error < scale * tolerance_px
+        if near.sum() < 6:
+            break
+        robust = weights * near / (1 + (error / tolerance_px) ** 2)
+        best = Affine.fit(source, target, robust)
+    return best, np.linalg.norm(best(source) - target, axis=1) < tolerance_px
+
+
+def _from_factor(map_: Affine, factor: int) -> Affine:
+    """A map between sections shrunk by `factor` (block means) as one between full sections."""
+    shift = (factor - 1) / 2  # the middle of block 0
+    return Affine(
+        map_.matrix, map_.offset * factor + shift - map_.matrix @ np.array([shift, shift])
+    )
+
+
+def _to_factor(map_: Affine, factor: int) -> Affine:
+    """The way back."""
+    shift = (factor - 1) / 2
+    return Affine(
+        map_.matrix, (map_.offset - shift + map_.matrix @ np.array([shift, shift])) / factor
+    )

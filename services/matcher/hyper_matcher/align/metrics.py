@@ -1,0 +1,154 @@
+"""How good an alignment is: correlation of tiles, fresh matches, sharpness.
+
+Sections are scored as they are rendered, 8-bit and unfiltered.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hyper_matcher.align.filters import PeakFilter
+from hyper_matcher.align.geometry import Affine, Points
+from hyper_matcher.align.match import Guess, search
+from hyper_matcher.ncc import SearchImage
+
+CPC_TILE_PX = 94
+_MAX_ZEROS = 0.01
+
+
+def chunked_correlation(
+    first: NDArray[Any], second: NDArray[Any], tile_px: int = CPC_TILE_PX
+) -> NDArray[np.float64]:
+    """Pearson correlation of two sections tile by tile: (tiles,); CPC is their mean.
+
+    Tiles with more than 1% of zeros in either section, or without contrast, are skipped.
+    """
+    if first.shape != second.shape:
+        raise ValueError(f"sections of {first.shape} and {second.shape} cannot be compared")
+    a, b = _tiles(first, tile_px), _tiles(second, tile_px)
+    zeros = np.maximum((a == 0).mean(axis=1), (b == 0).mean(axis=1))
+    a, b = a[zeros <= _MAX_ZEROS].astype(np.float64), b[zeros <= _MAX_ZEROS].astype(np.float64)
+    a -= a.mean(axis=1, keepdims=True)
+    b -= b.mean(axis=1, keepdims=True)
+    norm = np.sqrt((a * a).sum(axis=1) * (b * b).sum(axis=1))
+    products = (a * b).sum(axis=1)
+    return np.asarray(products[norm > 0] / norm[norm > 0])
+
+
+def _tiles(section: NDArray[Any], tile_px: int) -> NDArray[Any]:
+    rows, columns = section.shape[0] // tile_px, section.shape[1] // tile_px
+    cut = section[: rows * tile_px, : columns * tile_px]
+    tiles = cut.reshape(rows, tile_px, columns, tile_px).swapaxes(1, 2)
+    return tiles.reshape(rows * columns, tile_px * tile_px)
+
+
+@dataclass(frozen=True, slots=True)
+class Residuals:
+    """Fresh matches between two rendered sections.
+
+    Args:
+        points: (n, 2), where they were measured.
+        vectors: (n, 2), how far off the content lies there, px.
+        tried: how many points there were.
+        coverage: share of the common tissue within a template of the grid.
+    """
+
+    points: Points
+    vectors: Points
+    tried: int
+    coverage: float
+
+    @property
+    def lengths(self) -> NDArray[np.float64]:
+        """(n,) px."""
+        return np.asarray(np.linalg.norm(self.vectors, axis=1))
+
+
+RESIDUAL_FILTER = PeakFilter(
+    min_peak=0.1, min_distinctness=0.07, max_ratio=1.0, min_dynamic_range=0.2, max_width=1.0, edge=1.0,
+    max_kurtosis=float("inf"),
+)  # fmt: skip
+
+
+def fresh_residuals(
+    first: NDArray[Any],
+    second: NDArray[Any],
+    *,
+    template_px: int = 160,
+    radius_px: int = 16,
+    spacing_px: int = 61,
+    whole_pixels: bool = False,
+) -> Residuals:
+    """Match 160-px templates afresh on a grid of its own; peak filters only, no consensus.
+
+    A template is used where at least 90% of it, and 80% of the window it is searched in, is tissue.
+
+    Args:
+        first: (H, W), rendered, 0 where there is no tissue.
+        second: the same.
+        template_px: edge.
+        radius_px: largest displacement seen.
+        spacing_px: of the grid.
+        whole_pixels: round displacements to pixels, as matching without refinement gives them.
+    """
+    height, width = first.shape
+    half = template_px // 2
+    margin = half + radius_px
+    if min(height, width) < 2 * margin:
+        raise ValueError(f"sections of {first.shape} have no room for {template_px}-px templates")
+    ys, xs = (
+        np.linspace(margin, edge - margin, max(1, -(-(edge - 2 * margin) // spacing_px)) + 1).round()
+        for edge in (height, width)
+    )
+    points = np.stack(np.meshgrid(ys, xs, indexing="ij"), -1).reshape(-1, 2) - 0.5
+    tissue = (first > 0) & (second > 0)
+    table = np.zeros((height + 1, width + 1))
+    np.cumsum(np.cumsum(tissue, axis=0), axis=1, out=table[1:, 1:])
+
+    def share(extent: int) -> NDArray[np.float64]:
+        y0 = np.clip((points[:, 0] + 0.5).astype(int) - extent, 0, height)
+        x0 = np.clip((points[:, 1] + 0.5).astype(int) - extent, 0, width)
+        y1, x1 = np.clip(y0 + 2 * extent, 0, height), np.clip(x0 + 2 * extent, 0, width)
+        return (table[y1, x1] - table[y0, x1] - table[y1, x0] + table[y0, x0]) / (2 * extent) ** 2
+
+    points = points[(share(half) >= 0.9) & (share(margin) >= 0.8)]
+    covered = np.zeros(first.shape, bool)
+    for y, x in (points + 0.5).astype(int).tolist():
+        covered[y - half : y + half, x - half : x + half] = True
+    coverage = float((covered & tissue).sum() / max(int(tissue.sum()), 1))
+    if len(points) == 0:
+        return Residuals(np.zeros((0, 2)), np.zeros((0, 2)), 0, 0.0)
+    identity = np.broadcast_to(Affine.identity().matrix, (len(points), 2, 2))
+    found = search(
+        SearchImage(first), SearchImage(second), Guess(points, points, identity),
+        template_px, radius_px, RESIDUAL_FILTER,
+    )  # fmt: skip
+    kept = found.rejection == 0
+    vectors = (found.target - found.source)[kept]
+    return Residuals(
+        found.source[kept], np.rint(vectors) if whole_pixels else vectors, len(points), coverage
+    )
+
+
+def mean_gradient(section: NDArray[Any], valid: NDArray[np.bool_] | None = None) -> float:
+    """Mean length of the grey values' gradient over valid pixels (and their neighbours)."""
+    grey = section.astype(np.float32)
+    gy = 0.5 * (grey[2:, 1:-1] - grey[:-2, 1:-1])
+    gx = 0.5 * (grey[1:-1, 2:] - grey[1:-1, :-2])
+    length = np.sqrt(gy * gy + gx * gx)
+    if valid is None:
+        return float(length.mean())
+    inner = valid[1:-1, 1:-1] & valid[2:, 1:-1] & valid[:-2, 1:-1] & valid[1:-1, 2:]
+    inner &= valid[1:-1, :-2]
+    return float(length[inner].mean()) if inner.any() else 0.0
+
+
+def percentile(values: Sequence[NDArray[np.float64]], share: float) -> float | None:
+    """Percentile over several lists of numbers; None where there are none."""
+    joined = np.concatenate([np.zeros(0), *values])
+    return float(np.percentile(joined, share)) if len(joined) else None

@@ -253,6 +253,19 @@ class Client:
 
         return datasets.open_address(self, address)
 
+    def open_dataset(self, address: str) -> Dataset:
+        """The dataset at `tenant/name[@version]`.
+
+        Raises:
+            InvalidArgumentError: the address names an array.
+        """
+        from hyper.datasets import Dataset
+
+        opened = self.open(address)
+        if not isinstance(opened, Dataset):
+            raise InvalidArgumentError(f"{address!r} names an array; write tenant/name[@version]")
+        return opened
+
     def open_array(self, address: str) -> Array:
         """The array at `tenant/name[@version]/array`.
 

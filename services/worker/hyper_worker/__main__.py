@@ -1,0 +1,77 @@
+"""`python -m hyper_worker`: one agent."""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+import socket
+import sys
+
+from hyper.client import Client
+from hyper.config import scheduler_addresses
+from hyper_servicekit.config import load_settings
+from hyper_servicekit.server import Running, run_service
+from hyper_worker.agent import Agent, Identity, Timing
+from hyper_worker.config import WorkerSettings
+from hyper_worker.folders import Folders
+from hyper_worker.logs import Shipper, send_with
+from hyper_worker.runner.function import FunctionRunner
+from hyper_worker.runner.guard import Guard
+from hyper_worker.runner.process import ProcessRunner
+
+
+async def build(settings: WorkerSettings, running: Running) -> None:
+    """Join the parts; they close in reverse order."""
+    endpoint = settings.scheduler_endpoint
+    addresses = scheduler_addresses(endpoint or None)  # a wrong one is said now
+    stack = running.stack
+    client = Client(endpoint or None, patience_s=0.0, notice=lambda line: None)
+    folders = Folders(settings.workdir, client)
+    stack.callback(folders.close)
+    guard = Guard()
+    stack.callback(guard.close)
+    endpoint_of_tasks = endpoint or ",".join(addresses)
+    commands = ProcessRunner(guard, endpoint_of_tasks)
+    functions = FunctionRunner(guard, endpoint_of_tasks, settings.slots)
+    stack.push_async_callback(commands.close)
+    stack.push_async_callback(functions.close)
+    shipper = Shipper(
+        send_with(client),
+        folder=folders.root,
+        flush_s=settings.log_flush_s,
+        spool_bytes=settings.log_spool_bytes,
+        memory_bytes=settings.log_memory_bytes,
+    )
+    stack.callback(shipper.close)
+    stack.callback(client.close)
+    identity = Identity(
+        worker=f"{running.instance}-{secrets.token_hex(3)}",
+        slots=settings.slots,
+        labels={"host": socket.gethostname(), **settings.labels},
+    )
+    agent = Agent(
+        identity,
+        lambda: scheduler_addresses(endpoint or None),
+        {"command": commands, "function": functions},
+        folders,
+        shipper,
+        Timing(settings.connect_timeout_s, settings.report_delay_s, settings.leave_reports_s),
+    )
+    group = await stack.enter_async_context(asyncio.TaskGroup())
+    task = group.create_task(agent.run())
+    stack.callback(task.cancel)
+    running.on_drain.append(lambda: agent.leave(settings.drain_grace_s))
+
+
+def main() -> int:
+    """Run until SIGTERM; returns the exit status."""
+    settings = load_settings(WorkerSettings)
+
+    async def build_it(running: Running) -> None:
+        await build(settings, running)
+
+    return run_service("worker", settings, build_it)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

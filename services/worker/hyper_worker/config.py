@@ -1,0 +1,56 @@
+"""Settings of the worker."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from pathlib import Path
+
+from pydantic import Field, field_validator
+
+from hyper.config import split_endpoint
+from hyper.errors import InvalidArgumentError
+from hyper_servicekit.config import ServiceSettings, settings_config
+
+
+class WorkerSettings(ServiceSettings):
+    """Settings of the worker: HYPER_WORKER__<NAME>, or a YAML file."""
+
+    model_config = settings_config("WORKER")
+
+    scheduler_endpoint: str = Field(
+        default="", description="host:port[,host:port]; empty: HYPER_ENDPOINT, else `hyper up`'s"
+    )
+    slots: int = Field(
+        default_factory=lambda: len(os.sched_getaffinity(0)), gt=0, le=4096,
+        description="tasks that run at once; by default one a core",
+    )  # fmt: skip
+    labels: dict[str, str] = Field(default_factory=dict, description="facts for placement")
+    workdir: Path = Field(
+        default_factory=lambda: Path(tempfile.gettempdir()) / f"hyper-worker-{os.getuid()}",
+        description="scratch folders of tasks, and unpacked work folders",
+    )
+    connect_timeout_s: float = Field(default=10.0, gt=0, description="for the scheduler's Welcome")
+    report_delay_s: float = Field(
+        default=0.005, ge=0, le=1, description="reports are gathered for this long"
+    )
+    leave_reports_s: float = Field(
+        default=3.0, ge=0, description="when leaving, how long reports and logs are waited for"
+    )
+    log_flush_s: float = Field(default=0.5, gt=0, description="output is shipped at least so often")
+    log_spool_bytes: int = Field(
+        default=256 << 20, gt=0, description="output kept while the gateway is away, all tasks"
+    )
+    log_memory_bytes: int = Field(
+        default=1 << 20, gt=0, description="output of one task kept in memory; the rest on disk"
+    )
+
+    @field_validator("scheduler_endpoint")
+    @classmethod
+    def _addresses(cls, value: str) -> str:
+        if value:
+            try:
+                split_endpoint(value)
+            except InvalidArgumentError as error:
+                raise ValueError(str(error)) from error
+        return value

@@ -1,0 +1,150 @@
+"""The values the core speaks: attempts, what happened to them, what to do about it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+
+@dataclass(frozen=True, slots=True)
+class Key:
+    """One attempt of one task; within a task a greater (epoch, number) is newer."""
+
+    task: str
+    epoch: int
+    number: int
+
+    def newer_than(self, other: Key) -> bool:
+        """Whether this attempt of the same task supersedes `other`."""
+        return self.task == other.task and (self.epoch, self.number) > (other.epoch, other.number)
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """An attempt to carry out, with all that running it needs."""
+
+    key: Key
+    command: str = ""
+    function: str = ""
+    image: str = ""
+    parameters_json: str = "{}"
+    env: tuple[tuple[str, str], ...] = ()
+    workdir: str = ""
+    timeout_s: float | None = None
+    grace_s: float = 10.0
+
+
+class Outcome(StrEnum):
+    """How an attempt stands, as reported."""
+
+    RUNNING = "RUNNING"
+    SUCCEEDED = "SUCCEEDED"
+    FAILED = "FAILED"
+    STOPPED = "STOPPED"
+    PREEMPTED = "PREEMPTED"
+
+
+@dataclass(frozen=True, slots=True)
+class Exit:
+    """What the runner saw of an attempt's end.
+
+    Args:
+        exit_code: of the process, negative for a signal; 0 for a function that returned.
+        message: one sentence on a failure, empty otherwise.
+        result_json: what a function returned.
+        returned: a function came to its own end with a result; no signal can have cut it short.
+        wall_s: from start to end.
+        cpu_s: user and system time, children included.
+        peak_rss_bytes: of all its processes together, as sampled.
+    """
+
+    exit_code: int = 0
+    message: str = ""
+    result_json: str = ""
+    returned: bool = False
+    wall_s: float = 0.0
+    cpu_s: float = 0.0
+    peak_rss_bytes: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Status:
+    """One report on one attempt."""
+
+    key: Key
+    outcome: Outcome
+    exit: Exit = Exit()
+
+
+# Events
+
+
+@dataclass(frozen=True, slots=True)
+class Assigned:
+    """The scheduler gave these attempts out."""
+
+    jobs: tuple[Job, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class StopAsked:
+    """The scheduler does not want these attempts any more."""
+
+    keys: tuple[Key, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Ended:
+    """The runner saw an attempt end."""
+
+    key: Key
+    exit: Exit
+
+
+@dataclass(frozen=True, slots=True)
+class Ticked:
+    """Time has passed."""
+
+
+@dataclass(frozen=True, slots=True)
+class Leaving:
+    """The machine goes away: everything must end within `grace_s`."""
+
+    grace_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Acknowledged:
+    """Reports up to and with this sequence number are durable."""
+
+    sequence: int
+
+
+Event = Assigned | StopAsked | Ended | Ticked | Leaving | Acknowledged
+
+
+# Commands
+
+
+@dataclass(frozen=True, slots=True)
+class Launch:
+    """Start it; answer with `Ended`, also when it cannot be started."""
+
+    job: Job
+
+
+@dataclass(frozen=True, slots=True)
+class Terminate:
+    """SIGTERM to all of its processes."""
+
+    key: Key
+
+
+@dataclass(frozen=True, slots=True)
+class Kill:
+    """SIGKILL to all of its processes."""
+
+    key: Key
+
+
+Command = Launch | Terminate | Kill

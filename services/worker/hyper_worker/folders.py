@@ -1,0 +1,67 @@
+"""Folders that tasks run in: an empty one each, or the recipe's unpacked work folder."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import shutil
+import tempfile
+from collections import defaultdict
+from pathlib import Path
+
+from hyper.client import Client
+from hyper.errors import InvalidArgumentError
+from hyper.names import check_path, parse_address
+from hyper_worker.core.model import Job
+
+
+class Folders:
+    """Makes and removes them under `root`.
+
+    Args:
+        root: this worker's scratch space; made if it does not exist, emptied at the end.
+        client: fetches work folders from the storage gateway.
+    """
+
+    def __init__(self, root: Path, client: Client) -> None:
+        root.mkdir(parents=True, exist_ok=True)
+        self.root = Path(tempfile.mkdtemp(prefix="agent-", dir=root))
+        self._client = client
+        self._locks: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
+
+    async def prepare(self, job: Job) -> Path:
+        """The folder for an attempt.
+
+        Raises:
+            OSError: it cannot be made.
+            HyperError: the work folder cannot be fetched.
+        """
+        if not job.workdir:
+            return Path(tempfile.mkdtemp(prefix="task-", dir=self.root))
+        async with self._locks[job.workdir]:
+            folder = self.root / ("work-" + hashlib.sha256(job.workdir.encode()).hexdigest()[:24])
+            if not folder.exists():
+                await asyncio.to_thread(self._fetch, job.workdir, folder)
+            return folder
+
+    async def remove(self, job: Job, folder: Path) -> None:
+        """An attempt is over: remove what was its alone."""
+        if not job.workdir:
+            await asyncio.to_thread(shutil.rmtree, folder, ignore_errors=True)
+
+    def close(self) -> None:
+        """Remove everything."""
+        shutil.rmtree(self.root, ignore_errors=True)
+
+    def _fetch(self, address: str, folder: Path) -> None:
+        """Unpack the files of a dataset; the folder appears complete or not at all."""
+        parsed = parse_address(address)
+        if parsed.array is not None:
+            raise InvalidArgumentError(f"work folder {address!r} is an array; name a dataset")
+        dataset = self._client.open_dataset(str(parsed))
+        partial = Path(tempfile.mkdtemp(prefix="fetch-", dir=self.root))
+        for file in dataset.files():
+            target = partial / check_path(file.path)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            target.write_bytes(dataset.read(file.path))
+        partial.rename(folder)

@@ -1,0 +1,1 @@
+"""Where attempts run: a shell command, or a function in a warm process."""

@@ -1,0 +1,33 @@
+"""What a task finds in its environment."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Mapping
+
+from hyper.context import ATTEMPT, PARAMETERS, TASK
+from hyper_worker.core.model import Job
+
+# Settings of services (HYPER_STORAGE__S3__SECRET_KEY, ...) are not the tasks' business.
+_SETTING = re.compile(r"HYPER_[A-Z]+__")
+
+
+def base_environment(endpoint: str, extra: Mapping[str, str]) -> dict[str, str]:
+    """The worker's own environment without settings of services, plus the recipe's."""
+    environment = {k: v for k, v in os.environ.items() if not _SETTING.match(k)}
+    environment["PYTHONUNBUFFERED"] = "1"
+    if endpoint:
+        environment["HYPER_ENDPOINT"] = endpoint
+    environment.update(extra)
+    return environment
+
+
+def command_environment(endpoint: str, job: Job) -> dict[str, str]:
+    """The environment of a command: the above, and which attempt it is."""
+    return {
+        **base_environment(endpoint, dict(job.env)),
+        TASK: job.key.task,
+        ATTEMPT: f"{job.key.epoch}.{job.key.number}",
+        PARAMETERS: job.parameters_json,
+    }

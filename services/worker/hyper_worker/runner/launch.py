@@ -1,0 +1,116 @@
+"""Starting a process so that nothing of it can be left behind.
+
+It gets a session and process group of its own and starts as a tiny shell that waits for one
+line on its stdin; only when the guard knows its group does it get that line and becomes the
+real program (exec, same pid). If the agent dies before, the pipe closes and the shell ends.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import signal
+import subprocess
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import psutil
+
+from hyper_worker.runner.guard import Guard, signal_group
+
+_GATE = 'read -r go || exit 125; exec "$@"'
+
+
+class Process:
+    """A started process group. When its leader ends, all that it left in the group is killed."""
+
+    def __init__(self, popen: subprocess.Popen[bytes], guard: Guard) -> None:
+        self._popen, self._guard = popen, guard
+        self.pid = popen.pid
+        self._loop = asyncio.get_running_loop()
+        self._descriptor = os.pidfd_open(popen.pid)
+        self._ended = asyncio.Event()
+        self.exit_code = 0
+        self.cpu_s = 0.0
+        self._loop.add_reader(self._descriptor, self._reap)
+
+    @property
+    def ended(self) -> bool:
+        """Whether the leader has ended."""
+        return self._ended.is_set()
+
+    async def wait(self) -> int:
+        """Wait for the leader's end; its exit code, negative for a signal."""
+        await self._ended.wait()
+        return self.exit_code
+
+    def signal(self, number: signal.Signals) -> None:
+        """Signal the whole group; with SIGKILL also descendants that have left it."""
+        if self.ended:
+            return
+        strays: list[psutil.Process] = []
+        if number == signal.SIGKILL:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                strays = psutil.Process(self.pid).children(recursive=True)
+        signal_group(self.pid, number)
+        for stray in strays:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                stray.kill()
+
+    def _reap(self) -> None:
+        self._loop.remove_reader(self._descriptor)
+        os.close(self._descriptor)
+        # before the leader is reaped its number cannot become someone else's
+        signal_group(self.pid, signal.SIGKILL)
+        _, status, usage = os.wait4(self.pid, 0)
+        self._guard.forget(self.pid)
+        self.exit_code = os.waitstatus_to_exitcode(status)
+        self.cpu_s = usage.ru_utime + usage.ru_stime
+        self._popen.returncode = self.exit_code
+        self._ended.set()
+
+
+def launch(
+    arguments: Sequence[str],
+    *,
+    guard: Guard,
+    env: Mapping[str, str],
+    cwd: Path,
+    output: int,
+    requests: bool = False,
+    pass_fds: Sequence[int] = (),
+) -> tuple[Process, int]:
+    """Start `arguments`; stdout and stderr both go to the descriptor `output`, in order.
+
+    With `requests`, the second value is the writing end of a pipe to its stdin; else its stdin
+    is empty and the value -1.
+
+    Raises:
+        OSError: it cannot be started.
+    """
+    gate, opener = os.pipe()
+    try:
+        popen = subprocess.Popen(
+            ["/bin/sh", "-c", _GATE if requests else f"{_GATE} </dev/null", "sh", *arguments],
+            stdin=gate,
+            stdout=output,
+            stderr=output,
+            cwd=cwd,
+            env=dict(env),
+            start_new_session=True,
+            pass_fds=pass_fds,
+        )
+        guard.watch(popen.pid)
+        process = Process(popen, guard)
+        with contextlib.suppress(BrokenPipeError):  # killed already: `wait` tells
+            os.write(opener, b"go\n")
+    except BaseException:
+        os.close(opener)
+        raise
+    finally:
+        os.close(gate)
+    if requests:
+        return process, opener
+    os.close(opener)
+    return process, -1

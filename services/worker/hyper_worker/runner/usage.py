@@ -1,0 +1,53 @@
+"""What a tree of processes uses: sampled from /proc, because rusage has no sum of memory."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from dataclasses import dataclass, field
+
+import psutil
+
+SAMPLE_S = 0.5
+_FIRST_S = 0.05
+
+
+@dataclass(slots=True)
+class Usage:
+    """Peak memory of a process and its descendants, and their CPU time, as far as sampled."""
+
+    pid: int
+    peak_rss_bytes: int = 0
+    cpu_s: float = 0.0
+    _stopped: asyncio.Event = field(default_factory=asyncio.Event)
+
+    async def watch(self) -> None:
+        """Sample until `stop`; short attempts get one early sample."""
+        pause_s = _FIRST_S
+        while not self._stopped.is_set():
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._stopped.wait(), pause_s)
+                return
+            self.sample()
+            pause_s = SAMPLE_S
+
+    def stop(self) -> None:
+        """End `watch`."""
+        self._stopped.set()
+
+    def sample(self) -> None:
+        """Look once; processes that vanish meanwhile count for nothing."""
+        rss = 0
+        cpu_s = 0.0
+        try:
+            root = psutil.Process(self.pid)
+            tree = [root, *root.children(recursive=True)]
+        except psutil.NoSuchProcess:
+            return
+        for process in tree:
+            with contextlib.suppress(psutil.NoSuchProcess, psutil.AccessDenied):
+                rss += process.memory_info().rss
+                times = process.cpu_times()
+                cpu_s += times.user + times.system
+        self.peak_rss_bytes = max(self.peak_rss_bytes, rss)
+        self.cpu_s = max(self.cpu_s, cpu_s)

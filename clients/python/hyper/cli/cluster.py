@@ -16,7 +16,7 @@ Json = Annotated[bool, typer.Option("--json", help="print one JSON object")]
 
 def register(app: typer.Typer) -> None:
     """Add the commands of this module."""
-    for command in (up, down, status, restart):
+    for command in (up, down, status, restart, doctor):
         app.command(command.__name__)(command)
 
 
@@ -76,12 +76,19 @@ def status(
     now = cluster_status.status(Home.default())
     if not quiet:
         output.emit(now.facts() if json_output else None, _status_text(now), as_json=json_output)
-    codes = {cluster_status.RUNNING: 0, cluster_status.DEGRADED: 1, cluster_status.STOPPED: 3}
+    codes = {
+        cluster_status.RUNNING: 0,
+        cluster_status.DEGRADED: 1,
+        cluster_status.STOPPED: 3,
+        cluster_status.STARTING: 3,
+    }
     raise typer.Exit(codes[now.state])
 
 
 def _status_text(now: Status) -> str:
     """The status for people."""
+    if now.cluster is None and now.state == "starting":
+        return f"the cluster in {now.home.root} is being started or stopped"
     if now.cluster is None:
         text = f"no cluster is running in {now.home.root}: start one with `hyper up`"
         if now.strays:
@@ -132,3 +139,24 @@ def restart(
     member = start_again(Home.default(), name, output.say).members[name]
     facts = {"name": name, "pid": member.process.pid, "address": member.address or None}
     output.emit(facts, f"{name} runs again (pid {member.process.pid})", as_json=json_output)
+
+
+def doctor(json_output: Json = False) -> None:
+    """Say what this machine has and lacks: exit status 0 if a cluster can be started here."""
+    from hyper.cluster import doctor as examiner
+    from hyper.cluster.home import Home
+
+    findings = examiner.examine(Home.default())
+    good = all(one.state != examiner.MISSING for one in findings)
+    facts = {
+        "ok": good,
+        "findings": {
+            one.name: {"state": one.state, "found": one.found, "advice": one.advice}
+            for one in findings
+        },
+    }
+    rows = [(one.name, one.state, one.found, one.advice) for one in findings]
+    text = output.table(("WHAT", "STATE", "FOUND", "TO DO"), rows)
+    text += "\n\n" + ("a cluster can run here: `hyper up`" if good else "not ready: see TO DO")
+    output.emit(facts, text, as_json=json_output)
+    raise typer.Exit(0 if good else 1)

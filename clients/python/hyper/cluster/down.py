@@ -15,7 +15,7 @@ from hyper.errors import FailedPreconditionError
 
 # Stopped in this order; those of one line at the same time.
 _ORDER: tuple[tuple[str, ...], ...] = (
-    ("prometheus", "worker"),
+    (plan.PROMETHEUS, plan.WORKER),
     ("matcher", "inference"),
     ("storage-gateway", "scheduler"),
     (plan.S3, plan.ETCD),

@@ -23,11 +23,13 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from hyper.cluster.processes import ProcessId
 from hyper.cluster.programs import Program, S3Credentials
 from hyper.config import CLUSTER_FILE, hyper_home
 from hyper.errors import FailedPreconditionError, InternalError
 
 MIN_FREE_BYTES = 200_000_000
+MAX_LOG_BYTES = 20_000_000  # at the next start it becomes NAME.log.1
 _PROFILE = "default"
 
 
@@ -125,11 +127,31 @@ class Home:
             file.truncate(0)
             file.write(str(os.getpid()))
             file.flush()
-            yield
+            try:
+                yield
+            finally:
+                file.truncate(0)
+
+    def busy(self) -> bool:
+        """Whether a command is changing the cluster."""
+        try:
+            pid = int((self.root / "lock").read_text())
+        except (OSError, ValueError):
+            return False
+        return ProcessId.of(pid) is not None
 
     def free_bytes(self) -> int:
         """Room on the disk for this user."""
         return shutil.disk_usage(self.root).free
+
+    def begin_log(self, name: str) -> tuple[Path, int]:
+        """The log of a process about to start, and where its output will begin."""
+        log = self.log(name)
+        size = log.stat().st_size if log.exists() else 0
+        if size > MAX_LOG_BYTES:
+            log.replace(log.with_suffix(".log.1"))
+            size = 0
+        return log, size
 
     def check_room(self) -> None:
         """Refuse a disk that is nearly full.
@@ -202,11 +224,12 @@ def load_credentials(home: Home) -> S3Credentials | None:
 
 @dataclass(frozen=True, slots=True)
 class MadeBy:
-    """Which etcd made the data folder, and the name of its member."""
+    """Which etcd made the data folder, where it was, and the name of its member."""
 
     version: str
     source: str
     name: str
+    path: Path
 
     @property
     def series(self) -> str:
@@ -224,7 +247,7 @@ def load_made_by(home: Home) -> MadeBy | None:
         return None
     try:
         facts = json.loads(home.made_by.read_text())
-        return MadeBy(facts["version"], facts["source"], facts["name"])
+        return MadeBy(facts["version"], facts["source"], facts["name"], Path(facts["path"]))
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise FailedPreconditionError(
             f"{home.made_by} does not say which etcd made {home.etcd_data} ({error}): restore it, "
@@ -234,5 +257,10 @@ def load_made_by(home: Home) -> MadeBy | None:
 
 def record_made_by(home: Home, program: Program, name: str) -> None:
     """Record which etcd makes, or uses, the data folder."""
-    facts = {"version": program.version, "source": program.source, "name": name}
+    facts = {
+        "version": program.version,
+        "source": program.source,
+        "name": name,
+        "path": str(program.path),
+    }
     write_private(home.made_by, json.dumps(facts) + "\n")

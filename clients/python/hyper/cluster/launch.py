@@ -56,7 +56,14 @@ class Launcher:
                 waiting.remove(spec)
                 self._start(spec)
             for started in list(self._starting.values()):
-                self._look_at(started)
+                try:
+                    self._look_at(started)
+                except HyperError as error:
+                    if not started.spec.optional:
+                        raise
+                    del self._starting[started.spec.name]
+                    stop_all([started.process], grace_s=ABORT_GRACE_S)
+                    self._say(f"warning: the cluster goes on without {error}")
             self._check_members()
             time.sleep(POLL_S)
 
@@ -72,8 +79,7 @@ class Launcher:
     def _start(self, spec: Spec) -> None:
         self._say(f"starting {spec.title}")
         self._home.ready_file(spec.name).unlink(missing_ok=True)
-        log = self._home.log(spec.name)
-        offset = log.stat().st_size if log.exists() else 0
+        log, offset = self._home.begin_log(spec.name)
         command, environment = spec.command(self.members), spec.environment(self.members)
         if spec.held is not None:
             spec.held.release()

@@ -18,10 +18,12 @@ from hyper.cluster.programs import (
     etcd_command,
     weed_command,
 )
+from hyper.cluster.prometheus import prometheus_command, prometheus_config
 from hyper.cluster.state import BUCKET, MARK, REGION, Layout, Member
 
 ETCD = "etcd"
 S3 = "s3"
+PROMETHEUS = "prometheus"
 SERVER_GRACE_S = 3.0  # SeaweedFS takes 15-25 s to end by itself and loses nothing when killed
 SERVICE_GRACE_S = 15.0  # more than a service's own `drain_grace_s`
 
@@ -51,6 +53,12 @@ SERVICES = (
     Service("worker", "hyper_worker", "WORKER", ("scheduler", "storage-gateway")),
 )
 WORKER = "worker"
+_OTHER_CLUSTERS = {
+    "HYPER_ENDPOINT",
+    "HYPER_STORAGE_ENDPOINT",
+    "HYPER_INFERENCE_ENDPOINT",
+    "HYPER_MATCHER_ENDPOINT",
+}
 _NEED_S3 = ("scheduler", "storage-gateway")
 
 Members = Mapping[str, Member]
@@ -71,6 +79,7 @@ class Spec:
         environment: the same for its environment.
         ready: its addresses once it serves, None before; given its pid.
         timeout_s: how long it may take to get ready.
+        optional: the cluster is of use without it.
         held: its ports, released when it starts.
     """
 
@@ -83,16 +92,17 @@ class Spec:
     ready: Callable[[int], Ready | None]
     timeout_s: float
     held: HeldPorts | None = None
+    optional: bool = False
 
 
 def grace_s(role: str) -> float:
     """How long a process of this role may take to end by itself."""
-    return SERVER_GRACE_S if role in (ETCD, S3, "prometheus") else SERVICE_GRACE_S
+    return SERVER_GRACE_S if role in (ETCD, S3, PROMETHEUS) else SERVICE_GRACE_S
 
 
 def base_environment(home: Home) -> dict[str, str]:
     """What every process inherits: the caller's settings, but no other cluster's addresses."""
-    kept = {k: v for k, v in os.environ.items() if not k.endswith("_ENDPOINT") or "__" in k}
+    kept = {k: v for k, v in os.environ.items() if k not in _OTHER_CLUSTERS}
     kept.update({MARK: str(home.root), "HYPER_HOME": str(home.root), "PYTHONUNBUFFERED": "1"})
     return kept
 
@@ -148,6 +158,37 @@ def s3_spec(
         ready=ready,
         timeout_s=90.0,
         held=held,
+    )
+
+
+def prometheus_spec(layout: Layout, program: Program, held: HeldPorts | None = None) -> Spec:
+    """Prometheus, if it is installed; it scrapes every process of the cluster."""
+    config = layout.home.run / "prometheus.json"  # JSON is YAML
+
+    def command(members: Members) -> list[str]:
+        config.write_text(prometheus_config(members.values()))
+        return prometheus_command(
+            program,
+            config=config,
+            data=layout.home.root / PROMETHEUS,
+            port=layout.prometheus_port,
+        )
+
+    def ready(pid: int) -> Ready | None:
+        address = f"{LOOPBACK}:{layout.prometheus_port}"
+        return (address, "") if probes.answers(address, "/-/ready") else None
+
+    return Spec(
+        name=PROMETHEUS,
+        role=PROMETHEUS,
+        title=f"Prometheus {program.version}",
+        after=(ETCD, *(service.role for service in SERVICES)),
+        command=command,
+        environment=lambda _: base_environment(layout.home),
+        ready=ready,
+        timeout_s=30.0,
+        held=held,
+        optional=True,
     )
 
 

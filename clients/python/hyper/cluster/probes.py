@@ -42,6 +42,19 @@ def _request(port: int, method: str, path: str, body: str | None = None) -> dict
     return answer if isinstance(answer, dict) else {}
 
 
+def answers(address: str, path: str) -> bool:
+    """Whether an HTTP GET of `path` at host:port is answered with 200."""
+    host, _, port = address.rpartition(":")
+    connection = http.client.HTTPConnection(host, int(port), timeout=_TIMEOUT_S)
+    try:
+        connection.request("GET", path)
+        return connection.getresponse().status == 200
+    except (OSError, http.client.HTTPException):
+        return False
+    finally:
+        connection.close()
+
+
 def listens(port: int) -> bool:
     """Whether anybody accepts connections on this loopback port."""
     with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:

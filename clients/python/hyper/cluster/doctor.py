@@ -1,0 +1,133 @@
+"""`hyper doctor`: is everything here that a cluster on this machine needs."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import platform
+import shutil
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+from hyper.cluster.home import MIN_FREE_BYTES, Home
+from hyper.cluster.programs import find_etcds, find_prometheus, find_weed
+from hyper.errors import HyperError
+
+_MIN_PYTHON = (3, 11)
+_COMFORTABLE_FREE_BYTES = 5_000_000_000
+_BROUGHT_BY_EXTRAS = ("aetcd", "minio", "llvmlite", "numba", "scipy")
+OK = "ok"
+MISSING = "missing"
+OPTIONAL = "optional"
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One thing that was looked at.
+
+    Args:
+        name: what it is.
+        state: "ok", "missing" (a cluster cannot start) or "optional" (absent, and not needed).
+        found: what is there.
+        advice: what to do, empty if nothing.
+    """
+
+    name: str
+    state: str
+    found: str
+    advice: str = ""
+
+
+def examine(home: Home) -> list[Finding]:
+    """Look at everything; nothing is started or changed."""
+    return [_python(), _services(), _etcd(), _s3(), _disk(home), _prometheus(), _fuse(), _docker()]
+
+
+def _python() -> Finding:
+    good = sys.version_info[:2] >= _MIN_PYTHON and sys.platform == "linux"
+    advice = "" if good else "use Python 3.11 or later on Linux"
+    found = f"{platform.python_version()} on {platform.system()} {platform.machine()}"
+    return Finding("python", OK if good else MISSING, found, advice)
+
+
+def _services() -> Finding:
+    modules = (
+        "hyper_scheduler",
+        "hyper_worker",
+        "hyper_storage",
+        "hyper_inference",
+        "hyper_matcher",
+    )
+    brought = {"etcd stubs": "aetcd", "minio": "minio", "llvmlite": "llvmlite", "scipy": "scipy"}
+    missing = [name for name in modules if importlib.util.find_spec(name) is None]
+    missing += [
+        name for name, module in brought.items() if importlib.util.find_spec(module) is None
+    ]
+    if missing:
+        return Finding(
+            "services", MISSING, f"without {', '.join(missing)}", "pip install 'hyper-dl[local]'"
+        )
+    return Finding("services", OK, "installed")
+
+
+def _etcd() -> Finding:
+    every = find_etcds()
+    if not every:
+        advice = "apt-get install etcd-server, or pip install 'hyper-dl[local]'"
+        return Finding("etcd", MISSING, "none", advice)
+    found = ", ".join(f"{p.version} ({p.source}: {p.path})" for p in every)
+    advice = ""
+    if every[0].may_lose_data:
+        advice = f"etcd {every[0].version} can lose data when killed: apt-get install etcd-server"
+    return Finding("etcd", OK, found, advice)
+
+
+def _s3() -> Finding:
+    try:
+        weed = find_weed()
+    except HyperError as error:
+        return Finding("s3", MISSING, "none", str(error))
+    return Finding("s3", OK, f"SeaweedFS {weed.version} ({weed.path})")
+
+
+def _disk(home: Home) -> Finding:
+    folder = home.root
+    while not folder.exists():
+        folder = folder.parent
+    free = shutil.disk_usage(folder).free
+    found = f"{free / 1e9:.1f} GB free for {home.root}"
+    if not os.access(folder, os.W_OK):
+        return Finding("disk", MISSING, f"{folder} cannot be written", "set HYPER_HOME")
+    if free < MIN_FREE_BYTES:
+        return Finding("disk", MISSING, found, "free some space, or set HYPER_HOME")
+    advice = "that is little for image stacks" if free < _COMFORTABLE_FREE_BYTES else ""
+    return Finding("disk", OK, found, advice)
+
+
+def _prometheus() -> Finding:
+    program = find_prometheus()
+    if program is None:
+        advice = "apt-get install prometheus, for metrics over time"
+        return Finding("prometheus", OPTIONAL, "none", advice)
+    return Finding("prometheus", OK, f"{program.version} ({program.path})")
+
+
+def _fuse() -> Finding:
+    device = Path("/dev/fuse")
+    if not device.exists() or not os.access(device, os.R_OK | os.W_OK):
+        return Finding("fuse", OPTIONAL, "no usable /dev/fuse", "load it, to mount datasets")
+    if shutil.which("fusermount3") is None and shutil.which("fusermount") is None:
+        return Finding(
+            "fuse", OPTIONAL, "no fusermount", "apt-get install fuse3, to mount datasets"
+        )
+    return Finding("fuse", OK, str(device))
+
+
+def _docker() -> Finding:
+    socket = Path("/var/run/docker.sock")
+    if not socket.exists():
+        return Finding("docker", OPTIONAL, "none", "install docker, to run tasks in containers")
+    if not os.access(socket, os.R_OK | os.W_OK):
+        return Finding("docker", OPTIONAL, f"{socket} is closed to you", "join the group `docker`")
+    return Finding("docker", OK, str(socket))

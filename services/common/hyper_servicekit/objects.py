@@ -59,7 +59,7 @@ class ObjectStore(Protocol):
         """Remove an object; fine if it is not there."""
 
     def list(self, prefix: str = "") -> AsyncIterator[ObjectInfo]:
-        """Objects whose keys start with `prefix` (any text), in key order."""
+        """Objects whose keys start with `prefix` (any text); servers differ in the order."""
 
     async def head(self, key: str) -> ObjectInfo | None:
         """What is known of an object, or None."""

@@ -82,7 +82,7 @@ class Source:
         shape: (z, y, x).
         dtype: numpy's name.
         files: image files in z order; empty for an array.
-        array: resource name of the source array; empty for a folder.
+        array: address of the source array with its version; empty for a folder.
         bad: sections that were skipped.
     """
 
@@ -187,7 +187,9 @@ def inspect_array(client: Client, address: str) -> Source:
             reason="SHAPE_MISMATCH",
         )
     z, y, x = array.shape
-    return Source(label=address, shape=(z, y, x), dtype=array.dtype.name, array=array.name)
+    _, tenant, _, dataset, _, version, _, name = array.name.split("/", 7)
+    pinned = f"{tenant}/{dataset}@{version}/{name}"
+    return Source(label=pinned, shape=(z, y, x), dtype=array.dtype.name, array=pinned)
 
 
 def recipe(session: str, source: Source, options: AlignOptions, *, name: str) -> str:
@@ -282,7 +284,7 @@ def finish(
             f"{job.workflow.name} {status.state.lower()}: {status.message}; see "
             f"`hyper logs {job.workflow.name}`"
         )
-    dataset = client.open(job.destination)
+    dataset = client.open_dataset(job.destination)
     result: dict[str, Any] = json.loads(dataset.read(RESULT_FILE))
     return result
 

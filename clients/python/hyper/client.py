@@ -281,6 +281,19 @@ class Client:
             )
         return opened
 
+    def open_dataset(self, address: str) -> Dataset:
+        """The dataset at `tenant/name[@version]`.
+
+        Raises:
+            InvalidArgumentError: the address names an array.
+        """
+        from hyper.datasets import Dataset
+
+        opened = self.open(address)
+        if not isinstance(opened, Dataset):
+            raise InvalidArgumentError(f"{address!r} names an array; write tenant/name[@version]")
+        return opened
+
     def session(self, dataset: str) -> Session:
         """A new session that writes the next version of `tenant/name`."""
         from hyper import sessions

@@ -48,7 +48,7 @@ def run(
         result["cpu_seconds"] = round(sampler.cpu_seconds, 3)
         result["peak_rss_mb"] = round(sampler.peak_rss_mb, 1)
     with Client(notice=output.say) as client:
-        dataset = client.open(destination)
+        dataset = client.open_dataset(destination)
         if report is not None:
             report.write_bytes(dataset.read(align.REPORT_FILE))
             result["report"] = str(report)

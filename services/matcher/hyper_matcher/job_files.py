@@ -1,0 +1,218 @@
+"""Where the stages of an alignment leave things for each other, in the job's session."""
+
+from __future__ import annotations
+
+import io
+import json
+import uuid
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hyper.align import SETTINGS_FILE
+from hyper.arrays import Array
+from hyper.context import TaskContext
+from hyper.errors import NotFoundError
+from hyper.sessions import Session
+from hyper_matcher.align.geometry import Affine, Mesh, PairMatches
+from hyper_matcher.align.relax import RelaxedStack
+from hyper_matcher.align.render import Canvas
+from hyper_matcher.job_plan import Plan
+
+RAW, FEATURES, ALIGNED = "raw", "features", "aligned"
+MODEL_FILE = "align/bandpass.onnx"
+_PLAN_FILE = "align/plan.json"
+_RELAXED_FILE = "align/relaxed.npz"
+_CHUNK_PX = 512
+_MAX_SHARD_PX = 8192
+_NAMESPACE = uuid.UUID("5f0a1c86-6f0b-4f0f-9e5e-2f2f5a8f7f10")
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """One alignment's session, settings and files.
+
+    Args:
+        context: the task that looks at it.
+        session: the session that all stages write.
+        settings: what `hyper.align.submit` wrote.
+    """
+
+    context: TaskContext
+    session: Session
+    settings: Mapping[str, Any]
+
+    @classmethod
+    def open(cls, context: TaskContext, session: str) -> Job:
+        """Attach to a job's session."""
+        attached = context.client.attach(session)
+        return cls(context, attached, json.loads(attached.read(SETTINGS_FILE)))
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(z, y, x) of the source."""
+        z, y, x = self.settings["shape"]
+        return z, y, x
+
+    @property
+    def plan(self) -> Plan:
+        """The parameters that `prepare` chose."""
+        return Plan.from_json(json.loads(self.session.read(_PLAN_FILE)))
+
+    def write_plan(self, plan: Plan) -> None:
+        """Keep the parameters for the other stages."""
+        self.write_json(_PLAN_FILE, plan.to_json())
+
+    def write_json(self, path: str, value: Any) -> None:
+        """Write plain values."""
+        self.session.write(path, json.dumps(value).encode())
+
+    def read_json(self, path: str) -> Any:
+        """Read them back."""
+        return json.loads(self.session.read(path))
+
+    # Sections
+
+    def sample(self) -> list[int]:
+        """A few sections spread over the stack, readable ones."""
+        depth = self.shape[0]
+        bad = {int(one["z"]) for one in self.settings["bad"]}
+        good = [z for z in range(depth) if z not in bad]
+        picks = np.linspace(0, len(good) - 1, min(3, len(good))).round().astype(int)
+        return [good[k] for k in picks]
+
+    def source_array(self) -> Array:
+        """The array that is aligned: `raw`, or the one the user named."""
+        if self.settings["files"]:
+            return self.session[RAW]
+        return self.context.client.open_array(self.settings["array"])
+
+    def source_section(self, z: int) -> NDArray[Any]:
+        """One section as it came; before `ingest` has run, from its file."""
+        files = self.settings["files"]
+        if not files:
+            return np.asarray(self.source_array()[z])
+        if files[z] is None:
+            return np.zeros(self.shape[1:], self.settings["dtype"])
+        from hyper import images
+
+        return images.read_section(self.session.read(files[z]))
+
+    def make_array(self, name: str, shape: tuple[int, int, int], dtype: str) -> Array:
+        """Make an array whose shards lie in one section, unless an earlier attempt made it."""
+        try:
+            array = self.session[name]
+        except NotFoundError:
+            voxel_size = self.settings["options"]["voxel_size_nm"]
+            return self.session.create_array(
+                name,
+                shape,
+                dtype,
+                chunks=(1, _CHUNK_PX, _CHUNK_PX),
+                shards=(1, *(_shard_px(edge) for edge in shape[1:])),
+                voxel_size_nm=tuple(voxel_size) if voxel_size else None,
+            )
+        return array
+
+    # Matches and meshes
+
+    def match_file(self, source_z: int, target_z: int) -> str:
+        """Where a pair's matches are."""
+        return f"align/matches/{source_z:06d}-{target_z:06d}.npz"
+
+    def load_matches(self) -> list[PairMatches]:
+        """All pairs, in order."""
+        names = sorted(file.path for file in self.session.files("align/matches/"))
+        return [load_pair(self.session.read(name)) for name in names]
+
+    def write_relaxed(self, relaxed: RelaxedStack, canvas: Canvas, flagged: dict[int, str]) -> None:
+        """Keep where the meshes came to rest."""
+        buffer = io.BytesIO()
+        mesh = relaxed.mesh
+        np.savez_compressed(
+            buffer,
+            positions=relaxed.positions,
+            mesh=np.array([*mesh.shape, mesh.rows, mesh.columns]),
+            canvas=np.array([*canvas.origin, *canvas.shape]),
+        )
+        self.session.write(_RELAXED_FILE, buffer.getvalue())
+        self.write_json("align/flagged.json", {str(z): why for z, why in flagged.items()})
+
+    def load_relaxed(self, z: int) -> tuple[Mesh, NDArray[np.float64], Canvas]:
+        """The mesh, the vertices of section z (n, 2) in the common frame, and the canvas."""
+        with np.load(io.BytesIO(self.session.read(_RELAXED_FILE)), allow_pickle=False) as stored:
+            height, width, rows, columns = (int(value) for value in stored["mesh"])
+            y, x, canvas_height, canvas_width = (int(value) for value in stored["canvas"])
+            positions = np.asarray(stored["positions"][z], np.float64)
+        mesh = Mesh((height, width), rows, columns)
+        return mesh, positions, Canvas((y, x), (canvas_height, canvas_width))
+
+    def flagged(self) -> dict[int, str]:
+        """Flagged sections, and why."""
+        return {int(z): str(why) for z, why in self.read_json("align/flagged.json").items()}
+
+    def section_file(self, z: int) -> str:
+        """Facts of a rendered section."""
+        return f"align/sections/{z:06d}.json"
+
+    def measure_file(self, z: int) -> str:
+        """Scores of a section with its next ones."""
+        return f"align/measures/{z:06d}.json"
+
+    # The end
+
+    def drop_intermediates(self) -> None:
+        """Leave out of the commit what only the stages needed."""
+        self.session.delete_array(FEATURES)
+
+    def commit(self, task: str) -> int:
+        """Make the session's content the next version; a repeated task gets the first answer."""
+        request_id = str(uuid.uuid5(_NAMESPACE, task))
+        return self.session.commit("aligned", request_id=request_id).number
+
+
+def _shard_px(edge: int) -> int:
+    """A whole section up to 64 MB of bytes, else a tile of that size."""
+    return min(-(-edge // _CHUNK_PX) * _CHUNK_PX, _MAX_SHARD_PX)
+
+
+def pack_pair(found: Any) -> bytes:
+    """A pair's matches as an npz file: plain arrays, no pickle."""
+    buffer = io.BytesIO()
+    np.savez_compressed(
+        buffer,
+        sections=np.array([found.source_z, found.target_z]),
+        matrix=np.asarray(found.coarse.matrix, np.float64),
+        offset=np.asarray(found.coarse.offset, np.float64),
+        scalars=np.array([found.coarse_score, found.compute_s]),
+        source=found.source,
+        displacement=found.displacement,
+        p1=found.p1,
+        p2=found.p2,
+        rejection=np.asarray(found.rejection, np.uint8),
+        flag=np.array(found.flag, dtype=np.str_),
+    )
+    return buffer.getvalue()
+
+
+def load_pair(content: bytes) -> PairMatches:
+    """The way back."""
+    with np.load(io.BytesIO(content), allow_pickle=False) as stored:
+        source_z, target_z = (int(value) for value in stored["sections"])
+        score, seconds = (float(value) for value in stored["scalars"])
+        return PairMatches(
+            source_z=source_z,
+            target_z=target_z,
+            coarse=Affine(stored["matrix"], stored["offset"]),
+            coarse_score=score,
+            source=stored["source"],
+            displacement=stored["displacement"],
+            p1=stored["p1"],
+            p2=stored["p2"],
+            rejection=stored["rejection"],
+            compute_s=seconds,
+            flag=str(stored["flag"]),
+        )

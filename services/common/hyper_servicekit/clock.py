@@ -8,6 +8,8 @@ import itertools
 import time
 from typing import Protocol
 
+_TURNS = 10  # of the event loop, for whoever `ManualClock.advance` has just woken
+
 
 class Clock(Protocol):
     """Where a service gets its time from."""
@@ -67,7 +69,8 @@ class ManualClock:
         """Move on, waking whoever's time comes on the way, each at its own time."""
         end = self._now + seconds
         while True:
-            await asyncio.sleep(0)  # let those just woken go on, and perhaps sleep again
+            for _ in range(_TURNS):  # let those just woken go on, and perhaps sleep again
+                await asyncio.sleep(0)
             if not self._sleepers or self._sleepers[0][0] > end:
                 break
             self._now, _, wake = heapq.heappop(self._sleepers)

@@ -128,6 +128,6 @@ def load_settings(kind: type[S], argv: list[str] | None = None) -> S:
             where = "__".join(str(part) for part in first["loc"])
             text = f"setting {prefix}{where.upper()}: {first['msg']}"
         else:
-            text = f"{arguments.config}: {error}"
-        print(f"error: {text}", file=sys.stderr)
+            text = f"settings in {arguments.config or 'the environment'}: {error}"
+        print(f"error: {' '.join(text.split())}", file=sys.stderr)
         sys.exit(2)

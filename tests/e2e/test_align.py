@@ -1,0 +1,250 @@
+"""`hyper align` on a real local cluster: the result, bad input, and machines that vanish."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import signal
+import time
+import urllib.request
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+import pytest
+from PIL import Image
+
+from tests.support.local_cluster import LocalCluster
+
+pytestmark = [pytest.mark.timeout(420), pytest.mark.xdist_group("cluster")]
+
+RESULT_KEYS = {
+    "cpc94_before", "cpc94", "residual_z1_p50", "residual_z1_p95", "residual_z1_p99",
+    "residual_z2_p95", "residual_z2_p99", "residual_over_10px", "tissue_kept", "sharpness",
+    "jacobian_min", "jacobian_max", "matches", "rejected", "flagged_sections", "seconds",
+    "cpu_seconds", "peak_rss_mb", "array", "array_url", "report",
+}  # fmt: skip
+DETERMINISTIC = RESULT_KEYS - {
+    "seconds", "cpu_seconds", "peak_rss_mb", "array", "array_url", "report",
+}  # fmt: skip
+
+
+def served(cluster: LocalCluster, service: str, method: str) -> float:
+    """How many calls of a method ended well on a service, from its /metrics."""
+    total = 0.0
+    for member in cluster.processes(service):
+        url = f"http://{member['metrics_address']}/metrics"
+        with urllib.request.urlopen(url, timeout=10) as answer:
+            text = answer.read().decode()
+        for line in text.splitlines():
+            if line.startswith("hyper_rpc_total{") and f'method="{method}"' in line:
+                if 'code="OK"' in line:
+                    total += float(line.rsplit(" ", 1)[1])
+    return total
+
+
+@pytest.fixture(scope="module")
+def aligned(local_cluster: LocalCluster, small_stack: Path) -> dict[str, Any]:
+    """The result of an undisturbed alignment."""
+    result: dict[str, Any] = local_cluster.json("align", str(small_stack), "lab/calm")
+    return result
+
+
+def test_result_object(aligned: dict[str, Any]) -> None:
+    assert set(aligned) >= RESULT_KEYS
+    assert aligned["cpc94"] > aligned["cpc94_before"] + 0.2
+    assert aligned["residual_over_10px"] == 0
+    assert aligned["tissue_kept"] >= 0.95
+    assert 0.5 < aligned["jacobian_min"] <= aligned["jacobian_max"] < 2
+    assert aligned["flagged_sections"] == []
+
+
+def test_features_and_matches_went_through_the_services(
+    local_cluster: LocalCluster, aligned: dict[str, Any]
+) -> None:
+    assert served(local_cluster, "inference", "InferVolume") >= 5
+    assert served(local_cluster, "matcher", "MatchSections") >= 4
+
+
+def test_plain_zarr_opens_the_array_from_the_bucket(
+    local_cluster: LocalCluster, aligned: dict[str, Any]
+) -> None:
+    import zarr
+    from obstore.store import S3Store
+    from zarr.storage import ObjectStore
+
+    s3 = local_cluster.json("status")["s3"]
+    credentials = json.loads(Path(s3["credentials_file"]).read_text())
+    assert Path(s3["credentials_file"]).stat().st_mode & 0o777 == 0o600
+    bucket, _, prefix = aligned["array_url"].removeprefix("s3://").partition("/")
+    assert bucket == s3["bucket"]
+    store = S3Store(
+        bucket, prefix=prefix, endpoint=s3["endpoint"], region=s3["region"],
+        access_key_id=credentials["access_key"], secret_access_key=credentials["secret_key"],
+        client_options={"allow_http": True},
+    )  # fmt: skip
+    array = zarr.open_array(ObjectStore(store, read_only=True), mode="r")
+    assert array.ndim == 3 and array.shape[0] == 5 and array.dtype == np.uint8
+    assert (np.asarray(array[:]) > 0).mean() > 0.7
+
+
+def test_export_and_report(
+    local_cluster: LocalCluster, aligned: dict[str, Any], tmp_path: Path
+) -> None:
+    done = local_cluster.run("export", "lab/calm/aligned", str(tmp_path / "out"))
+    assert done.returncode == 0, done.stderr
+    pictures = sorted((tmp_path / "out").glob("*.png"))
+    assert len(pictures) == 5
+    assert np.asarray(Image.open(pictures[2])).any()
+    again = local_cluster.run("export", "lab/calm/aligned", str(tmp_path / "out"))
+    assert again.returncode == 2 and again.stderr.count("error:") == 1
+
+    done = local_cluster.run("cp", "hyper://lab/calm/align/report.html", str(tmp_path))
+    assert done.returncode == 0, done.stderr
+    page = (tmp_path / "report.html").read_text()
+    assert "data:image/png;base64," in page
+    assert not re.search(r'(src|href)="https?://', page), "the report must be self-contained"
+    for stage in ("ingest", "features", "match", "relax", "render", "measure"):
+        assert stage in page
+
+
+def test_an_array_as_source(local_cluster: LocalCluster, aligned: dict[str, Any]) -> None:
+    result = local_cluster.json("align", "lab/calm/raw", "lab/from-array")
+    for key in DETERMINISTIC:
+        assert result[key] == aligned[key], key
+
+
+def wait_for_stage(cluster: LocalCluster, stage: str, log: Any) -> None:
+    """Until a task of the stage runs; fails if the command ends first."""
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline:
+        assert log.poll() is None, f"{log.communicate()}"
+        for workflow in cluster.json("ps"):
+            if workflow["state"] != "RUNNING":
+                continue
+            for experiment in workflow["experiments"]:
+                name = experiment["name"].rpartition("/")[2]
+                if name == stage and experiment["state"] == "RUNNING":
+                    return
+        time.sleep(0.05)
+    pytest.fail(f"stage {stage} was never seen running")
+
+
+@pytest.mark.parametrize("stage", ["features", "render"])
+def test_a_killed_worker_changes_nothing(
+    local_cluster: LocalCluster, small_stack: Path, aligned: dict[str, Any], stage: str
+) -> None:
+    command = local_cluster.popen("align", str(small_stack), f"lab/killed-{stage}", "--json")
+    wait_for_stage(local_cluster, stage, command)
+    victim = local_cluster.processes("worker")[0]
+    os.kill(victim["pid"], signal.SIGKILL)
+    try:
+        out, err = command.communicate(timeout=200)
+    finally:
+        restarted = local_cluster.run("restart", victim["name"])
+    assert restarted.returncode == 0, restarted.stderr
+    assert command.returncode == 0, f"{err}\n{local_cluster.logs()}"
+    result = json.loads(out.strip().splitlines()[-1])
+    for key in DETERMINISTIC:
+        assert result[key] == aligned[key], key
+
+
+@pytest.mark.parametrize("stage", ["match", "measure"])
+def test_a_killed_scheduler_changes_nothing(
+    local_cluster: LocalCluster, small_stack: Path, aligned: dict[str, Any], stage: str
+) -> None:
+    command = local_cluster.popen("align", str(small_stack), f"lab/scheduler-{stage}", "--json")
+    wait_for_stage(local_cluster, stage, command)
+    (scheduler,) = local_cluster.processes("scheduler")
+    os.kill(scheduler["pid"], signal.SIGKILL)
+    restarted = local_cluster.run("restart", "scheduler")
+    assert restarted.returncode == 0, f"{restarted.stderr}\n{local_cluster.logs()}"
+    out, err = command.communicate(timeout=200)
+    assert command.returncode == 0, f"{err}\n{local_cluster.logs()}"
+    result = json.loads(out.strip().splitlines()[-1])
+    for key in DETERMINISTIC:
+        assert result[key] == aligned[key], key
+
+
+def test_interrupt_stops_cleanly(local_cluster: LocalCluster, small_stack: Path) -> None:
+    command = local_cluster.popen("align", str(small_stack), "lab/interrupted")
+    wait_for_stage(local_cluster, "features", command)
+    command.send_signal(signal.SIGINT)
+    out, err = command.communicate(timeout=60)
+    assert command.returncode == 130, f"{out}\n{err}"
+    assert "Traceback" not in err
+    newest = local_cluster.json("ps")[0]
+    assert newest["state"] == "CANCELLED"
+    missing = local_cluster.run("ls", "lab/interrupted")
+    assert missing.returncode == 2, "nothing half-written may be visible"
+
+
+def broken_stack(small_stack: Path, folder: Path) -> Path:
+    shutil.copytree(small_stack, folder)
+    return folder
+
+
+def one_line_error(done: Any, *words: str) -> None:
+    assert done.returncode == 2, f"{done.returncode}\n{done.stdout}\n{done.stderr}"
+    errors = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+    assert len(errors) == 1, done.stderr
+    assert "Traceback" not in done.stderr
+    for word in words:
+        assert word in errors[0], errors[0]
+
+
+def test_missing_folder(local_cluster: LocalCluster, tmp_path: Path) -> None:
+    done = local_cluster.run("align", str(tmp_path / "nothing"), "lab/bad")
+    one_line_error(done, "nothing", "no such folder")
+
+
+def test_truncated_section(local_cluster: LocalCluster, small_stack: Path, tmp_path: Path) -> None:
+    folder = broken_stack(small_stack, tmp_path / "cut")
+    victim = folder / "s02.png"
+    victim.write_bytes(victim.read_bytes()[:3000])
+    one_line_error(local_cluster.run("align", str(folder), "lab/bad"), "s02.png", "--skip-bad")
+    assert local_cluster.run("ls", "lab/bad").returncode == 2, "nothing may be half-written"
+
+    result = local_cluster.json("align", str(folder), "lab/skipped", "--skip-bad")
+    assert result["flagged_sections"] == [2]
+    assert result["residual_over_10px"] == 0
+
+
+def test_not_an_image(local_cluster: LocalCluster, small_stack: Path, tmp_path: Path) -> None:
+    folder = broken_stack(small_stack, tmp_path / "text")
+    (folder / "s01.png").write_text("these are not the pixels you are looking for")
+    one_line_error(local_cluster.run("align", str(folder), "lab/bad"), "s01.png")
+
+
+def test_sections_of_different_sizes(
+    local_cluster: LocalCluster, small_stack: Path, tmp_path: Path
+) -> None:
+    folder = broken_stack(small_stack, tmp_path / "sizes")
+    Image.new("L", (300, 384), 128).save(folder / "s03.png")
+    one_line_error(local_cluster.run("align", str(folder), "lab/bad"), "s03.png", "differ")
+
+
+@pytest.mark.parametrize("name", ["lab/../etc", "../lab", "lab/a/b", "lab", "lab/x@2", "lab/.."])
+def test_bad_destinations(local_cluster: LocalCluster, small_stack: Path, name: str) -> None:
+    one_line_error(local_cluster.run("align", str(small_stack), name))
+
+
+def test_no_cluster(tmp_path: Path, small_stack: Path) -> None:
+    nowhere = LocalCluster(tmp_path / "home")
+    done = nowhere.run("align", str(small_stack), "lab/x")
+    assert done.returncode == 3
+    assert "hyper up" in done.stderr and "Traceback" not in done.stderr
+
+
+def test_down_leaves_nothing_running(local_cluster: LocalCluster) -> None:
+    """Not the cluster of the other tests: one of its own."""
+    own = LocalCluster(local_cluster.home.parent / "second")
+    assert own.run("up", "--workers", "1").returncode == 0
+    pids = [one["pid"] for one in json.loads((own.home / "cluster.json").read_text())["processes"]]
+    children = [c.pid for pid in pids for c in psutil.Process(pid).children(recursive=True)]
+    assert own.run("down").returncode == 0
+    alive = [pid for pid in pids + children if psutil.pid_exists(pid)]
+    assert alive == []

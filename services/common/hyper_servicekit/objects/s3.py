@@ -1,7 +1,4 @@
-"""Object storage: immutable bytes under keys, in S3 or in memory.
-
-Keys are relative to `S3Settings.prefix` and are safe relative paths (`hyper.names.check_path`).
-"""
+"""Objects in S3."""
 
 from __future__ import annotations
 
@@ -10,9 +7,8 @@ import io
 import itertools
 from collections.abc import AsyncIterator, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from typing import Any, Protocol, Self, TypeVar
+from typing import Any, Self, TypeVar
 from urllib.parse import urlsplit
 
 import urllib3
@@ -28,6 +24,7 @@ from hyper.errors import (
 )
 from hyper.names import check_path
 from hyper_servicekit.config import S3Settings
+from hyper_servicekit.objects.base import ObjectInfo, byte_range, checked_method, not_found
 
 T = TypeVar("T")
 
@@ -35,76 +32,6 @@ _PAGE = 1000
 _LARGEST_PUT_BYTES = 5 << 30  # of one request; S3's own bound
 _MISSING = ("NoSuchKey", "NoSuchObject", "NotFound")
 _FULL = ("XMinioStorageFull", "InsufficientStorage", "QuotaExceeded")
-
-
-@dataclass(frozen=True, slots=True)
-class ObjectInfo:
-    """What a store says about an object without its bytes."""
-
-    key: str
-    size: int
-    modified: datetime
-
-
-class ObjectStore(Protocol):
-    """Bytes under keys. A put replaces the whole object or leaves it as it was."""
-
-    async def get(self, key: str, start: int | None = None, stop: int | None = None) -> bytes:
-        """Bytes `start:stop` (as a slice, not negative) of an object; NotFoundError."""
-
-    async def put(self, key: str, data: bytes) -> None:
-        """Store an object; durable on return."""
-
-    async def delete(self, key: str) -> None:
-        """Remove an object; fine if it is not there."""
-
-    def list(self, prefix: str = "") -> AsyncIterator[ObjectInfo]:
-        """Objects whose keys start with `prefix` (any text); servers differ in the order."""
-
-    async def head(self, key: str) -> ObjectInfo | None:
-        """What is known of an object, or None."""
-
-    def sign(self, key: str, method: str, expires_s: int) -> str:
-        """A URL that allows `method` (GET, PUT or HEAD) on this one object for a while."""
-
-
-class MemoryStore:
-    """Objects in a dict, for tests and simulations; its signed URLs lead nowhere."""
-
-    def __init__(self) -> None:
-        self._objects: dict[str, tuple[bytes, datetime]] = {}
-
-    async def get(self, key: str, start: int | None = None, stop: int | None = None) -> bytes:
-        """See `ObjectStore`."""
-        first, last = _range(start, stop)
-        found = self._objects.get(check_path(key))
-        if found is None:
-            raise _not_found(key)
-        return found[0][first:last]
-
-    async def put(self, key: str, data: bytes) -> None:
-        """See `ObjectStore`."""
-        self._objects[check_path(key)] = (bytes(data), datetime.now(UTC))
-
-    async def delete(self, key: str) -> None:
-        """See `ObjectStore`."""
-        self._objects.pop(check_path(key), None)
-
-    async def list(self, prefix: str = "") -> AsyncIterator[ObjectInfo]:
-        """See `ObjectStore`."""
-        for key in sorted(self._objects):
-            if key.startswith(prefix) and key in self._objects:
-                data, modified = self._objects[key]
-                yield ObjectInfo(key, len(data), modified)
-
-    async def head(self, key: str) -> ObjectInfo | None:
-        """See `ObjectStore`."""
-        found = self._objects.get(check_path(key))
-        return None if found is None else ObjectInfo(key, len(found[0]), found[1])
-
-    def sign(self, key: str, method: str, expires_s: int) -> str:
-        """See `ObjectStore`."""
-        return f"memory:///{check_path(key)}?method={_method(method)}&expires_s={expires_s}"
 
 
 class S3Store:
@@ -128,7 +55,10 @@ class S3Store:
             block=True,
             timeout=urllib3.Timeout(connect=3, read=60),
             retries=urllib3.Retry(
-                total=3, backoff_factor=0.1, status_forcelist=(500, 502, 503, 504)
+                total=3,
+                backoff_factor=0.1,
+                status_forcelist=(500, 502, 503, 504),
+                raise_on_status=False,
             ),
         )
         self._client = _minio(settings, settings.endpoint, self._http)
@@ -156,11 +86,11 @@ class S3Store:
 
     async def get(self, key: str, start: int | None = None, stop: int | None = None) -> bytes:
         """See `ObjectStore`."""
-        first, last = _range(start, stop)
+        first, last = byte_range(start, stop)
         name = self._name(key)
         if last is not None and last <= first:
             if await self.head(key) is None:
-                raise _not_found(key)
+                raise not_found(key)
             return b""
         length = 0 if last is None else last - first
 
@@ -235,7 +165,7 @@ class S3Store:
     def sign(self, key: str, method: str, expires_s: int) -> str:
         """See `ObjectStore`; no network, the URL names `public_endpoint`."""
         return self._signer.get_presigned_url(
-            method=_method(method),
+            method=checked_method(method),
             bucket_name=self._bucket,
             object_name=self._name(key),
             expires=timedelta(seconds=expires_s),
@@ -264,28 +194,12 @@ def _minio(settings: S3Settings, endpoint: str, http: urllib3.PoolManager) -> Mi
     )
 
 
-def _range(start: int | None, stop: int | None) -> tuple[int, int | None]:
-    if (start or 0) < 0 or (stop or 0) < 0:
-        raise ValueError("a range counts from the object's start")
-    return start or 0, stop
-
-
-def _method(method: str) -> str:
-    if method not in ("GET", "PUT", "HEAD"):
-        raise ValueError(f"{method!r} cannot be signed: GET, PUT or HEAD")
-    return method
-
-
-def _not_found(key: str) -> NotFoundError:
-    return NotFoundError(f"no object {key!r}", metadata={"key": key})
-
-
 def _translate(error: Exception, key: str, settings: S3Settings) -> HyperError:
     """What a failed S3 call means here."""
     where = {"endpoint": settings.endpoint, "bucket": settings.bucket}
     code = error.code if isinstance(error, S3Error) else None
     if code in _MISSING:
-        return _not_found(key)
+        return not_found(key)
     if code in _FULL:
         return ResourceExhaustedError(
             f"S3 at {settings.endpoint} is full ({code}); free space or add disks",
@@ -296,11 +210,27 @@ def _translate(error: Exception, key: str, settings: S3Settings) -> HyperError:
         text = f"S3 at {settings.endpoint} has no bucket {settings.bucket!r}; create it"
     elif code in ("AccessDenied", "InvalidAccessKeyId", "SignatureDoesNotMatch"):
         text = f"S3 at {settings.endpoint} refuses our credentials ({code}); check the access key"
-    elif isinstance(error, S3Error) and code not in ("SlowDown", "ServiceUnavailable"):
+    elif isinstance(error, S3Error) and _http_status(error) < 500:
         return InternalError(f"S3 at {settings.endpoint} refused a call: {code}: {error.message}")
+    elif isinstance(error, S3Error):
+        text = (
+            f"S3 at {settings.endpoint} failed ({code}: {error.message}); its log says why, "
+            "a full disk for one"
+        )
     else:
         text = (
-            f"S3 at {settings.endpoint} cannot be reached ({type(error).__name__}); "
+            f"S3 at {settings.endpoint} cannot be reached ({_cause(error)}); "
             "check that it runs and that the setting `s3.endpoint` names it"
         )
     return UnavailableError(text, reason="S3_UNREACHABLE", metadata=where)
+
+
+def _http_status(error: S3Error) -> int:
+    status: int = error.response.status
+    return status
+
+
+def _cause(error: Exception) -> str:
+    """The innermost reason, without urllib3's wrapping."""
+    reason = getattr(error, "reason", None)
+    return type(reason if isinstance(reason, Exception) else error).__name__

@@ -100,7 +100,7 @@ def encode_result(result: Any) -> str:
     except (TypeError, ValueError, RecursionError) as error:
         raise ValueError(
             f"the function's result is not JSON ({error}): return numbers, text, lists and dicts"
-        ) from error
+        ) from None
     if len(text.encode()) > RESULT_BYTES_MAX:
         raise ValueError(
             f"the function's result is {len(text.encode())} bytes of JSON, over the limit of "

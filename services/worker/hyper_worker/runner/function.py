@@ -78,7 +78,8 @@ class _Warm:
         self.process.signal(signal.SIGKILL)
         await self.process.wait()
         self.pipe.close()
-        self._requests.abort()
+        if not self._requests.is_closing():
+            self._requests.abort()
         self._response_transport.close()
 
 
@@ -133,8 +134,11 @@ class FunctionRunner:
             await warm.close()
 
     async def _take(self, kind: _Kind, folder: Path) -> _Warm:
+        for warm in [warm for warm in self._idle if warm.process.ended]:
+            self._idle.remove(warm)
+            await warm.close()
         for warm in reversed(self._idle):
-            if warm.kind == kind and not warm.process.ended:
+            if warm.kind == kind:
                 self._idle.remove(warm)
                 return warm
         while self._idle and len(self._idle) + len(self._busy) >= self._processes_max:

@@ -1,0 +1,383 @@
+"""The agent against a scripted scheduler: real gRPC, real processes."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from hyper.errors import UnavailableError
+from hyper_servicekit.server import Running
+from hyper_worker.__main__ import build
+from hyper_worker.config import WorkerSettings
+from hyperapi.worker.v1 import agent_service_pb2 as wire
+from tests.support.fake_scheduler import FakeScheduler, task_key
+
+MODULE = "tests.integration.worker_functions"
+
+
+@pytest.fixture
+async def scheduler() -> AsyncIterator[FakeScheduler]:
+    async with FakeScheduler() as fake:
+        yield fake
+
+
+@pytest.fixture(autouse=True)
+def importable(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Warm processes find the tests' functions."""
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[2]))
+
+
+@asynccontextmanager
+async def agent(scheduler: FakeScheduler, folder: Path, **settings: Any) -> AsyncIterator[Running]:
+    """An agent in this process, connected."""
+    async with AsyncExitStack() as stack:
+        running = Running("worker", "test", stack)
+        values = {"slots": 2, "drain_grace_s": 1.0, "log_flush_s": 0.05, **settings}
+        await build(
+            WorkerSettings(scheduler_endpoint=scheduler.address, workdir=folder, **values), running
+        )
+        await scheduler.connected()
+        yield running
+
+
+async def leave(running: Running) -> None:
+    for hook in running.on_drain:
+        await hook()
+
+
+def gone(pid: int) -> bool:
+    try:
+        return psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return True
+
+
+async def until_gone(*pids: int) -> None:
+    async with asyncio.timeout(10):
+        while not all(gone(pid) for pid in pids):  # noqa: ASYNC110  (not ours to wait for)
+            await asyncio.sleep(0.02)
+
+
+async def test_hello_and_heartbeats(scheduler: FakeScheduler, tmp_path: Path) -> None:
+    async with agent(scheduler, tmp_path, labels={"zone": "a"}):
+        hello = scheduler.connections[0].hello
+        assert hello.worker.startswith("test-")
+        assert (hello.slots, hello.labels["zone"]) == (2, "a")
+        assert hello.memory_bytes > 0
+        await scheduler.until(lambda: scheduler.connections[0].heartbeats >= 2)
+
+
+async def test_a_command_gets_its_parameters_as_data(
+    scheduler: FakeScheduler, tmp_path: Path
+) -> None:
+    evil = "$(touch owned); `touch owned`; ' \" \\ & | > owned\n*"
+    async with agent(scheduler, tmp_path):
+        scheduler.assign(
+            0,
+            command="printf '%s|' {{v}} \"{{v}}\" '{{v}}' x{{ v }}y {{n}}; ls; echo $HYPER_TASK",
+            parameters={"v": evil, "n": [1, 2]},
+        )
+        end = await scheduler.ended(0)
+        assert end.outcome == wire.OUTCOME_SUCCEEDED
+        text = (await scheduler.log_closed(0)).decode()
+        assert text == f"{evil}|{evil}|{evil}|x{evil}y|[1, 2]|" + f"{task_key(0).task}\n"
+        assert end.wall.ToNanoseconds() > 0
+
+
+async def test_output_is_kept_in_order_and_byte_for_byte(
+    scheduler: FakeScheduler, tmp_path: Path
+) -> None:
+    async with agent(scheduler, tmp_path):
+        scheduler.assign(0, command=r"echo out; echo err >&2; printf '\377\000\n'; exit 7")
+        end = await scheduler.ended(0)
+        assert (end.outcome, end.exit_code) == (wire.OUTCOME_FAILED, 7)
+        assert end.message == "exited with status 7"
+        assert scheduler.log(0) == b"out\nerr\n\xff\x00\n"  # a failure comes after its log
+
+
+async def test_no_output_no_log(scheduler: FakeScheduler, tmp_path: Path) -> None:
+    async with agent(scheduler, tmp_path):
+        scheduler.assign(0, command="true")
+        await scheduler.ended(0)
+    assert not scheduler.log_parts
+
+
+async def test_functions_share_a_warm_process(scheduler: FakeScheduler, tmp_path: Path) -> None:
+    async with agent(scheduler, tmp_path, slots=1):
+        scheduler.assign(*range(5), function=f"{MODULE}:count")
+        results = [json.loads((await scheduler.ended(i)).result_json) for i in range(5)]
+        assert len({result["pid"] for result in results}) == 1
+        assert [result["calls"] for result in results] == [1, 2, 3, 4, 5]
+
+
+async def test_a_function_knows_its_task_and_logs_what_it_prints(
+    scheduler: FakeScheduler, tmp_path: Path
+) -> None:
+    async with agent(scheduler, tmp_path):
+        scheduler.assign(3, function=f"{MODULE}:facts")
+        end = await scheduler.ended(3)
+        assert end.outcome == wire.OUTCOME_SUCCEEDED, end.message
+        assert json.loads(end.result_json) == {
+            "task": task_key(3).task,
+            "attempt": "1.1",
+            "endpoint": scheduler.address,
+            "numpy": [0, 1, 2],
+            "empty": [],
+        }
+        assert end.peak_rss_bytes > 10 << 20
+        log = await scheduler.log_closed(3)
+        assert log == b'report {"auc": 0.5}\nto stderr\nstraight to the descriptor\n'
+
+
+async def test_each_call_has_its_own_log(scheduler: FakeScheduler, tmp_path: Path) -> None:
+    async with agent(scheduler, tmp_path, slots=1):
+        scheduler.assign(*range(20), function=f"{MODULE}:add", parameters={"a": 1, "b": 2})
+        for index in range(20):
+            assert (await scheduler.ended(index)).result_json == "3"
+            assert await scheduler.log_closed(index) == b"%d: 1 + 2\n" % index
+
+
+@pytest.mark.parametrize(
+    ("function", "parameters", "message"),
+    [
+        ("fail", {}, "ValueError: the volume is upside down"),
+        ("add", {"a": 1}, "TypeError: add() missing 1 required keyword-only argument: 'b'"),
+        ("large", {"size": 70_000}, "70002 bytes of JSON, over the limit of 65536"),
+        ("unserialisable", {}, "not JSON"),
+        ("nothing", {}, "has no 'nothing'"),
+    ],
+)
+async def test_a_function_that_fails_says_why(
+    scheduler: FakeScheduler,
+    tmp_path: Path,
+    function: str,
+    parameters: dict[str, Any],
+    message: str,
+) -> None:
+    async with agent(scheduler, tmp_path):
+        scheduler.assign(0, function=f"{MODULE}:{function}", parameters=parameters)
+        end = await scheduler.ended(0)
+        assert end.outcome == wire.OUTCOME_FAILED
+        assert message in end.message
+        assert "\n" not in end.message
+        log = scheduler.log(0).decode()
+        assert message.partition(",")[0] in log
+        assert "runner/child.py" not in log
+        assert ("in fail" in log) == (function == "fail")
+
+
+@pytest.mark.parametrize(
+    ("function", "message"),
+    [
+        ("leave", "the function ended its process with status 3"),
+        ("crash", "the function's process was killed by SIGABRT"),
+    ],
+)
+async def test_a_crash_is_a_failure_and_the_process_is_replaced(
+    scheduler: FakeScheduler, tmp_path: Path, function: str, message: str
+) -> None:
+    async with agent(scheduler, tmp_path, slots=1):
+        scheduler.assign(0, function=f"{MODULE}:{function}")
+        end = await scheduler.ended(0)
+        assert (end.outcome, end.message) == (wire.OUTCOME_FAILED, message)
+        assert function.encode()[:4] in scheduler.log(0)
+        scheduler.assign(1, function=f"{MODULE}:count")
+        assert (await scheduler.ended(1)).outcome == wire.OUTCOME_SUCCEEDED
+
+
+async def test_stop_lets_a_function_clean_up(scheduler: FakeScheduler, tmp_path: Path) -> None:
+    marker = tmp_path / "marker"
+    async with agent(scheduler, tmp_path / "work"):
+        scheduler.assign(0, function=f"{MODULE}:sleep", parameters={"marker": str(marker)})
+        await scheduler.logged(0, b"asleep")
+        scheduler.stop_tasks(task_key(0))
+        assert (await scheduler.ended(0)).outcome == wire.OUTCOME_STOPPED
+    assert marker.read_text() == "cleaned up"
+
+
+async def test_a_stubborn_function_and_its_children_are_killed(
+    scheduler: FakeScheduler, tmp_path: Path
+) -> None:
+    async with agent(scheduler, tmp_path):
+        scheduler.assign(0, function=f"{MODULE}:stubborn", timeout_s=1.0, grace_s=0.3)
+        await scheduler.logged(0, b"child ")
+        child = int(scheduler.log(0).split()[1])
+        end = await scheduler.ended(0)
+        assert end.outcome == wire.OUTCOME_FAILED
+        assert end.message == "ran into its timeout of 1 s"
+        await until_gone(child)
+
+
+async def test_a_command_that_ignores_sigterm_is_killed_with_its_group(
+    scheduler: FakeScheduler, tmp_path: Path
+) -> None:
+    async with agent(scheduler, tmp_path):
+        command = "trap '' TERM; sleep 600 & echo child $!; setsid sleep 600 & sleep 600; sleep 600"
+        scheduler.assign(0, command=command, grace_s=0.2)
+        await scheduler.logged(0, b"child ")
+        group = int(scheduler.log(0).split()[1])
+        scheduler.stop_tasks(task_key(0))
+        end = await scheduler.ended(0)
+        assert (end.outcome, end.exit_code) == (wire.OUTCOME_STOPPED, -9)
+        await until_gone(group)
+
+
+async def test_what_a_command_leaves_behind_is_killed(
+    scheduler: FakeScheduler, tmp_path: Path
+) -> None:
+    async with agent(scheduler, tmp_path):
+        scheduler.assign(0, command="sleep 600 & echo $!")
+        assert (await scheduler.ended(0)).outcome == wire.OUTCOME_SUCCEEDED
+        await until_gone(int(await scheduler.log_closed(0)))
+
+
+async def test_slots_bound_what_runs_and_a_queued_task_can_be_stopped(
+    scheduler: FakeScheduler, tmp_path: Path
+) -> None:
+    async with agent(scheduler, tmp_path, slots=1):
+        scheduler.assign(0, 1, command="sleep 600")
+        await scheduler.running(0)
+        scheduler.stop_tasks(task_key(1))
+        assert (await scheduler.ended(1)).message == "stopped before it started"
+        scheduler.stop_tasks(task_key(0))
+        await scheduler.ended(0)
+
+
+async def test_the_same_batch_twice_runs_once(scheduler: FakeScheduler, tmp_path: Path) -> None:
+    counter = tmp_path / "counter"
+    async with agent(scheduler, tmp_path / "work", slots=4):
+        for _ in range(3):
+            scheduler.assign(0, 1, command=f"echo x >> {counter}; sleep 0.1")
+        await scheduler.ended(0)
+        await scheduler.ended(1)
+        scheduler.assign(0, 1, command=f"echo x >> {counter}")
+        scheduler.assign(2, command="true")
+        await scheduler.ended(2)
+    assert counter.read_text() == "x\nx\n"
+
+
+async def test_a_lost_scheduler_costs_nothing(scheduler: FakeScheduler, tmp_path: Path) -> None:
+    async with agent(scheduler, tmp_path):
+        scheduler.assign(0, command="while ! [ -e go ]; do sleep 0.05; done; echo done")
+        scheduler.assign(1, command=f"while ! [ -e {tmp_path}/go ]; do sleep 0.05; done")
+        await scheduler.running(0)
+        await scheduler.running(1)
+        await scheduler.stop()
+        (tmp_path / "go").touch()
+        await scheduler.start()
+        connection = await scheduler.connected(2)
+        assert connection.hello.worker == scheduler.connections[0].hello.worker
+        running = {key.task for key in connection.hello.running}
+        assert task_key(0).task in running
+        assert (await scheduler.ended(1)).outcome == wire.OUTCOME_SUCCEEDED
+        scheduler.stop_tasks(task_key(0))
+        assert (await scheduler.ended(0)).outcome == wire.OUTCOME_STOPPED
+
+
+async def test_reports_are_sent_again_until_acknowledged(
+    scheduler: FakeScheduler, tmp_path: Path
+) -> None:
+    scheduler.acknowledge = False
+    async with agent(scheduler, tmp_path):
+        scheduler.assign(0, command="true")
+        await scheduler.ended(0)
+        first = scheduler.connections[0]
+        first.hang_up()
+        second = await scheduler.connected(2)
+        assert [key.task for key in second.hello.running] == [task_key(0).task]
+        await scheduler.until(
+            lambda: any(s.outcome == wire.OUTCOME_SUCCEEDED for s in second.statuses)
+        )
+        assert second.sequences[0] == first.sequences[0]
+        second.send(wire.ConnectResponse(ack=wire.StatusAck(sequence=max(second.sequences))))
+        second.hang_up()
+        third = await scheduler.connected(3)
+        await scheduler.until(lambda: third.heartbeats)
+        assert not third.hello.running
+        assert not third.statuses
+
+
+async def test_it_goes_to_the_named_leader(scheduler: FakeScheduler, tmp_path: Path) -> None:
+    async with FakeScheduler() as follower, AsyncExitStack() as stack:
+        follower.refuse = UnavailableError(
+            "another leads", reason="NOT_LEADER", metadata={"leader": scheduler.address}
+        )
+        settings = WorkerSettings(scheduler_endpoint=follower.address, workdir=tmp_path, slots=1)
+        await build(settings, Running("worker", "test", stack))
+        await scheduler.connected()
+
+
+async def test_leaving_preempts_what_runs(scheduler: FakeScheduler, tmp_path: Path) -> None:
+    async with agent(scheduler, tmp_path, slots=2) as running:
+        scheduler.assign(0, command="trap 'echo saved; exit 0' TERM; while :; do sleep 0.05; done")
+        scheduler.assign(1, command="trap '' TERM; while :; do sleep 0.05; done", grace_s=60.0)
+        scheduler.assign(2, command="true")
+        await scheduler.running(0)
+        await scheduler.running(1)
+        await leave(running)
+        outcomes = {i: scheduler.end_of(i) for i in range(3)}
+        assert all(s is not None and s.outcome == wire.OUTCOME_PREEMPTED for s in outcomes.values())
+        assert scheduler.log(0).endswith(b"saved\n")
+
+
+async def test_the_log_store_may_be_away(scheduler: FakeScheduler, tmp_path: Path) -> None:
+    scheduler.logs_away = True
+    async with agent(scheduler, tmp_path):
+        scheduler.assign(0, command="echo kept; sleep 0.2; echo too")
+        assert (await scheduler.ended(0)).outcome == wire.OUTCOME_SUCCEEDED
+        assert scheduler.log(0) == b""
+        scheduler.logs_away = False
+        assert await scheduler.log_closed(0) == b"kept\ntoo\n"
+
+
+async def test_a_task_that_shouts_cannot_fill_the_memory(
+    scheduler: FakeScheduler, tmp_path: Path
+) -> None:
+    size = 100 << 20
+    me = psutil.Process()
+    async with agent(scheduler, tmp_path, log_spool_bytes=8 << 20):
+        before = me.memory_info().rss
+        scheduler.logs_away = True
+        scheduler.assign(0, command=f"head -c {size} /dev/zero; echo end")
+        assert (await scheduler.ended(0, 50)).outcome == wire.OUTCOME_SUCCEEDED
+        assert me.memory_info().rss - before < 64 << 20
+        scheduler.logs_away = False
+        log = await scheduler.log_closed(0)
+    assert len(log) < 9 << 20
+    missing = int(log.rstrip().rpartition(b"[hyper: ")[2].split()[0])
+    assert b"bytes of output are missing here" in log[-200:]
+    assert log.count(0) + missing == size + len(b"end\n")
+
+
+async def test_a_large_log_arrives_whole(scheduler: FakeScheduler, tmp_path: Path) -> None:
+    size = 30 << 20
+    async with agent(scheduler, tmp_path):
+        scheduler.assign(0, command=f"head -c {size} /dev/zero; echo end")
+        await scheduler.ended(0, 50)
+        assert len(await scheduler.log_closed(0)) == size + 4
+
+
+@pytest.mark.parametrize(
+    ("spec", "message"),
+    [
+        ({"image": "python:3"}, "runs no containers"),
+        ({"command": "echo {{missing}}"}, "{{missing}}, which is not a parameter"),
+        ({"command": "echo {{nul}}"}, "holds a NUL"),
+    ],
+)
+async def test_a_task_that_cannot_start_says_why(
+    scheduler: FakeScheduler, tmp_path: Path, spec: dict[str, str], message: str
+) -> None:
+    async with agent(scheduler, tmp_path):
+        scheduler.assign(0, parameters={"nul": "\0"}, **spec)
+        end = await scheduler.ended(0)
+        assert end.outcome == wire.OUTCOME_FAILED
+        assert message in end.message
+        assert message.encode() in scheduler.log(0)

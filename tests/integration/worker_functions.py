@@ -1,0 +1,84 @@
+"""Functions that the worker's tests run in warm processes."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from hyper.context import TaskContext, TaskStopped
+
+LOADED_BY = os.getpid()
+CALLS = 0
+
+
+def add(context: TaskContext, *, a: int, b: int) -> int:
+    context.log(f"{context.index}: {a} + {b}")
+    return a + b
+
+
+def count(context: TaskContext) -> dict[str, int]:
+    global CALLS
+    CALLS += 1
+    return {"pid": os.getpid(), "calls": CALLS}
+
+
+def facts(context: TaskContext) -> dict[str, Any]:
+    context.report(auc=0.5)
+    print("to stderr", file=sys.stderr)
+    os.write(1, b"straight to the descriptor\n")
+    return {
+        "task": context.task,
+        "attempt": str(context.attempt),
+        "endpoint": os.environ["HYPER_ENDPOINT"],
+        "numpy": np.arange(3),
+        "empty": os.listdir("."),  # noqa: PTH208
+    }
+
+
+def fail(context: TaskContext) -> None:
+    print("before the end")
+    raise ValueError("the volume is upside down\nsecond line")
+
+
+def large(context: TaskContext, *, size: int) -> str:
+    return "x" * size
+
+
+def unserialisable(context: TaskContext) -> object:
+    return object()
+
+
+def leave(context: TaskContext) -> None:
+    print("leaving", flush=True)
+    os._exit(3)
+
+
+def crash(context: TaskContext) -> None:
+    print("crashing", flush=True)
+    os.abort()
+
+
+def sleep(context: TaskContext, *, marker: str = "") -> None:
+    print("asleep", flush=True)
+    try:
+        time.sleep(600)
+    except TaskStopped:
+        if marker:
+            Path(marker).write_text("cleaned up")
+        raise
+
+
+def stubborn(context: TaskContext) -> None:
+    child = subprocess.Popen(["sleep", "600"])
+    print(f"child {child.pid}", flush=True)
+    while True:
+        try:
+            time.sleep(600)
+        except TaskStopped:
+            print("not yet", flush=True)

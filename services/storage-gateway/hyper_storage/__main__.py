@@ -11,7 +11,6 @@ from hyper_servicekit.announce import announce
 from hyper_servicekit.clock import SystemClock
 from hyper_servicekit.config import load_settings
 from hyper_servicekit.etcd import Etcd
-from hyper_servicekit.failpoints import check_armed
 from hyper_servicekit.logs import get_logger
 from hyper_servicekit.objects import S3Store
 from hyper_servicekit.owned import owned
@@ -96,7 +95,6 @@ def _new_id() -> str:
 def main() -> int:
     """Read the settings and serve."""
     settings = load_settings(Settings)
-    check_armed()
     return run_service(SERVICE, settings, lambda running: build(settings, running))
 
 

@@ -80,7 +80,7 @@ def page_size_of(asked: int, default: int, limit: int) -> int:
 def token_text(token: str) -> str:
     """What a page token stands for; "" for none."""
     try:
-        return base64.urlsafe_b64decode(token.encode("ascii")).decode()
+        return base64.b64decode(token.encode("ascii"), altchars=b"-_", validate=True).decode()
     except (ValueError, binascii.Error) as error:
         raise InvalidArgumentError(
             "page_token is not one of ours; begin at the first page", field="page_token"

@@ -1,0 +1,196 @@
+"""Reading the files and arrays of a version or session: what `Dataset` and `Session` share."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import google_crc32c
+
+from hyper._s3 import Remote, service_call
+from hyper.arrays import Array, get_array
+from hyper.errors import DataLossError, NotFoundError
+from hyper.names import check_path
+from hyperapi.storage.v1 import dataset_pb2
+from hyperapi.storage.v1 import dataset_service_pb2 as api
+
+if TYPE_CHECKING:
+    from hyper.client import Client
+
+_PAGE = 4096
+_CHECKED_WHOLE_BYTES = 2**20  # a range of a file up to this size is cut from the checked whole
+_DOWNLOAD_BYTES = 16 * 2**20
+
+
+@dataclass(frozen=True, slots=True)
+class FileInfo:
+    """One file.
+
+    Args:
+        path: relative, '/'-separated.
+        size_bytes: its size.
+        modified: when it was added.
+        sha256: of its bytes, in hex.
+        crc32c: of its bytes.
+        object: key of the object that holds it.
+        offset: where in the object it begins.
+    """
+
+    path: str
+    size_bytes: int
+    modified: datetime
+    sha256: str
+    crc32c: int
+    object: str
+    offset: int
+
+
+class Tree:
+    """Files and arrays under one resource name."""
+
+    def __init__(self, client: Client, name: str) -> None:
+        self._client = client
+        self._name = name
+        self._remote = Remote(client, name)
+
+    @property
+    def name(self) -> str:
+        """The resource name."""
+        return self._name
+
+    def arrays(self) -> list[str]:
+        """Names of the arrays."""
+        response = service_call(
+            self._client, "ListArrays", api.ListArraysRequest(parent=self._name)
+        )
+        return [array.name.partition("/arrays/")[2] for array in response.arrays]
+
+    def __getitem__(self, array: str) -> Array:
+        return get_array(self._client, f"{self._name}/arrays/{array}", self._remote)
+
+    def files(self, prefix: str = "") -> Iterator[FileInfo]:
+        """Every file whose path starts with `prefix`, in order of path."""
+        request = api.ListFilesRequest(parent=self._name, prefix=prefix, page_size=_PAGE)
+        while True:
+            response = service_call(self._client, "ListFiles", request)
+            yield from map(_info, response.files)
+            if not response.next_page_token:
+                return
+            request.page_token = response.next_page_token
+
+    def file(self, path: str) -> FileInfo:
+        """What is known of one file.
+
+        Raises:
+            NotFoundError: there is no such file.
+        """
+        request = api.ListFilesRequest(parent=self._name, prefix=check_path(path), page_size=1)
+        found = service_call(self._client, "ListFiles", request).files
+        if not found or found[0].path != path:
+            raise NotFoundError(f"{self._name} has no file {path!r}", metadata={"path": path})
+        return _info(found[0])
+
+    def exists(self, path: str) -> bool:
+        """Whether there is such a file."""
+        try:
+            self.file(path)
+        except NotFoundError:
+            return False
+        return True
+
+    def read(self, path: str) -> bytes:
+        """A file's bytes, checked.
+
+        Raises:
+            NotFoundError: there is no such file.
+            DataLossError: the stored bytes do not match their checksum.
+        """
+        return self.read_file(self.file(path))
+
+    def read_file(self, info: FileInfo) -> bytes:
+        """The bytes of a file that `files` has listed; checked, fetched again if they differ."""
+        if info.size_bytes == 0:
+            return b""
+        for _ in range(2):
+            data = self._fetch(info, 0, info.size_bytes)
+            if len(data) == info.size_bytes and google_crc32c.value(data) == info.crc32c:
+                return data
+        raise _damaged(self._name, info)
+
+    def read_range(self, path: str, start: int, stop: int) -> bytes:
+        """Bytes `start:stop` of a file, cut at its end.
+
+        Small files are checked as a whole; of a large one the range is not checked.
+        """
+        if start < 0 or stop < start:
+            raise ValueError(f"not a range: {start}:{stop}")
+        info = self.file(path)
+        if info.size_bytes <= _CHECKED_WHOLE_BYTES:
+            return self.read_file(info)[start:stop]
+        return self._fetch(info, start, min(stop, info.size_bytes))
+
+    def download(self, path: str, to: str | Path) -> Path:
+        """Write a file to `to` (or into it, if it is a folder), complete or not at all."""
+        target = Path(to)
+        if target.is_dir():
+            target = target / path.rpartition("/")[2]
+        return self.download_file(self.file(path), target)
+
+    def download_file(self, info: FileInfo, target: Path) -> Path:
+        """Write a file that `files` has listed to `target`, complete or not at all."""
+        partial = target.with_name(f".{target.name[:200]}.partial")
+        digest = hashlib.sha256()
+        try:
+            with partial.open("wb") as file:
+                if info.size_bytes <= _DOWNLOAD_BYTES:
+                    data = self.read_file(info)
+                    digest.update(data)
+                    file.write(data)
+                else:
+                    for start in range(0, info.size_bytes, _DOWNLOAD_BYTES):
+                        stop = min(start + _DOWNLOAD_BYTES, info.size_bytes)
+                        data = self._fetch(info, start, stop)
+                        digest.update(data)
+                        file.write(data)
+            if digest.hexdigest() != info.sha256:
+                raise _damaged(self._name, info)
+            partial.replace(target)
+        finally:
+            partial.unlink(missing_ok=True)
+        return target
+
+    def _fetch(self, info: FileInfo, start: int, stop: int) -> bytes:
+        if stop <= start:
+            return b""
+        data = self._remote.get(info.object, info.offset + start, info.offset + stop)
+        if data is None:
+            raise DataLossError(
+                f"{self._name}: object {info.object}, which holds {info.path!r}, is gone from the "
+                "bucket",
+                metadata={"path": info.path},
+            )
+        return data
+
+
+def _info(file: dataset_pb2.File) -> FileInfo:
+    return FileInfo(
+        path=file.path,
+        size_bytes=file.size_bytes,
+        modified=file.modify_time.ToDatetime(tzinfo=UTC),
+        sha256=file.sha256.hex(),
+        crc32c=file.crc32c,
+        object=file.object,
+        offset=file.offset,
+    )
+
+
+def _damaged(name: str, info: FileInfo) -> DataLossError:
+    return DataLossError(
+        f"{name}: {info.path!r} does not match its checksum, fetched twice: its stored bytes are "
+        "damaged; read an older version, or write the file again",
+        metadata={"path": info.path},
+    )

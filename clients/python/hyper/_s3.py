@@ -1,0 +1,263 @@
+"""Bytes between this process and the bucket, by presigned URLs.
+
+URLs are signed by the gateway in batches and used until shortly before they expire. Bytes flow by
+pooled urllib3, straight from and to S3. Where S3 cannot be reached from here, reads come through
+the gateway instead (`ReadObject`).
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from http import HTTPStatus
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+import google_crc32c
+import urllib3
+
+from hyper.config import STORAGE
+from hyper.errors import (
+    DataLossError,
+    HyperError,
+    InternalError,
+    NotFoundError,
+    ResourceExhaustedError,
+    UnavailableError,
+)
+from hyperapi.storage.v1 import dataset_service_pb2 as api
+from hyperapi.storage.v1.dataset_service_pb2_grpc import DatasetServiceStub
+
+if TYPE_CHECKING:
+    from hyper.client import Client
+
+CONNECTIONS = 32
+THREADS = 16
+SIGN_BATCH = 1024
+URLS_KEPT = 50_000
+READ_ATTEMPTS = 4
+_MARGIN_S = 60.0
+_FIRST_PAUSE_S = 0.1
+_CONNECT_S = 3.0
+_READ_S = 60.0
+
+_METHODS = {"GET": api.METHOD_GET, "PUT": api.METHOD_PUT}
+_FULL = (b"InsufficientStorage", b"XMinioStorageFull", b"QuotaExceeded", b"No space left")
+
+Body = bytes | bytearray | memoryview | Path
+
+
+class _Process:
+    """What belongs to this process: neither sockets nor threads survive a fork."""
+
+    def __init__(self) -> None:
+        self.pid = os.getpid()
+        self.http = urllib3.PoolManager(
+            num_pools=8,
+            maxsize=CONNECTIONS,
+            block=True,
+            retries=False,
+            timeout=urllib3.Timeout(connect=_CONNECT_S, read=_READ_S),
+        )
+        self.threads = ThreadPoolExecutor(THREADS, thread_name_prefix="hyper-s3")
+
+
+_process: _Process | None = None
+_process_lock = threading.Lock()
+
+
+def _here() -> _Process:
+    global _process
+    known = _process
+    if known is None or known.pid != os.getpid():
+        with _process_lock:
+            if _process is None or _process.pid != os.getpid():
+                _process = _Process()
+            known = _process
+    return known
+
+
+def threads() -> ThreadPoolExecutor:
+    """The bounded pool that transfers run in."""
+    return _here().threads
+
+
+class Remote:
+    """The objects of one version or session.
+
+    Args:
+        client: reaches the gateway.
+        parent: resource name of the version or session.
+    """
+
+    def __init__(self, client: Client, parent: str) -> None:
+        self.client = client
+        self.parent = parent
+        self._urls: dict[tuple[str, str], tuple[str, float]] = {}
+        self._lock = threading.Lock()
+
+    def sign(self, objects: Iterable[str], method: str) -> None:
+        """Have URLs for all `objects` at hand, in as few calls as it takes."""
+        now = time.monotonic()
+        with self._lock:
+            missing = [key for key in objects if self._urls.get((method, key), ("", 0.0))[1] <= now]
+        for at in range(0, len(missing), SIGN_BATCH):
+            self._sign(missing[at : at + SIGN_BATCH], method)
+
+    def _sign(self, objects: Sequence[str], method: str) -> None:
+        asked_at = time.monotonic()
+        request = api.SignUrlsRequest(parent=self.parent, method=_METHODS[method], objects=objects)
+        response = self.client.call(STORAGE, DatasetServiceStub, "SignUrls", request)
+        lifetime_s = response.lifetime.ToNanoseconds() / 1e9
+        until = asked_at + max(lifetime_s - _MARGIN_S, lifetime_s / 2)
+        with self._lock:
+            if len(self._urls) > URLS_KEPT:
+                self._urls.clear()
+            for key, url in zip(objects, response.urls, strict=True):
+                self._urls[method, key] = (url, until)
+
+    def _url(self, key: str, method: str) -> str:
+        with self._lock:
+            url, until = self._urls.get((method, key), ("", 0.0))
+        if until > time.monotonic():
+            return url
+        self._sign([key], method)
+        with self._lock:
+            return self._urls[method, key][0]
+
+    def _forget(self, key: str, method: str) -> None:
+        with self._lock:
+            self._urls.pop((method, key), None)
+
+    def get(
+        self,
+        key: str,
+        start: int | None = None,
+        stop: int | None = None,
+        *,
+        last: int | None = None,
+    ) -> bytes | None:
+        """Bytes `start:stop` of an object, or its `last` ones; None if there is no such object."""
+        if start is not None and stop is not None and stop <= start:
+            return b""
+        headers = {}
+        if last is not None:
+            headers["Range"] = f"bytes=-{last}"
+        elif start or stop is not None:
+            headers["Range"] = f"bytes={start or 0}-{'' if stop is None else stop - 1}"
+        pause_s = _FIRST_PAUSE_S
+        for attempt in range(READ_ATTEMPTS):
+            try:
+                response = _here().http.request("GET", self._url(key, "GET"), headers=headers)
+            except urllib3.exceptions.HTTPError:
+                pass
+            else:
+                match response.status:
+                    case HTTPStatus.OK | HTTPStatus.PARTIAL_CONTENT:
+                        return _cut(response.data, response.status, start, stop, last)
+                    case HTTPStatus.NOT_FOUND:
+                        return None
+                    case HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE:
+                        return b""
+                    case HTTPStatus.FORBIDDEN:
+                        self._forget(key, "GET")
+            if attempt + 1 < READ_ATTEMPTS:
+                time.sleep(pause_s)
+                pause_s *= 3
+        return self._through_gateway(key, start, stop, last)
+
+    def _through_gateway(
+        self, key: str, start: int | None, stop: int | None, last: int | None
+    ) -> bytes | None:
+        """The same from the gateway, as S3 does not answer us."""
+        first = 0 if last is not None else start or 0
+        request = api.ReadObjectRequest(
+            parent=self.parent,
+            object=key,
+            offset=first,
+            size_bytes=0 if stop is None or last is not None else stop - first,
+        )
+        data = bytearray()
+        try:
+            for part in self.client.stream(STORAGE, DatasetServiceStub, "ReadObject", request):
+                if google_crc32c.value(part.data) != part.crc32c or part.offset != first + len(
+                    data
+                ):
+                    raise DataLossError(f"{key}: bytes were damaged on their way; try again")
+                data += part.data
+        except NotFoundError:
+            return None
+        return bytes(data[-last:]) if last else bytes(data)
+
+    def put(self, key: str, body: Body) -> None:
+        """Store an object; durable on return. Tries for as long as the client is patient.
+
+        Raises:
+            ResourceExhaustedError: DISK_FULL.
+            UnavailableError: S3_UNREACHABLE.
+        """
+        deadline = time.monotonic() + self.client.patience_s
+        pause_s = _FIRST_PAUSE_S
+        while True:
+            error = self._try_put(key, body)
+            if error is None:
+                return
+            if not isinstance(error, UnavailableError) or time.monotonic() >= deadline:
+                raise error
+            time.sleep(min(pause_s, max(0.0, deadline - time.monotonic())))
+            pause_s = min(pause_s * 2, 2.0)
+
+    def _try_put(self, key: str, body: Body) -> HyperError | None:
+        url = self._url(key, "PUT")
+        try:
+            if isinstance(body, Path):
+                with body.open("rb") as file:
+                    headers = {"Content-Length": str(os.fstat(file.fileno()).st_size)}
+                    response = _here().http.request("PUT", url, body=file, headers=headers)
+            else:
+                response = _here().http.request("PUT", url, body=cast("bytes", body))
+        except urllib3.exceptions.HTTPError as error:
+            return UnavailableError(
+                f"S3 cannot be reached to write ({type(error).__name__}); see `hyper status`",
+                reason="S3_UNREACHABLE",
+            )
+        if response.status in (HTTPStatus.OK, HTTPStatus.CREATED, HTTPStatus.NO_CONTENT):
+            return None
+        if response.status == HTTPStatus.FORBIDDEN:
+            self._forget(key, "PUT")
+        return _put_error(key, response)
+
+
+def _put_error(key: str, response: Any) -> HyperError:
+    """What a refused PUT means."""
+    body = bytes(response.data[:2000])
+    if response.status == HTTPStatus.INSUFFICIENT_STORAGE or any(mark in body for mark in _FULL):
+        return ResourceExhaustedError(
+            "S3 is full; free space or add disks, then try again", reason="DISK_FULL"
+        )
+    if response.status == HTTPStatus.FORBIDDEN or response.status >= 500:
+        return UnavailableError(
+            f"S3 refuses to write {key} for now (HTTP {response.status}); is its disk full? See "
+            "its log",
+            reason="S3_UNREACHABLE",
+        )
+    return InternalError(f"S3 refused to write {key}: HTTP {response.status}")
+
+
+def _cut(data: bytes, status: int, start: int | None, stop: int | None, last: int | None) -> bytes:
+    """The wanted range, also from a server that ignores ranges."""
+    if status == HTTPStatus.PARTIAL_CONTENT:
+        return data
+    if last is not None:
+        return data[-last:]
+    return data if start is None and stop is None else data[start:stop]
+
+
+def service_call(
+    client: Client, method: str, request: Any, *, timeout_s: float | None = None
+) -> Any:
+    """One call of the dataset service."""
+    return client.call(STORAGE, DatasetServiceStub, method, request, timeout_s=timeout_s)

@@ -1,0 +1,330 @@
+"""Arrays: slices in, slices out, bytes straight from and to S3.
+
+An array of a committed version is read-only. One made in a session is written by any number of
+processes that hold the session's name, each its own shards: a write of whole shards needs no read,
+any other reads the shard, changes it and writes it back, and two processes doing that to one shard
+at the same time lose one of the changes.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from zarr import Array as ZarrArray
+from zarr import AsyncArray
+from zarr.storage import StorePath
+
+from hyper._s3 import Remote, service_call
+from hyper._zarr_store import PresignedStore
+from hyper.errors import DataLossError, HyperError, InvalidArgumentError
+from hyperapi.storage.v1 import dataset_pb2
+from hyperapi.storage.v1 import dataset_service_pb2 as api
+
+if TYPE_CHECKING:
+    from hyper.client import Client
+
+_SIGN_AHEAD = 4096
+_LOCKS = [threading.Lock() for _ in range(64)]  # of partial writes, by array
+
+
+class Array:
+    """An array; use it like numpy's, slice by slice.
+
+    `a[3]`, `a[0:4, ..., 10:20]` and negative steps read; `a[3] = section` writes, in a session.
+    """
+
+    def __init__(self, client: Client, message: dataset_pb2.Array, remote: Remote | None = None):
+        self._client = client
+        self._message = message
+        parent = message.name.partition("/arrays/")[0]
+        self._remote = remote if remote is not None else Remote(client, parent)
+        self._writable = "/sessions/" in parent
+        self._store = self._make_store(None)
+        self._zarr = self._open(self._store)
+
+    @property
+    def name(self) -> str:
+        """The resource name."""
+        return self._message.name
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Elements along each axis."""
+        return tuple(self._message.shape)
+
+    @property
+    def ndim(self) -> int:
+        """Number of axes."""
+        return len(self._message.shape)
+
+    @property
+    def size(self) -> int:
+        """Number of elements."""
+        return int(np.prod(self._message.shape, dtype=object))
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all elements, uncompressed."""
+        return self.size * self.dtype.itemsize
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """Type of an element."""
+        return np.dtype(self._message.dtype)
+
+    @property
+    def chunks(self) -> tuple[int, ...]:
+        """Inner chunks: the unit of reading."""
+        return tuple(self._message.chunk_shape)
+
+    @property
+    def shards(self) -> tuple[int, ...]:
+        """Shards: one object each, the unit of writing."""
+        return tuple(self._message.shard_shape)
+
+    @property
+    def voxel_size_nm(self) -> tuple[float, float, float] | None:
+        """(z, y, x), or None if unknown."""
+        if not self._message.HasField("voxel_size"):
+            return None
+        size = self._message.voxel_size
+        return size.z_nm, size.y_nm, size.x_nm
+
+    @property
+    def attributes(self) -> dict[str, Any]:
+        """What its maker said about it; a copy."""
+        attributes: dict[str, Any] = json.loads(self._message.attributes_json or "{}")
+        return attributes
+
+    @property
+    def url(self) -> str:
+        """Where any Zarr v3 reader opens it, `s3://...`; "" before the commit."""
+        return self._message.url
+
+    def __len__(self) -> int:
+        return int(self._message.shape[0])
+
+    def __repr__(self) -> str:
+        return f"<Array {self.name} {self.shape} {self.dtype}>"
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
+        whole: np.ndarray = self[...]
+        return whole if dtype is None else whole.astype(dtype)
+
+    def __iter__(self) -> Iterator[np.ndarray]:
+        return (self[index] for index in range(len(self)))
+
+    def __getitem__(self, key: Any) -> Any:
+        selection = Selection.of(key, self.shape)
+        self._sign(selection, "GET")
+        try:
+            data = self._read(selection)
+        except (ValueError, RuntimeError, HyperError) as error:
+            if isinstance(error, HyperError) and not isinstance(error, DataLossError):
+                raise
+            self._store.forget_tails()  # damaged on its way, perhaps: fetch once more
+            try:
+                data = self._read(selection)
+            except (ValueError, RuntimeError) as again:
+                raise DataLossError(
+                    f"{self.name}[{selection}] cannot be decoded, twice ({again}): its stored "
+                    "bytes are damaged"
+                ) from error
+        return selection.finish(data)
+
+    def __setitem__(self, key: Any, value: Any) -> None:
+        if not self._writable:
+            raise InvalidArgumentError(
+                f"{self.name} is committed and never changes; write to an array of a session"
+            )
+        selection = Selection.of(key, self.shape)
+        if selection.empty:
+            return
+        data = self._fitting(selection, value)
+        store = self._make_store(selection.covers(self.shards, self.shape))
+        self._sign(selection, "PUT")
+        if selection.whole(self.shards, self.shape):
+            self._open(store).set_basic_selection(selection.forward, data)
+            return
+        with _LOCKS[hash(self.name) % len(_LOCKS)]:
+            self._sign(selection, "GET")
+            self._open(store).set_basic_selection(selection.forward, data)
+
+    def _read(self, selection: Selection) -> np.ndarray:
+        if selection.empty:
+            return np.empty(selection.lengths, self.dtype)
+        return np.asarray(self._zarr.get_basic_selection(selection.forward))
+
+    def _fitting(self, selection: Selection, value: Any) -> np.ndarray:
+        """The value as the selection wants it, as numpy would broadcast and cast it."""
+        data = np.asarray(value)
+        try:
+            data = np.broadcast_to(data, selection.shape)
+        except ValueError as error:
+            raise InvalidArgumentError(
+                f"{self.name}: a value of shape {data.shape} does not fit the selection's "
+                f"{selection.shape}",
+                reason="SHAPE_MISMATCH",
+            ) from error
+        return selection.begin(data.astype(self.dtype, copy=False))
+
+    def _make_store(self, overwrites: Callable[[str], bool] | None) -> PresignedStore:
+        return PresignedStore(
+            self._remote,
+            self._message.prefix,
+            self._message.zarr_json,
+            read_only=not self._writable,
+            overwrites=overwrites,
+            keep_tails=not self._writable,
+        )
+
+    def _open(self, store: PresignedStore) -> Any:
+        metadata = json.loads(self._message.zarr_json)
+        config = {"order": "C", "write_empty_chunks": True}
+        return ZarrArray(AsyncArray(metadata=metadata, store_path=StorePath(store), config=config))
+
+    def _sign(self, selection: Selection, method: str) -> None:
+        """Have the URLs of the shards at hand in one call."""
+        touched = selection.shards(self.shards)
+        keys = (
+            f"{self._message.prefix}/c/" + "/".join(map(str, index))
+            for index in itertools.islice(itertools.product(*touched), _SIGN_AHEAD)
+        )
+        self._remote.sign(keys, method)
+
+
+@dataclass(frozen=True, slots=True)
+class Selection:
+    """A basic selection, taken apart.
+
+    Args:
+        ranges: of each axis, with positive steps.
+        dropped: axes that an integer selected, which the result lacks.
+        flipped: axes with a negative step.
+    """
+
+    ranges: tuple[range, ...]
+    dropped: frozenset[int]
+    flipped: frozenset[int]
+
+    @classmethod
+    def of(cls, key: Any, shape: tuple[int, ...]) -> Selection:
+        """Read what stands in the brackets; errors are numpy's."""
+        parts = key if isinstance(key, tuple) else (key,)
+        dots = sum(part is Ellipsis for part in parts)
+        if dots > 1:
+            raise IndexError("an index can only have a single ellipsis ('...')")
+        given = len(parts) - dots
+        if given > len(shape):
+            raise IndexError(f"too many indices: {given} for an array of {len(shape)} axes")
+        at = next((i for i, part in enumerate(parts) if part is Ellipsis), len(parts))
+        fill = (slice(None),) * (len(shape) - given)
+        full = (*parts[:at], *fill, *parts[at + 1 :])
+        ranges: list[range] = []
+        dropped, flipped = set(), set()
+        for axis, (part, length) in enumerate(zip(full, shape, strict=True)):
+            if isinstance(part, slice):
+                chosen = range(*part.indices(length))
+                if chosen.step < 0:
+                    flipped.add(axis)
+                    chosen = chosen[::-1]
+            else:
+                chosen = _integer(part, axis, length)
+                dropped.add(axis)
+            ranges.append(chosen)
+        return cls(tuple(ranges), frozenset(dropped), frozenset(flipped))
+
+    @property
+    def forward(self) -> tuple[slice, ...]:
+        """For zarr: slices only."""
+        return tuple(slice(r.start, r.stop, r.step) for r in self.ranges)
+
+    @property
+    def lengths(self) -> tuple[int, ...]:
+        """Elements along each axis, dropped ones included."""
+        return tuple(map(len, self.ranges))
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape of the result."""
+        return tuple(len(r) for axis, r in enumerate(self.ranges) if axis not in self.dropped)
+
+    @property
+    def empty(self) -> bool:
+        """Whether nothing is selected."""
+        return 0 in self.lengths
+
+    def finish(self, data: np.ndarray) -> Any:
+        """What the caller sees of what zarr read."""
+        flips = tuple(slice(None, None, -1 if a in self.flipped else 1) for a in range(data.ndim))
+        result = data[flips].reshape(self.shape)
+        return result if self.shape or not self.dropped else result[()]
+
+    def begin(self, data: np.ndarray) -> np.ndarray:
+        """What zarr is to write of what the caller gave."""
+        full = data.reshape(self.lengths)
+        return full[
+            tuple(slice(None, None, -1 if a in self.flipped else 1) for a in range(full.ndim))
+        ]
+
+    def shards(self, lengths: tuple[int, ...]) -> tuple[Iterable[int], ...]:
+        """Indexes of the touched shards, along each axis."""
+        return tuple(
+            range(r[0] // n, r[-1] // n + 1) if len(r) else range(0)
+            for r, n in zip(self.ranges, lengths, strict=True)
+        )
+
+    def _covered(self, lengths: tuple[int, ...], shape: tuple[int, ...]) -> list[range]:
+        """Indexes of the shards that are selected as a whole, along each axis."""
+        covered: list[range] = []
+        for r, n, total in zip(self.ranges, lengths, shape, strict=True):
+            if len(r) > 1 and r.step != 1:
+                covered.append(range(0))
+                continue
+            end = r[-1] + 1
+            last = -(-end // n) if end == total else end // n
+            covered.append(range(-(-r[0] // n), last))
+        return covered
+
+    def whole(self, lengths: tuple[int, ...], shape: tuple[int, ...]) -> bool:
+        """Whether every touched shard is selected as a whole."""
+        covered = self._covered(lengths, shape)
+        return all(a == b for a, b in zip(covered, self.shards(lengths), strict=True))
+
+    def covers(self, lengths: tuple[int, ...], shape: tuple[int, ...]) -> Callable[[str], bool]:
+        """Says of a shard's key whether the shard is selected as a whole."""
+        covered = self._covered(lengths, shape)
+
+        def covers(key: str) -> bool:
+            index = key.split("/")[1:]
+            return all(int(i) in r for i, r in zip(index, covered, strict=True))
+
+        return covers
+
+    def __str__(self) -> str:
+        return ", ".join(f"{r.start}:{r.stop}" for r in self.ranges)
+
+
+def _integer(part: Any, axis: int, length: int) -> range:
+    try:
+        index = part.__index__()
+    except AttributeError:
+        raise IndexError(
+            f"axis {axis}: only integers, slices and '...' select, not {type(part).__name__}"
+        ) from None
+    if not -length <= index < length:
+        raise IndexError(f"index {index} is out of bounds for axis {axis} with size {length}")
+    start = index % length
+    return range(start, start + 1)
+
+
+def get_array(client: Client, name: str, remote: Remote | None = None) -> Array:
+    """The array of this resource name."""
+    response = service_call(client, "GetArray", api.GetArrayRequest(name=name))
+    return Array(client, response.array, remote)

@@ -1,0 +1,77 @@
+"""`python -m hyper_scheduler`: settings, etcd, objects, the driver, the services."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+
+from hyper_scheduler.config import SchedulerSettings
+from hyper_scheduler.driver import Driver
+from hyper_scheduler.servicer import AgentServicer, ClusterServicer, NodeServicer
+from hyper_scheduler.store import Store
+from hyper_scheduler.workflow_servicer import WorkflowServicer
+from hyper_servicekit.announce import announce
+from hyper_servicekit.clock import SystemClock
+from hyper_servicekit.config import load_settings
+from hyper_servicekit.etcd import Etcd
+from hyper_servicekit.objects import S3Store
+from hyper_servicekit.owned import owned
+from hyper_servicekit.server import Running, Served, run_service
+from hyperapi.scheduler.v1 import cluster_service_pb2_grpc as cluster
+from hyperapi.scheduler.v1 import workflow_service_pb2_grpc as workflow
+from hyperapi.worker.v1 import agent_service_pb2_grpc as agent
+
+
+def main() -> int:
+    """Run the service; returns its exit status."""
+    settings = load_settings(SchedulerSettings)
+
+    async def build(running: Running) -> Sequence[Served]:
+        clock = SystemClock()
+        etcd = await running.stack.enter_async_context(Etcd(settings.etcd_endpoints))
+        objects = await running.stack.enter_async_context(S3Store(settings.s3))
+        store = Store(etcd, objects, settings.etcd_prefix, settings.request_ttl_s)
+        driver = Driver(settings, etcd, store, clock, running.instance)
+
+        async def lead() -> None:
+            try:
+                await driver.run(running.address)
+            except Exception as error:
+                running.failure = f"the scheduler's loop has failed: {error}"
+                running.stop.set()
+                raise
+
+        async def start() -> None:
+            await running.stack.enter_async_context(owned(lead(), "driver"))
+
+        await announce(running, etcd, prefix=settings.etcd_prefix)
+        running.on_bound.append(start)
+        running.on_drain.append(driver.drain)
+        return [
+            Served(
+                "hyperapi.scheduler.v1.WorkflowService",
+                workflow.add_WorkflowServiceServicer_to_server,
+                WorkflowServicer(settings, driver, store, clock),
+            ),
+            Served(
+                "hyperapi.scheduler.v1.NodeService",
+                workflow.add_NodeServiceServicer_to_server,
+                NodeServicer(settings, driver, clock),
+            ),
+            Served(
+                "hyperapi.scheduler.v1.ClusterService",
+                cluster.add_ClusterServiceServicer_to_server,
+                ClusterServicer(driver, etcd, settings.etcd_prefix),
+            ),
+            Served(
+                "hyperapi.worker.v1.AgentService",
+                agent.add_AgentServiceServicer_to_server,
+                AgentServicer(settings, driver, clock),
+            ),
+        ]
+
+    return run_service("scheduler", settings, build)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

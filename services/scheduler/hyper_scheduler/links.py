@@ -1,0 +1,98 @@
+"""The scheduler's ends of the workers' streams."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Iterable
+
+from hyper.errors import HyperError, ResourceExhaustedError
+from hyper_scheduler import convert
+from hyper_scheduler.core.model import Attempt, TaskId
+from hyper_scheduler.core.state import State
+from hyperapi.worker.v1 import agent_service_pb2 as agent
+
+
+class Link:
+    """What goes down one stream, in order. Bounded: a worker that does not read is cut off."""
+
+    def __init__(self, worker: str, session: int, limit: int) -> None:
+        self.worker, self.session = worker, session
+        self._queue: asyncio.Queue[agent.ConnectResponse | None] = asyncio.Queue(limit)
+        self._specs: set[str] = set()
+        self._error: HyperError | None = None
+        self._closed = False
+
+    def send(self, message: agent.ConnectResponse) -> None:
+        """Queue a message; closes the link when too many wait."""
+        if self._closed:
+            return
+        try:
+            self._queue.put_nowait(message)
+        except asyncio.QueueFull:
+            text = f"worker {self.worker} does not read its stream; connect again"
+            self.close(ResourceExhaustedError(text, retry_after_s=1.0))
+
+    def send_tasks(self, state: State, tasks: Iterable[tuple[TaskId, Attempt]]) -> None:
+        """Queue task starts; an experiment's spec goes with its first task on this stream."""
+        batch = agent.TaskBatch()
+        for task, attempt in tasks:
+            spec = state.workflows[task.workflow].experiments[task.experiment].spec
+            name = convert.experiment_name(task.workflow, task.experiment)
+            if name not in self._specs:
+                self._specs.add(name)
+                batch.specs.append(convert.task_spec(name, spec))
+            batch.starts.append(convert.task_start(task, attempt, name, spec))
+        self.send(agent.ConnectResponse(tasks=batch))
+
+    def close(self, error: HyperError | None = None) -> None:
+        """End the stream, with an error or without; what is queued is dropped."""
+        if self._closed:
+            return
+        self._closed, self._error = True, error
+        while not self._queue.empty():
+            self._queue.get_nowait()
+        self._queue.put_nowait(None)
+
+    async def messages(self) -> AsyncIterator[agent.ConnectResponse]:
+        """Everything sent, until the link is closed."""
+        while (message := await self._queue.get()) is not None:
+            yield message
+        if self._error is not None:
+            raise self._error
+
+
+class Links:
+    """The open streams of a term, one a worker."""
+
+    def __init__(self, limit: int) -> None:
+        self._limit = limit
+        self._open: dict[str, Link] = {}
+        self._sessions = 0
+
+    def __len__(self) -> int:
+        return len(self._open)
+
+    def open(self, worker: str) -> Link:
+        """A new link; one that the worker had before is closed."""
+        self._sessions += 1
+        older = self._open.get(worker)
+        if older is not None:
+            older.close()
+        link = self._open[worker] = Link(worker, self._sessions, self._limit)
+        return link
+
+    def get(self, worker: str, session: int) -> Link | None:
+        """The link, if it is still the worker's newest."""
+        link = self._open.get(worker)
+        return link if link is not None and link.session == session else None
+
+    def forget(self, link: Link) -> None:
+        """The stream has ended."""
+        if self._open.get(link.worker) is link:
+            del self._open[link.worker]
+
+    def close_all(self, error: HyperError) -> None:
+        """End every stream."""
+        for link in list(self._open.values()):
+            link.close(error)
+        self._open.clear()

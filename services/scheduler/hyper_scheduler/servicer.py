@@ -1,0 +1,148 @@
+"""NodeService, ClusterService and AgentService: proto in, proto out."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from typing import Any
+
+from hyper.errors import HyperError, InvalidArgumentError
+from hyper_scheduler import convert, metrics
+from hyper_scheduler.config import SchedulerSettings
+from hyper_scheduler.core.events import DrainWorker, Heartbeat, Hello, Reports
+from hyper_scheduler.driver import Driver
+from hyper_scheduler.links import Link
+from hyper_scheduler.paging import make_token, page_size, read_token
+from hyper_scheduler.term import Term
+from hyper_servicekit.announce import announced
+from hyper_servicekit.clock import Clock
+from hyper_servicekit.etcd import Etcd
+from hyper_servicekit.logs import get_logger
+from hyper_servicekit.owned import owned
+from hyperapi.scheduler.v1 import cluster_service_pb2 as cluster
+from hyperapi.scheduler.v1 import workflow_service_pb2 as pb
+from hyperapi.worker.v1 import agent_service_pb2 as agent
+
+log = get_logger(__name__)
+
+VERSION = "0.1.0"
+
+
+class NodeServicer:
+    """The machines."""
+
+    def __init__(self, settings: SchedulerSettings, driver: Driver, clock: Clock) -> None:
+        self._settings, self._driver, self._clock = settings, driver, clock
+
+    async def ListWorkers(  # noqa: N802  (gRPC's name)
+        self, request: pb.ListWorkersRequest, context: Any
+    ) -> pb.ListWorkersResponse:
+        """Those that live by name, then those lost lately."""
+        size = page_size(request.page_size, self._settings.max_page_size)
+        after = read_token(request.page_token)
+        term = await self._driver.leading()
+        workers = convert.workers(term.state, self._clock.now())
+        names = [each.name for each in workers]
+        start = names.index(after) + 1 if after in names else 0
+        response = pb.ListWorkersResponse(workers=workers[start : start + size])
+        if start + size < len(workers):
+            response.next_page_token = make_token(names[start + size - 1])
+        return response
+
+    async def DrainWorker(  # noqa: N802
+        self, request: pb.DrainWorkerRequest, context: Any
+    ) -> pb.DrainWorkerResponse:
+        """Give a worker nothing new."""
+        name = convert.worker_name(request.name)
+        request_id = convert.request_id(request.request_id)
+        term = await self._driver.leading()
+        await term.ask(DrainWorker(self._clock.now(), request_id, name))
+        response = pb.DrainWorkerResponse()
+        state, now = term.state, self._clock.now()
+        if name in state.workers:
+            response.worker.CopyFrom(convert.worker(state.workers[name], now))
+        elif name in state.lost:
+            response.worker.CopyFrom(convert.worker(state.lost[name], now, lost=True))
+        return response
+
+
+class ClusterServicer:
+    """Where the services are."""
+
+    def __init__(self, driver: Driver, etcd: Etcd, etcd_prefix: str) -> None:
+        self._driver, self._etcd, self._prefix = driver, etcd, etcd_prefix
+
+    async def GetCluster(  # noqa: N802
+        self, request: cluster.GetClusterRequest, context: Any
+    ) -> cluster.GetClusterResponse:
+        """Every replica that is announced."""
+        instances = [
+            cluster.ServiceInstance(
+                service=each.service,
+                instance=each.instance,
+                address=each.address,
+                metrics_address=each.metrics_address,
+            )
+            for each in await announced(self._etcd, self._prefix)
+        ]
+        leader = await self._driver.leader()
+        return cluster.GetClusterResponse(instances=instances, leader=leader, version=VERSION)
+
+
+class AgentServicer:
+    """The workers' streams."""
+
+    def __init__(self, settings: SchedulerSettings, driver: Driver, clock: Clock) -> None:
+        self._settings, self._driver, self._clock = settings, driver, clock
+
+    async def Connect(  # noqa: N802
+        self, request_iterator: AsyncIterator[agent.ConnectRequest], context: Any
+    ) -> AsyncIterator[agent.ConnectResponse]:
+        """One worker's stream, until either side ends it."""
+        term = await self._driver.leading()
+        first = await anext(request_iterator, None)
+        if first is None:
+            return
+        if first.WhichOneof("kind") != "hello":
+            raise InvalidArgumentError("the first message of a stream must be Hello")
+        name, capacity = convert.hello(first.hello, self._settings.max_slots)
+        running = tuple(convert.attempt_of(key) for key in first.hello.running)
+        link = term.links.open(name)
+        metrics.WORKERS.set(len(term.links))
+        log.info("worker connected", worker=name, session=link.session, running=len(running))
+        try:
+            await term.tell(Hello(self._clock.now(), name, link.session, capacity, running))
+            async with owned(self._read(request_iterator, term, link), f"agent-{name}"):
+                async for message in link.messages():
+                    yield message
+        finally:
+            link.close()
+            term.links.forget(link)
+            metrics.WORKERS.set(len(term.links))
+            term.tell_gone(name, link.session)
+            log.info("worker disconnected", worker=name, session=link.session)
+
+    async def _read(
+        self, requests: AsyncIterator[agent.ConnectRequest], term: Term, link: Link
+    ) -> None:
+        """Turn what comes up the stream into events."""
+        try:
+            async for request in requests:
+                await self._take(request, term, link)
+            link.close()
+        except HyperError as error:
+            log.warning("worker cut off", worker=link.worker, error=str(error))
+            link.close(error)
+
+    async def _take(self, request: agent.ConnectRequest, term: Term, link: Link) -> None:
+        now = self._clock.now()
+        match request.WhichOneof("kind"):
+            case "heartbeat":
+                await term.tell(Heartbeat(now, link.worker, link.session))
+            case "status":
+                reports = tuple(convert.report(each) for each in request.status.statuses)
+                sequence = request.status.sequence
+                await term.tell(Reports(now, link.worker, link.session, sequence, reports))
+            case "hello":
+                raise InvalidArgumentError("Hello comes once a stream, first")
+            case None:
+                raise InvalidArgumentError("a message of an unknown kind; update the scheduler")

@@ -1,0 +1,292 @@
+"""One leadership: the loop that feeds events to the core and carries out its commands."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from dataclasses import dataclass
+from typing import assert_never
+
+from hyper.errors import (
+    ConflictError,
+    FailedPreconditionError,
+    HyperError,
+    InvalidArgumentError,
+    NotFoundError,
+)
+from hyper_scheduler import convert, metrics
+from hyper_scheduler.config import SchedulerSettings
+from hyper_scheduler.core import commands as c
+from hyper_scheduler.core import events as e
+from hyper_scheduler.core.restore import restore
+from hyper_scheduler.core.state import Limits, State
+from hyper_scheduler.core.step import CHECK_S, step
+from hyper_scheduler.links import Links
+from hyper_scheduler.store import DeposedError, Store, transactions
+from hyper_servicekit.clock import Clock
+from hyper_servicekit.etcd import Leadership
+from hyper_servicekit.logs import get_logger
+from hyperapi.worker.v1 import agent_service_pb2 as agent
+
+log = get_logger(__name__)
+
+_RETRY_S = 0.2
+_BURST = 64  # events worked off before other tasks get their turn
+_MAX_GARBAGE = 10_000
+_REFUSALS: dict[str, tuple[type[HyperError], str]] = {
+    "not_found": (NotFoundError, "NOT_FOUND"),
+    "finished": (FailedPreconditionError, "WORKFLOW_FINISHED"),
+    "conflict": (ConflictError, "CONFLICT"),
+    "invalid": (InvalidArgumentError, "INVALID_REQUEST"),
+}
+Change = e.Submit | e.Cancel | e.Retry | e.DrainWorker
+
+
+class _TermEndedError(Exception):
+    """Ends the term's task group."""
+
+
+@dataclass(slots=True)
+class _Inbox:
+    """Events in order. Those from outside wait for room; the loop's own never do."""
+
+    room: asyncio.Semaphore
+    events: deque[tuple[e.Event, bool]]
+    arrived: asyncio.Event
+
+    async def put(self, event: e.Event) -> None:
+        await self.room.acquire()
+        self.events.append((event, True))
+        self.arrived.set()
+
+    def put_now(self, event: e.Event) -> None:
+        self.events.append((event, False))
+        self.arrived.set()
+
+    async def get(self) -> e.Event:
+        while not self.events:
+            self.arrived.clear()
+            await self.arrived.wait()
+        event, counted = self.events.popleft()
+        if counted:
+            self.room.release()
+        return event
+
+
+class Term:
+    """From winning an election to losing the lead.
+
+    Args:
+        settings: bounds and delays.
+        store: where state and results are.
+        leadership: its fence goes with every write.
+        clock: the time of every event.
+    """
+
+    def __init__(
+        self, settings: SchedulerSettings, store: Store, leadership: Leadership, clock: Clock
+    ) -> None:
+        self._settings, self._store, self._clock = settings, store, clock
+        self._leadership = leadership
+        self._inbox = _Inbox(asyncio.Semaphore(settings.max_events), deque(), asyncio.Event())
+        self._commits: asyncio.Queue[c.Commit] = asyncio.Queue()  # the core has one under way
+        self._garbage: asyncio.Queue[str] = asyncio.Queue(_MAX_GARBAGE)
+        self._asked: dict[str, list[asyncio.Future[str]]] = {}
+        self._watchers: dict[str, set[asyncio.Event]] = {}
+        self._flush_timer: asyncio.TimerHandle | None = None
+        self.links = Links(settings.max_link_messages)
+        self.state = State(leadership.epoch)
+        self.ended = False
+
+    @property
+    def epoch(self) -> int:
+        """Grows from leader to leader."""
+        return self._leadership.epoch
+
+    async def load(self) -> None:
+        """Read the stored state; afterwards the term can take events."""
+        stored = await self._store.load()
+        limits = Limits(lease_s=self._settings.lease_s, gather_s=self._settings.gather_s)
+        self.state = restore(
+            stored.workflows, stored.requests, stored.drained,
+            epoch=self.epoch, now=self._clock.now(), limits=limits,
+        )  # fmt: skip
+        log.info("state restored", epoch=self.epoch, workflows=len(self.state.workflows))
+
+    async def run(self) -> None:
+        """Lead until the leadership is lost or the task is cancelled."""
+        try:
+            async with asyncio.TaskGroup() as group:
+                for part in (self._loop, self._tick, self._commit_all, self._sweep):
+                    group.create_task(part(), name=f"term{part.__name__}")
+                await self._leadership.lost.wait()
+                raise _TermEndedError
+        except* _TermEndedError:
+            log.warning("no longer leads", epoch=self.epoch)
+
+    def end(self, error: HyperError) -> None:
+        """Let everybody who waits know."""
+        self.ended = True
+        if self._flush_timer is not None:
+            self._flush_timer.cancel()
+        self.links.close_all(error)
+        metrics.WORKERS.set(0)
+        for futures in self._asked.values():
+            for future in futures:
+                if not future.done():
+                    future.set_exception(error)
+        for watchers in self._watchers.values():
+            for watcher in watchers:
+                watcher.set()
+
+    async def ask(self, change: Change) -> str:
+        """Have a change made; returns the name of what was changed once that is durable."""
+        future: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+        waiting = self._asked.setdefault(change.request_id, [])
+        waiting.append(future)
+        try:
+            await self._inbox.put(change)
+            return await future
+        finally:
+            waiting.remove(future)
+            if not waiting and self._asked.get(change.request_id) is waiting:
+                del self._asked[change.request_id]
+
+    async def tell(self, event: e.Hello | e.Heartbeat | e.Reports) -> None:
+        """An event from a worker; waits while too many do."""
+        await self._inbox.put(event)
+
+    def tell_gone(self, worker: str, session: int) -> None:
+        """A worker's stream has ended."""
+        self._inbox.put_now(e.Goodbye(self._clock.now(), worker, session))
+
+    def watch(self, workflow: str) -> asyncio.Event:
+        """An event that is set whenever the workflow has changed; give it back to `unwatch`."""
+        event = asyncio.Event()
+        self._watchers.setdefault(workflow, set()).add(event)
+        return event
+
+    def unwatch(self, workflow: str, event: asyncio.Event) -> None:
+        """The watcher is gone."""
+        watchers = self._watchers.get(workflow, set())
+        watchers.discard(event)
+        if not watchers:
+            self._watchers.pop(workflow, None)
+
+    async def _loop(self) -> None:
+        done = 0
+        while True:
+            event = await self._inbox.get()
+            now = self._clock.now()
+            metrics.LOOP_LAG.set(max(0.0, now - event.now))
+            for command in step(self.state, event):
+                self._carry_out(command, event)
+            self._arm_flush()
+            done += 1
+            if done % _BURST == 0:
+                await asyncio.sleep(0)
+
+    def _arm_flush(self) -> None:
+        """See that what waits to be written is looked at again in time."""
+        state = self.state
+        if self._flush_timer is None and state.committing is None and state.pending.dirty:
+            loop = asyncio.get_running_loop()
+            self._flush_timer = loop.call_later(state.limits.gather_s + 0.001, self._flush)
+
+    def _flush(self) -> None:
+        self._flush_timer = None
+        self._inbox.put_now(e.Tick(self._clock.now()))
+
+    async def _tick(self) -> None:
+        while True:
+            self._inbox.put_now(e.Tick(self._clock.now()))
+            await self._clock.sleep(CHECK_S)
+
+    def _carry_out(self, command: c.Command, event: e.Event) -> None:
+        match command:
+            case c.Commit():
+                self._commits.put_nowait(command)
+            case c.Changed(workflow):
+                for watcher in self._watchers.get(workflow, ()):
+                    watcher.set()
+            case c.Moved(to, count):
+                metrics.TASKS.labels(to).inc(count)
+            case c.Reply(request):
+                for future in self._asked.get(request.request_id, ()):
+                    if not future.done():
+                        future.set_result(request.name)
+            case c.Refuse(request_id, kind, message):
+                error, reason = _REFUSALS[kind]
+                for future in self._asked.get(request_id, ()):
+                    if not future.done():
+                        future.set_exception(error(message, reason=reason))
+            case c.Lost(worker, session, tasks):
+                log.warning("worker lost", worker=worker, running=len(tasks))
+                link = self.links.get(worker, session)
+                if link is not None:
+                    link.close()
+            case _:
+                self._send(command, event)
+
+    def _send(
+        self, command: c.Welcome | c.Start | c.Stop | c.Ack | c.Drain, event: e.Event
+    ) -> None:
+        link = self.links.get(command.worker, command.session)
+        if link is None:
+            return  # the stream ended meanwhile: its Goodbye is on the way
+        match command:
+            case c.Welcome():
+                link.send(
+                    convert.welcome(self._settings.heartbeat_s, self._settings.lease_s, self.epoch)
+                )
+            case c.Start(tasks=tasks):
+                link.send_tasks(self.state, tasks)
+                metrics.DISPATCH_SECONDS.observe(max(0.0, self._clock.now() - event.now))
+            case c.Stop(tasks=tasks):
+                keys = [convert.task_key(task, attempt) for task, attempt in tasks]
+                link.send(agent.ConnectResponse(stop=agent.StopBatch(keys=keys)))
+            case c.Ack(sequence=sequence):
+                link.send(agent.ConnectResponse(ack=agent.StatusAck(sequence=sequence)))
+            case c.Drain(reason=reason):
+                link.send(agent.ConnectResponse(drain=agent.Drain(reason=reason)))
+            case _:
+                assert_never(command)
+
+    async def _commit_all(self) -> None:
+        while True:
+            commit = await self._commits.get()
+            with metrics.COMMIT_SECONDS.time():
+                await self._commit(commit)
+            self._inbox.put_now(e.Committed(self._clock.now(), commit.number))
+            for key in commit.garbage:
+                if not self._garbage.full():
+                    self._garbage.put_nowait(key)
+
+    async def _commit(self, commit: c.Commit) -> None:
+        """Write it, again and again while etcd or S3 cannot be reached."""
+        batches = deque(transactions(commit.atoms))
+        objects_written = not commit.objects
+        while True:
+            try:
+                if not objects_written:
+                    await self._store.write_objects(commit)
+                    objects_written = True
+                while batches:
+                    await self._store.write(batches[0], self._leadership.fence)
+                    batches.popleft()
+                return
+            except DeposedError:
+                self._leadership.lost.set()
+                raise _TermEndedError from None
+            except HyperError as error:
+                log.warning("commit waits", number=commit.number, error=str(error))
+                await self._clock.sleep(_RETRY_S)
+
+    async def _sweep(self) -> None:
+        """Delete result objects that were written anew; what stays behind costs only space."""
+        while True:
+            key = await self._garbage.get()
+            try:
+                await self._store.discard([key])
+            except HyperError as error:
+                log.info("object not deleted", key=key, error=str(error))

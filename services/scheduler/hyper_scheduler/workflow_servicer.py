@@ -1,0 +1,218 @@
+"""WorkflowService: proto in, proto out."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from typing import Any
+
+from hyper.errors import NotFoundError
+from hyper_scheduler import convert
+from hyper_scheduler.config import SchedulerSettings
+from hyper_scheduler.core.events import Cancel, Retry, Submit
+from hyper_scheduler.core.model import TaskId
+from hyper_scheduler.core.pages import PAGE_TASKS, PageKey
+from hyper_scheduler.core.state import ExperimentRun, TaskState, WorkflowRun
+from hyper_scheduler.driver import Driver
+from hyper_scheduler.paging import make_token, page_size, read_index, read_token
+from hyper_scheduler.recipe import parse_recipe
+from hyper_scheduler.store import Store, result_lines
+from hyper_scheduler.term import Term
+from hyper_servicekit.clock import Clock
+from hyperapi.scheduler.v1 import workflow_pb2 as nouns
+from hyperapi.scheduler.v1 import workflow_service_pb2 as pb
+
+_MAX_SCANNED = 200_000  # tasks that one ListTasks call looks at
+_FOLLOWER_POLL_S = 0.5
+
+
+class WorkflowServicer:
+    """What people and programs ask of the scheduler."""
+
+    def __init__(
+        self, settings: SchedulerSettings, driver: Driver, store: Store, clock: Clock
+    ) -> None:
+        self._settings, self._driver, self._store, self._clock = settings, driver, store, clock
+
+    async def CreateWorkflow(  # noqa: N802  (gRPC's name)
+        self, request: pb.CreateWorkflowRequest, context: Any
+    ) -> pb.CreateWorkflowResponse:
+        """Validate a recipe and start it."""
+        tenant = convert.tenant(request.parent)
+        request_id = convert.request_id(request.request_id)
+        recipe = await asyncio.to_thread(parse_recipe, request.recipe_yaml)
+        name = convert.new_workflow_name(tenant, recipe.name, request_id)
+        if request.validate_only:
+            runs = {each.name: ExperimentRun.fresh(each) for each in recipe.experiments}
+            run = WorkflowRun(name, recipe, request.recipe_yaml, runs, self._clock.now())
+            return pb.CreateWorkflowResponse(workflow=convert.workflow(run))
+        term = await self._driver.leading()
+        event = Submit(self._clock.now(), request_id, name, recipe, request.recipe_yaml)
+        return pb.CreateWorkflowResponse(workflow=await self._changed(term, event))
+
+    async def CancelWorkflow(  # noqa: N802
+        self, request: pb.CancelWorkflowRequest, context: Any
+    ) -> pb.CancelWorkflowResponse:
+        """Stop a workflow."""
+        name = convert.workflow_name(request.name)
+        request_id = convert.request_id(request.request_id)
+        term = await self._driver.leading()
+        event = Cancel(self._clock.now(), request_id, name, request.reason, request.etag)
+        return pb.CancelWorkflowResponse(workflow=await self._changed(term, event))
+
+    async def RetryWorkflow(  # noqa: N802
+        self, request: pb.RetryWorkflowRequest, context: Any
+    ) -> pb.RetryWorkflowResponse:
+        """Run what failed or was cancelled again."""
+        name = convert.workflow_name(request.name)
+        request_id = convert.request_id(request.request_id)
+        term = await self._driver.leading()
+        event = Retry(self._clock.now(), request_id, name, request.etag)
+        return pb.RetryWorkflowResponse(workflow=await self._changed(term, event))
+
+    async def _changed(self, term: Term, event: Submit | Cancel | Retry) -> nouns.Workflow:
+        name = await term.ask(event)
+        return convert.workflow(term.state.workflows[name])
+
+    async def GetWorkflow(  # noqa: N802
+        self, request: pb.GetWorkflowRequest, context: Any
+    ) -> pb.GetWorkflowResponse:
+        """One workflow."""
+        run = await self._driver.workflow(convert.workflow_name(request.name))
+        return pb.GetWorkflowResponse(workflow=convert.workflow(run))
+
+    async def ListWorkflows(  # noqa: N802
+        self, request: pb.ListWorkflowsRequest, context: Any
+    ) -> pb.ListWorkflowsResponse:
+        """Newest first, without recipes."""
+        prefix = f"tenants/{convert.tenant(request.parent)}/"
+        size = page_size(request.page_size, self._settings.max_page_size)
+        after = read_token(request.page_token)
+        runs = [each for each in await self._driver.workflows() if each.name.startswith(prefix)]
+        keyed = sorted(((f"{run.create_time:020.6f} {run.name}", run) for run in runs),
+                       key=lambda pair: pair[0], reverse=True)  # fmt: skip
+        rest = [pair for pair in keyed if not after or pair[0] < after]
+        response = pb.ListWorkflowsResponse(
+            workflows=[convert.workflow(run, recipe=False) for _, run in rest[:size]]
+        )
+        if len(rest) > size:
+            response.next_page_token = make_token(rest[size - 1][0])
+        return response
+
+    async def WatchWorkflow(  # noqa: N802
+        self, request: pb.WatchWorkflowRequest, context: Any
+    ) -> AsyncIterator[pb.WatchWorkflowResponse]:
+        """The workflow now and after each change, until it has ended."""
+        name = convert.workflow_name(request.name)
+        term = self._driver.leading_now()
+        changed = asyncio.Event() if term is None else term.watch(name)
+        shown: nouns.Workflow | None = None
+        try:
+            while True:
+                changed.clear()
+                run = await self._driver.workflow(name)
+                view = convert.workflow(run, recipe=shown is None)
+                if shown is None or not _same(view, shown):
+                    yield pb.WatchWorkflowResponse(workflow=view)
+                    shown = view
+                if run.durable.ended:
+                    return
+                if term is None:
+                    await self._clock.sleep(_FOLLOWER_POLL_S)
+                    continue
+                await changed.wait()
+                if term.ended:
+                    await self._driver.leading()  # says who leads now
+                    return
+                await self._clock.sleep(self._settings.watch_interval_s)
+        finally:
+            if term is not None:
+                term.unwatch(name, changed)
+
+    async def GetTask(  # noqa: N802
+        self, request: pb.GetTaskRequest, context: Any
+    ) -> pb.GetTaskResponse:
+        """One task with its result."""
+        key = convert.task_id(request.name)
+        run = await self._experiment(key.workflow, key.experiment)
+        if key.index >= run.total:
+            raise NotFoundError(f"there is no task {key.name}: the experiment has {run.total}")
+        lines = await self._lines(key.workflow, run, {key.index})
+        task = convert.task(run, key, lines.get(key.index), with_result=True)
+        return pb.GetTaskResponse(task=task)
+
+    async def ListTasks(  # noqa: N802
+        self, request: pb.ListTasksRequest, context: Any
+    ) -> pb.ListTasksResponse:
+        """Tasks in order of index."""
+        workflow, experiment = convert.split_experiment(request.parent)
+        size = page_size(request.page_size, self._settings.max_page_size)
+        wanted = convert.state_filter(request.state)
+        run = await self._experiment(workflow, experiment)
+        found, after = select(run, read_index(request.page_token), size, wanted)
+        done = {index for index in found if run.is_done(index)}
+        lines = await self._lines(workflow, run, done)
+        response = pb.ListTasksResponse()
+        for index in found:
+            key = TaskId(workflow, experiment, index)
+            task = convert.task(run, key, lines.get(index), with_result=False)
+            response.tasks.append(task)
+        if after < run.total:
+            response.next_page_token = make_token(str(after))
+        return response
+
+    async def _experiment(self, workflow: str, experiment: str) -> ExperimentRun:
+        run = (await self._driver.workflow(workflow)).experiments.get(experiment)
+        if run is None:
+            raise NotFoundError(f"workflow {workflow} has no experiment {experiment}")
+        return run
+
+    async def _lines(
+        self, workflow: str, run: ExperimentRun, indices: set[int]
+    ) -> dict[int, dict[str, Any]]:
+        """The result lines of done tasks: from memory while they are fresh, else from objects."""
+        found: dict[int, dict[str, Any]] = {}
+        for number in sorted({index // PAGE_TASKS for index in indices}):
+            page = run.pages.get(number)
+            if page is None:
+                continue
+            key = PageKey(workflow, run.spec.name, number)
+            memory = list(page.unsaved())
+            term = self._driver.leading_now()
+            if term is not None and term.state.committing is not None:
+                memory += term.state.committing.lines.get(key, [])
+            found |= result_lines(memory)
+            here = {index for index in indices if index // PAGE_TASKS == number}
+            if any(page.is_done(index) for index in here - found.keys()):
+                found |= await self._store.results(key, page)
+        return found
+
+
+def _same(one: nouns.Workflow, other: nouns.Workflow) -> bool:
+    """Whether two views differ in nothing but the recipe."""
+    left, right = nouns.Workflow(), nouns.Workflow()
+    left.CopyFrom(one)
+    right.CopyFrom(other)
+    left.recipe_yaml = right.recipe_yaml = ""
+    return bool(left == right)
+
+
+def select(
+    run: ExperimentRun, start: int, size: int, wanted: TaskState | None
+) -> tuple[list[int], int]:
+    """The first `size` tasks from `start` on in state `wanted`, and where to go on.
+
+    Looks at a bounded number of tasks, so fewer may come back although there are more.
+    """
+    found: list[int] = []
+    index, end = start, min(run.total, start + _MAX_SCANNED)
+    untouched = TaskState.CANCELLED if run.state.ended else TaskState.PENDING
+    while index < end and len(found) < size:
+        page_end = (index // PAGE_TASKS + 1) * PAGE_TASKS
+        if wanted not in (None, untouched) and index // PAGE_TASKS not in run.pages:
+            index = min(end, page_end)
+            continue
+        if wanted is None or run.task_state(index) is wanted:
+            found.append(index)
+        index += 1
+    return found, index

@@ -40,9 +40,9 @@ def served(cluster: LocalCluster, service: str, method: str) -> float:
         with urllib.request.urlopen(url, timeout=10) as answer:
             text = answer.read().decode()
         for line in text.splitlines():
-            if line.startswith("hyper_rpc_total{") and f'method="{method}"' in line:
-                if 'code="OK"' in line:
-                    total += float(line.rsplit(" ", 1)[1])
+            wanted = f'method="{method}"' in line and 'code="OK"' in line
+            if line.startswith("hyper_rpc_total{") and wanted:
+                total += float(line.rsplit(" ", 1)[1])
     return total
 
 

@@ -1,0 +1,79 @@
+"""What `hyper align` checks before any work starts."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+
+from hyper import align
+from hyper.errors import InvalidArgumentError
+from hyper.images import write_png
+
+
+def section(seed: int, height: int = 40, width: int = 50) -> np.ndarray:
+    return np.random.default_rng(seed).integers(1, 255, (height, width), dtype=np.uint8)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    for z in range(4):
+        write_png(tmp_path / f"z{z}.png", section(z))
+    return tmp_path
+
+
+def test_a_good_folder(folder: Path) -> None:
+    (folder / "notes.txt").write_text("not a section")
+    source = align.inspect_folder(folder)
+    assert source.shape == (4, 40, 50) and source.dtype == "uint8" and source.bad == ()
+    assert [file.name for file in source.files] == ["z0.png", "z1.png", "z2.png", "z3.png"]
+
+
+def test_one_section_is_not_a_stack(tmp_path: Path) -> None:
+    write_png(tmp_path / "only.png", section(0))
+    with pytest.raises(InvalidArgumentError, match="at least two"):
+        align.inspect_folder(tmp_path)
+
+
+def test_a_truncated_section_is_named_and_skipped_only_when_asked(folder: Path) -> None:
+    victim = folder / "z2.png"
+    victim.write_bytes(victim.read_bytes()[:200])
+    with pytest.raises(InvalidArgumentError, match=r"z2\.png.*--skip-bad"):
+        align.inspect_folder(folder)
+    source = align.inspect_folder(folder, skip_bad=True)
+    assert [(bad.z, bad.file) for bad in source.bad] == [(2, "z2.png")]
+    assert source.shape[0] == 4, "the section keeps its place"
+
+
+def test_sections_of_two_sizes_are_named(folder: Path) -> None:
+    write_png(folder / "z9.png", section(9, width=60))
+    with pytest.raises(InvalidArgumentError, match=r"4 of 40 x 50.*1 of 40 x 60.*z9\.png"):
+        align.inspect_folder(folder)
+
+
+@pytest.mark.parametrize(
+    "bad", [{"neighbours": 0}, {"template_px": -1}, {"voxel_size_nm": (40.0, 0.0, 4.0)}]
+)
+def test_options_out_of_range(bad: dict[str, object]) -> None:
+    with pytest.raises(InvalidArgumentError):
+        align.AlignOptions(**bad)  # type: ignore[arg-type]  # wrong on purpose
+
+
+def test_the_recipe_has_a_task_a_section(folder: Path) -> None:
+    source = align.inspect_folder(folder)
+    text = align.recipe("tenants/t/datasets/d/sessions/s", source, align.AlignOptions(), name="a")
+    experiments = yaml.safe_load(text)["experiments"]
+    assert list(experiments) == [
+        "prepare", "ingest", "features", "match", "relax", "render", "measure", "report",
+    ]  # fmt: skip
+    assert experiments["render"]["parameters"]["z"] == {"range": [0, 4]}
+    assert experiments["match"]["depends_on"] == ["features"]
+
+
+def test_an_array_needs_no_ingest() -> None:
+    source = align.Source(label="t/d@1/raw", shape=(3, 8, 8), dtype="uint8", array="t/d@1/raw")
+    text = align.recipe("tenants/t/datasets/d/sessions/s", source, align.AlignOptions(), name="a")
+    experiments = yaml.safe_load(text)["experiments"]
+    assert "ingest" not in experiments and experiments["features"]["depends_on"] == ["prepare"]

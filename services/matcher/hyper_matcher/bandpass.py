@@ -123,5 +123,6 @@ def bandpass_onnx(
 def _check(sigma_low_px: float, sigma_high_px: float) -> None:
     if not 0 < sigma_low_px < sigma_high_px:
         raise ValueError(
-            f"a band-pass needs 0 < sigma_low_px < sigma_high_px, not {sigma_low_px}, {sigma_high_px}"
+            "a band-pass needs 0 < sigma_low_px < sigma_high_px, not "
+            f"{sigma_low_px} and {sigma_high_px}"
         )

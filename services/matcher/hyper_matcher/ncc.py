@@ -70,7 +70,7 @@ class SearchImage:
     def window_norms(
         self, template: tuple[int, int], y: int, x: int, rows: int, columns: int
     ) -> NDArray[np.float64]:
-        """sqrt(sum((w - mean(w))^2)) of the windows that start at [y, y + rows) x [x, x + columns)."""
+        """sqrt(sum((w - mean(w))^2)) of the rows x columns windows that start at (y, x) or after."""
         h, w = template
         first = _box_sums(self._sum, h, w, y, x, rows, columns)
         energy = _box_sums(self._squares, h, w, y, x, rows, columns) - first * first / (h * w)

@@ -71,9 +71,7 @@ def coarse_fit(source: CoarseImage, target: CoarseImage) -> tuple[Affine, float]
     return refine_affine(source, target, rigid)
 
 
-def refine_affine(
-    source: CoarseImage, target: CoarseImage, guess: Affine
-) -> tuple[Affine, float]:
+def refine_affine(source: CoarseImage, target: CoarseImage, guess: Affine) -> tuple[Affine, float]:
     """Block matching round a guess, from wide to narrow; (map, share of blocks that agree)."""
     options = source.options
     factor = source.block_factor

@@ -113,8 +113,8 @@ def leave_one_out(
     values = displacement[index]
     ridge = np.diag([1e-9, 0.3, 0.3])  # few or collinear neighbours: closer to their mean
     prediction = np.median(values, axis=1)
+    residual = np.linalg.norm(values - prediction[:, None], axis=-1)
     for _ in range(3):
-        residual = np.linalg.norm(values - prediction[:, None], axis=-1) if _ == 0 else residual
         scale = np.maximum(np.median(residual, axis=1, keepdims=True), 0.5)
         robust = weight / (1 + (residual / (2 * scale)) ** 2)
         normal = np.einsum("nk,nki,nkj->nij", robust, design, design) + ridge

@@ -24,6 +24,7 @@ from hyper_matcher.ncc import SearchImage, correlate_windows, find_peaks
 _BATCH = 64  # templates correlated at once; bounds memory
 _MIN_MATCHES = 100
 _MAX_REJECTED = 0.35
+_GOOD, _POOR = 0.8, 0.5  # share of the first pass's matches that are accepted
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,7 +32,8 @@ class MatchOptions:
     """How to match a pair; lengths in px of the array.
 
     Args:
-        template_px: edge of a template.
+        template_px: edge of a template of the first pass.
+        fine_template_px: of the dense pass; 0: chosen, see `fine_scale`.
         search_px: radius of the first search; 0: chosen from the section's size.
         spacing_px: distance of the points of the dense pass.
         fine_search_px: radius of the dense pass.
@@ -42,6 +44,7 @@ class MatchOptions:
     """
 
     template_px: int = 160
+    fine_template_px: int = 0
     search_px: int = 0
     spacing_px: float = 48.0
     fine_search_px: int = 10
@@ -116,12 +119,16 @@ def match_pair(
     start = time.perf_counter()
     options = source.options
     affine, share = coarse_fit(source.coarse, target.coarse)
-    guess = _first_pass(source, target, affine)
-    margin = 0.3 * options.template_px
+    guess, quality = _first_pass(source, target, affine, options.template_px)
+    if quality < _POOR and 1.4 * options.template_px <= 0.4 * min(source.shape):
+        guess, quality = _first_pass(source, target, affine, round(1.4 * options.template_px))
+        quality = min(quality, _POOR)
+    size = options.fine_template_px or max(16, round(options.template_px * fine_scale(quality)))
+    margin = 0.3 * size
     points = lattice(source.shape, options.spacing_px, margin)
     found = search(
         source.full, target.full, field_guess(guess, affine, points),
-        options.template_px, options.fine_search_px, options.peaks,
+        size, options.fine_search_px, options.peaks,
     )  # fmt: skip
     displacement = found.target - found.source
     reasons = consensus(found.source, displacement, found.rejection, options.tolerance_px)
@@ -132,14 +139,25 @@ def match_pair(
     )  # fmt: skip
 
 
+def fine_scale(quality: float) -> float:
+    """Edge of the dense pass's templates over `template_px`.
+
+    Small templates follow fine deformation, large ones are told apart more safely: how many of the
+    first pass's matches were accepted decides.
+    """
+    if quality >= _GOOD:
+        return 0.65
+    return 1.0 if quality > _POOR else 1.4
+
+
 def _first_pass(
-    source: PreparedSection, target: PreparedSection, affine: Affine
-) -> tuple[Points, Points]:
-    """Accepted source and target points of the wide, sparse search."""
+    source: PreparedSection, target: PreparedSection, affine: Affine, template_px: int
+) -> tuple[tuple[Points, Points], float]:
+    """Accepted source and target points of the wide, sparse search, and their share."""
     options, factor = source.options, source.options.first_factor
-    size = max(16, options.template_px // factor)
+    size = max(16, template_px // factor)
     radius = options.search_px or max(16, round(0.03 * max(source.shape)))
-    points = lattice(source.shape, 0.6 * options.template_px, 0.45 * options.template_px)
+    points = lattice(source.shape, 0.6 * template_px, 0.45 * template_px)
     shift = (factor - 1) / 2
     matrices = np.broadcast_to(affine.matrix, (len(points), 2, 2))
     guess = Guess((points - shift) / factor, (affine(points) - shift) / factor, matrices)
@@ -148,7 +166,8 @@ def _first_pass(
         found.source, found.target - found.source, found.rejection, 1.5 * options.tolerance_px
     )
     kept = reasons == 0
-    return found.source[kept] * factor + shift, found.target[kept] * factor + shift
+    share = kept.sum() / max(1, int((reasons != Rejection.OUTSIDE).sum()))
+    return (found.source[kept] * factor + shift, found.target[kept] * factor + shift), float(share)
 
 
 def field_guess(known: tuple[Points, Points], affine: Affine, points: Points) -> Guess:

@@ -70,8 +70,8 @@ class Residuals:
 
 
 RESIDUAL_FILTER = PeakFilter(
-    min_peak=0.1, min_distinctness=0.07, max_ratio=1.0, min_dynamic_range=0.2, max_width=1.0, edge=1.0,
-    max_kurtosis=float("inf"),
+    min_peak=0.1, min_distinctness=0.07, max_ratio=1.0, min_dynamic_range=0.2, max_width=1.0,
+    edge=1.0, max_kurtosis=float("inf"),
 )  # fmt: skip
 
 
@@ -101,10 +101,9 @@ def fresh_residuals(
     margin = half + radius_px
     if min(height, width) < 2 * margin:
         raise ValueError(f"sections of {first.shape} have no room for {template_px}-px templates")
-    ys, xs = (
-        np.linspace(margin, edge - margin, max(1, -(-(edge - 2 * margin) // spacing_px)) + 1).round()
-        for edge in (height, width)
-    )
+    counts = [max(1, -(-(edge - 2 * margin) // spacing_px)) + 1 for edge in (height, width)]
+    ys = np.linspace(margin, height - margin, counts[0]).round()
+    xs = np.linspace(margin, width - margin, counts[1]).round()
     points = np.stack(np.meshgrid(ys, xs, indexing="ij"), -1).reshape(-1, 2) - 0.5
     tissue = (first > 0) & (second > 0)
     table = np.zeros((height + 1, width + 1))

@@ -102,12 +102,11 @@ def relax(
     inner = _inner_springs(mesh, options)
     vertices = mesh.vertices
     count = len(vertices)
-    displacement = np.zeros((depth * count, 2))
+    positions = np.concatenate([placement(vertices) for placement in rigid])
     weights = springs.base
     for round_ in range(options.rounds):
         rest = np.concatenate([placement(vertices) for placement in rigid])
-        if round_ > 0:
-            displacement = positions - rest
+        displacement = positions - rest
         gap = _ends(rigid, springs.source_z, springs.source) - _ends(
             rigid, springs.target_z, springs.target
         )
@@ -146,8 +145,10 @@ def rigid_placements(
     placed: dict[int, Affine] = {depth // 2: Affine.identity()}
     while True:
         reach = [
-            (value, edge) for edge, value in strength.items() if (edge[0] in placed) != (edge[1] in placed)
-        ]  # fmt: skip
+            (value, edge)
+            for edge, value in strength.items()
+            if (edge[0] in placed) != (edge[1] in placed)
+        ]
         if not reach:
             break
         _, (a, b) = max(reach)
@@ -196,7 +197,8 @@ def _springs(
     total = len(s)
     index_s, weight_s = mesh.barycentric(s)
     index_t, weight_t = mesh.barycentric(t)
-    columns = np.concatenate([index_s + count * source_z[:, None], index_t + count * target_z[:, None]], 1)  # fmt: skip
+    index_s, index_t = index_s + count * source_z[:, None], index_t + count * target_z[:, None]
+    columns = np.concatenate([index_s, index_t], 1)
     values = np.concatenate([weight_s, -weight_t], 1)
     rows = sp.csr_matrix(
         (values.ravel(), columns.ravel(), 6 * np.arange(total + 1)), shape=(total, depth * count)
@@ -297,7 +299,7 @@ def _by_pair(
 def _center(
     positions: NDArray[np.float64], vertices: Points, trusted: NDArray[np.bool_]
 ) -> NDArray[np.float64]:
-    """The stack mapped as a whole so that its mean section has the place, size and shape it came in.
+    """The stack mapped as a whole so that its mean section lies as it came, size and shape too.
 
     Springs along matches alone are shortest when everything shrinks; this takes that bias out.
     """

@@ -31,7 +31,10 @@ class Canvas:
 
 
 def choose_canvas(
-    positions: NDArray[np.float64], mesh: Mesh, min_kept: float = 0.97, flagged: tuple[int, ...] = ()
+    positions: NDArray[np.float64],
+    mesh: Mesh,
+    min_kept: float = 0.97,
+    flagged: tuple[int, ...] = (),
 ) -> Canvas:
     """The sections' own frame if every section keeps `min_kept` of itself in it, else all of them.
 
@@ -53,7 +56,7 @@ def choose_canvas(
 
 
 def kept_share(positions: NDArray[np.float64], canvas: Canvas) -> float:
-    """Share of a section's vertices (n, 2) that lie on the canvas; border ones have slack of 1 px."""
+    """Share of a section's vertices (n, 2) that lie on the canvas, give or take a pixel."""
     low = np.array(canvas.origin) - 1.0
     high = low + np.array(canvas.shape) + 1.0
     return float(((positions >= low) & (positions <= high)).all(axis=1).mean())
@@ -81,13 +84,13 @@ def render_section(
     return values.astype(section.dtype), valid
 
 
-def inverse_map(
-    positions: NDArray[np.float64], mesh: Mesh, canvas: Canvas
-) -> NDArray[np.float32]:
+def inverse_map(positions: NDArray[np.float64], mesh: Mesh, canvas: Canvas) -> NDArray[np.float32]:
     """(height, width, 2): where each pixel of the canvas lies in the source; NaN outside."""
     origin = np.array(canvas.origin, np.float64)
     return np.asarray(
-        _rasterise(positions - origin, mesh.vertices, mesh.triangles, canvas.shape[0], canvas.shape[1])
+        _rasterise(
+            positions - origin, mesh.vertices, mesh.triangles, canvas.shape[0], canvas.shape[1]
+        )
     )
 
 

@@ -1,0 +1,1 @@
+"""Benchmarks, one folder an area: `python -m benchmarks.AREA[.NAME]`."""

@@ -1,0 +1,151 @@
+"""The result object of an alignment: one place where its keys are made."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hyper_matcher.align.metrics import chunked_correlation, fresh_residuals, percentile
+
+_FAR_PX = 10.0
+
+
+@dataclass(frozen=True, slots=True)
+class PairQuality:
+    """How well two sections of a rendered stack fit.
+
+    Args:
+        source_z: the first.
+        target_z: the second.
+        cpc: mean correlation of their tiles; None where no tile has tissue in both.
+        tiles: how many tiles.
+        residuals: lengths of the fresh matches' displacements, px.
+        tried: how many fresh matches were tried.
+        coverage: share of the common tissue that their templates cover.
+    """
+
+    source_z: int
+    target_z: int
+    cpc: float | None
+    tiles: int
+    residuals: tuple[float, ...] = ()
+    tried: int = 0
+    coverage: float = 0.0
+
+    def to_json(self) -> dict[str, Any]:
+        """As plain values; residuals rounded to 0.01 px."""
+        return {
+            "source_z": self.source_z,
+            "target_z": self.target_z,
+            "cpc": self.cpc,
+            "tiles": self.tiles,
+            "residuals": [round(value, 2) for value in self.residuals],
+            "tried": self.tried,
+            "coverage": round(self.coverage, 4),
+        }
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> PairQuality:
+        """The way back."""
+        return cls(**{**values, "residuals": tuple(values["residuals"])})
+
+
+def measure_pair(
+    first: NDArray[Any],
+    second: NDArray[Any],
+    source_z: int,
+    target_z: int,
+    *,
+    residuals: bool = True,
+    template_px: int = 160,
+) -> PairQuality:
+    """Score two sections as they are: (H, W) each, 0 where there is no tissue."""
+    tiles = chunked_correlation(first, second)
+    cpc = float(tiles.mean()) if len(tiles) else None
+    room = min(first.shape) >= 1.5 * template_px
+    if not residuals or not room:
+        return PairQuality(source_z, target_z, cpc, len(tiles))
+    fresh = fresh_residuals(first, second, template_px=template_px)
+    lengths = tuple(float(value) for value in fresh.lengths)
+    return PairQuality(source_z, target_z, cpc, len(tiles), lengths, fresh.tried, fresh.coverage)
+
+
+@dataclass(frozen=True, slots=True)
+class Facts:
+    """What an alignment knows at its end, beside the quality of its pairs.
+
+    Args:
+        tissue_kept: share of the sections' tissue that is on the canvas.
+        sharpness: mean gradient of the rendered sections against the sources'.
+        jacobian_min: smallest area of a triangle over its area in the source.
+        jacobian_max: largest.
+        matches: accepted ones.
+        rejected: {reason: count}.
+        flagged: {section: why}.
+        seconds: wall clock.
+        cpu_seconds: of all processes that took part.
+        peak_rss_mb: of the largest of them.
+        array: tenant/name/array; empty when nothing was stored.
+        array_url: s3://BUCKET/PREFIX.
+        report: path of the report.
+    """
+
+    tissue_kept: float
+    sharpness: float
+    jacobian_min: float
+    jacobian_max: float
+    matches: int
+    rejected: Mapping[str, int]
+    flagged: Mapping[int, str]
+    seconds: float
+    cpu_seconds: float
+    peak_rss_mb: float
+    array: str = ""
+    array_url: str = ""
+    report: str = ""
+
+
+def result_object(
+    before: Sequence[PairQuality], after: Sequence[PairQuality], facts: Facts
+) -> dict[str, Any]:
+    """The result object: pairs at distance 1 and 2, before and after; None where not measured."""
+
+    def cpc(pairs: Sequence[PairQuality]) -> float | None:
+        values = [p.cpc for p in pairs if p.cpc is not None and p.target_z - p.source_z == 1]
+        return round(float(np.mean(values)), 4) if values else None
+
+    def residuals(distance: int) -> list[NDArray[np.float64]]:
+        return [np.array(p.residuals) for p in after if p.target_z - p.source_z == distance]
+
+    def at(distance: int, share: float) -> float | None:
+        value = percentile(residuals(distance), share)
+        return None if value is None else round(value, 3)
+
+    every = np.concatenate([np.zeros(0), *residuals(1), *residuals(2)])
+    return {
+        "cpc94_before": cpc(before),
+        "cpc94": cpc(after),
+        "residual_z1_p50": at(1, 50),
+        "residual_z1_p95": at(1, 95),
+        "residual_z1_p99": at(1, 99),
+        "residual_z2_p95": at(2, 95),
+        "residual_z2_p99": at(2, 99),
+        "residual_over_10px": round(float((every > _FAR_PX).mean()), 5) if len(every) else None,
+        "tissue_kept": round(facts.tissue_kept, 4),
+        "sharpness": round(facts.sharpness, 4),
+        "jacobian_min": round(facts.jacobian_min, 4),
+        "jacobian_max": round(facts.jacobian_max, 4),
+        "matches": facts.matches,
+        "rejected": dict(facts.rejected),
+        "flagged_sections": sorted(facts.flagged),
+        "seconds": round(facts.seconds, 2),
+        "cpu_seconds": round(facts.cpu_seconds, 2),
+        "peak_rss_mb": round(facts.peak_rss_mb, 1),
+        "array": facts.array,
+        "array_url": facts.array_url,
+        "report": facts.report,
+    }

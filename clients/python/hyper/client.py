@@ -23,6 +23,7 @@ from google.protobuf.message import Message
 
 from hyper import _transport, config
 from hyper.errors import HyperError, InvalidArgumentError, UnavailableError, from_rpc_error
+from hyper.names import check_part
 from hyperapi.scheduler.v1.cluster_service_pb2 import GetClusterRequest, GetClusterResponse
 from hyperapi.scheduler.v1.cluster_service_pb2_grpc import ClusterServiceStub
 
@@ -49,7 +50,8 @@ class Client:
     Args:
         endpoint: "host:port[,host:port]" of schedulers; by default `HYPER_ENDPOINT`, else the
             cluster of `hyper up`.
-        tenant: whose workflows `submit` and `workflows` mean.
+        tenant: whose workflows `submit` and `workflows` mean; by default `HYPER_TENANT`, else
+            "default".
         timeout_s: for each attempt of a call.
         patience_s: how long calls go on trying while a service is unreachable.
         notice: is told in one line when a service is waited for and when it is back.
@@ -59,12 +61,12 @@ class Client:
         self,
         endpoint: str | None = None,
         *,
-        tenant: str = "default",
+        tenant: str | None = None,
         timeout_s: float = _transport.UNARY_TIMEOUT_S,
         patience_s: float = 30.0,
         notice: Notice | None = None,
     ) -> None:
-        self.tenant = tenant
+        self.tenant = check_part(tenant or os.environ.get("HYPER_TENANT") or "default", "tenant")
         self.timeout_s = timeout_s
         self.patience_s = patience_s
         self._endpoint = endpoint
@@ -281,19 +283,6 @@ class Client:
             )
         return opened
 
-    def open_dataset(self, address: str) -> Dataset:
-        """The dataset at `tenant/name[@version]`.
-
-        Raises:
-            InvalidArgumentError: the address names an array.
-        """
-        from hyper.datasets import Dataset
-
-        opened = self.open(address)
-        if not isinstance(opened, Dataset):
-            raise InvalidArgumentError(f"{address!r} names an array; write tenant/name[@version]")
-        return opened
-
     def session(self, dataset: str) -> Session:
         """A new session that writes the next version of `tenant/name`."""
         from hyper import sessions
@@ -337,6 +326,12 @@ class Client:
         from hyper import workflows
 
         return workflows.submit(self, recipe, request_id=request_id)
+
+    def check(self, recipe: str | Path | Mapping[str, Any]) -> WorkflowStatus:
+        """What a recipe would become; starts nothing."""
+        from hyper import workflows
+
+        return workflows.check(self, recipe)
 
     def workflow(self, name: str) -> Workflow:
         """A workflow by its resource name, or by its last part alone."""
@@ -421,7 +416,7 @@ def may_repeat(request: Message) -> bool:
 def connect(
     endpoint: str | None = None,
     *,
-    tenant: str = "default",
+    tenant: str | None = None,
     timeout_s: float = _transport.UNARY_TIMEOUT_S,
     patience_s: float = 30.0,
     notice: Notice | None = None,

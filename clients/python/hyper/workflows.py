@@ -53,6 +53,7 @@ __all__ = [
     "WorkerInfo",
     "Workflow",
     "WorkflowStatus",
+    "check",
     "cluster",
     "drain",
     "get",
@@ -267,6 +268,22 @@ def submit(
     )
     response = client.call(SCHEDULER, WorkflowServiceStub, "CreateWorkflow", request)
     return Workflow(client, workflow_from_proto(response.workflow))
+
+
+def check(client: Client, recipe: str | Path | Mapping[str, Any]) -> WorkflowStatus:
+    """What a recipe would become; nothing is started.
+
+    Raises:
+        InvalidArgumentError: the recipe is wrong; the message names line and key.
+    """
+    request = workflow_service_pb2.CreateWorkflowRequest(
+        parent=f"tenants/{client.tenant}",
+        recipe_yaml=recipe_text(recipe),
+        request_id=str(uuid.uuid4()),
+        validate_only=True,
+    )
+    response = client.call(SCHEDULER, WorkflowServiceStub, "CreateWorkflow", request)
+    return workflow_from_proto(response.workflow)
 
 
 def recipe_text(recipe: str | Path | Mapping[str, Any]) -> str:

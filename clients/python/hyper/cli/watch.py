@@ -1,0 +1,152 @@
+"""Watching a workflow from a terminal: a bar an experiment, or a line a change."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+
+import typer
+
+from hyper.cli import output
+from hyper.status import ExperimentStatus, RunState, WorkflowStatus
+from hyper.workflows import Workflow, explain_failure
+
+INTERRUPTED = 130
+_STYLES = {
+    RunState.PENDING: "dim",
+    RunState.RUNNING: "cyan",
+    RunState.SUCCEEDED: "green",
+    RunState.FAILED: "red",
+    RunState.CANCELLED: "yellow",
+}
+
+
+def watch(workflow: Workflow) -> WorkflowStatus:
+    """Show the workflow until it ends; says why if it failed.
+
+    Ctrl-C leaves it running and says how to come back.
+
+    Raises:
+        typer.Exit: 130 after Ctrl-C.
+    """
+    try:
+        display, update = bars(workflow.status) if output.interactive() else lines()
+        with display:
+            status = workflow.wait(on_update=update)
+    except KeyboardInterrupt:
+        output.say(
+            f"\ninterrupted; {workflow.status.id} goes on running: watch it with "
+            f"`hyper ps {workflow.status.id} --watch`, stop it with "
+            f"`hyper cancel {workflow.status.id}`"
+        )
+        raise typer.Exit(INTERRUPTED) from None
+    summarise(workflow, status)
+    return status
+
+
+def summarise(workflow: Workflow, status: WorkflowStatus) -> None:
+    """One line on how it ended; the failing task and its log's last lines if it failed."""
+    seconds = ""
+    if status.create_time is not None and status.end_time is not None:
+        seconds = f" after {duration((status.end_time - status.create_time).total_seconds())}"
+    lost = f", {status.tasks.lost} lost with their nodes" if status.tasks.lost else ""
+    output.say(
+        f"{status.id} {status.state.lower()}{seconds}: "
+        f"{status.tasks.succeeded} of {status.tasks.total} tasks done{lost}"
+    )
+    if status.state is not RunState.FAILED:
+        return
+    task, tail = explain_failure(workflow)
+    if task is not None:
+        output.fail(f"task {task.id} failed: {task.message or status.message}")
+    else:
+        output.fail(status.message or "no reason was given")
+    for line in tail:
+        output.say(f"  | {line}")
+    if task is not None:
+        output.say(f"all of it: `hyper logs {status.id}/{task.id}`")
+
+
+Update = Callable[[WorkflowStatus], None]
+Display = tuple[AbstractContextManager[object], Update]
+
+
+def bars(first: WorkflowStatus) -> Display:
+    """A live display with one bar an experiment."""
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+    from rich.progress import TimeElapsedColumn as Elapsed
+
+    progress = Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[note]}"),
+        Elapsed(),
+        console=output.console(),
+    )
+    width = max((len(e.id) for e in first.experiments), default=0)
+    rows = {
+        e.name: progress.add_task(e.id, total=max(e.tasks.total, 1), start=False, note="")
+        for e in first.experiments
+    }
+
+    def update(status: WorkflowStatus) -> None:
+        for experiment in status.experiments:
+            row = rows[experiment.name]
+            if experiment.start_time is not None:
+                progress.start_task(row)
+            style = _STYLES[experiment.state]
+            progress.update(
+                row,
+                total=max(experiment.tasks.total, 1),
+                completed=experiment.tasks.succeeded,
+                description=f"[{style}]{experiment.id:<{width}}[/]",
+                note=note(experiment),
+            )
+            if experiment.state.ended:
+                progress.stop_task(row)
+
+    return progress, update
+
+
+def lines() -> Display:
+    """One line on stderr whenever an experiment changes its state."""
+    seen: dict[str, RunState] = {}
+
+    def update(status: WorkflowStatus) -> None:
+        for experiment in status.experiments:
+            if seen.get(experiment.id, RunState.PENDING) is not experiment.state:
+                done = f"{experiment.tasks.succeeded} of {experiment.tasks.total} tasks done"
+                output.say(f"{experiment.id} {experiment.state.lower()}: {done}")
+            seen[experiment.id] = experiment.state
+
+    return nullcontext(), update
+
+
+def note(experiment: ExperimentStatus) -> str:
+    """What else there is to say of an experiment: running, failed, lost."""
+    counts = experiment.tasks
+    parts = [
+        f"{count} {word}"
+        for count, word in (
+            (counts.running, "running"),
+            (counts.failed, "failed"),
+            (counts.cancelled, "cancelled"),
+            (counts.lost, "lost"),
+        )
+        if count
+    ]
+    return ", ".join(parts)
+
+
+def duration(seconds: float) -> str:
+    """A span of time for people: "4.2 s", "3m12s", "2h05m", "3d04h"."""
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(int(seconds), 60)
+    if minutes < 60:
+        return f"{minutes}m{rest:02d}s"
+    hours, minutes = divmod(minutes, 60)
+    if hours < 24:
+        return f"{hours}h{minutes:02d}m"
+    return f"{hours // 24}d{hours % 24:02d}h"

@@ -1,0 +1,333 @@
+"""`hyper submit | ps | tasks | logs | cancel | retry | nodes | drain`."""
+
+from __future__ import annotations
+
+import itertools
+import sys
+import time
+from collections.abc import Iterable, Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from hyper.cli import output
+from hyper.cli.targets import Target, parse_target
+from hyper.cli.watch import duration, note, watch
+from hyper.client import Client, connect
+from hyper.errors import HyperError, InvalidArgumentError, NotFoundError
+from hyper.status import (
+    RunState,
+    TaskInfo,
+    TaskState,
+    WorkflowStatus,
+    to_json,
+)
+from hyper.workflows import Workflow, read_log
+
+Json = Annotated[bool, typer.Option("--json", help="print JSON on the last line")]
+Name = Annotated[str, typer.Argument(help="a workflow, as `hyper ps` names it")]
+_FOLLOW_POLL_S = 1.0
+
+
+def _connect() -> Client:
+    return connect(notice=output.say)
+
+
+def submit(
+    recipe: Annotated[Path, typer.Argument(help="a recipe (YAML)")],
+    watching: Annotated[
+        bool, typer.Option("--watch", "-w", help="show progress until it ends")
+    ] = False,
+    check: Annotated[
+        bool, typer.Option("--check", help="only say whether the recipe is right")
+    ] = False,
+    request_id: Annotated[
+        str | None, typer.Option(help="UUID; the same one again starts nothing new")
+    ] = None,
+    json_output: Json = False,
+) -> None:
+    """Start a recipe."""
+    with _connect() as client:
+        if check:
+            status = client.check(recipe)
+            text = f"{recipe}: {status.tasks.total} tasks in {len(status.experiments)} experiments"
+            output.emit(_plain(status), text, as_json=json_output)
+            return
+        workflow = client.submit(recipe, request_id=request_id)
+        status = workflow.status
+        if not watching:
+            output.say(f"{status.tasks.total} tasks; watch them with `hyper ps {status.id} -w`")
+            output.emit(_plain(status), status.id, as_json=json_output)
+            return
+        output.say(f"submitted {status.id}: {status.tasks.total} tasks")
+        _finish(workflow, as_json=json_output)
+
+
+def ps(
+    workflow: Annotated[str | None, typer.Argument(help="show its experiments")] = None,
+    watching: Annotated[
+        bool, typer.Option("--watch", "-w", help="show progress until it ends")
+    ] = False,
+    limit: Annotated[int, typer.Option(help="of workflows, newest first", min=1)] = 50,
+    json_output: Json = False,
+) -> None:
+    """List workflows, or the experiments of one."""
+    if watching and workflow is None:
+        raise typer.BadParameter("--watch needs a workflow")
+    with _connect() as client:
+        if workflow is None:
+            statuses = list(itertools.islice(client.workflows(), limit))
+            text = output.table(
+                ("WORKFLOW", "RECIPE", "STATE", "DONE", "FAILED", "AGE", "MESSAGE"),
+                [_workflow_row(status) for status in statuses],
+            )
+            none = "no workflows yet; start one with `hyper submit RECIPE`"
+            output.emit(
+                [_plain(s) for s in statuses], text if statuses else none, as_json=json_output
+            )
+            return
+        handle = client.workflow(workflow)
+        if watching:
+            _finish(handle, as_json=json_output)
+            return
+        output.emit(_plain(handle.status), _experiments(handle.status), as_json=json_output)
+
+
+def tasks(
+    target: Annotated[str, typer.Argument(help="WORKFLOW or WORKFLOW/EXPERIMENT[/INDEX]")],
+    state: Annotated[
+        str | None, typer.Option(help="pending, running, succeeded, failed or cancelled")
+    ] = None,
+    limit: Annotated[int, typer.Option(help="of tasks", min=1)] = 200,
+    json_output: Json = False,
+) -> None:
+    """List tasks, or show one with its result."""
+    wanted = _task_state(state)
+    with _connect() as client:
+        place = parse_target(target)
+        handle = client.workflow(place.workflow)
+        if place.index is not None and place.experiment is not None:
+            task = handle.task(place.experiment, place.index)
+            output.emit(to_json(task), _one_task(task), as_json=json_output)
+            return
+        found = list(itertools.islice(_tasks(handle, place.experiment, wanted), limit + 1))
+        if len(found) > limit:
+            output.say(f"only the first {limit}; see --limit, --state")
+            del found[limit:]
+        text = output.table(
+            ("TASK", "STATE", "WORKER", "FAILURES", "LOSSES", "TIME", "MESSAGE"),
+            [_task_row(task) for task in found],
+        )
+        output.emit([to_json(task) for task in found], text, as_json=json_output)
+
+
+def logs(
+    target: Annotated[
+        str, typer.Argument(help="WORKFLOW/EXPERIMENT/INDEX, or WORKFLOW for all of its tasks")
+    ],
+    follow: Annotated[bool, typer.Option("--follow", "-f", help="go on while they grow")] = False,
+    limit: Annotated[int, typer.Option(help="of tasks", min=1)] = 100,
+) -> None:
+    """Print what tasks have written."""
+    with _connect() as client:
+        place = parse_target(target)
+        handle = client.workflow(place.workflow)
+        if place.index is not None and place.experiment is not None:
+            name = f"{handle.name}/experiments/{place.experiment}/tasks/{place.index}"
+            _copy(read_log(client, name, follow=follow))
+            return
+        _many_logs(handle, place, follow=follow, limit=limit)
+
+
+def cancel(
+    workflow: Name,
+    reason: Annotated[str, typer.Option(help="is shown by `hyper ps`")] = "",
+    json_output: Json = False,
+) -> None:
+    """Stop a workflow; running tasks get SIGTERM, then SIGKILL."""
+    with _connect() as client:
+        status = client.workflow(workflow).cancel(reason)
+        output.emit(_plain(status), f"{status.id} {status.state.lower()}", as_json=json_output)
+
+
+def retry(
+    workflow: Name,
+    watching: Annotated[
+        bool, typer.Option("--watch", "-w", help="show progress until it ends")
+    ] = False,
+    json_output: Json = False,
+) -> None:
+    """Run the failed and cancelled tasks of a workflow again."""
+    with _connect() as client:
+        handle = client.workflow(workflow)
+        status = handle.retry()
+        if watching:
+            _finish(handle, as_json=json_output)
+            return
+        output.emit(_plain(status), f"{status.id} {status.state.lower()}", as_json=json_output)
+
+
+def nodes(json_output: Json = False) -> None:
+    """List the machines that run tasks."""
+    with _connect() as client:
+        workers = client.workers()
+        rows = [
+            (
+                worker.name.removeprefix("workers/"),
+                worker.state.lower(),
+                f"{worker.running}/{worker.slots}",
+                f"{worker.heartbeat_age_s:.1f} s ago",
+                worker.version,
+                ",".join(f"{key}={value}" for key, value in sorted(worker.labels.items())),
+            )
+            for worker in workers
+        ]
+        text = output.table(("WORKER", "STATE", "BUSY", "HEARD", "VERSION", "LABELS"), rows)
+        output.emit([to_json(worker) for worker in workers], text, as_json=json_output)
+
+
+def drain(
+    worker: Annotated[str, typer.Argument(help="as `hyper nodes` names it")],
+    json_output: Json = False,
+) -> None:
+    """Let a worker finish what it runs and give it nothing new."""
+    with _connect() as client:
+        info = client.drain(worker)
+        name = info.name.removeprefix("workers/")
+        text = f"{name} {info.state.lower()}: {info.running} tasks still run there"
+        output.emit(to_json(info), text, as_json=json_output)
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands."""
+    for command in (submit, ps, tasks, logs, cancel, retry, nodes, drain):
+        app.command(command.__name__)(command)
+
+
+def _finish(workflow: Workflow, *, as_json: bool) -> None:
+    """Watch to the end; exit status 1 unless it succeeded."""
+    status = watch(workflow)
+    if as_json:
+        output.emit(_plain(status), "", as_json=True)
+    if status.state is not RunState.SUCCEEDED:
+        raise typer.Exit(1)
+
+
+def _plain(status: WorkflowStatus) -> Any:
+    plain = to_json(status)
+    plain["id"] = status.id
+    return plain
+
+
+def _age(since: datetime | None, until: datetime | None = None) -> str:
+    if since is None:
+        return "-"
+    return duration(max(((until or datetime.now(UTC)) - since).total_seconds(), 0))
+
+
+def _workflow_row(status: WorkflowStatus) -> tuple[object, ...]:
+    counts = status.tasks
+    return (
+        status.id,
+        status.display_name,
+        status.state.lower(),
+        f"{counts.succeeded}/{counts.total}",
+        counts.failed,
+        _age(status.create_time),
+        status.message,
+    )
+
+
+def _experiments(status: WorkflowStatus) -> str:
+    rows = [
+        (
+            experiment.id,
+            experiment.state.lower(),
+            f"{experiment.tasks.succeeded}/{experiment.tasks.total}",
+            _age(experiment.start_time, experiment.end_time),
+            ", ".join(part for part in (note(experiment), experiment.message) if part),
+        )
+        for experiment in status.experiments
+    ]
+    head = f"{status.id} ({status.display_name}) {status.state.lower()}"
+    if status.message:
+        head += f": {status.message}"
+    return f"{head}\n{output.table(('EXPERIMENT', 'STATE', 'DONE', 'TIME', 'NOTE'), rows)}"
+
+
+def _task_row(task: TaskInfo) -> tuple[object, ...]:
+    return (
+        task.id,
+        task.state.lower(),
+        task.worker.removeprefix("workers/") or "-",
+        task.failures,
+        task.losses,
+        _age(task.start_time, task.end_time),
+        task.message,
+    )
+
+
+def _one_task(task: TaskInfo) -> str:
+    rows = [(key.upper(), value) for key, value in to_json(task).items() if value not in (None, "")]
+    return "\n".join(f"{key:<12} {value}" for key, value in rows)
+
+
+def _task_state(text: str | None) -> TaskState | None:
+    if text is None:
+        return None
+    try:
+        return TaskState(text.upper())
+    except ValueError:
+        states = ", ".join(state.lower() for state in TaskState)
+        raise InvalidArgumentError(f"--state {text!r} is none of {states}") from None
+
+
+def _tasks(
+    workflow: Workflow, experiment: str | None, state: TaskState | None
+) -> Iterator[TaskInfo]:
+    names = [experiment] if experiment else [e.id for e in workflow.status.experiments]
+    for name in names:
+        yield from workflow.tasks(name, state)
+
+
+def _copy(parts: Iterable[bytes]) -> int:
+    """To stdout as they are; returns how many bytes."""
+    size = 0
+    for part in parts:
+        sys.stdout.buffer.write(part)
+        sys.stdout.buffer.flush()
+        size += len(part)
+    return size
+
+
+def _many_logs(workflow: Workflow, place: Target, *, follow: bool, limit: int) -> None:
+    """The logs of many tasks, each under a heading; with `follow`, each as it ends."""
+    printed: set[str] = set()
+    while True:
+        ended = workflow.refresh().state.ended
+        for task in _tasks(workflow, place.experiment, None):
+            begun = task.attempt is not None and (task.state.ended or not follow)
+            if not begun or task.name in printed:
+                continue
+            if len(printed) >= limit:
+                output.say(f"only the first {limit} tasks; see --limit, `hyper tasks`")
+                return
+            printed.add(task.name)
+            _print_log(workflow, task)
+        if ended or not follow:
+            break
+        time.sleep(_FOLLOW_POLL_S)
+    if not printed:
+        output.say("no task has started yet")
+
+
+def _print_log(workflow: Workflow, task: TaskInfo) -> None:
+    output.say(f"==> {task.id} {task.state.lower()} <==")
+    try:
+        _copy(workflow.logs(task))
+    except NotFoundError:
+        return
+    except HyperError as error:
+        output.say(f"(cannot be read: {error})")

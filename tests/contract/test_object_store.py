@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 import urllib3
@@ -200,3 +202,36 @@ class TestS3:
         async with S3Store(s3_settings) as store:
             await store.ensure_bucket()
             await store.ensure_bucket()
+
+    async def test_failures_of_the_server_are_told_from_silence(
+        self, s3_settings: S3Settings
+    ) -> None:
+        body = b"<Error><Code>InternalError</Code><Message>no space left</Message></Error>"
+        requests: list[str] = []
+
+        class Full(BaseHTTPRequestHandler):
+            def do_PUT(self) -> None:
+                requests.append(self.path)
+                self.rfile.read(int(self.headers["Content-Length"]))
+                self.send_response(500)
+                self.send_header("Content-Type", "application/xml")
+                self.send_header("Content-Length", str(len(body)))
+                self.end_headers()
+                self.wfile.write(body)
+
+            def log_message(self, format: str, *args: object) -> None:
+                """Quiet."""
+
+        with ThreadingHTTPServer(("127.0.0.1", 0), Full) as server:
+            thread = threading.Thread(target=server.serve_forever, args=(0.01,))
+            thread.start()
+            endpoint = f"http://127.0.0.1:{server.server_port}"
+            failing = s3_settings.model_copy(update={"endpoint": endpoint})
+            try:
+                async with S3Store(failing) as store:
+                    with pytest.raises(UnavailableError, match="no space left.*full disk"):
+                        await store.put("a", b"data")
+            finally:
+                server.shutdown()
+                thread.join()
+        assert 1 < len(requests) < 6

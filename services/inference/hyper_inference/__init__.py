@@ -1,1 +1,10 @@
-"""CPU inference: a compiler for convolutional nets, and the service that runs them."""
+"""CPU inference: a compiler for convolutional nets, and the service that runs them.
+
+    net = hyper_inference.compile(model, (1, 1, 20, 256, 256))
+    output = net(patch)
+"""
+
+from hyper_inference.compiler.compile import Compiled, compile  # noqa: A004  (the public name)
+from hyper_inference.errors import InvalidModelError, ShapeError, UnsupportedOp
+
+__all__ = ["Compiled", "InvalidModelError", "ShapeError", "UnsupportedOp", "compile"]

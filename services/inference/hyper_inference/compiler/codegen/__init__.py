@@ -1,0 +1,1 @@
+"""Plan -> LLVM IR -> machine code: one kernel family a file."""

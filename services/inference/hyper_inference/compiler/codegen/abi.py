@@ -1,0 +1,122 @@
+"""The one compiled function of a net, and how threads share its work.
+
+    void net(float* arena, const float* constants, const float* input, float* output, i64* state)
+
+Every thread calls it with the same arguments. Each step has two counters in `state`: chunks taken
+and chunks done. A thread takes chunks until none is left, then waits until all are done, then goes
+to the next step. Nobody waits for a thread to arrive: one that comes late finds all chunks taken,
+and a single thread finishes the net alone. What a chunk writes does not depend on who takes it, so
+any number of threads gives the same bits.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import hashlib
+from collections.abc import Sequence
+from typing import Any
+
+import llvmlite.binding as llvm
+import llvmlite.ir as ir
+
+from hyper_inference.compiler.codegen.emitter import I64, POINTER, Emitter
+from hyper_inference.compiler.codegen.kernel import Arguments, Kernel, Step
+from hyper_inference.compiler.codegen.target import Target
+
+NET = "net"
+STATE_STRIDE = 16
+"""64-bit numbers a step: the two counters lie on cache lines of their own."""
+SPINS = 2000
+"""Looks at a counter before the thread gives way to others."""
+
+FUNCTION = ctypes.CFUNCTYPE(None, *[ctypes.c_void_p] * 5)
+"""ctypes releases the GIL while it runs."""
+
+
+def constant_offsets(steps: Sequence[Step]) -> tuple[list[int], int]:
+    """Where each step's constants begin, and how many floats all take."""
+    offsets, total = [], 0
+    for step in steps:
+        offsets.append(total)
+        total += -(-len(step.constants) // 16) * 16
+    return offsets, total + 64
+
+
+def build_module(steps: Sequence[Step], target: Target) -> str:
+    """LLVM IR of the net."""
+    module = ir.Module(name=NET)
+    module.triple = llvm.get_process_triple()
+    functions: dict[Kernel, Any] = {}
+    for step in steps:
+        if step.kernel not in functions:
+            functions[step.kernel] = _kernel(module, step.kernel, len(functions), target)
+    _net(module, steps, functions, target)
+    return str(module)
+
+
+def _kernel(module: Any, kernel: Kernel, number: int, target: Target) -> Any:
+    """`void kernel(out, a, b, constants, begin, end)`."""
+    kind = ir.FunctionType(ir.VoidType(), [POINTER] * 4 + [I64] * 2)
+    function = ir.Function(module, kind, f"{type(kernel).__name__}_{number}")
+    function.linkage = "internal"
+    function.attributes.add("noinline")
+    for pointer in function.args[:4]:
+        pointer.add_attribute("noalias")
+    emitter = Emitter(module, function, target)
+    kernel.emit(emitter, Arguments(*function.args))
+    emitter.b.ret_void()
+    return function
+
+
+def _net(module: Any, steps: Sequence[Step], functions: dict[Kernel, Any], target: Target) -> None:
+    function = ir.Function(module, ir.FunctionType(ir.VoidType(), [POINTER] * 5), NET)
+    arena, constants, source, result, state = function.args
+    e = Emitter(module, function, target)
+    give_way = ir.Function(module, ir.FunctionType(ir.IntType(32), []), "sched_yield")
+    offsets, _ = constant_offsets(steps)
+    for number, (step, offset) in enumerate(zip(steps, offsets, strict=True)):
+        taken = e.b.gep(state, [e.i64(number * STATE_STRIDE)], source_etype=I64)
+        done = e.b.gep(state, [e.i64(number * STATE_STRIDE + 8)], source_etype=I64)
+        chunks = -(-step.rows // step.chunk)
+        pointers = [
+            result if step.out is None else e.at(arena, step.out),
+            source if step.a is None else e.at(arena, step.a),
+            arena if step.b is None else e.at(arena, step.b),
+            e.at(constants, offset),
+        ]
+        take, work, wait, check, following = (
+            function.append_basic_block(f"{name}{number}")
+            for name in ("take", "work", "wait", "check", "step")
+        )
+        b = e.b
+        b.branch(take)
+        b.position_at_end(take)
+        chunk = b.atomic_rmw("add", taken, e.i64(1), "monotonic")
+        b.cbranch(b.icmp_signed("<", chunk, e.i64(chunks)), work, wait)
+        b.position_at_end(work)
+        begin = b.mul(chunk, e.i64(step.chunk))
+        stop = b.add(begin, e.i64(step.chunk))
+        rows = e.i64(step.rows)
+        end = b.select(b.icmp_signed("<", stop, rows), stop, rows)
+        b.call(functions[step.kernel], [*pointers, begin, end])
+        b.atomic_rmw("add", done, e.i64(1), "release")
+        b.branch(take)
+        b.position_at_end(wait)
+        spins = b.phi(I64)
+        spins.add_incoming(e.i64(0), take)
+        seen = b.load_atomic(done, "acquire", 8, typ=I64)
+        b.cbranch(b.icmp_signed("<", seen, e.i64(chunks)), check, following)
+        b.position_at_end(check)
+        more = b.add(spins, e.i64(1))
+        with b.if_then(b.icmp_signed(">", more, e.i64(SPINS)), likely=False):
+            b.call(give_way, [])
+        spins.add_incoming(more, b.block)
+        b.branch(wait)
+        b.position_at_end(following)
+    e.b.ret_void()
+
+
+def fingerprint(text: str, target: Target) -> str:
+    """Names the machine code of a module: its IR, the CPU, the compiler."""
+    facts = f"{llvm.llvm_version_info}\n{target.key}\n{text}"
+    return hashlib.sha256(facts.encode()).hexdigest()

@@ -1,0 +1,69 @@
+"""What a kernel is: code for a range of output rows; and a step: a kernel on certain memory."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+
+from hyper_inference.compiler.codegen.emitter import Emitter, Value
+from hyper_inference.compiler.ir import Floats
+from hyper_inference.compiler.memory_plan import Place
+
+
+@dataclass(frozen=True, slots=True)
+class Strides:
+    """Floats between neighbours of a value along c, y and z (x: 1)."""
+
+    channel: int
+    row: int
+    plane: int
+
+
+def strides_of(place: Place) -> Strides:
+    """Strides of a value in the arena."""
+    return Strides(place.channel, place.row, place.plane)
+
+
+@dataclass(frozen=True, slots=True)
+class Arguments:
+    """LLVM values of a kernel's arguments: pointers to voxel 0, and rows begin <= r < end."""
+
+    out: Value
+    a: Value
+    b: Value
+    constants: Value
+    begin: Value
+    end: Value
+
+
+class Kernel(ABC):
+    """A frozen dataclass of everything its code depends on; equal kernels share code.
+
+    A row is one (z, y) of what the family divides its work by, usually the output.
+    """
+
+    @abstractmethod
+    def emit(self, e: Emitter, p: Arguments) -> None:
+        """Write the body."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Step:
+    """One kernel on certain memory: offsets in the arena, or None for the user's own array.
+
+    Args:
+        name: of the node it computes.
+        rows: how many rows there are.
+        chunk: how many a thread takes at once; changes nothing in the result.
+        flops: multiplications and additions, for `explain`.
+    """
+
+    name: str
+    kernel: Kernel
+    out: int | None
+    a: int | None
+    b: int | None
+    constants: Floats
+    rows: int
+    chunk: int
+    flops: float = 0.0

@@ -1,0 +1,274 @@
+"""`compile`: a model and an input shape -> a callable on arrays."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import threading
+import time
+from collections import deque
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from hyper.errors import InvalidArgumentError
+from hyper_inference.compiler.cache import CodeCache
+from hyper_inference.compiler.codegen import abi
+from hyper_inference.compiler.codegen.jit import Code, compile_object, load_object
+from hyper_inference.compiler.codegen.kernel import Step
+from hyper_inference.compiler.codegen.lower import lower
+from hyper_inference.compiler.codegen.target import Target, find_target
+from hyper_inference.compiler.frontend import onnx as onnx_frontend
+from hyper_inference.compiler.frontend import torch_export
+from hyper_inference.compiler.ir import Floats, Graph
+from hyper_inference.compiler.memory_plan import MemoryPlan, plan_memory
+from hyper_inference.compiler.pipeline import run_pipeline
+from hyper_inference.errors import InvalidModelError, ShapeError
+
+MODES = ("exact", "fast")
+"""Both run the direct kernels as yet."""
+
+
+def load_graph(model: Any, shape: Sequence[int]) -> Graph:
+    """The graph of a model for an input of `shape`, as its frontend makes it.
+
+    Args:
+        model: bytes or a path of an ONNX file, an onnx.ModelProto, a torch.nn.Module, a
+            torch.export.ExportedProgram, or a Graph.
+        shape: (n, c, y, x) or (n, c, z, y, x).
+    """
+    if isinstance(model, Graph):
+        return model
+    if torch_export.is_torch_model(model):
+        return torch_export.from_torch(model, shape)
+    if isinstance(model, (str, Path)):
+        try:
+            model = Path(model).read_bytes()
+        except OSError as error:
+            raise InvalidModelError(f"cannot read model file {model}: {error.strerror}") from error
+    if isinstance(model, (bytes, bytearray, memoryview)):
+        model = onnx_frontend.parse(bytes(model))
+    if type(model).__name__ != "ModelProto":
+        raise InvalidArgumentError(
+            f"cannot compile a {type(model).__name__}; give an ONNX file or a torch module"
+        )
+    return onnx_frontend.from_onnx(model, shape)
+
+
+def compile(  # noqa: A001  (the public name: hyper_inference.compile)
+    model: Any,
+    example_or_shape: Any,
+    *,
+    mode: str = "fast",
+    threads: int | None = None,
+    target: str | None = None,
+    cache: Path | None = None,
+) -> Compiled:
+    """Compile a net for one input shape.
+
+    Args:
+        model: see `load_graph`.
+        example_or_shape: an array or tensor, or its shape: (n, c, y, x) or (n, c, z, y, x); the
+            callable takes any n.
+        mode: exact or fast.
+        threads: how many work on one sample; all cores by default. Changes no bit of the result.
+        target: avx512, avx2 or generic; the best by default. Changes no bit either.
+        cache: folder of compiled code.
+
+    Raises:
+        UnsupportedOp: names the op and the node that are not covered.
+        InvalidModelError: the model is malformed.
+        ShapeError: the shape does not fit the model, or is too large.
+    """
+    if mode not in MODES:
+        raise InvalidArgumentError(f"mode {mode!r} is not one of {', '.join(MODES)}", field="mode")
+    if threads is not None and not 1 <= threads <= 1024:
+        raise InvalidArgumentError(f"threads {threads} is not between 1 and 1024", field="threads")
+    shape = _shape_of(example_or_shape)
+    start = time.perf_counter()
+    chosen = find_target(target)
+    stages: list[tuple[str, Graph]] = []
+    source = load_graph(model, shape)
+    graph = run_pipeline(source, on_pass=lambda name, after: stages.append((name, after)))
+    plan = plan_memory(graph)
+    steps = lower(graph, plan, chosen)
+    text = abi.build_module(steps, chosen)
+    code = _machine_code(text, chosen, CodeCache(cache))
+    return Compiled(
+        source=source,
+        graph=graph,
+        plan=plan,
+        steps=tuple(steps),
+        target=chosen,
+        mode=mode,
+        threads=threads or os.cpu_count() or 1,
+        compile_s=time.perf_counter() - start,
+        stages=tuple(stages),
+        _code=code,
+        _constants=_constants(steps),
+    )
+
+
+def _shape_of(example_or_shape: Any) -> tuple[int, ...]:
+    shape = getattr(example_or_shape, "shape", example_or_shape)
+    try:
+        numbers = tuple(int(n) for n in shape)
+    except (TypeError, ValueError) as error:
+        raise InvalidArgumentError("give an example array, or its shape as integers") from error
+    if len(numbers) not in (4, 5) or min(numbers) < 1:
+        raise ShapeError(f"shape {numbers} is not (n, c, y, x) or (n, c, z, y, x)")
+    return numbers
+
+
+def _machine_code(text: str, target: Target, cache: CodeCache) -> Code:
+    key = abi.fingerprint(text, target)
+    data = cache.get(key)
+    if data is None:
+        data = compile_object(text, target)
+        cache.put(key, data)
+    return load_object(data, target)
+
+
+def _constants(steps: Sequence[Step]) -> Floats:
+    offsets, total = abi.constant_offsets(steps)
+    constants = aligned_zeros(total)
+    for step, offset in zip(steps, offsets, strict=True):
+        constants[offset : offset + len(step.constants)] = step.constants
+    return constants
+
+
+def aligned_zeros(count: int) -> Floats:
+    """Zeros that begin on a cache line."""
+    raw = np.zeros(count + 16, np.float32)
+    first = (-raw.ctypes.data // 4) % 16
+    return raw[first : first + count]
+
+
+_HELPERS = ThreadPoolExecutor(max_workers=max(1, (os.cpu_count() or 1) * 2), thread_name_prefix="net")
+"""Threads that help callers; who gets none finishes alone."""
+
+
+@dataclass(slots=True)
+class _Workspace:
+    """Memory of one run at a time."""
+
+    arena: Floats
+    state: Any
+
+
+@dataclass(slots=True)
+class Compiled:
+    """A compiled net. Call it from any number of threads; each run has memory of its own."""
+
+    source: Graph
+    graph: Graph
+    plan: MemoryPlan
+    steps: tuple[Step, ...]
+    target: Target
+    mode: str
+    threads: int
+    compile_s: float
+    stages: tuple[tuple[str, Graph], ...]
+    _code: Code
+    _constants: Floats
+    _free: deque[_Workspace] = field(default_factory=deque)
+    _lock: Any = field(default_factory=threading.Lock)
+
+    @property
+    def input_shape(self) -> tuple[int, ...]:
+        """Of one sample, without the batch: (c, y, x) or (c, z, y, x)."""
+        return self._seen(self.graph.input_type.shape)
+
+    @property
+    def output_shape(self) -> tuple[int, ...]:
+        """Of one sample, without the batch."""
+        return self._seen(self.plan.places[self.graph.output].shape)
+
+    @property
+    def memory_bytes(self) -> int:
+        """What it holds: constants, and the arenas of runs so far."""
+        arenas = max(1, len(self._free))
+        return 4 * (len(self._constants) + arenas * self.plan.floats)
+
+    @property
+    def flops(self) -> float:
+        """Multiplications and additions of one sample, as the graph asks for them."""
+        return sum(step.flops for step in self.steps)
+
+    def _seen(self, shape: tuple[int, int, int, int]) -> tuple[int, ...]:
+        return shape[0], *shape[4 - self.graph.spatial :]
+
+    def __call__(self, batch: Any) -> Any:
+        """Run on `(n, c, [z,] y, x)`; a torch tensor gives a torch tensor.
+
+        Raises:
+            ShapeError: another shape than it was compiled for.
+        """
+        array = np.asarray(batch.detach().cpu() if hasattr(batch, "detach") else batch)
+        if array.shape[1:] != self.input_shape or array.ndim != self.graph.spatial + 2:
+            raise ShapeError(
+                f"the net was compiled for (n, {', '.join(map(str, self.input_shape))}), "
+                f"not {array.shape}"
+            )
+        if array.dtype.kind not in "fiub":
+            raise InvalidArgumentError(f"an input of {array.dtype} is not numbers")
+        dense = np.ascontiguousarray(array, np.float32)
+        result = np.empty((len(dense), *self.output_shape), np.float32)
+        for sample, output in zip(dense, result, strict=True):
+            self._run(sample, output)
+        if hasattr(batch, "detach"):
+            import torch
+
+            return torch.from_numpy(result)
+        return result
+
+    def _run(self, sample: Floats, output: Floats) -> None:
+        with self._workspace() as work:
+            work.state[:] = 0
+            pointers = [
+                array.ctypes.data for array in (work.arena, self._constants, sample, output)
+            ]
+            arguments = (*pointers, work.state.ctypes.data)
+            helpers = [
+                _HELPERS.submit(self._code.call, *arguments) for _ in range(self.threads - 1)
+            ]
+            self._code.call(*arguments)
+            for helper in helpers:
+                if not helper.cancel():
+                    helper.result()  # it reads `state` until it returns
+
+    @contextlib.contextmanager
+    def _workspace(self) -> Iterator[_Workspace]:
+        with self._lock:
+            work = self._free.pop() if self._free else None
+        if work is None:
+            state = np.zeros(abi.STATE_STRIDE * len(self.steps) + 8, np.int64)
+            work = _Workspace(aligned_zeros(self.plan.floats), state)
+        try:
+            yield work
+        finally:
+            with self._lock:
+                self._free.append(work)
+
+    def explain(self) -> str:
+        """The graph as it came and as it runs, the kernels, operations and memory."""
+        head = (
+            f"{self.graph.name}: {self.target.name} x{self.target.width}, mode {self.mode}, "
+            f"{self.threads} threads, compiled in {self.compile_s:.2f} s\n"
+            f"{self.flops / 1e9:.3f} GFLOP a sample, arena {self.plan.floats * 4 / 2**20:.1f} MiB "
+            f"in {self.plan.buffers} buffers, constants {len(self._constants) * 4 / 2**20:.1f} MiB"
+        )
+        lines = [head, "", "source:", str(self.source), "", "after all passes:", str(self.graph), ""]
+        lines.append(f"{'step':<28}{'kernel':<22}{'MFLOP':>10}{'rows':>8}{'chunk':>7}")
+        for step in self.steps:
+            kind = type(step.kernel).__name__
+            block = getattr(step.kernel, "block", "")
+            lines.append(
+                f"{step.name[:27]:<28}{f'{kind} {block}'.strip()[:21]:<22}"
+                f"{step.flops / 1e6:>10.1f}{step.rows:>8}{step.chunk:>7}"
+            )
+        return "\n".join(lines)

@@ -1,0 +1,1 @@
+"""From files and modules of other frameworks to a graph."""

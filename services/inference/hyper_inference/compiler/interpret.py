@@ -1,0 +1,152 @@
+"""The slow meaning of every op, in numpy: the oracle of all tests.
+
+Computes in float64 by default, so that it is the reference for the kernels' rounding too.
+"""
+
+from __future__ import annotations
+
+from typing import Any, TypeAlias, assert_never
+
+import numpy as np
+import numpy.typing as npt
+
+from hyper_inference.compiler.ir import (
+    Activate,
+    Activation,
+    Affine,
+    Binary,
+    Concat,
+    Conv,
+    ConvTranspose,
+    Graph,
+    Op,
+    Pad,
+    Pool,
+    Resize,
+    Slice,
+)
+
+Array: TypeAlias = npt.NDArray[Any]
+
+
+def interpret(graph: Graph, sample: Array, *, dtype: type = np.float64) -> Array:
+    """The net's output `(c, z, y, x)` for one sample `(c, z, y, x)`."""
+    if sample.shape != graph.input_type.shape:
+        raise ValueError(f"the net takes {graph.input_type.shape}, not {sample.shape}")
+    values = {graph.input: sample.astype(dtype)}
+    with np.errstate(all="ignore"):
+        for node in graph.nodes:
+            inputs = [values[name] for name in node.inputs]
+            values[node.name] = evaluate(node.op, inputs).astype(dtype)
+    return values[graph.output]
+
+
+def evaluate(op: Op, inputs: list[Array]) -> Array:
+    """`op(inputs)`; arrays are (c, z, y, x)."""
+    first = inputs[0]
+    match op:
+        case Conv() | ConvTranspose():
+            value = conv(op, first) if isinstance(op, Conv) else conv_transpose(op, first)
+            if op.residual_scale is not None:
+                value = value + inputs[1] * _channels(op.residual_scale)
+            return activate(op.activation, value)
+        case Affine():
+            value = first * _channels(op.scale) + _channels(op.shift)
+            return activate(op.activation, value)
+        case Activate():
+            return activate(op.activation, first)
+        case Binary():
+            functions = {"add": np.add, "sub": np.subtract, "mul": np.multiply}
+            return activate(op.activation, functions[op.kind](first, inputs[1]))
+        case Concat():
+            return np.concatenate(inputs)
+        case Pool():
+            return pool(op, first)
+        case Resize():
+            return resize(op, first)
+        case Pad():
+            width = list(zip(op.before, op.after, strict=True))
+            if op.mode == "constant":
+                return np.pad(first, width, constant_values=op.value)
+            return np.pad(first, width, mode=op.mode)
+        case Slice():
+            return first[
+                tuple(slice(*ends) for ends in zip(op.start, op.stop, op.step, strict=True))
+            ]
+        case _:
+            assert_never(op)
+
+
+def activate(activation: Activation | None, x: Array) -> Array:
+    """Apply an activation, if any."""
+    if activation is None:
+        return x
+    match activation.kind:
+        case "relu":
+            return np.where(x > 0, x, np.where(np.isnan(x), x, 0))
+        case "leaky_relu":
+            return np.where(x > 0, x, x * activation.alpha)
+        case "elu":
+            return np.where(x > 0, x, activation.alpha * np.expm1(np.minimum(x, 0)))
+        case "sigmoid":
+            return np.asarray(1 / (1 + np.exp(-x)))
+        case "tanh":
+            return np.tanh(x)
+        case _:
+            assert_never(activation.kind)
+
+
+def conv(op: Conv, x: Array) -> Array:
+    """Convolution and bias, tap by tap."""
+    out_channels, per_group = op.weight.shape[:2]
+    padded = np.pad(x, [(0, 0), *zip(op.pad_before, op.pad_after, strict=True)])
+    windows = _windows(padded, op.kernel, op.stride, op.dilation)
+    groups = []
+    step = out_channels // op.groups
+    for group in range(op.groups):
+        weight = op.weight[group * step : (group + 1) * step].astype(x.dtype)
+        part = windows[group * per_group : (group + 1) * per_group]
+        groups.append(np.einsum("ocijk,czyxijk->ozyx", weight, part, optimize=True))
+    return np.concatenate(groups) + _channels(op.bias)
+
+
+def conv_transpose(op: ConvTranspose, x: Array) -> Array:
+    """Every input voxel paints one block of the kernel's size."""
+    blocks = np.einsum("coijk,czyx->oziyjxk", op.weight.astype(x.dtype), x, optimize=True)
+    o, z, i, y, j, width, k = blocks.shape
+    return blocks.reshape(o, z * i, y * j, width * k) + _channels(op.bias)
+
+
+def pool(op: Pool, x: Array) -> Array:
+    """Maximum or mean of windows."""
+    pads = [(0, 0), *zip(op.pad_before, op.pad_after, strict=True)]
+    one = (1, 1, 1)
+    if op.kind == "max":
+        padded = np.pad(x, pads, constant_values=-np.inf)
+        return np.asarray(_windows(padded, op.kernel, op.stride, one).max(axis=(4, 5, 6)))
+    total = _windows(np.pad(x, pads), op.kernel, op.stride, one).sum(axis=(4, 5, 6))
+    if op.count_pad:
+        return np.asarray(total / np.prod(op.kernel))
+    inside = np.pad(np.ones_like(x[:1]), pads)
+    return np.asarray(total / _windows(inside, op.kernel, op.stride, one).sum(axis=(4, 5, 6)))
+
+
+def resize(op: Resize, x: Array) -> Array:
+    """Blend two inputs along z, then y, then x."""
+    for axis, taps in enumerate(op.taps, start=1):
+        weight = taps.weight.astype(x.dtype).reshape([-1] + [1] * (3 - axis))
+        low, high = np.take(x, taps.low, axis), np.take(x, taps.high, axis)
+        x = low * (1 - weight) + high * weight if taps.blends else low
+    return x
+
+
+def _channels(values: Array) -> Array:
+    return values[:, None, None, None]
+
+
+def _windows(x: Array, kernel: Any, stride: Any, dilation: Any) -> Array:
+    """(c, z, y, x, kz, ky, kx): the voxels that each output sees."""
+    reach = tuple(d * (k - 1) + 1 for k, d in zip(kernel, dilation, strict=True))
+    view = np.lib.stride_tricks.sliding_window_view(x, reach, axis=(1, 2, 3))
+    s, d = stride, dilation
+    return view[:, :: s[0], :: s[1], :: s[2], :: d[0], :: d[1], :: d[2]]

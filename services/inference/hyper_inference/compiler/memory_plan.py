@@ -1,0 +1,215 @@
+"""Graph -> where every value lies in one arena. Pure.
+
+Layout of a value: rows of x, one after another along c, then y, then z, in float32:
+`[z][y][c][x]`. Any number of channels needs no padding, vectors run along x. Around it lies what
+its readers need: zero planes and rows (a convolution's zero padding), and on the left of every row
+zeros that are also the right margin of the row before. Kernels write zeros behind a row's last
+voxel, and never touch halos: these are zeroed once, when the arena is made.
+
+A concatenation is one buffer whose parts are written in place, as channels of it; so are slices
+of channels. Two values share memory if their lives do not overlap and their geometry is the same
+(halos then coincide).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from hyper_inference.compiler.ir import Concat, Conv, Graph, Node, Shape, Slice, TensorType, Triple
+from hyper_inference.errors import ShapeError
+
+ALIGN = 16
+"""Floats; a cache line, and the widest vector."""
+FRONT = 16384
+SLACK = 16384
+"""Floats before and behind all buffers, so that vectors may read past a tail."""
+
+
+@dataclass(frozen=True, slots=True)
+class Geometry:
+    """A buffer: its shape and the zeros around it."""
+
+    shape: Shape
+    before: tuple[int, int]  # zero planes, zero rows
+    after: tuple[int, int]
+    left: int  # zero floats before each row
+
+    @property
+    def pitch(self) -> int:
+        """Floats from a row of x to the next channel's."""
+        return self.left + _round_up(self.shape[3], ALIGN)
+
+    @property
+    def row_stride(self) -> int:
+        """Floats from one y to the next."""
+        return self.pitch * self.shape[0]
+
+    @property
+    def plane_stride(self) -> int:
+        """Floats from one z to the next."""
+        return self.row_stride * (self.shape[2] + self.before[1] + self.after[1])
+
+    @property
+    def origin(self) -> int:
+        """Floats from the buffer's start to its voxel 0."""
+        return self.plane_stride * self.before[0] + self.row_stride * self.before[1] + self.left
+
+    @property
+    def floats(self) -> int:
+        """Size of the buffer; the last row has its right margin too."""
+        planes = self.shape[1] + self.before[0] + self.after[0]
+        return self.plane_stride * planes + self.left
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """A value's memory: `offset` of its voxel 0 in the arena, and its strides, in floats."""
+
+    shape: Shape
+    offset: int
+    channel: int
+    row: int
+    plane: int
+
+
+@dataclass(frozen=True, slots=True)
+class MemoryPlan:
+    """Places of all values in an arena of `floats`; `values` tells what has been written in place."""
+
+    places: Mapping[str, Place]
+    floats: int
+    buffers: int
+    in_place: frozenset[tuple[str, str]]
+    """(concat or slice, part): no copy is needed."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Need:
+    """Zeros that readers see around a value, along z, y and x."""
+
+    before: Triple = (0, 0, 0)
+    after: Triple = (0, 0, 0)
+
+    def union(self, other: _Need) -> _Need:
+        return _Need(_largest(self.before, other.before), _largest(self.after, other.after))
+
+
+def plan_memory(graph: Graph, *, max_bytes: int = 2**36) -> MemoryPlan:
+    """Place every value.
+
+    Raises:
+        ShapeError: more than `max_bytes` would be needed.
+    """
+    parents = _parents(graph)
+    roots = {name: _root(name, parents) for name in graph.types()}
+    types = graph.types()
+    needs: dict[str, _Need] = {}
+    born: dict[str, int] = {}
+    dies: dict[str, int] = {}
+
+    def touch(value: str, at: int) -> None:
+        root = roots[value][0]
+        born[root] = min(born.get(root, at), at)
+        dies[root] = max(dies.get(root, at), at)
+
+    touch(graph.input, -1)
+    for index, node in enumerate(graph.nodes):
+        touch(node.name, index)
+        for name in node.inputs:
+            touch(name, index)
+            root = roots[name][0]
+            needs[root] = needs.get(root, _Need()).union(_need(node, types[name]))
+    touch(graph.output, len(graph.nodes))
+
+    slots: list[tuple[Geometry, int]] = []  # geometry and the step at which it is free again
+    chosen: dict[str, int] = {}
+    for root in sorted(born, key=lambda name: born[name]):
+        geometry = _geometry(types[root].shape, needs.get(root, _Need()))
+        for slot, (have, free_after) in enumerate(slots):
+            if have == geometry and free_after < born[root]:
+                break
+        else:
+            slot = len(slots)
+            slots.append((geometry, -2))
+        slots[slot] = (geometry, dies[root])
+        chosen[root] = slot
+
+    offsets, total = [], FRONT
+    for geometry, _ in slots:
+        offsets.append(total)
+        total += _round_up(geometry.floats, ALIGN)
+    total += SLACK
+    if total * 4 > max_bytes:
+        raise ShapeError(
+            f"the net needs {total * 4 / 2**30:.1f} GiB for one sample of {graph.input_type}; "
+            "use smaller patches"
+        )
+    places = {}
+    for name, (root, channel) in roots.items():
+        geometry = slots[chosen[root]][0]
+        start = offsets[chosen[root]] + geometry.origin + channel * geometry.pitch
+        places[name] = Place(
+            types[name].shape, start, geometry.pitch, geometry.row_stride, geometry.plane_stride
+        )
+    in_place = frozenset((node.name, name) for node in graph.nodes for name in node.inputs
+                         if isinstance(node.op, (Concat, Slice))
+                         and roots[node.name][0] == roots[name][0])  # fmt: skip
+    return MemoryPlan(places, total, len(slots), in_place)
+
+
+def _parents(graph: Graph) -> dict[str, tuple[str, int]]:
+    """Values that lie inside another: parts of concatenations, then slices of channels."""
+    types = graph.types()
+    parents: dict[str, tuple[str, int]] = {}
+    for node in graph.nodes:
+        if isinstance(node.op, Concat):
+            channel = 0
+            for name in node.inputs:
+                if name not in parents and node.inputs.count(name) == 1:
+                    parents[name] = (node.name, channel)
+                channel += types[name].shape[0]
+    for node in graph.nodes:
+        if isinstance(node.op, Slice) and node.name not in parents:
+            source = types[node.inputs[0]].shape
+            whole = node.op.start[1:] == (0, 0, 0) and node.op.stop[1:] == source[1:]
+            if whole and node.op.step == (1, 1, 1, 1):
+                parents[node.name] = (node.inputs[0], node.op.start[0])
+    return parents
+
+
+def _root(name: str, parents: Mapping[str, tuple[str, int]]) -> tuple[str, int]:
+    channel = 0
+    while name in parents:
+        name, first = parents[name]
+        channel += first
+    return name, channel
+
+
+def _need(node: Node, source: TensorType) -> _Need:
+    """Zeros that `node` reads around its (first) input."""
+    op = node.op
+    if not isinstance(op, Conv) or source.shape[0] != op.weight.shape[1] * op.groups:
+        return _Need()
+    after = []
+    for axis in range(3):
+        last = (node.type.shape[axis + 1] - 1) * op.stride[axis] - op.pad_before[axis]
+        last += (op.kernel[axis] - 1) * op.dilation[axis]
+        after.append(max(0, last - source.shape[axis + 1] + 1))
+    return _Need(op.pad_before, (after[0], after[1], after[2]))
+
+
+def _geometry(shape: Shape, need: _Need) -> Geometry:
+    spare = _round_up(shape[3], ALIGN) - shape[3]  # zeros behind a row
+    left = _round_up(max(need.before[2], need.after[2] - spare, 0), ALIGN)
+    return Geometry(shape, need.before[:2], need.after[:2], left)
+
+
+def _largest(one: Triple, other: Triple) -> Triple:
+    z, y, x = (max(a, b) for a, b in zip(one, other, strict=True))
+    return z, y, x
+
+
+def _round_up(n: int, step: int) -> int:
+    return math.ceil(n / step) * step

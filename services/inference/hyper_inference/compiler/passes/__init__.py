@@ -1,0 +1,1 @@
+"""Graph -> graph, one pass a file; none knows of another, `pipeline.py` orders them."""

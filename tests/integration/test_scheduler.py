@@ -1,0 +1,428 @@
+"""The scheduler process over real gRPC, etcd and S3; the worker is scripted."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import signal
+import sys
+import uuid
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import grpc
+import grpc.aio
+import pytest
+
+from hyper.errors import HyperError, from_rpc_error
+from hyper_servicekit.config import S3Settings
+from hyperapi.scheduler.v1 import cluster_service_pb2 as cluster
+from hyperapi.scheduler.v1 import cluster_service_pb2_grpc as cluster_grpc
+from hyperapi.scheduler.v1 import workflow_pb2 as nouns
+from hyperapi.scheduler.v1 import workflow_service_pb2 as pb
+from hyperapi.scheduler.v1 import workflow_service_pb2_grpc as pb_grpc
+from hyperapi.worker.v1 import agent_service_pb2 as agent
+from tests.support.fake_worker import FakeWorker, fail, fake_worker, hang, key_of, succeed
+from tests.support.servers import EtcdServer
+
+RECIPE = """
+name: shards
+experiments:
+  work:
+    function: tests.jobs:work
+    parameters: {shard: {range: [0, %d]}}
+  sum:
+    depends_on: [work]
+    command: "echo {{total}}"
+    parameters: {total: 7}
+"""
+
+
+@dataclass
+class Scheduler:
+    """A scheduler process; `start` again after `kill`."""
+
+    environment: dict[str, str]
+    ready_file: Path
+    log: Path
+    process: asyncio.subprocess.Process | None = None
+    address: str = ""
+
+    async def start(self) -> None:
+        self.ready_file.unlink(missing_ok=True)
+        with self.log.open("ab") as log:
+            self.process = await asyncio.create_subprocess_exec(
+                sys.executable, "-m", "hyper_scheduler", env=self.environment, stderr=log
+            )
+        process = self.process
+
+        def ready() -> bool:
+            if process.returncode is not None:
+                pytest.fail(f"the scheduler ended:\n{self.log.read_text()}")
+            return self.ready_file.exists()
+
+        await until(ready, 30)
+        self.address = json.loads(self.ready_file.read_text())["address"]
+
+    async def kill(self) -> None:
+        assert self.process is not None
+        self.process.kill()
+        await self.process.wait()
+
+    async def stop(self) -> int:
+        assert self.process is not None
+        if self.process.returncode is None:
+            self.process.send_signal(signal.SIGTERM)
+        return await asyncio.wait_for(self.process.wait(), 20)
+
+
+async def until(condition: Callable[[], bool], timeout_s: float = 15.0) -> None:
+    async with asyncio.timeout(timeout_s):
+        while not condition():
+            await asyncio.sleep(0.01)
+
+
+async def answers(call: Callable[[], Awaitable[object]], timeout_s: float = 15.0) -> None:
+    """Wait until a call is answered: a leader is there."""
+    async with asyncio.timeout(timeout_s):
+        while True:
+            try:
+                await call()
+                return
+            except grpc.aio.AioRpcError as error:
+                assert error.code() is grpc.StatusCode.UNAVAILABLE, error
+                await asyncio.sleep(0.05)
+
+
+@pytest.fixture
+async def make_scheduler(
+    etcd_server: EtcdServer, s3_settings: S3Settings, etcd_prefix: str, tmp_path: Path
+) -> AsyncIterator[Callable[[str], Awaitable[Scheduler]]]:
+    schedulers: list[Scheduler] = []
+
+    async def make(name: str) -> Scheduler:
+        environment = os.environ | {
+            "HYPER_SCHEDULER__ETCD_ENDPOINTS": json.dumps([etcd_server.endpoint]),
+            "HYPER_SCHEDULER__ETCD_PREFIX": etcd_prefix,
+            "HYPER_SCHEDULER__INSTANCE": name,
+            "HYPER_SCHEDULER__READY_FILE": str(tmp_path / f"{name}.json"),
+            "HYPER_SCHEDULER__LEASE_S": "2",
+            "HYPER_SCHEDULER__HEARTBEAT_S": "0.5",
+            "HYPER_SCHEDULER__LEADER_TTL_S": "2",
+            "HYPER_SCHEDULER__DRAIN_GRACE_S": "2",
+            "HYPER_SCHEDULER__S3__ENDPOINT": s3_settings.endpoint,
+            "HYPER_SCHEDULER__S3__BUCKET": s3_settings.bucket,
+            "HYPER_SCHEDULER__S3__PREFIX": s3_settings.prefix,
+            "HYPER_SCHEDULER__S3__ACCESS_KEY": s3_settings.access_key,
+            "HYPER_SCHEDULER__S3__SECRET_KEY": s3_settings.secret_key.get_secret_value(),
+        }
+        scheduler = Scheduler(environment, tmp_path / f"{name}.json", tmp_path / f"{name}.log")
+        schedulers.append(scheduler)
+        await scheduler.start()
+        return scheduler
+
+    yield make
+    for scheduler in schedulers:
+        assert await scheduler.stop() in (0, -signal.SIGKILL), scheduler.log.read_text()
+
+
+class Client:
+    """Thin calls on one scheduler."""
+
+    def __init__(self, channel: grpc.aio.Channel) -> None:
+        self.workflows = pb_grpc.WorkflowServiceStub(channel)
+        self.nodes = pb_grpc.NodeServiceStub(channel)
+        self.cluster = cluster_grpc.ClusterServiceStub(channel)
+
+    async def submit(self, recipe: str, request_id: str | None = None) -> nouns.Workflow:
+        request = pb.CreateWorkflowRequest(
+            parent="tenants/t", recipe_yaml=recipe, request_id=request_id or str(uuid.uuid4())
+        )
+        return (await self.workflows.CreateWorkflow(request, timeout=10)).workflow
+
+    async def get(self, name: str) -> nouns.Workflow:
+        request = pb.GetWorkflowRequest(name=name)
+        return (await self.workflows.GetWorkflow(request, timeout=10)).workflow
+
+    async def wait(self, name: str, timeout_s: float = 20) -> nouns.Workflow:
+        """Watch to the end; dial again when the stream breaks."""
+        last = nouns.Workflow()
+        async with asyncio.timeout(timeout_s):
+            while last.state in (0, nouns.RUN_STATE_PENDING, nouns.RUN_STATE_RUNNING):
+                try:
+                    request = pb.WatchWorkflowRequest(name=name)
+                    async for response in self.workflows.WatchWorkflow(request):
+                        last = response.workflow
+                except grpc.aio.AioRpcError as error:
+                    assert error.code() is grpc.StatusCode.UNAVAILABLE, error
+                    await asyncio.sleep(0.05)
+        return last
+
+    async def tasks(self, parent: str, page_size: int = 0, state: int = 0) -> list[nouns.Task]:
+        found: list[nouns.Task] = []
+        token = ""
+        while True:
+            request = pb.ListTasksRequest(
+                parent=parent, page_size=page_size, page_token=token, state=state
+            )
+            response = await self.workflows.ListTasks(request, timeout=10)
+            found += response.tasks
+            token = response.next_page_token
+            if not token:
+                return found
+
+    async def leads(self) -> None:
+        request = pb.ListWorkersRequest()
+        await answers(lambda: self.nodes.ListWorkers(request, timeout=5))
+
+
+@asynccontextmanager
+async def client(scheduler: Scheduler) -> AsyncIterator[Client]:
+    async with grpc.aio.insecure_channel(scheduler.address) as channel:
+        yield Client(channel)
+
+
+async def refused(call: Awaitable[object]) -> HyperError:
+    with pytest.raises(grpc.aio.AioRpcError) as raised:
+        await call
+    return from_rpc_error(raised.value)
+
+
+Make = Callable[[str], Awaitable[Scheduler]]
+
+
+async def test_a_workflow_from_submit_to_results(make_scheduler: Make) -> None:
+    scheduler = await make_scheduler("one")
+    async with client(scheduler) as c, fake_worker("w1", scheduler.address) as worker:
+        await c.leads()
+        request_id = str(uuid.uuid4())
+        created = await c.submit(RECIPE % 50, request_id)
+        assert (await c.submit(RECIPE % 50, request_id)).name == created.name
+        assert created.state == nouns.RUN_STATE_RUNNING
+        done = await c.wait(created.name)
+        assert done.state == nouns.RUN_STATE_SUCCEEDED, done
+        assert done.tasks.succeeded == done.tasks.total == 51
+        parent = f"{created.name}/experiments/work"
+        tasks = await c.tasks(parent, page_size=20)
+        assert [task.index for task in tasks] == list(range(50))
+        assert {task.worker for task in tasks} == {"workers/w1"}
+        request = pb.GetTaskRequest(name=f"{parent}/tasks/7")
+        task = (await c.workflows.GetTask(request, timeout=5)).task
+        assert json.loads(task.result_json) == {"shard": 7}
+        assert task.attempt.epoch > 0
+        assert task.end_time.ToNanoseconds() >= task.start_time.ToNanoseconds() > 0
+        await until(lambda: not worker.unacknowledged)
+        assert len(worker.started) == 51
+
+
+async def test_failures_count_and_end_the_workflow(make_scheduler: Make) -> None:
+    scheduler = await make_scheduler("one")
+    recipe = """
+name: bad
+experiments:
+  a: {command: "false", retries: 2}
+  b: {command: "true", depends_on: [a]}
+  c: {command: "sleep 1000"}
+"""
+
+    def act(start: agent.TaskStart, spec: agent.TaskSpec) -> agent.TaskStatus | None:
+        return fail(start, spec) if spec.command == "false" else hang(start, spec)
+
+    async with client(scheduler) as c, fake_worker("w1", scheduler.address, act) as worker:
+        await c.leads()
+        name = (await c.submit(recipe)).name
+        done = await c.wait(name)
+        assert done.state == nouns.RUN_STATE_FAILED
+        assert "experiment a: task 0 failed 3 times: boom" in done.message
+        states = {each.name.rpartition("/")[2]: each.state for each in done.experiments}
+        assert states == {
+            "a": nouns.RUN_STATE_FAILED,
+            "b": nouns.RUN_STATE_CANCELLED,
+            "c": nouns.RUN_STATE_CANCELLED,
+        }
+        assert len(worker.stopped) == 1  # c was told to stop
+        worker.behaviour = succeed
+        retry = pb.RetryWorkflowRequest(name=name, request_id=str(uuid.uuid4()))
+        await c.workflows.RetryWorkflow(retry, timeout=5)
+        assert (await c.wait(name)).state == nouns.RUN_STATE_SUCCEEDED
+        error = await refused(
+            c.workflows.RetryWorkflow(
+                pb.RetryWorkflowRequest(name=name, request_id=str(uuid.uuid4())), timeout=5
+            )
+        )
+        assert error.reason == "WORKFLOW_FINISHED"
+
+
+async def test_cancel_stops_what_runs(make_scheduler: Make) -> None:
+    scheduler = await make_scheduler("one")
+    async with client(scheduler) as c, fake_worker("w1", scheduler.address, hang) as worker:
+        await c.leads()
+        name = (await c.submit(RECIPE % 10)).name
+        await until(lambda: len(worker.running) == 4)
+        request = pb.CancelWorkflowRequest(name=name, request_id=str(uuid.uuid4()), reason="tired")
+        await c.workflows.CancelWorkflow(request, timeout=5)
+        done = await c.wait(name)
+        assert (done.state, done.message) == (nouns.RUN_STATE_CANCELLED, "cancelled: tired")
+        assert done.tasks.cancelled == 11
+        assert not worker.running
+
+
+async def test_a_lost_worker_fails_nothing(make_scheduler: Make) -> None:
+    scheduler = await make_scheduler("one")
+    async with client(scheduler) as c:
+        await c.leads()
+        async with fake_worker("w1", scheduler.address, hang) as first:
+            name = (await c.submit(RECIPE % 8)).name
+            await until(lambda: len(first.running) == 4)
+        async with fake_worker("w2", scheduler.address) as second:
+            done = await c.wait(name)
+            assert done.state == nouns.RUN_STATE_SUCCEEDED
+            assert done.tasks.lost == 4
+            assert len(second.started) == 9
+            workers = (await c.nodes.ListWorkers(pb.ListWorkersRequest(), timeout=5)).workers
+            states = {worker.name: worker.state for worker in workers}
+            assert states == {
+                "workers/w2": nouns.WORKER_STATE_READY,
+                "workers/w1": nouns.WORKER_STATE_LOST,
+            }
+
+
+async def test_a_silent_worker_is_lost(make_scheduler: Make) -> None:
+    scheduler = await make_scheduler("one")
+    async with client(scheduler) as c, fake_worker("w1", scheduler.address, hang) as first:
+        await c.leads()
+        name = (await c.submit(RECIPE % 2)).name
+        await until(lambda: len(first.running) == 2)
+        async with fake_worker("w2", scheduler.address) as second:
+            await until(lambda: second.welcomes == 1)
+            first.silent = True
+            done = await c.wait(name)
+            assert done.state == nouns.RUN_STATE_SUCCEEDED
+            assert (done.tasks.lost, len(second.started)) == (2, 3)
+            await until(lambda: len(first.stopped) == 2)  # it was cut off, and dialled again
+
+
+async def test_drained_workers_get_nothing_new(make_scheduler: Make) -> None:
+    scheduler = await make_scheduler("one")
+    async with client(scheduler) as c, fake_worker("w1", scheduler.address, hang) as first:
+        await c.leads()
+        name = (await c.submit(RECIPE % 6)).name
+        await until(lambda: len(first.running) == 4)
+        request = pb.DrainWorkerRequest(name="workers/w1", request_id=str(uuid.uuid4()))
+        drained = (await c.nodes.DrainWorker(request, timeout=5)).worker
+        assert drained.state == nouns.WORKER_STATE_DRAINING
+        await until(lambda: first.drained)
+        for key in list(first.running):
+            first.finish(key, agent.OUTCOME_SUCCEEDED)
+        async with fake_worker("w2", scheduler.address) as second:
+            assert (await c.wait(name)).state == nouns.RUN_STATE_SUCCEEDED
+            assert (len(first.started), len(second.started)) == (4, 3)
+
+
+@pytest.mark.timeout(90)
+async def test_sigkill_of_the_scheduler_loses_nothing(make_scheduler: Make) -> None:
+    scheduler = await make_scheduler("one")
+    finished: list[str] = []
+    held: list[FakeWorker] = []
+
+    def act(start: agent.TaskStart, spec: agent.TaskSpec) -> agent.TaskStatus | None:
+        if start.key.task.endswith(("tasks/3", "tasks/11")):
+            return hang(start, spec)
+        finished.append(start.key.task)
+        return succeed(start, spec)
+
+    async with fake_worker("w1", lambda: scheduler.address, act) as worker:
+        held.append(worker)
+        async with client(scheduler) as c:
+            await c.leads()
+            name = (await c.submit(RECIPE % 40)).name
+            await until(lambda: len(finished) == 38 and not worker.unacknowledged)
+        await scheduler.kill()
+        # one ends while nobody leads, one goes on and is taken over
+        assert len(worker.running) == 2
+        early, late = list(worker.running)
+        worker.finish(early, agent.OUTCOME_SUCCEEDED, result_json='"early"')
+        await scheduler.start()
+        async with client(scheduler) as c:
+            await until(lambda: worker.welcomes >= 2, 30)
+            await until(lambda: not worker.unacknowledged)
+            worker.finish(late, agent.OUTCOME_SUCCEEDED, result_json='"late"')
+            done = await c.wait(name)
+            assert done.state == nouns.RUN_STATE_SUCCEEDED
+            assert done.tasks.lost == 0
+            assert len(worker.started) == 41  # nothing ran twice
+            parent = f"{name}/experiments/work"
+            results = {
+                (
+                    await c.workflows.GetTask(pb.GetTaskRequest(name=key[0]), timeout=5)
+                ).task.result_json
+                for key in (early, late)
+            }
+            assert results == {'"early"', '"late"'}
+            assert len(await c.tasks(parent, state=nouns.TASK_STATE_SUCCEEDED)) == 40
+
+
+@pytest.mark.timeout(90)
+async def test_a_standby_takes_over(make_scheduler: Make) -> None:
+    first = await make_scheduler("one")
+    async with client(first) as c:
+        await c.leads()
+    second = await make_scheduler("two")
+    where = [second]
+    async with client(second) as c:
+        error = await refused(c.submit(RECIPE % 3))
+        assert (error.reason, error.metadata) == ("NOT_LEADER", {"leader": first.address})
+        found = await c.cluster.GetCluster(cluster.GetClusterRequest(), timeout=5)
+        assert found.leader == first.address
+        assert {each.address for each in found.instances} == {first.address, second.address}
+    async with fake_worker("w1", lambda: where[0].address, hang) as worker:
+        await until(lambda: bool(worker.errors))
+        assert "does not lead" in worker.errors[0]
+        where[0] = first
+        async with client(first) as c:
+            name = (await c.submit(RECIPE % 3)).name
+            await until(lambda: len(worker.running) == 3)
+        async with client(second) as c:
+            assert (await c.get(name)).tasks.total == 4  # a follower answers reads
+            await first.kill()
+            where[0] = second
+            worker.behaviour = succeed
+            await c.leads()
+            await until(lambda: worker.welcomes == 2)
+            for key in list(worker.running):
+                worker.finish(key, agent.OUTCOME_SUCCEEDED)
+            done = await c.wait(name)
+            assert done.state == nouns.RUN_STATE_SUCCEEDED
+            assert done.tasks.lost == 0
+            assert len({key_of(agent.TaskKey()), *worker.started}) == 5
+
+
+async def test_bad_requests_are_refused(make_scheduler: Make) -> None:
+    scheduler = await make_scheduler("one")
+    async with client(scheduler) as c:
+        await c.leads()
+        error = await refused(c.submit("name: x\nexperiments:\n  a: {comand: 'ls'}\n"))
+        assert (error.reason, error.metadata["line"]) == ("INVALID_RECIPE", "3")
+        assert error.metadata["key"] == "experiments.a.comand"
+        error = await refused(c.submit(RECIPE % 3, "not-a-uuid"))
+        assert error.reason == "INVALID_REQUEST"
+        missing = "tenants/t/workflows/none"
+        error = await refused(c.get(missing))
+        assert error.reason == "NOT_FOUND"
+        error = await refused(c.get("tenants/../workflows/none"))
+        assert error.reason == "INVALID_NAME"
+        request = pb.CancelWorkflowRequest(name=missing, request_id=str(uuid.uuid4()))
+        error = await refused(c.workflows.CancelWorkflow(request, timeout=5))
+        assert error.reason == "NOT_FOUND"
+        dry = pb.CreateWorkflowRequest(
+            parent="tenants/t", recipe_yaml=RECIPE % 3, request_id=str(uuid.uuid4()),
+            validate_only=True,
+        )  # fmt: skip
+        preview = (await c.workflows.CreateWorkflow(dry, timeout=5)).workflow
+        assert preview.tasks.total == 4
+        assert not (
+            await c.workflows.ListWorkflows(pb.ListWorkflowsRequest(parent="tenants/t"), timeout=5)
+        ).workflows

@@ -1,0 +1,373 @@
+"""`hyper ls | versions | cp | export | rm`: datasets from the command line."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from hyper.cli import output
+from hyper.errors import FailedPreconditionError, InvalidArgumentError, NotFoundError
+from hyper.names import Address, check_path, parse_address
+
+if TYPE_CHECKING:
+    from hyper._files import FileInfo
+    from hyper.arrays import Array
+    from hyper.client import Client
+    from hyper.datasets import Dataset
+
+SCHEME = "hyper://"
+_DOWNLOADS_AT_ONCE = 8
+_SLAB_BYTES = 256 * 2**20
+
+_Json = Annotated[bool, typer.Option("--json", help="print JSON")]
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands."""
+    app.command("ls")(ls)
+    app.command("versions")(versions)
+    app.command("cp")(cp)
+    app.command("export")(export)
+    app.command("rm")(rm)
+
+
+# ls, versions
+
+
+def ls(
+    what: Annotated[str, typer.Argument(help="tenant, or tenant/name[@version]")] = "default",
+    json_output: _Json = False,
+) -> None:
+    """List a tenant's datasets, or what a dataset holds."""
+    from hyper.client import connect
+
+    with connect(notice=output.say) as client:
+        if "/" in what.removeprefix(SCHEME).strip("/"):
+            _list_dataset(client, what.rstrip("/"), json_output)
+        else:
+            _list_tenant(client, what.removeprefix(SCHEME).strip("/"), json_output)
+
+
+def _list_tenant(client: Client, tenant: str, json_output: bool) -> None:
+    from hyper.datasets import list_datasets
+
+    found = [
+        {
+            "dataset": f"{tenant}/{dataset.name.rpartition('/')[2]}",
+            "version": dataset.head,
+            "updated": dataset.update_time.ToJsonString(),
+        }
+        for dataset in list_datasets(client, tenant)
+    ]
+    rows = [(d["dataset"], d["version"] or "-", d["updated"][:19]) for d in found]  # type: ignore[index]
+    text = output.table(("DATASET", "VERSION", "UPDATED"), rows)
+    output.emit(found, text if found else f"no datasets of {tenant}", as_json=json_output)
+
+
+def _list_dataset(client: Client, what: str, json_output: bool) -> None:
+    address = parse_address(what)
+    dataset = _open(client, Address(address.tenant, address.dataset, address.version))
+    prefix = address.array or ""
+    arrays = [dataset[name] for name in dataset.arrays() if name.startswith(prefix)]
+    files = list(dataset.files(prefix))
+    value = {
+        "dataset": f"{address.tenant}/{address.dataset}",
+        "version": dataset.version,
+        "message": dataset.message,
+        "arrays": [_describe(array) for array in arrays],
+        "files": [{"path": info.path, "size_bytes": info.size_bytes} for info in files],
+    }
+    rows: list[tuple[object, ...]] = [
+        (_short(array), "array", f"{array.dtype} {' x '.join(map(str, array.shape))}")
+        for array in arrays
+    ]
+    rows += [(info.path, "file", output.human_bytes(info.size_bytes)) for info in files]
+    text = f"{value['dataset']}@{dataset.version}"
+    if rows:
+        text += "\n" + output.table(("NAME", "KIND", "WHAT"), rows)
+    output.emit(value, text, as_json=json_output)
+
+
+def _describe(array: Array) -> dict[str, Any]:
+    return {
+        "name": _short(array),
+        "shape": array.shape,
+        "dtype": array.dtype.name,
+        "chunks": array.chunks,
+        "shards": array.shards,
+        "voxel_size_nm": array.voxel_size_nm,
+        "url": array.url,
+    }
+
+
+def _short(array: Array) -> str:
+    return array.name.partition("/arrays/")[2]
+
+
+def versions(
+    dataset: Annotated[str, typer.Argument(help="tenant/name")],
+    json_output: _Json = False,
+) -> None:
+    """List a dataset's versions, newest first."""
+    from hyper.client import connect
+    from hyper.datasets import list_versions
+
+    with connect(notice=output.say) as client:
+        found = [
+            {
+                "version": version.number,
+                "created": version.create_time.ToJsonString(),
+                "files": version.files,
+                "file_bytes": version.file_bytes,
+                "arrays": list(version.arrays),
+                "message": version.message,
+            }
+            for version in list_versions(client, dataset)
+        ]
+    rows = [
+        (v["version"], str(v["created"])[:19], v["files"], len(v["arrays"]), v["message"])  # type: ignore[arg-type]
+        for v in found
+    ]
+    text = output.table(("VERSION", "CREATED", "FILES", "ARRAYS", "MESSAGE"), rows)
+    output.emit(found, text if found else f"{dataset} has no version yet", as_json=json_output)
+
+
+# cp
+
+
+@dataclass(frozen=True, slots=True)
+class _Place:
+    """`hyper://tenant/name[@version][/path]`."""
+
+    address: Address
+    path: str
+
+
+def _place(text: str) -> _Place:
+    parts = text.removeprefix(SCHEME).split("/", 2)
+    address = parse_address("/".join(parts[:2]))
+    path = parts[2].strip("/") if len(parts) == 3 else ""
+    return _Place(address, check_path(path) if path else "")
+
+
+def cp(
+    source: Annotated[str, typer.Argument(help="local file or folder, or hyper://tenant/name/...")],
+    destination: Annotated[str, typer.Argument(help="the other one")],
+    message: Annotated[str, typer.Option("-m", "--message", help="of the new version")] = "",
+    json_output: _Json = False,
+) -> None:
+    """Copy files into a dataset (as one new version), or out of it."""
+    from hyper.client import connect
+
+    up, down = destination.startswith(SCHEME), source.startswith(SCHEME)
+    if up == down:
+        raise InvalidArgumentError(
+            "one of SRC and DST must be a dataset, written hyper://tenant/name[@version][/path], "
+            "and the other a local file or folder"
+        )
+    place = _place(destination if up else source)
+    local = Path(source if up else destination)
+    files = _local_files(local, place.path) if up else []
+    with connect(notice=output.say) as client:
+        if up:
+            _upload(client, files, place, message or f"cp {source}", json_output)
+        else:
+            _download(client, place, local, json_output)
+
+
+def _local_files(source: Path, prefix: str) -> list[tuple[str, Path]]:
+    """(path in the dataset, local file), checked before anything is sent."""
+    if source.is_file():
+        return [(check_path(prefix or source.name), source)]
+    if not source.is_dir():
+        raise InvalidArgumentError(f"{source}: no such file or folder")
+    root = source.resolve()
+    files: list[tuple[str, Path]] = []
+    for path in sorted(source.rglob("*")):
+        if path.is_dir():
+            continue
+        if not path.is_file():
+            raise InvalidArgumentError(f"{path}: not a regular file; remove it or copy without it")
+        if not path.resolve().is_relative_to(root):
+            raise InvalidArgumentError(
+                f"{path}: a link that leads out of {source}; copy its target"
+            )
+        relative = path.relative_to(source).as_posix()
+        files.append((check_path(f"{prefix}/{relative}" if prefix else relative), path))
+    if not files:
+        raise InvalidArgumentError(f"{source}: no files in it")
+    return files
+
+
+def _upload(
+    client: Client, files: list[tuple[str, Path]], place: _Place, message: str, json_output: bool
+) -> None:
+    if place.address.version is not None:
+        raise InvalidArgumentError("a version never changes: write hyper://tenant/name without @")
+    with output.progress() as progress, client.session(str(place.address)) as session:
+        task = progress.add_task("uploading", total=len(files))
+
+        def counted() -> Iterator[tuple[str, Path]]:
+            for item in files:
+                yield item
+                progress.advance(task)
+
+        session.write_many(counted())
+        version = session.commit(message)
+    value = {"dataset": str(place.address), "version": version.number, "files": len(files)}
+    text = f"{len(files)} file(s) are in {place.address}@{version.number}"
+    output.emit(value, text, as_json=json_output)
+
+
+def _download(client: Client, place: _Place, target: Path, json_output: bool) -> None:
+    dataset = _open(client, place.address)
+    infos = _wanted(dataset, place)
+    single = len(infos) == 1 and infos[0].path == place.path
+    pairs: list[tuple[FileInfo, Path]] = []
+    for info in infos:
+        relative = check_path(info.path).removeprefix(place.path).lstrip("/")
+        if single:
+            name = info.path.rpartition("/")[2]
+            pairs.append((info, target / name if target.is_dir() else target))
+        else:
+            pairs.append((info, target / relative))
+    for folder in sorted({path.parent for _, path in pairs}):
+        folder.mkdir(parents=True, exist_ok=True)
+    with output.progress() as progress, ThreadPoolExecutor(_DOWNLOADS_AT_ONCE) as pool:
+        task = progress.add_task("downloading", total=len(pairs))
+        for _ in pool.map(lambda pair: dataset.download_file(*pair), pairs):
+            progress.advance(task)
+    size = sum(info.size_bytes for info in infos)
+    value = {
+        "dataset": f"{place.address.tenant}/{place.address.dataset}",
+        "version": dataset.version,
+        "files": len(infos),
+        "bytes": size,
+        "to": str(target),
+    }
+    text = f"{len(infos)} file(s), {output.human_bytes(size)}, are in {target}"
+    output.emit(value, text, as_json=json_output)
+
+
+def _wanted(dataset: Dataset, place: _Place) -> list[FileInfo]:
+    """The file of this path, or all files of this folder."""
+    if not place.path:
+        infos = list(dataset.files())
+    else:
+        infos = [i for i in dataset.files(place.path) if i.path == place.path]
+        infos = infos or list(dataset.files(f"{place.path}/"))
+    if not infos:
+        arrays = dataset.arrays()
+        hint = f"; it has arrays: {', '.join(arrays[:5])} (see `hyper export`)" if arrays else ""
+        raise NotFoundError(f"{place.address} has no file {place.path!r}{hint}")
+    return infos
+
+
+# export
+
+
+def export(
+    source: Annotated[str, typer.Argument(help="tenant/name[@version]/array")],
+    folder: Annotated[Path, typer.Argument(help="for the sections; made if it does not exist")],
+    form: Annotated[str, typer.Option("--format", help="png or tiff")] = "png",
+    force: Annotated[bool, typer.Option("--force", help="into a folder that has files")] = False,
+    json_output: _Json = False,
+) -> None:
+    """Write an array as one image a section."""
+    from hyper.client import connect
+
+    if form not in ("png", "tiff"):
+        raise InvalidArgumentError(f"--format {form!r}: choose png or tiff")
+    if folder.exists() and not folder.is_dir():
+        raise InvalidArgumentError(f"{folder}: is a file; name a folder")
+    if not force and folder.is_dir() and any(folder.iterdir()):
+        raise InvalidArgumentError(f"{folder}: not empty; name another folder, or give --force")
+    with connect(notice=output.say) as client:
+        array = client.open_array(source)
+        _check_exportable(array, source, form)
+        folder.mkdir(parents=True, exist_ok=True)
+        count = _export(array, folder, form)
+    value = {
+        "array": source, "folder": str(folder), "sections": count, "shape": array.shape,
+        "dtype": array.dtype.name, "format": form,
+    }  # fmt: skip
+    output.emit(value, f"{count} section(s) are in {folder}", as_json=json_output)
+
+
+def _check_exportable(array: Array, source: str, form: str) -> None:
+    if array.ndim < 2 or any(n != 1 for n in array.shape[:-3]):
+        raise InvalidArgumentError(
+            f"{source} has shape {array.shape}; only (z, y, x) and (y, x) can be exported",
+            reason="SHAPE_MISMATCH",
+        )
+    if form == "png" and array.dtype.name not in ("uint8", "uint16", "bool"):
+        raise InvalidArgumentError(
+            f"{source} has dtype {array.dtype}, which PNG cannot hold; give --format tiff"
+        )
+    if array.dtype.kind == "c":
+        raise InvalidArgumentError(f"{source} has complex numbers, which no image holds")
+
+
+def _export(array: Array, folder: Path, form: str) -> int:
+    from hyper import images
+
+    write = images.write_png if form == "png" else images.write_tiff
+    sections = array.shape[-3] if array.ndim > 2 else 1
+    digits = max(4, len(str(sections - 1)))
+    with output.progress() as progress, ThreadPoolExecutor(2) as pool:
+        task = progress.add_task("exporting", total=sections)
+        for z, slab in _slabs(array, sections):
+            names = [folder / f"{z + i:0{digits}d}.{form}" for i in range(len(slab))]
+            for _ in pool.map(write, names, slab):
+                progress.advance(task)
+    return sections
+
+
+def _slabs(array: Array, sections: int) -> Iterator[tuple[int, Any]]:
+    """(z, some sections from there on): whole chunks, as memory allows."""
+    if array.ndim == 2:
+        yield 0, array[...][None]
+        return
+    section_bytes = max(1, array.nbytes // sections)
+    thickness = max(1, min(array.chunks[-3], _SLAB_BYTES // section_bytes))
+    leading = (0,) * (array.ndim - 3)
+    for z in range(0, sections, thickness):
+        yield z, array[(*leading, slice(z, min(z + thickness, sections)))]
+
+
+# rm
+
+
+def rm(
+    dataset: Annotated[str, typer.Argument(help="tenant/name")],
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="do not ask")] = False,
+    json_output: _Json = False,
+) -> None:
+    """Delete a dataset with all its versions."""
+    from hyper.client import connect
+    from hyper.datasets import delete_dataset
+
+    address = parse_address(dataset)
+    if address.version is not None or address.array is not None:
+        raise InvalidArgumentError("only a whole dataset can be deleted: write tenant/name")
+    if not yes:
+        if not output.interactive():
+            raise FailedPreconditionError(
+                f"deleting {dataset} cannot be undone: give --yes", reason="INVALID_REQUEST"
+            )
+        typer.confirm(f"delete {dataset} with all its versions?", abort=True, err=True)
+    with connect(notice=output.say) as client:
+        delete_dataset(client, str(address), request_id=str(uuid.uuid4()))
+    output.emit({"deleted": str(address)}, f"{address} is deleted", as_json=json_output)
+
+
+def _open(client: Client, address: Address) -> Dataset:
+    from hyper.datasets import open_version, version_name
+
+    return open_version(client, version_name(address))

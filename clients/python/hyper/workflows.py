@@ -36,6 +36,7 @@ from hyper.status import (
     worker_from_proto,
     workflow_from_proto,
 )
+from hyper.workdir import upload_folders
 from hyperapi.scheduler.v1 import cluster_service_pb2, workflow_service_pb2
 from hyperapi.scheduler.v1.cluster_service_pb2_grpc import ClusterServiceStub
 from hyperapi.scheduler.v1.workflow_service_pb2_grpc import NodeServiceStub, WorkflowServiceStub
@@ -253,6 +254,9 @@ def submit(
 ) -> Workflow:
     """Start a recipe; durable on return. A repeated `request_id` gets the first workflow.
 
+    Local work folders (`workdir`) are uploaded first; relative ones start from the recipe's
+    folder, or from the current one where the recipe is text or a mapping.
+
     Args:
         client: of the cluster to run it.
         recipe: a path, YAML text (with a line break) or a mapping.
@@ -261,9 +265,10 @@ def submit(
     Raises:
         InvalidArgumentError: the recipe is wrong; the message names line and key.
     """
+    text = upload_folders(client, recipe_text(recipe), recipe_folder(recipe))
     request = workflow_service_pb2.CreateWorkflowRequest(
         parent=f"tenants/{client.tenant}",
-        recipe_yaml=recipe_text(recipe),
+        recipe_yaml=text,
         request_id=request_id or str(uuid.uuid4()),
     )
     response = client.call(SCHEDULER, WorkflowServiceStub, "CreateWorkflow", request)
@@ -315,6 +320,13 @@ def recipe_text(recipe: str | Path | Mapping[str, Any]) -> str:
             reason="INVALID_RECIPE",
         )
     return text
+
+
+def recipe_folder(recipe: str | Path | Mapping[str, Any]) -> Path:
+    """Where the recipe's relative work folders start."""
+    if isinstance(recipe, Mapping) or (isinstance(recipe, str) and "\n" in recipe):
+        return Path.cwd()
+    return Path(recipe).parent
 
 
 def get(client: Client, name: str) -> Workflow:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Mapping
+from pathlib import Path
 
 from hyper.context import ATTEMPT, PARAMETERS, TASK
 from hyper_worker.core.model import Job
@@ -23,10 +24,14 @@ def base_environment(endpoint: str, extra: Mapping[str, str]) -> dict[str, str]:
     return environment
 
 
-def command_environment(endpoint: str, job: Job) -> dict[str, str]:
-    """The environment of a command: the above, and which attempt it is."""
+def command_environment(endpoint: str, job: Job, folder: Path) -> dict[str, str]:
+    """The environment of a command: the above, the work folder's modules, which attempt it is."""
+    environment = base_environment(endpoint, dict(job.env))
+    if job.workdir:
+        others = environment.get("PYTHONPATH")
+        environment["PYTHONPATH"] = f"{folder}{os.pathsep}{others}" if others else str(folder)
     return {
-        **base_environment(endpoint, dict(job.env)),
+        **environment,
         TASK: job.key.task,
         ATTEMPT: f"{job.key.epoch}.{job.key.number}",
         PARAMETERS: job.parameters_json,

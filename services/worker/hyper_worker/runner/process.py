@@ -39,7 +39,7 @@ class ProcessRunner:
             process, _ = launch(
                 ["/bin/sh", "-c", command],
                 guard=self._guard,
-                env={**command_environment(self._endpoint, job), **variables},
+                env={**command_environment(self._endpoint, job, folder), **variables},
                 cwd=folder,
                 output=pipe.write_end,
             )

@@ -43,13 +43,18 @@ def up(
     output.emit(look(home).facts() if json_output else None, text, as_json=json_output)
 
 
-def down(json_output: Json = False) -> None:
+def down(
+    grace: Annotated[
+        float, typer.Option(min=0, max=3600, help="seconds that services and workers have to end")
+    ] = 15.0,
+    json_output: Json = False,
+) -> None:
     """Stop the cluster of HYPER_HOME; its data stay."""
     from hyper.cluster.down import down as stop
     from hyper.cluster.home import Home
 
     home = Home.default()
-    done = stop(home, output.say)
+    done = stop(home, output.say, grace)
     facts = {
         "home": str(home.root),
         "stopped": list(done.stopped),

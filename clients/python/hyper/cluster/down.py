@@ -37,8 +37,10 @@ class Stopped:
     strays: int
 
 
-def down(home: Home, say: Say) -> Stopped:
+def down(home: Home, say: Say, service_grace_s: float = plan.SERVICE_GRACE_S) -> Stopped:
     """Stop every process of the cluster; the data stay. Nothing runs afterwards.
+
+    Services and workers have `service_grace_s` to finish what they do.
 
     Raises:
         FailedPreconditionError: another command is changing the cluster.
@@ -51,7 +53,9 @@ def down(home: Home, say: Say) -> Stopped:
         except FailedPreconditionError as error:
             say(f"warning: {error}; stopping whatever belongs to {home.root}")
             cluster = None
-        alive, dead = _stop_members(cluster, say) if cluster is not None else ((), ())
+        alive, dead = (
+            _stop_members(cluster, say, service_grace_s) if cluster is not None else ((), ())
+        )
         strays = sweep(home)
         home.cluster_file.unlink(missing_ok=True)
         shutil.rmtree(home.run, ignore_errors=True)
@@ -60,7 +64,9 @@ def down(home: Home, say: Say) -> Stopped:
     return Stopped(alive, dead, strays)
 
 
-def _stop_members(cluster: Cluster, say: Say) -> tuple[tuple[str, ...], tuple[str, ...]]:
+def _stop_members(
+    cluster: Cluster, say: Say, service_grace_s: float
+) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """Stop what `cluster.json` names; returns who was alive and who was dead."""
     dead = tuple(m.name for m in cluster.members.values() if not m.process.alive)
     alive: list[str] = []
@@ -70,7 +76,7 @@ def _stop_members(cluster: Cluster, say: Say) -> tuple[tuple[str, ...], tuple[st
         if living:
             say(f"stopping {', '.join(living)}")
         alive += living
-        grace_s = max((plan.grace_s(m.role) for m in members), default=0.0)
+        grace_s = max((plan.grace_s(m.role, service_grace_s) for m in members), default=0.0)
         stop_all([m.process for m in members], grace_s=grace_s)
     return tuple(alive), dead
 

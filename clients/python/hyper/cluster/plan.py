@@ -59,6 +59,7 @@ _OTHER_CLUSTERS = {
     "HYPER_INFERENCE_ENDPOINT",
     "HYPER_MATCHER_ENDPOINT",
 }
+_THREAD_VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMBA_NUM_THREADS")
 _NEED_S3 = ("scheduler", "storage-gateway")
 
 Members = Mapping[str, Member]
@@ -95,9 +96,9 @@ class Spec:
     optional: bool = False
 
 
-def grace_s(role: str) -> float:
+def grace_s(role: str, service_grace_s: float = SERVICE_GRACE_S) -> float:
     """How long a process of this role may take to end by itself."""
-    return SERVER_GRACE_S if role in (ETCD, S3, PROMETHEUS) else SERVICE_GRACE_S
+    return SERVER_GRACE_S if role in (ETCD, S3, PROMETHEUS) else service_grace_s
 
 
 def base_environment(home: Home) -> dict[str, str]:
@@ -244,14 +245,17 @@ def _service_environment(
         "LISTEN": f"{LOOPBACK}:{layout.port if service.role == 'scheduler' else 0}",
         "METRICS_LISTEN": f"{LOOPBACK}:0",
         "LOG_FORMAT": "console",
+        "INSTANCE": name,
     }
     if previous is not None:
         settings["LISTEN"] = previous.address or settings["LISTEN"]
         settings["METRICS_LISTEN"] = previous.metrics_address or settings["METRICS_LISTEN"]
+    environment = {}
     if service.role == WORKER:
-        settings.update({"NAME": name, "SLOTS": str(layout.slots)})
+        settings["SLOTS"] = str(layout.slots)
+        settings["WORKDIR"] = str(layout.home.root / "workers" / name)
+        environment.update(_thread_shares(layout.workers * layout.slots))
     else:
-        settings["INSTANCE"] = name
         settings["ETCD_ENDPOINTS"] = json.dumps([layout.etcd_ports.endpoint])
     if service.role in _NEED_S3:
         settings.update(
@@ -263,13 +267,18 @@ def _service_environment(
                 "S3__SECRET_KEY": credentials.secret_key,
             }
         )
-    environment = {}
     scheduler = members.get("scheduler")
     if scheduler is not None and service.role != "scheduler":
         settings["SCHEDULER_ENDPOINT"] = scheduler.address
         environment["HYPER_ENDPOINT"] = scheduler.address
     environment.update({f"HYPER_{service.variable}__{k}": v for k, v in settings.items()})
     return environment
+
+
+def _thread_shares(tasks: int) -> dict[str, str]:
+    """Each task's numeric libraries get their share of the cores, unless the caller has set it."""
+    share = str(max(1, len(os.sched_getaffinity(0)) // tasks))
+    return {name: os.environ.get(name, share) for name in _THREAD_VARIABLES}
 
 
 def _read_ready_file(path: Path, pid: int) -> Ready | None:

@@ -1,0 +1,163 @@
+"""What the command line makes of mistakes, failures and interruptions."""
+
+from __future__ import annotations
+
+import errno
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import typer
+
+from hyper.cli import main as cli
+from hyper.cli import output
+from hyper.errors import InvalidArgumentError, UnavailableError, WorkFailedError
+
+
+@pytest.fixture
+def failing() -> Iterator[list[BaseException]]:
+    """A command `fail` that raises what the test puts into the list."""
+    errors: list[BaseException] = []
+
+    def fail() -> None:
+        raise errors[0]
+
+    cli.app.command("fail")(fail)
+    yield errors
+    cli.app.registered_commands.pop()
+
+
+@pytest.mark.parametrize(
+    ("error", "status"),
+    [
+        (InvalidArgumentError("no such thing: do this"), 2),
+        (UnavailableError("nobody answers: run `hyper up`"), 3),
+        (WorkFailedError("the work failed"), 1),
+    ],
+)
+def test_an_error_is_one_line_and_its_status(
+    failing: list[BaseException],
+    error: BaseException,
+    status: int,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    failing.append(error)
+    assert cli.run(["fail"]) == status
+    captured = capsys.readouterr()
+    assert captured.err == f"error: {error}\n"
+    assert captured.out == ""
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt(), typer.Abort()])
+def test_an_interrupt_is_130(
+    failing: list[BaseException], error: BaseException, capsys: pytest.CaptureFixture[str]
+) -> None:
+    failing.append(error)
+    assert cli.run(["fail"]) == 130
+    assert "Traceback" not in capsys.readouterr().err
+
+
+def test_a_full_disk_is_said_in_one_line(
+    failing: list[BaseException], capsys: pytest.CaptureFixture[str]
+) -> None:
+    failing.append(OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "/data/report.html"))
+    assert cli.run(["fail"]) == 2
+    text = capsys.readouterr().err
+    assert text.startswith("error: the disk is full while writing /data/report.html")
+    assert text.count("\n") == 1
+
+
+def test_a_missing_file_is_named(
+    failing: list[BaseException], capsys: pytest.CaptureFixture[str]
+) -> None:
+    failing.append(FileNotFoundError(errno.ENOENT, "No such file or directory", "recipe.yaml"))
+    assert cli.run(["fail"]) == 2
+    assert capsys.readouterr().err == "error: recipe.yaml: No such file or directory\n"
+
+
+def test_a_bug_is_one_line_and_a_file_with_its_traceback(
+    failing: list[BaseException],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    monkeypatch.delenv("HYPER_DEBUG", raising=False)
+    failing.append(RuntimeError("first line\nsecond line"))
+    assert cli.run(["fail"]) == 1
+    text = capsys.readouterr().err
+    assert text.startswith("error: unexpected RuntimeError: first line; this is a bug")
+    assert text.count("\n") == 1
+    (file,) = tmp_path.iterdir()
+    assert str(file) in text
+    assert "Traceback" in file.read_text()
+
+
+def test_debug_shows_the_traceback(
+    failing: list[BaseException],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setenv("HYPER_DEBUG", "0")  # so that it is put back afterwards
+    failing.append(RuntimeError("why"))
+    assert cli.run(["--debug", "fail"]) == 1
+    assert "Traceback" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--nonsense"], "No such option: --nonsense; see `hyper --help`"),
+        (["nonsense"], "No such command 'nonsense'"),
+        (["up", "--workers", "0"], "see `hyper up --help`"),
+        (["up", "--workers", "many"], "see `hyper up --help`"),
+        (["up", "--port", "70000"], "see `hyper up --help`"),
+        (["restart"], "Missing argument"),
+    ],
+)
+def test_a_wrong_command_line_is_one_line_and_2(
+    arguments: list[str], said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.run(arguments) == 2
+    text = capsys.readouterr().err
+    assert text.startswith("error: ")
+    assert said in text
+    assert text.count("\n") == 1
+
+
+def test_version(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.run(["--version"]) == 0
+    assert capsys.readouterr().out.startswith("hyper 0.")
+
+
+def test_no_arguments_show_the_help(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.run([]) == 2
+    captured = capsys.readouterr()
+    assert "Usage: hyper" in captured.out + captured.err
+
+
+def test_heavy_packages_are_not_imported_to_show_the_help() -> None:
+    code = (
+        "import sys, hyper.cli.main as m; "
+        "heavy = {'torch', 'zarr', 'scipy', 'numba', 'minio', 'pydantic', 'matplotlib', 'PIL'}; "
+        "print(sorted(heavy & set(sys.modules)))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=50
+    )
+    assert done.stdout.strip() == "[]"
+
+
+def test_table_aligns_columns() -> None:
+    assert output.table(("A", "LONG"), [("xyz", 1), ("y", "")]) == "A    LONG\nxyz  1\ny"
+
+
+@pytest.mark.parametrize(
+    ("count", "text"),
+    [(0, "0 B"), (999, "999 B"), (1500, "1.5 kB"), (2.5e9, "2.5 GB"), (7e13, "70.0 TB")],
+)
+def test_human_bytes(count: float, text: str) -> None:
+    assert output.human_bytes(count) == text

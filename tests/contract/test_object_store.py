@@ -219,7 +219,7 @@ class TestS3:
                 self.end_headers()
                 self.wfile.write(body)
 
-            def log_message(self, format: str, *args: object) -> None:
+            def log_message(self, *args: object) -> None:
                 """Quiet."""
 
         with ThreadingHTTPServer(("127.0.0.1", 0), Full) as server:
@@ -229,7 +229,7 @@ class TestS3:
             failing = s3_settings.model_copy(update={"endpoint": endpoint})
             try:
                 async with S3Store(failing) as store:
-                    with pytest.raises(UnavailableError, match="no space left.*full disk"):
+                    with pytest.raises(UnavailableError, match=r"no space left.*full disk"):
                         await store.put("a", b"data")
             finally:
                 server.shutdown()

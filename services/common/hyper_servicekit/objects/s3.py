@@ -7,7 +7,7 @@ import io
 import itertools
 from collections.abc import AsyncIterator, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from typing import Any, Self, TypeVar
 from urllib.parse import urlsplit
 
@@ -25,6 +25,7 @@ from hyper.errors import (
 from hyper.names import check_path
 from hyper_servicekit.config import S3Settings
 from hyper_servicekit.objects.base import ObjectInfo, byte_range, checked_method, not_found
+from hyper_servicekit.objects.presign import Presigner
 
 T = TypeVar("T")
 
@@ -61,8 +62,14 @@ class S3Store:
                 raise_on_status=False,
             ),
         )
-        self._client = _minio(settings, settings.endpoint, self._http)
-        self._signer = _minio(settings, settings.public_endpoint or settings.endpoint, self._http)
+        self._client = _minio(settings, self._http)
+        self._signer = Presigner(
+            settings.public_endpoint or settings.endpoint,
+            settings.bucket,
+            settings.region,
+            settings.access_key,
+            settings.secret_key.get_secret_value(),
+        )
 
     async def __aenter__(self) -> Self:
         return self
@@ -164,11 +171,8 @@ class S3Store:
 
     def sign(self, key: str, method: str, expires_s: int) -> str:
         """See `ObjectStore`; no network, the URL names `public_endpoint`."""
-        return self._signer.get_presigned_url(
-            method=checked_method(method),
-            bucket_name=self._bucket,
-            object_name=self._name(key),
-            expires=timedelta(seconds=expires_s),
+        return self._signer.sign(
+            checked_method(method), self._name(key), expires_s, datetime.now(UTC)
         )
 
     def _name(self, key: str) -> str:
@@ -182,8 +186,8 @@ class S3Store:
             raise _translate(error, key, self.settings) from error
 
 
-def _minio(settings: S3Settings, endpoint: str, http: urllib3.PoolManager) -> Minio:
-    parts = urlsplit(endpoint)
+def _minio(settings: S3Settings, http: urllib3.PoolManager) -> Minio:
+    parts = urlsplit(settings.endpoint)
     return Minio(
         endpoint=parts.netloc,
         access_key=settings.access_key,

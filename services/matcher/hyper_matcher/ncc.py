@@ -70,12 +70,12 @@ class SearchImage:
     def window_norms(
         self, template: tuple[int, int], y: int, x: int, rows: int, columns: int
     ) -> NDArray[np.float64]:
-        """sqrt(sum((w - mean(w))^2)) of the rows x columns windows that start at (y, x) or after."""
+        """sqrt(sum((w - mean(w))^2)) of rows x columns windows, the first at (y, x)."""
         h, w = template
         first = _box_sums(self._sum, h, w, y, x, rows, columns)
         energy = _box_sums(self._squares, h, w, y, x, rows, columns) - first * first / (h * w)
         energy[energy < _FLAT * h * w * max(self.scale, 1e-30) ** 2] = 0.0
-        return np.sqrt(energy)
+        return np.asarray(np.sqrt(energy))
 
     def correlate(self, template: NDArray[Any]) -> NDArray[np.float64]:
         """The correlogram of `template` (h, w): (H - h + 1, W - w + 1), in [-1, 1].
@@ -96,7 +96,8 @@ class SearchImage:
         else:
             products = self._correlate_by_fft(centred)[:rows, :columns]
         norms = self.window_norms((h, w), 0, 0, rows, columns) * norm
-        return np.clip(np.divide(products, norms, out=np.zeros_like(norms), where=norms > 0), -1, 1)
+        scores = np.divide(products, norms, out=np.zeros_like(norms), where=norms > 0)
+        return np.asarray(np.clip(scores, -1, 1))
 
     def _correlate_by_fft(self, centred: NDArray[np.float64]) -> NDArray[np.float64]:
         size = _fft_shape(self.shape)
@@ -193,7 +194,7 @@ def correlate_windows(
     floor = 1e-6 * math.sqrt(h * w) * max(search.scale, 1e-30)
     usable = (window_norms > floor) & (norms[:, None, None] > 1e-6 * math.sqrt(h * w))
     scores = np.divide(products, scale, out=np.zeros_like(scale), where=usable)
-    return np.clip(scores, -1.0, 1.0).astype(np.float32)
+    return np.asarray(np.clip(scores, -1.0, 1.0), np.float32)
 
 
 def find_peaks(correlograms: NDArray[Any], exclusion_px: int = 8) -> Peaks:

@@ -96,7 +96,7 @@ def _features(image: NDArray[np.float32], low: float, high: float) -> NDArray[np
     band = narrow - scipy.ndimage.gaussian_filter(image, high, mode="nearest")
     energy = scipy.ndimage.gaussian_filter(band * band, 2 * high, mode="nearest")
     floor = 0.05 * float(np.sqrt(energy.mean())) + 1e-6
-    return np.tanh(band / (np.sqrt(np.maximum(energy, 0)) + floor)).astype(np.float32)
+    return np.asarray(np.tanh(band / (np.sqrt(np.maximum(energy, 0)) + floor)), np.float32)
 
 
 def _search_rotation(source: CoarseImage, target: CoarseImage) -> tuple[Affine, float]:
@@ -160,7 +160,7 @@ def _match_blocks(
     corner = np.clip(corner, np.maximum(-radius, 0), np.maximum(limit, 0))
     if (limit < 0).any():
         return np.zeros((0, 2)), np.zeros((0, 2)), np.zeros(0)
-    centre = corner + radius + (size - 1) / 2
+    centre = np.asarray(corner + radius + (size - 1) / 2, np.float64)
     back = guess.inverse()
     centres = back(centre)  # what the middle of each window shows, if the guess is right
     inside = (np.abs(centre - expected).max(axis=1) <= 0.5 * size) & (

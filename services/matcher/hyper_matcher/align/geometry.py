@@ -62,7 +62,7 @@ class Affine:
         mean_s, mean_t = (w[:, None] * source).sum(0) / total, (w[:, None] * target).sum(0) / total
         s, t = source - mean_s, target - mean_t
         normal = (w[:, None] * s).T @ s + 1e-9 * np.eye(2)
-        matrix = np.linalg.solve(normal, (w[:, None] * s).T @ t).T
+        matrix = np.asarray(np.linalg.solve(normal, (w[:, None] * s).T @ t).T, np.float64)
         return cls(matrix, mean_t - matrix @ mean_s)
 
     @classmethod
@@ -75,7 +75,7 @@ class Affine:
         mean_s, mean_t = (w[:, None] * source).sum(0) / total, (w[:, None] * target).sum(0) / total
         u, _, vt = np.linalg.svd((w[:, None] * (target - mean_t)).T @ (source - mean_s))
         turn = u @ np.diag([1.0, np.sign(np.linalg.det(u @ vt)) or 1.0]) @ vt
-        return cls(turn, mean_t - turn @ mean_s)
+        return cls(np.asarray(turn, np.float64), mean_t - turn @ mean_s)
 
     def __call__(self, points: Points) -> Points:
         """Map (n, 2) points."""

@@ -233,7 +233,7 @@ def search(
         reasons = judge_peaks(peaks, radius, options)
         reasons[blank] = Rejection.BLANK_TEMPLATE
         rejection[k] = reasons
-    return Found(at, found, p1, p2, rejection)
+    return Found(np.asarray(at, np.float64), found, p1, p2, rejection)
 
 
 def _flag(share: float, reasons: NDArray[np.uint8]) -> str:

@@ -113,7 +113,8 @@ def fresh_residuals(
         y0 = np.clip((points[:, 0] + 0.5).astype(int) - extent, 0, height)
         x0 = np.clip((points[:, 1] + 0.5).astype(int) - extent, 0, width)
         y1, x1 = np.clip(y0 + 2 * extent, 0, height), np.clip(x0 + 2 * extent, 0, width)
-        return (table[y1, x1] - table[y0, x1] - table[y1, x0] + table[y0, x0]) / (2 * extent) ** 2
+        inside = table[y1, x1] - table[y0, x1] - table[y1, x0] + table[y0, x0]
+        return np.asarray(inside / (2 * extent) ** 2)
 
     points = points[(share(half) >= 0.9) & (share(margin) >= 0.8)]
     covered = np.zeros(first.shape, bool)

@@ -263,7 +263,7 @@ def _solve(
         lower = band.row >= band.col
         table = np.zeros((width, system.shape[0]))
         table[band.row[lower] - band.col[lower], band.col[lower]] = band.data[lower]
-        result = np.empty_like(right)
+        result = np.empty(right.shape)
         result[order] = solveh_banded(table, right[order], overwrite_ab=True, lower=True)
         return result
     scale = sp.diags(1.0 / system.diagonal())

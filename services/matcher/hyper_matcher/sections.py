@@ -1,0 +1,136 @@
+"""Sections of stored arrays, prepared for matching; a few are kept for the next pairs of a call."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+import numpy as np
+
+from hyper.errors import InvalidArgumentError
+from hyper_matcher.align.geometry import PairMatches
+from hyper_matcher.align.match import MatchOptions, PreparedSection, match_pair
+from hyper_matcher.convert import finite
+
+
+class ArrayLike(Protocol):
+    """The part of `hyper.arrays.Array` that matching needs."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """(z, y, x)."""
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """Of its values."""
+
+    def __getitem__(self, key: Any) -> Any:
+        """Read a selection."""
+
+
+class Matcher:
+    """Matches pairs of one array, one after the other.
+
+    Args:
+        array: (z, y, x).
+        window: (start, stop) of y and x; positions in results are relative to its start.
+        options: how to match.
+        cached: how many prepared sections are kept.
+    """
+
+    def __init__(
+        self, array: ArrayLike, window: tuple[slice, slice], options: MatchOptions, cached: int
+    ) -> None:
+        self._array, self._window, self._options, self._limit = array, window, options, cached
+        self._cache: OrderedDict[int, PreparedSection] = OrderedDict()
+
+    def match(self, source_z: int, target_z: int) -> PairMatches:
+        """All matches of a pair.
+
+        Raises:
+            InvalidArgumentError: a section that cannot be matched.
+        """
+        return match_pair(self._prepared(source_z), self._prepared(target_z), source_z, target_z)
+
+    def _prepared(self, z: int) -> PreparedSection:
+        prepared = self._cache.get(z)
+        if prepared is None:
+            section = finite(np.asarray(self._array[(z, *self._window)]), f"section {z}")
+            try:
+                prepared = PreparedSection(section, self._options)
+            except ValueError as error:
+                raise InvalidArgumentError(f"section {z}: {error}", field="options") from error
+            self._cache[z] = prepared
+            while len(self._cache) > self._limit:
+                self._cache.popitem(last=False)
+        self._cache.move_to_end(z)
+        return prepared
+
+
+def check_pairs(pairs: Sequence[tuple[int, int]], shape: tuple[int, ...], pairs_max: int) -> None:
+    """Refuse pairs that the array cannot have.
+
+    Raises:
+        InvalidArgumentError: none, too many, outside the array, or a section with itself.
+    """
+    if not pairs:
+        raise InvalidArgumentError("no pairs of sections were given", field="pairs")
+    if len(pairs) > pairs_max:
+        raise InvalidArgumentError(
+            f"{len(pairs)} pairs in one call; send at most {pairs_max}", field="pairs"
+        )
+    if len(set(pairs)) < len(pairs):
+        raise InvalidArgumentError("a pair of sections was given twice", field="pairs")
+    for source, target in pairs:
+        if not (0 <= source < shape[0] and 0 <= target < shape[0]) or source == target:
+            raise InvalidArgumentError(
+                f"({source}, {target}) is no pair of two of the array's {shape[0]} sections",
+                field="pairs",
+            )
+
+
+def check_array(array: ArrayLike, pixels_max: int) -> None:
+    """Refuse arrays that are no stack of sections.
+
+    Raises:
+        InvalidArgumentError: of another rank, dtype or size.
+    """
+    if len(array.shape) != 3 or min(array.shape) < 1:
+        raise InvalidArgumentError(
+            f"the array has shape {tuple(array.shape)}; matching needs (z, y, x)",
+            reason="SHAPE_MISMATCH",
+            field="array",
+        )
+    if array.dtype.kind not in "uif":
+        raise InvalidArgumentError(
+            f"the array has dtype {array.dtype}; matching needs real numbers", field="array"
+        )
+    if array.shape[1] * array.shape[2] > pixels_max:
+        raise InvalidArgumentError(
+            f"a section of {array.shape[1]} x {array.shape[2]} px is larger than this service "
+            f"takes ({pixels_max} px); match a downsampled array or a box of it",
+            field="array",
+        )
+
+
+def window_of(box: Any, shape: tuple[int, ...]) -> tuple[slice, slice]:
+    """The (y, x) part of a `Box` of the array; the z part is given by the pairs.
+
+    Raises:
+        InvalidArgumentError: it does not lie in the array.
+    """
+    if not box.start and not box.stop:
+        return slice(0, shape[1]), slice(0, shape[2])
+    start, stop = tuple(box.start), tuple(box.stop)
+    if (
+        len(start) != 3
+        or len(stop) != 3
+        or any(not 0 <= a < b <= n for a, b, n in zip(start, stop, shape, strict=True))
+    ):
+        raise InvalidArgumentError(
+            f"the box {start} to {stop} does not lie in the array of shape {tuple(shape)}",
+            reason="SHAPE_MISMATCH",
+            field="array.box",
+        )
+    return slice(start[1], stop[1]), slice(start[2], stop[2])

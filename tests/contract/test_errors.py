@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -19,6 +20,7 @@ from hyper.errors import (
     from_rpc_error,
 )
 from hyper_servicekit.interceptor import CallInterceptor
+from hyper_servicekit.metrics import RPC_TOTAL
 from hyperapi.common.v1 import errors_pb2
 from tests.support.echo_service import SECRET, Echo, add_echo, caller, failure
 
@@ -98,6 +100,22 @@ async def test_without_an_error_nothing_changes(
     answers = await call(echo[0], kind, "echo hello")
     assert answers[-1] == "echo hello"
     assert len(answers) == (2 if kind == "Stream" else 1)
+
+
+async def test_a_stream_that_nobody_reads_ends_with_its_caller(
+    echo: tuple[grpc.aio.Channel, Echo],
+) -> None:
+    channel, servicer = echo
+    cancelled = RPC_TOTAL.labels("Echo", "Stream", "CANCELLED")
+    before = cancelled._value.get()
+    stream = caller(channel, "Stream")(StringValue(value="flood"), timeout=30)
+    assert (await stream.read()).value == "first"
+    assert not servicer.closed.is_set()
+    stream.cancel()
+    async with asyncio.timeout(10):
+        await servicer.closed.wait()
+        while cancelled._value.get() == before:  # noqa: ASYNC110  (a counter tells nobody)
+            await asyncio.sleep(0)
 
 
 async def raised(

@@ -1,11 +1,13 @@
 """A service of the tests: its calls do what their text says. Also runnable, as a real child.
 
 Texts: "echo ..." answers itself; "raise REASON" raises the error of that reason; "bug" raises what
-nobody expects; "wait" answers once the process was asked to stop. A stream answers "first" first.
+nobody expects; "wait" answers once the process was asked to stop. A stream answers "first" first;
+"flood" never ends.
 """
 
 from __future__ import annotations
 
+import asyncio
 import sys
 from collections.abc import AsyncIterator, Callable
 from typing import Any
@@ -39,6 +41,7 @@ class Echo:
 
     def __init__(self, running: Running | None = None) -> None:
         self.running = running
+        self.closed = asyncio.Event()
 
     async def act(self, text: str) -> str:
         word, _, rest = text.partition(" ")
@@ -56,6 +59,11 @@ class Echo:
 
     async def stream(self, request: StringValue, context: Any) -> AsyncIterator[StringValue]:
         yield StringValue(value="first")
+        try:
+            while request.value == "flood":
+                yield StringValue(value="x" * 10_000)
+        finally:
+            self.closed.set()
         yield StringValue(value=await self.act(request.value))
 
     async def upload(self, requests: AsyncIterator[StringValue], context: Any) -> StringValue:

@@ -6,6 +6,7 @@ Retries of UNAVAILABLE come from the channel's service config; deadlines come wi
 from __future__ import annotations
 
 import json
+import socket
 from collections.abc import Sequence
 from typing import Any
 
@@ -43,12 +44,28 @@ OPTIONS: list[tuple[str, Any]] = [
 
 
 def target(addresses: Sequence[str]) -> str:
-    """One gRPC target for several addresses of replicas ("host:port")."""
+    """One gRPC target for several addresses of replicas ("host:port").
+
+    gRPC takes a list of IP addresses alone, so that names are looked up here when there are
+    several; those that nobody knows are left to the others.
+    """
     if not addresses:
         raise ValueError("no address")
     if len(addresses) == 1:
         return addresses[0]
-    return "ipv4:" + ",".join(addresses)
+    known = [found for address in addresses if (found := _resolved(address)) is not None]
+    return "ipv4:" + ",".join(known) if known else addresses[0]
+
+
+def _resolved(address: str) -> str | None:
+    host, _, port = address.rpartition(":")
+    try:
+        (*_, (number, *_)), *_ = socket.getaddrinfo(
+            host, None, family=socket.AF_INET, type=socket.SOCK_STREAM
+        )
+    except OSError:
+        return None
+    return f"{number}:{port}"
 
 
 def channel(addresses: Sequence[str]) -> grpc.Channel:

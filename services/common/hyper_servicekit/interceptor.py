@@ -1,5 +1,7 @@
 """The one server interceptor: request ids, metrics, errors.
 
+Handlers are coroutines, or async generators where the response is a stream.
+
 A domain exception (`hyper.errors.HyperError`) becomes its rich status here and nowhere else;
 anything unexpected becomes INTERNAL without detail and is logged with its stack.
 """
@@ -10,6 +12,7 @@ import asyncio
 import time
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import aclosing
 from typing import Any
 
 import grpc
@@ -23,6 +26,10 @@ from hyper_servicekit.logs import get_logger
 from hyper_servicekit.metrics import RPC_SECONDS, RPC_TOTAL
 
 log = get_logger(__name__)
+
+# These were waited for here already: the channel's quick retries would only multiply the wait.
+_WAITED_FOR = ("ETCD_UNREACHABLE", "S3_UNREACHABLE")
+_NO_CHANNEL_RETRY = ("grpc-retry-pushback-ms", "-1")
 _QUIET = ("/grpc.health.", "/grpc.reflection.")
 
 
@@ -44,8 +51,11 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
             inner_stream = handler.unary_stream or handler.stream_stream
 
             async def stream(request: Any, context: Any) -> AsyncIterator[Any]:
-                async with call.watched(context, kind):
-                    async for response in inner_stream(request, context):
+                async with (
+                    call.watched(context, kind),
+                    aclosing(inner_stream(request, context)) as responses,
+                ):
+                    async for response in responses:
                         yield response
 
             make = (
@@ -98,9 +108,9 @@ class _Watched:
         call = self._call
         code = grpc.StatusCode.OK
         try:
-            if error is None or isinstance(error, GeneratorExit):
+            if error is None:
                 return False
-            if isinstance(error, asyncio.CancelledError):
+            if isinstance(error, asyncio.CancelledError | GeneratorExit):
                 code = grpc.StatusCode.CANCELLED
                 return False
             if isinstance(error, grpc.aio.AbortError):
@@ -111,7 +121,12 @@ class _Watched:
                 return False
             status = self._status(error)
             code = _status_code(status.code)
-            await self._context.abort_with_status(rpc_status.to_status(status))
+            answer = rpc_status.to_status(status)
+            if getattr(error, "reason", "") in _WAITED_FOR:
+                answer = answer._replace(
+                    trailing_metadata=(*answer.trailing_metadata, _NO_CHANNEL_RETRY)
+                )
+            await self._context.abort_with_status(answer)
             return True
         finally:
             RPC_SECONDS.labels(call.service, call.method, self._kind).observe(

@@ -15,7 +15,7 @@ import re
 from collections.abc import Mapping, Set
 from dataclasses import dataclass
 
-from hyper.errors import PermissionDeniedError
+from hyper.errors import InvalidArgumentError
 
 _BLOB = re.compile(r"blobs/([0-9a-f]{32})/[A-Za-z0-9_-]{1,128}\Z")
 _SHARD = re.compile(
@@ -91,10 +91,10 @@ class Writable:
             raise _refused(key, "written")
 
 
-def _refused(key: str, verb: str) -> PermissionDeniedError:
-    return PermissionDeniedError(
+def _refused(key: str, verb: str) -> InvalidArgumentError:
+    return InvalidArgumentError(
         f"object {key[:120]!r} does not belong to this version or session and cannot be {verb} "
         "through it",
-        reason="INVALID_REQUEST",
+        field="object",
         metadata={"object": key[:200]},
     )

@@ -6,7 +6,10 @@
    under new or content-derived keys: nobody sees them, and a crash here leaves the old version.
 3. One transaction on the head's revision puts head, version entry, session and answered request.
 4. Lost the race: the changes are rebased on the new head from where the blobs already are. A path
-   or array that both changed is a conflict, and the session is open again.
+   or array that both changed is a conflict.
+
+A commit that fails leaves the session open. One whose gateway was killed leaves it sealed: repeat
+the commit, or abort.
 """
 
 from __future__ import annotations
@@ -14,7 +17,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
-from hyper.errors import ConflictError, NotFoundError
+from hyper.errors import ConflictError, HyperError, NotFoundError
 from hyper_servicekit.clock import Clock
 from hyper_servicekit.etcd import Compare, Op
 from hyper_servicekit.failpoints import declare
@@ -85,8 +88,8 @@ class Committer:
         stored = await self._sessions.seal(name)
         try:
             return await self._commit(name, stored, message, request)
-        except ConflictError:
-            await self._reopen(name)
+        except HyperError as error:
+            await self._reopen(name, error)
             raise
 
     async def _commit(
@@ -115,6 +118,8 @@ class Committer:
             if (answered := await self._answered(name, request)) is not None:
                 return answered
             current = await self._catalog.session(name.session)
+            if current is not None and current.value.state is SessionState.OPEN:
+                raise ConflictError(f"session {name} was committed twice at once; commit it again")
             if current is None or current.value.state is not SessionState.SEALED:
                 raise closed(name, current.value if current else stored.value)
             stored = current
@@ -232,7 +237,16 @@ class Committer:
             answer={"dataset_id": head.value.id, "number": entry.number},
         )
 
-    async def _reopen(self, name: SessionName) -> None:
-        stored = await self._catalog.session(name.session)
-        if stored is not None and stored.value.state is SessionState.SEALED:
-            await self._sessions.reopen(stored)
+    async def _reopen(self, name: SessionName, why: HyperError) -> None:
+        """A commit that failed takes nothing away: the session can be changed, or committed again.
+
+        Nothing is written to a session that is committed after all (a lost reply).
+        """
+        try:
+            stored = await self._catalog.session(name.session)
+            if stored is not None and stored.value.state is SessionState.SEALED:
+                await self._sessions.reopen(stored)
+        except HyperError as error:
+            log.warning(
+                "session stays sealed", session=name.session, commit=str(why), error=str(error)
+            )

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from hyper.cli import output
-from hyper.errors import FailedPreconditionError, InvalidArgumentError, NotFoundError
+from hyper.errors import InvalidArgumentError, NotFoundError
 from hyper.names import Address, check_path, parse_address
 
 if TYPE_CHECKING:
@@ -358,9 +358,7 @@ def rm(
         raise InvalidArgumentError("only a whole dataset can be deleted: write tenant/name")
     if not yes:
         if not output.interactive():
-            raise FailedPreconditionError(
-                f"deleting {dataset} cannot be undone: give --yes", reason="INVALID_REQUEST"
-            )
+            raise InvalidArgumentError(f"deleting {dataset} cannot be undone: give --yes")
         typer.confirm(f"delete {dataset} with all its versions?", abort=True, err=True)
     with connect(notice=output.say) as client:
         delete_dataset(client, str(address), request_id=str(uuid.uuid4()))

@@ -192,7 +192,9 @@ def test_up_says_what_it_does(running: Hyper) -> None:
         assert re.search(rf"^starting {name}", text, re.M), name
         assert re.search(rf"^{name}.* is ready after [\d.]+ s on 127.0.0.1:\d+$", text, re.M), name
     order = [text.index(f"\nstarting {name}") for name in ("storage-gateway", "inference")]
-    assert text.index("S3 server (SeaweedFS 4.48) is ready") < order[0] < order[1]
+    s3_ready = re.search(r"^S3 server .* is ready", text, re.M)
+    assert s3_ready is not None
+    assert s3_ready.start() < order[0] < order[1]
 
 
 def test_status_gives_every_endpoint(running: Hyper) -> None:
@@ -364,7 +366,7 @@ def test_ctrl_c_while_starting_stops_everything(fakes: Hyper, number: signal.Sig
     with fakes.start("up") as up:
         assert up.stderr is not None
         for line in up.stderr:
-            if line.startswith("scheduler is ready"):
+            if line.startswith("S3 server"):
                 up.send_signal(number)
                 break
         text = up.stderr.read()
@@ -378,7 +380,7 @@ def test_down_cleans_up_after_an_up_that_was_killed(fakes: Hyper) -> None:
     with fakes.start("up") as up:
         assert up.stderr is not None
         for line in up.stderr:
-            if line.startswith("scheduler is ready"):
+            if line.startswith("etcd"):
                 assert fakes.status(status=3)["state"] == "starting"
                 assert "is changing the cluster" in fakes.refused("up")
                 up.kill()
@@ -387,7 +389,7 @@ def test_down_cleans_up_after_an_up_that_was_killed(fakes: Hyper) -> None:
     assert fakes.processes() != []
     assert "earlier cluster" in fakes.refused("up")
     assert "hyper down" in fakes.run("status", status=3).stdout
-    assert json.loads(fakes.run("down", "--json").stdout)["strays"] >= 3
+    assert json.loads(fakes.run("down", "--json").stdout)["strays"] >= 2
     assert fakes.processes() == []
 
 

@@ -8,11 +8,12 @@ from dataclasses import dataclass
 from hyper.cluster import plan
 from hyper.cluster.home import Home
 from hyper.cluster.launch import Say
-from hyper.cluster.processes import marked, stop_all
+from hyper.cluster.processes import ProcessId, marked, stop_all
 from hyper.cluster.signals import signals_ignored
 from hyper.cluster.state import MARK, Cluster, load
-from hyper.errors import FailedPreconditionError
+from hyper.errors import FailedPreconditionError, InternalError
 
+_SWEEPS = 5
 # Stopped in this order; those of one line at the same time.
 _ORDER: tuple[tuple[str, ...], ...] = (
     (plan.PROMETHEUS, plan.WORKER),
@@ -76,15 +77,22 @@ def _stop_members(
         if living:
             say(f"stopping {', '.join(living)}")
         alive += living
-        grace_s = max((plan.grace_s(m.role, service_grace_s) for m in members), default=0.0)
-        stop_all([m.process for m in members], grace_s=grace_s)
+        stop_all({m.process: plan.grace_s(m.role, service_grace_s) for m in members})
     return tuple(alive), dead
 
 
 def sweep(home: Home) -> int:
-    """Kill processes that carry the cluster's mark, such as a dead worker's; returns how many."""
-    count = 0
-    while strays := list(marked(MARK, str(home.root))):  # a stray may have started another
-        count += len(strays)
-        stop_all(strays, grace_s=0.0)
-    return count
+    """Kill processes that carry the cluster's mark, such as a dead worker's; returns how many.
+
+    Raises:
+        InternalError: some cannot be killed.
+    """
+    killed: set[ProcessId] = set()
+    for _ in range(_SWEEPS):  # a stray may have started another meanwhile
+        strays = list(marked(MARK, str(home.root)))
+        if not strays:
+            return len(killed)
+        killed.update(strays)
+        stop_all(dict.fromkeys(strays, 0.0))
+    pids = ", ".join(str(process.pid) for process in strays)
+    raise InternalError(f"processes of the cluster do not end (pid {pids}): see `ps -l {pids}`")

@@ -42,7 +42,7 @@ class Home:
     @classmethod
     def default(cls) -> Home:
         """The folder that HYPER_HOME names, or `~/.hyper`."""
-        return cls(Path(os.path.abspath(hyper_home().expanduser())))  # noqa: PTH100  (no symlinks)
+        return cls(hyper_home().expanduser().resolve())
 
     @property
     def cluster_file(self) -> Path:

@@ -8,8 +8,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from hyper.cluster import plan
 from hyper.cluster.home import Home, disk_full
-from hyper.cluster.plan import ETCD, S3, Spec
+from hyper.cluster.plan import Spec
 from hyper.cluster.processes import POLL_S, ProcessId, log_tail, spawn, stop_all
 from hyper.cluster.state import Member
 from hyper.errors import FailedPreconditionError, HyperError, WorkFailedError
@@ -62,7 +63,7 @@ class Launcher:
                     if not started.spec.optional:
                         raise
                     del self._starting[started.spec.name]
-                    stop_all([started.process], grace_s=ABORT_GRACE_S)
+                    stop_all({started.process: ABORT_GRACE_S})
                     self._say(f"warning: the cluster goes on without {error}")
             self._check_members()
             time.sleep(POLL_S)
@@ -71,10 +72,9 @@ class Launcher:
         """Stop what this launcher started: the services first, then what they rest on."""
         begun = {name: started.process for name, started in self._starting.items()}
         begun.update({name: self.members[name].process for name in self._own})
-        servers = [process for name, process in begun.items() if name in (ETCD, S3)]
-        services = [process for name, process in begun.items() if name not in (ETCD, S3)]
-        stop_all(services, grace_s=ABORT_GRACE_S)
-        stop_all(servers, grace_s=ABORT_GRACE_S)
+        servers = {begun.pop(name): plan.grace_s(name) for name in plan.SERVERS if name in begun}
+        stop_all(dict.fromkeys(begun.values(), ABORT_GRACE_S))
+        stop_all(servers)
 
     def _start(self, spec: Spec) -> None:
         self._say(f"starting {spec.title}")
@@ -130,7 +130,7 @@ def start_failure(
     tail = log_tail(log, since=offset)
     if "no space left on device" in tail.lower():
         return disk_full(home.root)
-    kind = FailedPreconditionError if role in (ETCD, S3) else WorkFailedError
+    kind = FailedPreconditionError if role in plan.SERVERS else WorkFailedError
     advice = _advice(tail, log)
     text = f"{title} {what}: {advice}"
     return kind(f"{text}\n{tail}" if tail else text)

@@ -24,8 +24,10 @@ from hyper.cluster.state import BUCKET, MARK, REGION, Layout, Member
 ETCD = "etcd"
 S3 = "s3"
 PROMETHEUS = "prometheus"
-SERVER_GRACE_S = 3.0  # SeaweedFS takes 15-25 s to end by itself and loses nothing when killed
+SERVERS = (ETCD, S3)
 SERVICE_GRACE_S = 15.0  # more than a service's own `drain_grace_s`
+# SeaweedFS takes 15-25 s to end by itself and loses nothing when killed; etcd 3.5.0-3.5.2 may.
+_GRACES_S = {S3: 3.0, ETCD: 20.0, PROMETHEUS: 3.0}
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +48,7 @@ class Service:
 
 
 SERVICES = (
-    Service("scheduler", "hyper_scheduler", "SCHEDULER", (ETCD,)),
+    Service("scheduler", "hyper_scheduler", "SCHEDULER", (ETCD, S3)),
     Service("storage-gateway", "hyper_storage", "STORAGE", (ETCD, S3)),
     Service("inference", "hyper_inference", "INFERENCE", ("scheduler", "storage-gateway")),
     Service("matcher", "hyper_matcher", "MATCHER", ("scheduler", "storage-gateway")),
@@ -98,7 +100,7 @@ class Spec:
 
 def grace_s(role: str, service_grace_s: float = SERVICE_GRACE_S) -> float:
     """How long a process of this role may take to end by itself."""
-    return SERVER_GRACE_S if role in (ETCD, S3, PROMETHEUS) else service_grace_s
+    return _GRACES_S.get(role, service_grace_s)
 
 
 def base_environment(home: Home) -> dict[str, str]:
@@ -255,6 +257,9 @@ def _service_environment(
         settings["SLOTS"] = str(layout.slots)
         settings["WORKDIR"] = str(layout.home.root / "workers" / name)
         environment.update(_thread_shares(layout.workers * layout.slots))
+        # "python" in a task's command is the one that runs the cluster, activated or not.
+        own = str(Path(sys.executable).parent)
+        environment["PATH"] = os.pathsep.join([own, os.environ.get("PATH", os.defpath)])
     else:
         settings["ETCD_ENDPOINTS"] = json.dumps([layout.etcd_ports.endpoint])
     if service.role in _NEED_S3:

@@ -114,18 +114,25 @@ def spawn(
 
 def stop(identity: ProcessId, *, grace_s: float) -> None:
     """SIGTERM, `grace_s` to end, then SIGKILL; also for what is left in its process group."""
-    stop_all([identity], grace_s=grace_s)
+    stop_all({identity: grace_s})
 
 
-def stop_all(identities: Sequence[ProcessId], *, grace_s: float) -> None:
-    """Stop several at the same time; returns once none of them runs."""
-    for identity in identities:
+def stop_all(graces_s: Mapping[ProcessId, float]) -> None:
+    """Stop several at the same time, each with its own grace; returns once none of them runs."""
+    begun = time.monotonic()
+    for identity in graces_s:
         identity.signal(signal.SIGTERM)
-    wait_until(lambda: not any(identity.alive for identity in identities), grace_s)
-    for identity in identities:
-        identity.signal(signal.SIGKILL)
-    wait_until(lambda: not any(identity.alive for identity in identities), _KILL_TIMEOUT_S)
-    for identity in identities:
+    waiting = dict(graces_s)
+    while waiting:
+        took = time.monotonic() - begun
+        for identity, grace_s in list(waiting.items()):
+            if not identity.alive or took > grace_s + _KILL_TIMEOUT_S:
+                del waiting[identity]
+            elif took >= grace_s:
+                identity.signal(signal.SIGKILL)
+        if waiting:
+            time.sleep(POLL_S)
+    for identity in graces_s:
         identity.kill_group()
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import platform
 import secrets
 import tempfile
 from contextlib import ExitStack
@@ -57,6 +58,8 @@ def up(home: Home, options: UpOptions, say: Say) -> Cluster:
     Raises:
         HyperError: it cannot be started; whatever had been started is stopped again.
     """
+    if platform.system() != "Linux":
+        raise FailedPreconditionError("`hyper up` needs Linux: use one, or set HYPER_ENDPOINT")
     home.make()
     with signals_interrupt(), home.locked():
         _refuse_running(home)

@@ -41,11 +41,12 @@ def committed(state: State, number: int) -> list[Command]:
     for workflow, experiment in done.succeeded:
         state.workflows[workflow].experiments[experiment].durable = True
         state.unsettled[workflow] = None
-    for name, run_state in done.ended.items():
+    for name, (generation, run_state) in done.generations.items():
         workflow_run = state.workflows[name]
-        if workflow_run.state is run_state:
+        workflow_run.stored = generation
+        if workflow_run.begun <= generation:  # else it was retried meanwhile
             workflow_run.durable = run_state
-        state.touched[name] = None
+        state.unsettled[name] = state.touched[name] = None
     return [*_acks(state, done), *(Reply(request) for request in done.requests)]
 
 
@@ -97,7 +98,7 @@ def _head_atom(state: State, pending: Pending, name: str) -> tuple[Put, ...]:
         for key, run in workflow.experiments.items()
         if run.state is RunState.SUCCEEDED and not run.durable
     ]
-    pending.ended[name] = workflow.state
+    pending.generations[name] = (workflow.generation, workflow.state)
     return tuple(puts)
 
 

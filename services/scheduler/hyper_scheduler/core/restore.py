@@ -73,6 +73,7 @@ def restore_workflow(name: str, stored: StoredWorkflow) -> WorkflowRun:
         message=head["message"],
         end_time=head["end_time"],
         generation=head["generation"],
+        stored=head["generation"],
         durable=RunState(head["state"]),
     )
     for key, data in stored.pages.items():

@@ -124,6 +124,8 @@ class WorkflowRun:
     end_time: float = 0.0
     generation: int = 1  # counts changes to the head; the etag
     durable: RunState = RunState.RUNNING  # what a reader may be told
+    begun: int = 1  # the generation that was submitted or retried
+    stored: int = 0  # the newest generation that is durable; nothing starts before `begun` is
     turn: int = 0  # which experiment is served next
 
     @property
@@ -185,7 +187,7 @@ class Pending:
     results: int = 0
     lines: dict[PageKey, list[str]] = field(default_factory=dict)  # results on their way
     succeeded: list[tuple[str, str]] = field(default_factory=list)  # experiments in these heads
-    ended: dict[str, RunState] = field(default_factory=dict)  # workflows in these heads
+    generations: dict[str, tuple[int, RunState]] = field(default_factory=dict)  # of these heads
 
     @property
     def dirty(self) -> bool:

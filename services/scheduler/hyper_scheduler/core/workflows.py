@@ -97,6 +97,7 @@ def retry(state: State, event: Retry) -> list[Command]:
     found.state = found.durable = RunState.RUNNING
     found.stopping, found.message, found.end_time = None, "", 0.0
     found.generation += 1
+    found.begun = found.generation
     for run in found.experiments.values():
         if run.state is not RunState.SUCCEEDED:
             _reset(state, found, run)
@@ -182,6 +183,8 @@ def settle(state: State, workflow: WorkflowRun, now: float) -> list[Command]:
             state.pending.urgent = True
         if workflow.stopping is not None:
             continue
+        if workflow.stored < workflow.begun:
+            return commands
         if run.failed:
             message = _failure(run)
             commands += stop_workflow(state, workflow, RunState.FAILED, message, now)

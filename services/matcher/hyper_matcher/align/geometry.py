@@ -59,11 +59,12 @@ class Affine:
         """Weighted least squares over n >= 3 pairs of points (n, 2)."""
         w = np.ones(len(source)) if weights is None else np.asarray(weights, np.float64)
         total = w.sum()
-        mean_s, mean_t = (w[:, None] * source).sum(0) / total, (w[:, None] * target).sum(0) / total
+        mean_s = np.asarray((w[:, None] * source).sum(0) / total, np.float64)
+        mean_t = np.asarray((w[:, None] * target).sum(0) / total, np.float64)
         s, t = source - mean_s, target - mean_t
         normal = (w[:, None] * s).T @ s + 1e-9 * np.eye(2)
         matrix = np.asarray(np.linalg.solve(normal, (w[:, None] * s).T @ t).T, np.float64)
-        return cls(matrix, mean_t - matrix @ mean_s)
+        return cls(matrix, np.asarray(mean_t - matrix @ mean_s, np.float64))
 
     @classmethod
     def fit_rigid(

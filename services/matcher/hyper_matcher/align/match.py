@@ -219,7 +219,7 @@ def search(
     inside = ((at >= edge) & (at <= np.array(source.shape) - 1 - edge)).all(axis=1)
     usable = inside & (moved <= half)
     rejection = np.where(usable, 0, int(Rejection.OUTSIDE)).astype(np.uint8)
-    found, p1, p2 = centre.copy(), np.zeros(n), np.zeros(n)
+    found, p1, p2 = np.array(centre, np.float64), np.zeros(n), np.zeros(n)
     todo = np.flatnonzero(usable)
     for first in range(0, len(todo), _BATCH):
         k = todo[first : first + _BATCH]

@@ -158,7 +158,7 @@ async def test_details_of_another_service_are_no_obstacle() -> None:
         context.set_trailing_metadata((("grpc-status-details-bin", b"\x08\x63"),))
         await context.abort(grpc.StatusCode.UNAVAILABLE, "elsewhere")
 
-    handler = grpc.unary_unary_rpc_method_handler(abort)
+    handler: Any = grpc.unary_unary_rpc_method_handler(abort)
     server = grpc.aio.server()
     server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler("x.Y", {"Z": handler}),))
     port = server.add_insecure_port("127.0.0.1:0")
@@ -166,7 +166,8 @@ async def test_details_of_another_service_are_no_obstacle() -> None:
     try:
         async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
             with pytest.raises(grpc.RpcError) as caught:
-                await channel.unary_unary("/x.Y/Z")(b"", timeout=10)
+                call: Any = channel.unary_unary("/x.Y/Z")
+                await call(b"", timeout=10)
             error = from_rpc_error(caught.value, peer="y")
     finally:
         await server.stop(0)

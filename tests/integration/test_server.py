@@ -221,6 +221,23 @@ def test_a_known_failure_of_build_is_one_line(start: Start) -> None:
     assert "Traceback" not in log
 
 
+def test_an_error_in_a_task_group_is_the_error_itself(start: Start) -> None:
+    status, log = start(break_build="group").ended()
+    assert status == 3
+    assert log.splitlines()[-1].startswith("error: echo: because of S3_UNREACHABLE")
+
+
+def test_hooks_that_fail_or_hang_do_not_hold_up_the_end(start: Start) -> None:
+    child = until_ready(start(break_drain="true", drain_grace_s="0.2", log_format="json"))
+    child.process.terminate()
+    status, log = child.ended()
+    assert status == 0
+    failed = [json.loads(line)["error"] for line in log.splitlines() if "hook failed" in line]
+    assert failed[0].startswith("because of ETCD_UNREACHABLE")
+    assert failed[1:] == ["TimeoutError"]
+    assert "the last hook ran" in log
+
+
 def test_a_bug_in_build_is_logged_with_its_stack(start: Start) -> None:
     status, log = start(break_build="bug").ended()
     assert status == 1

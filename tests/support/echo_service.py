@@ -79,11 +79,11 @@ class Echo:
 
 def add_echo(servicer: Echo, server: grpc.aio.Server) -> None:
     """What a generated `add_...Servicer_to_server` does."""
-    coding = {
+    coding: dict[str, Any] = {
         "request_deserializer": StringValue.FromString,
         "response_serializer": StringValue.SerializeToString,
     }
-    handlers = {
+    handlers: dict[str, Any] = {
         "Unary": grpc.unary_unary_rpc_method_handler(servicer.unary, **coding),
         "Stream": grpc.unary_stream_rpc_method_handler(servicer.stream, **coding),
         "Upload": grpc.stream_unary_rpc_method_handler(servicer.upload, **coding),
@@ -112,13 +112,30 @@ class EchoSettings(ServiceSettings):
 
     model_config = settings_config("ECHO")
     break_build: str = ""
+    break_drain: bool = False
+
+
+async def fail_to_drain() -> None:
+    raise failure("ETCD_UNREACHABLE")
+
+
+async def hang() -> None:
+    await asyncio.Event().wait()
+
+
+async def say_drained() -> None:
+    sys.stderr.write("the last hook ran\n")
 
 
 async def build(running: Running, settings: EchoSettings) -> list[Served]:
     if settings.break_build == "bug":
         raise RuntimeError("a bug in build")
+    if settings.break_build == "group":
+        raise ExceptionGroup("of a task group", [failure("S3_UNREACHABLE")])
     if settings.break_build:
         raise failure(settings.break_build)
+    if settings.break_drain:
+        running.on_drain += [fail_to_drain, hang, say_drained]
     return [Served(FULL_NAME, add_echo, Echo(running))]
 
 

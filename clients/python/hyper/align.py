@@ -286,6 +286,7 @@ def finish(
         )
     dataset = client.open_dataset(job.destination)
     result: dict[str, Any] = json.loads(dataset.read(RESULT_FILE))
+    result["array_url"] = client.open_array(result["array"]).url
     return result
 
 

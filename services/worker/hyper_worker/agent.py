@@ -48,6 +48,9 @@ log = get_logger(__name__)
 
 _FAILURE_LOG_S = 2.0  # a failure is reported once its log can be read, or after this long
 
+_BACKOFF_MAX_S = 5.0
+_WARN_EVERY = 20  # failures to connect in a row
+
 
 @dataclass(frozen=True, slots=True)
 class Identity:
@@ -108,7 +111,7 @@ class Agent:
         self._connection: Connection | None = None
         self._leader: tuple[str, ...] | None = None
         self._failures = 0
-        self._backoff = Backoff()
+        self._backoff = Backoff(max_s=_BACKOFF_MAX_S)
         self._changed = asyncio.Event()
         self._deadline_moved = asyncio.Event()
         self._launches: asyncio.Queue[Job] = asyncio.Queue()
@@ -153,13 +156,16 @@ class Agent:
     def welcomed(self, welcome: wire.Welcome) -> None:
         """A scheduler has taken this worker in."""
         self._failures = 0
+        lease_s = convert.seconds(welcome.lease)
+        if lease_s > 0:  # a scheduler that comes back waits so long for its workers, no longer
+            self._backoff = Backoff(max_s=min(_BACKOFF_MAX_S, lease_s / 3))
         metrics.CONNECTIONS.inc()
         metrics.CONNECTED.set(1)
         self.welcomed_once.set()
         log.info(
             "welcomed",
             epoch=welcome.epoch,
-            lease_s=convert.seconds(welcome.lease),
+            lease_s=lease_s,
             running=len(self._machine.live),
             reports=self._machine.reports.waiting,
         )
@@ -297,7 +303,8 @@ class Agent:
         leader = error.metadata.get("leader")
         if isinstance(error, UnavailableError) and error.reason == "NOT_LEADER" and leader:
             self._leader = (leader,)
-        log.warning(
+        tell = log.warning if self._failures % _WARN_EVERY == 0 else log.debug
+        tell(
             "no connection to the scheduler",
             detail=str(error),
             running=len(self._machine.live),

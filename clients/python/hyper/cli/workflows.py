@@ -149,7 +149,10 @@ def cancel(
     """Stop a workflow; running tasks get SIGTERM, then SIGKILL."""
     with _connect() as client:
         status = client.workflow(workflow).cancel(reason)
-        output.emit(_plain(status), f"{status.id} {status.state.lower()}", as_json=json_output)
+        text = f"{status.id} {status.state.lower()}"
+        if not status.state.ended:
+            text = f"{status.id} is being cancelled: {status.tasks.running} tasks are told to end"
+        output.emit(_plain(status), text, as_json=json_output)
 
 
 def retry(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -15,8 +16,13 @@ _SETTING = re.compile(r"HYPER_[A-Z]+__")
 
 
 def base_environment(endpoint: str, extra: Mapping[str, str]) -> dict[str, str]:
-    """The worker's own environment without settings of services, plus the recipe's."""
+    """The worker's own environment without settings of services, plus the recipe's.
+
+    `python` is the worker's interpreter, so that commands find what functions find.
+    """
     environment = {k: v for k, v in os.environ.items() if not _SETTING.match(k)}
+    programs = [str(Path(sys.executable).parent), *filter(None, [environment.get("PATH")])]
+    environment["PATH"] = os.pathsep.join(programs)
     environment["PYTHONUNBUFFERED"] = "1"
     if endpoint:
         environment["HYPER_ENDPOINT"] = endpoint

@@ -1,0 +1,160 @@
+"""Our own services as real processes over real etcd and S3: start, kill, start again."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+
+from hyper.client import Client
+from hyper_servicekit.config import S3Settings
+from tests.support.servers import EtcdServer
+
+REPOSITORY = Path(__file__).parents[2]
+START_TIMEOUT_S = 40.0
+POLL_S = 0.02
+
+
+@dataclass
+class ServiceProcess:
+    """One service; after a kill it starts again on the same address."""
+
+    name: str
+    module: str
+    prefix: str
+    folder: Path
+    settings: dict[str, str]
+    listen: str = "127.0.0.1:0"
+    child: subprocess.Popen[bytes] | None = None
+    facts: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def log(self) -> Path:
+        return self.folder / f"{self.name}.log"
+
+    @property
+    def address(self) -> str:
+        return self.facts["address"]
+
+    @property
+    def pid(self) -> int:
+        assert self.child is not None
+        return self.child.pid
+
+    def start(self) -> None:
+        ready = self.folder / f"{self.name}.ready"
+        ready.unlink(missing_ok=True)
+        settings = {**self.settings, "READY_FILE": str(ready), "LISTEN": self.listen}
+        environment = {
+            **os.environ,
+            "PYTHONPATH": str(REPOSITORY),
+            **{f"HYPER_{self.prefix}__{key}": value for key, value in settings.items()},
+        }
+        with self.log.open("ab") as log:
+            self.child = subprocess.Popen(
+                [sys.executable, "-m", self.module], env=environment, stdout=log, stderr=log
+            )
+        end = time.monotonic() + START_TIMEOUT_S
+        while not ready.exists():
+            if self.child.poll() is not None or time.monotonic() > end:
+                self.stop(signal.SIGKILL)
+                pytest.fail(f"{self.name} does not start:\n{self.log.read_text()[-3000:]}")
+            time.sleep(POLL_S)
+        self.facts = json.loads(ready.read_text())
+        self.listen = self.facts["address"] or self.listen
+
+    def stop(self, number: signal.Signals = signal.SIGTERM) -> int:
+        """Signal it and wait for its end; returns its exit status."""
+        assert self.child is not None
+        if self.child.poll() is None:
+            self.child.send_signal(number)
+        try:
+            return self.child.wait(15)
+        except subprocess.TimeoutExpired:
+            self.child.kill()
+            self.child.wait()
+            pytest.fail(f"{self.name} does not end:\n{self.log.read_text()[-3000:]}")
+
+
+@dataclass
+class Services:
+    """A cluster without `hyper up`."""
+
+    scheduler: ServiceProcess
+    storage: ServiceProcess
+    workers: list[ServiceProcess]
+
+    def client(self, patience_s: float = 20.0) -> Client:
+        return Client(self.scheduler.address, tenant="test", patience_s=patience_s)
+
+
+def _s3(settings: S3Settings) -> dict[str, str]:
+    return {
+        "S3__ENDPOINT": settings.endpoint,
+        "S3__BUCKET": settings.bucket,
+        "S3__PREFIX": settings.prefix,
+        "S3__REGION": settings.region,
+        "S3__ACCESS_KEY": settings.access_key,
+        "S3__SECRET_KEY": settings.secret_key.get_secret_value(),
+    }
+
+
+@contextmanager
+def run_services(
+    folder: Path,
+    etcd: EtcdServer,
+    s3: S3Settings,
+    prefix: str,
+    *,
+    workers: int = 2,
+    slots: int = 2,
+    scheduler_settings: Mapping[str, str] | None = None,
+) -> Iterator[Services]:
+    """Scheduler, storage gateway and workers; SIGKILL at the end for what is left."""
+    common = {
+        "ETCD_ENDPOINTS": json.dumps([etcd.endpoint]),
+        "ETCD_PREFIX": prefix,
+        "LOG_FORMAT": "console",
+    }
+    with ExitStack() as stack:
+
+        def start(
+            name: str, module: str, setting_prefix: str, settings: dict[str, str]
+        ) -> ServiceProcess:
+            process = ServiceProcess(name, module, setting_prefix, folder, settings)
+            process.start()
+            stack.callback(process.stop, signal.SIGKILL)
+            return process
+
+        scheduler = start(
+            "scheduler",
+            "hyper_scheduler",
+            "SCHEDULER",
+            {**common, **_s3(s3), **(scheduler_settings or {})},
+        )
+        storage = start("storage", "hyper_storage", "STORAGE", {**common, **_s3(s3)})
+        worker_settings = {
+            "SCHEDULER_ENDPOINT": scheduler.address,
+            "SLOTS": str(slots),
+            "WORKDIR": str(folder / "work"),
+            "LOG_FORMAT": "console",
+        }
+        started = [
+            start(
+                f"worker-{i}",
+                "hyper_worker",
+                "WORKER",
+                {**worker_settings, "INSTANCE": f"worker-{i}"},
+            )
+            for i in range(workers)
+        ]
+        yield Services(scheduler, storage, started)

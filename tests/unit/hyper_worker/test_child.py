@@ -1,0 +1,67 @@
+"""What the warm process makes of names and results."""
+
+from __future__ import annotations
+
+import io
+import json
+
+import numpy as np
+import pytest
+
+from hyper_worker.config import WorkerSettings
+from hyper_worker.runner.child import encode_result, read_frame, resolve, write_frame
+from hyper_worker.runner.environment import base_environment
+
+
+def test_frames_carry_batches() -> None:
+    file = io.BytesIO()
+    write_frame(file, [{"a": 1}, {"b": "ü"}])
+    write_frame(file, [])
+    file.seek(0)
+    assert read_frame(file) == [{"a": 1}, {"b": "ü"}]
+    assert read_frame(file) == []
+    assert read_frame(file) is None
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("json", "write package.module:callable"),
+        ("json:", "write package.module:callable"),
+        ("json:missing", "has no 'missing'"),
+        ("json:decoder.nothing", "has no 'decoder.nothing'"),
+        ("string:digits", "is a str, not a function"),
+    ],
+)
+def test_wrong_functions_are_named(name: str, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        resolve(name)
+
+
+def test_functions_are_found() -> None:
+    assert resolve("json:dumps") is json.dumps
+    assert resolve("json:decoder.JSONDecoder") is json.decoder.JSONDecoder
+
+
+def test_results() -> None:
+    assert encode_result(None) == ""
+    assert encode_result({"a": np.float32(0.5), "b": np.arange(2)}) == '{"a": 0.5, "b": [0, 1]}'
+    for wrong in (object(), float("nan"), {1, 2}):
+        with pytest.raises(ValueError, match="not JSON"):
+            encode_result(wrong)
+    with pytest.raises(ValueError, match="over the limit"):
+        encode_result("x" * 65_536)
+
+
+def test_tasks_do_not_see_settings_of_services(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HYPER_STORAGE__S3__SECRET_KEY", "secret")
+    monkeypatch.setenv("HYPER_TENANT", "fly")
+    environment = base_environment("host:1", {"EXTRA": "1"})
+    assert "secret" not in environment.values()
+    assert (environment["HYPER_TENANT"], environment["EXTRA"]) == ("fly", "1")
+    assert environment["HYPER_ENDPOINT"] == "host:1"
+
+
+def test_settings_name_a_wrong_endpoint() -> None:
+    with pytest.raises(ValueError, match="host:port"):
+        WorkerSettings(scheduler_endpoint="nonsense")

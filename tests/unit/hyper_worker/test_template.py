@@ -1,0 +1,58 @@
+"""Values never become shell syntax, wherever the placeholder stands."""
+
+from __future__ import annotations
+
+import subprocess
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from hyper_worker.runner.template import render
+
+
+def run(template: str, parameters: dict[str, Any]) -> str:
+    command, variables = render(template, parameters)
+    done = subprocess.run(
+        ["/bin/sh", "-c", command], env=variables, capture_output=True, check=True, timeout=10
+    )
+    return done.stdout.decode(errors="surrogateescape")
+
+
+TEXTS = st.text(
+    st.characters(blacklist_characters="\0", blacklist_categories=("Cs",)), max_size=30
+) | st.text("$`\"'\\;&|()<>{}*?~!# \nabc", max_size=12)
+
+
+@settings(max_examples=30, deadline=None)
+@given(TEXTS)
+def test_a_value_arrives_as_it_is(value: str) -> None:
+    template = "/usr/bin/printf '%s|' {{v}} \"<{{v}}>\" '<{{v}}>' a{{ v }}b \"it's {{v}}\""
+    assert run(template, {"v": value}) == f"{value}|<{value}>|<{value}>|a{value}b|it's {value}|"
+
+
+@settings(max_examples=30, deadline=None)
+@given(TEXTS)
+def test_no_context_lets_a_value_run(value: str) -> None:
+    template = 'x=`echo {{v}}`; y=$(echo "{{v}}"); # \'{{v}}\ncat <<E\n{{v}}\nE\necho safe'
+    assert run(template, {"v": value + "\necho owned >&2; exit 9"}).endswith("safe\n")
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [(3, "3"), (0.001, "0.001"), (True, "true"), (None, "null"), ([1, "a"], '[1, "a"]'), ("", "")],
+)
+def test_other_types_are_json(value: Any, text: str) -> None:
+    assert run("/usr/bin/printf %s {{v}}", {"v": value}) == text
+
+
+def test_names_that_look_alike_stay_apart() -> None:
+    assert run("echo {{a-b}} {{a_b}} {{a.b}}", {"a-b": 1, "a_b": 2, "a.b": 3}) == "1 2 3\n"
+
+
+def test_mistakes_are_named() -> None:
+    with pytest.raises(ValueError, match=r"\{\{b\}\}.*there are: a"):
+        render("echo {{b}}", {"a": 1})
+    with pytest.raises(ValueError, match="NUL"):
+        render("echo {{a}}", {"a": "\0"})

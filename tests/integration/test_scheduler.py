@@ -81,7 +81,7 @@ class Scheduler:
 
 async def until(condition: Callable[[], bool], timeout_s: float = 15.0) -> None:
     async with asyncio.timeout(timeout_s):
-        while not condition():
+        while not condition():  # noqa: ASYNC110  (of other processes: there is no event)
             await asyncio.sleep(0.01)
 
 

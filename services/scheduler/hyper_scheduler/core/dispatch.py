@@ -16,7 +16,8 @@ from hyper_scheduler.core.tasks import assign, fits
 
 def dispatch(state: State, now: float) -> list[Command]:
     """Give out as much as fits; one batch a worker."""
-    if not state.wake or state.pending.results > state.limits.results:
+    on_the_way = 0 if state.committing is None else state.committing.results
+    if not state.wake or state.pending.results + on_the_way > state.limits.results:
         return []
     state.wake = False
     if not state.ready:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
@@ -141,6 +142,18 @@ def test_down_without_a_cluster_is_fine(home: Home, capsys: pytest.CaptureFixtur
     facts = json.loads(capsys.readouterr().out)
     assert facts["stopped"] == []
     assert facts["strays"] == 0
+
+
+def test_down_works_on_a_full_disk(
+    home: Home, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    home.make()
+
+    def no_room(*arguments: object) -> int:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(home_module.os, "pwrite", no_room)
+    assert cli.run(["down"]) == 0
 
 
 def test_status_without_a_cluster_is_3(home: Home, capsys: pytest.CaptureFixture[str]) -> None:

@@ -11,6 +11,7 @@ s3/credentials      key pair of this cluster's S3 server (the format of ~/.aws/c
 from __future__ import annotations
 
 import configparser
+import contextlib
 import errno
 import fcntl
 import io
@@ -115,22 +116,25 @@ class Home:
         Raises:
             FailedPreconditionError: another `hyper up`, `down` or `restart` is at work.
         """
-        with (self.root / "lock").open("a+") as file:
+        lock = os.open(self.root / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
             try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError as error:
-                file.seek(0)
+                pid = os.read(lock, 20).decode("ascii", "replace") or "?"
                 raise FailedPreconditionError(
-                    f"another `hyper` command (pid {file.read().strip() or '?'}) is changing the "
-                    f"cluster in {self.root}: wait for it, or choose another HYPER_HOME"
+                    f"another `hyper` command (pid {pid}) is changing the cluster in {self.root}: "
+                    "wait for it, or choose another HYPER_HOME"
                 ) from error
-            file.truncate(0)
-            file.write(str(os.getpid()))
-            file.flush()
+            os.ftruncate(lock, 0)
+            with contextlib.suppress(OSError):  # for people only; `down` works on a full disk
+                os.pwrite(lock, str(os.getpid()).encode(), 0)
             try:
                 yield
             finally:
-                file.truncate(0)
+                os.ftruncate(lock, 0)
+        finally:
+            os.close(lock)
 
     def busy(self) -> bool:
         """Whether a command is changing the cluster."""

@@ -1,0 +1,91 @@
+"""Logs of tasks over a store in memory and a clock moved by hand."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from hyper.errors import InvalidArgumentError, NotFoundError, ResourceExhaustedError
+from hyper_servicekit.clock import ManualClock
+from hyper_servicekit.objects import MemoryStore
+from hyper_storage.task_logs import Attempt, Part, TaskLogs
+
+TASK = "tenants/t/workflows/w/experiments/e/tasks/0"
+FIRST, SECOND = Attempt(1, 1), Attempt(1, 2)
+
+
+def _logs(clock: ManualClock | None = None, followers: int = 2) -> TaskLogs:
+    return TaskLogs(MemoryStore(), clock or ManualClock(), poll_s=1.0, followers=followers)
+
+
+async def _read(logs: TaskLogs, attempt: Attempt | None = None, offset: int = 0) -> bytes:
+    return b"".join([part.data async for part in logs.read(TASK, attempt, offset, follow=False)])
+
+
+async def test_parts_join_in_order_of_offset() -> None:
+    logs = _logs()
+    await logs.append(TASK, FIRST, 3, b"def", last=False)
+    assert await _read(logs) == b""  # the first part is still on its way
+    await logs.append(TASK, FIRST, 0, b"abc", last=False)
+    assert await _read(logs) == b"abcdef"
+    assert await _read(logs, offset=2) == b"cdef"
+    assert await _read(logs, offset=99) == b""
+
+
+async def test_overlapping_parts_are_cut() -> None:
+    logs = _logs()
+    await logs.append(TASK, FIRST, 0, b"abcd", last=False)
+    await logs.append(TASK, FIRST, 2, b"cdef", last=False)
+    assert await _read(logs) == b"abcdef"
+
+
+async def test_newest_attempt_is_the_default() -> None:
+    logs = _logs()
+    with pytest.raises(NotFoundError):
+        await _read(logs)
+    await logs.append(TASK, FIRST, 0, b"one", last=True)
+    await logs.append(TASK, SECOND, 0, b"two", last=False)
+    assert await _read(logs) == b"two"
+    assert await _read(logs, FIRST) == b"one"
+    await logs.append(TASK, Attempt(10, 1), 0, b"later epoch", last=False)
+    assert await _read(logs) == b"later epoch"
+
+
+async def test_followers_wait_for_the_end() -> None:
+    clock = ManualClock()
+    logs = _logs(clock)
+    seen: list[Part] = []
+
+    async def follow() -> None:
+        async for part in logs.read(TASK, None, 0, follow=True):
+            seen.append(part)
+
+    async with asyncio.TaskGroup() as group:
+        task = group.create_task(follow())
+        await clock.advance(1)
+        assert not seen
+        await logs.append(TASK, FIRST, 0, b"abc", last=False)
+        await clock.advance(1)
+        assert [part.data for part in seen] == [b"abc"]
+        await logs.append(TASK, FIRST, 3, b"", last=True)
+        await clock.advance(1)
+        await task
+    assert seen == [Part(FIRST, 0, b"abc")]
+
+
+async def test_followers_are_bounded() -> None:
+    clock = ManualClock()
+    logs = _logs(clock, followers=1)
+    await logs.append(TASK, FIRST, 0, b"abc", last=False)
+    first = logs.read(TASK, None, 0, follow=True)
+    await anext(first)
+    with pytest.raises(ResourceExhaustedError):
+        await anext(logs.read(TASK, None, 0, follow=True))
+    await first.aclose()  # type: ignore[attr-defined]
+    assert (await anext(logs.read(TASK, None, 0, follow=True))).data == b"abc"
+
+
+async def test_parts_are_bounded() -> None:
+    with pytest.raises(InvalidArgumentError):
+        await _logs().append(TASK, FIRST, 0, b"x" * (2**20 + 1), last=False)

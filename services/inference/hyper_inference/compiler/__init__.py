@@ -1,0 +1,1 @@
+"""Frontend -> graph -> passes -> memory plan -> kernels -> one function; see `compile.py`."""

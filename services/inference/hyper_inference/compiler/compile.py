@@ -1,4 +1,4 @@
-"""`compile`: a model and an input shape -> a callable on arrays."""
+"""`compile_net` (`hyper_inference.compile`): a model and an input shape -> a callable."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def load_graph(model: Any, shape: Sequence[int]) -> Graph:
     return onnx_frontend.from_onnx(model, shape)
 
 
-def compile(  # noqa: A001  (the public name: hyper_inference.compile)
+def compile_net(
     model: Any,
     example_or_shape: Any,
     *,
@@ -67,6 +67,7 @@ def compile(  # noqa: A001  (the public name: hyper_inference.compile)
     threads: int | None = None,
     target: str | None = None,
     cache: Path | None = None,
+    max_bytes: int = 2**36,
 ) -> Compiled:
     """Compile a net for one input shape.
 
@@ -78,6 +79,7 @@ def compile(  # noqa: A001  (the public name: hyper_inference.compile)
         threads: how many work on one sample; all cores by default. Changes no bit of the result.
         target: avx512, avx2 or generic; the best by default. Changes no bit either.
         cache: folder of compiled code.
+        max_bytes: of memory for one run.
 
     Raises:
         UnsupportedOp: names the op and the node that are not covered.
@@ -94,7 +96,7 @@ def compile(  # noqa: A001  (the public name: hyper_inference.compile)
     stages: list[tuple[str, Graph]] = []
     source = load_graph(model, shape)
     graph = run_pipeline(source, on_pass=lambda name, after: stages.append((name, after)))
-    plan = plan_memory(graph)
+    plan = plan_memory(graph, max_bytes=max_bytes)
     steps = lower(graph, plan, chosen)
     text = abi.build_module(steps, chosen)
     code = _machine_code(text, chosen, CodeCache(cache))
@@ -148,7 +150,9 @@ def aligned_zeros(count: int) -> Floats:
     return raw[first : first + count]
 
 
-_HELPERS = ThreadPoolExecutor(max_workers=max(1, (os.cpu_count() or 1) * 2), thread_name_prefix="net")
+_HELPERS = ThreadPoolExecutor(
+    max_workers=max(1, (os.cpu_count() or 1) * 2), thread_name_prefix="net"
+)
 """Threads that help callers; who gets none finishes alone."""
 
 
@@ -262,7 +266,16 @@ class Compiled:
             f"{self.flops / 1e9:.3f} GFLOP a sample, arena {self.plan.floats * 4 / 2**20:.1f} MiB "
             f"in {self.plan.buffers} buffers, constants {len(self._constants) * 4 / 2**20:.1f} MiB"
         )
-        lines = [head, "", "source:", str(self.source), "", "after all passes:", str(self.graph), ""]
+        lines = [
+            head,
+            "",
+            "source:",
+            str(self.source),
+            "",
+            "after all passes:",
+            str(self.graph),
+            "",
+        ]
         lines.append(f"{'step':<28}{'kernel':<22}{'MFLOP':>10}{'rows':>8}{'chunk':>7}")
         for step in self.steps:
             kind = type(step.kernel).__name__

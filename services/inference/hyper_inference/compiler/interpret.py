@@ -33,7 +33,7 @@ def interpret(graph: Graph, sample: Array, *, dtype: type = np.float64) -> Array
     """The net's output `(c, z, y, x)` for one sample `(c, z, y, x)`."""
     if sample.shape != graph.input_type.shape:
         raise ValueError(f"the net takes {graph.input_type.shape}, not {sample.shape}")
-    values = {graph.input: sample.astype(dtype)}
+    values: dict[str, Array] = {graph.input: sample.astype(dtype)}
     with np.errstate(all="ignore"):
         for node in graph.nodes:
             inputs = [values[name] for name in node.inputs]
@@ -91,7 +91,7 @@ def activate(activation: Activation | None, x: Array) -> Array:
         case "sigmoid":
             return np.asarray(1 / (1 + np.exp(-x)))
         case "tanh":
-            return np.tanh(x)
+            return np.asarray(np.tanh(x))
         case _:
             assert_never(activation.kind)
 
@@ -114,7 +114,7 @@ def conv_transpose(op: ConvTranspose, x: Array) -> Array:
     """Every input voxel paints one block of the kernel's size."""
     blocks = np.einsum("coijk,czyx->oziyjxk", op.weight.astype(x.dtype), x, optimize=True)
     o, z, i, y, j, width, k = blocks.shape
-    return blocks.reshape(o, z * i, y * j, width * k) + _channels(op.bias)
+    return np.asarray(blocks.reshape(o, z * i, y * j, width * k) + _channels(op.bias))
 
 
 def pool(op: Pool, x: Array) -> Array:

@@ -142,7 +142,7 @@ class Pool:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Taps:
-    """One axis of a resampling: `out[i] = in[low[i]] * (1 - weight[i]) + in[high[i]] * weight[i]`."""
+    """One axis of a resampling: `out[i]` blends `in[low[i]]` and `in[high[i]]` by `weight[i]`."""
 
     low: Ints
     high: Ints

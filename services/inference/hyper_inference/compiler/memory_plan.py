@@ -76,7 +76,7 @@ class Place:
 
 @dataclass(frozen=True, slots=True)
 class MemoryPlan:
-    """Places of all values in an arena of `floats`; `values` tells what has been written in place."""
+    """Places of all values in an arena of `floats` floats."""
 
     places: Mapping[str, Place]
     floats: int
@@ -127,13 +127,13 @@ def plan_memory(graph: Graph, *, max_bytes: int = 2**36) -> MemoryPlan:
     chosen: dict[str, int] = {}
     for root in sorted(born, key=lambda name: born[name]):
         geometry = _geometry(types[root].shape, needs.get(root, _Need()))
-        for slot, (have, free_after) in enumerate(slots):
-            if have == geometry and free_after < born[root]:
-                break
-        else:
-            slot = len(slots)
-            slots.append((geometry, -2))
-        slots[slot] = (geometry, dies[root])
+        free = (
+            n
+            for n, (have, busy_to) in enumerate(slots)
+            if have == geometry and busy_to < born[root]
+        )
+        slot = next(free, len(slots))
+        slots[slot : slot + 1] = [(geometry, dies[root])]
         chosen[root] = slot
 
     offsets, total = [], FRONT

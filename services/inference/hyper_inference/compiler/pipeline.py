@@ -29,7 +29,9 @@ PIPELINE: tuple[Pass, ...] = (
 
 
 def run_pipeline(
-    graph: Graph, passes: tuple[Pass, ...] = PIPELINE, on_pass: Callable[[str, Graph], None] | None = None
+    graph: Graph,
+    passes: tuple[Pass, ...] = PIPELINE,
+    on_pass: Callable[[str, Graph], None] | None = None,
 ) -> Graph:
     """Apply every pass; the graph is verified before and after each.
 

@@ -112,7 +112,9 @@ def _interleave(e: Emitter, vectors: list[Value]) -> list[Value]:
                 mask = [x if which == 0 else 0 for x, which in lanes]
                 value = e.shuffle(vectors[0], vectors[0], mask)
                 continue
-            mask = [e.width + x if which == index else lane for lane, (x, which) in enumerate(lanes)]
+            mask = [
+                e.width + x if which == index else lane for lane, (x, which) in enumerate(lanes)
+            ]
             value = e.shuffle(value, vectors[index], mask)
         woven.append(value)
     return woven

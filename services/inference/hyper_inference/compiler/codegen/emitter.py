@@ -122,9 +122,7 @@ class Emitter:
         if stride == 2:
             low, high = self.load(base), self.load(base, self.width)
             return self.shuffle(low, high, range(0, 2 * self.width, 2))
-        return self.build(
-            [self.load_scalar(base, lane * stride) for lane in range(self.width)]
-        )
+        return self.build([self.load_scalar(base, lane * stride) for lane in range(self.width)])
 
     def store(self, value: Value, pointer: Value, offset: Value = 0) -> None:
         """One vector."""

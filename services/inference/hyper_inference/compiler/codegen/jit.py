@@ -53,6 +53,4 @@ def load_object(data: bytes, target: Target) -> Code:
 
 def _machine(target: Target) -> Any:
     triple = llvm.Target.from_triple(llvm.get_process_triple())
-    return triple.create_target_machine(
-        cpu=target.cpu, features=target.features, opt=3, jit=True
-    )
+    return triple.create_target_machine(cpu=target.cpu, features=target.features, opt=3, jit=True)

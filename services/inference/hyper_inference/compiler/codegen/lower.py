@@ -6,7 +6,7 @@ A new family (Winograd, say) is a new file, and one more choice here.
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import assert_never
+from typing import Literal, assert_never
 
 import numpy as np
 
@@ -131,9 +131,7 @@ class _Lowering:
         residual = self.places[node.inputs[1]] if op.residual_scale is not None else None
         if op.kernel[2] > self.target.accumulators:
             raise UnsupportedOp("conv_transpose", node.name, f"a stride of {op.kernel[2]}")
-        block = conv_transpose.choose_block(
-            out.shape[0], op.kernel[2], self.target.accumulators
-        )
+        block = conv_transpose.choose_block(out.shape[0], op.kernel[2], self.target.accumulators)
         kernel = conv_transpose.ConvTransposeDirect(
             a.shape[0], out.shape[0], op.kernel, a.shape[2], a.shape[3], strides_of(a),
             strides_of(out), strides_of(residual) if residual is not None else None,
@@ -154,7 +152,7 @@ class _Lowering:
         if isinstance(op, Affine):
             constants = np.stack([op.scale, op.shift], axis=1).ravel()
         kernel = Pointwise(
-            op.kind if isinstance(op, Binary) else "affine" if isinstance(op, Affine) else "identity",
+            _pointwise_kind(op),
             out.shape[0], out.shape[2], out.shape[3], strides[0],
             strides[1] if len(strides) > 1 else None, strides_of(out), op.activation,
         )  # fmt: skip
@@ -219,6 +217,18 @@ class _Lowering:
             node.name, kernel, out.offset, a.offset, out.shape,
             constants=resample.pack_remap(tables, self.target.width),
         )  # fmt: skip
+
+
+def _pointwise_kind(
+    op: Affine | Activate | Binary,
+) -> Literal["affine", "identity", "add", "sub", "mul"]:
+    match op:
+        case Binary():
+            return op.kind
+        case Affine():
+            return "affine"
+        case Activate():
+            return "identity"
 
 
 def _broadcast(place: Place, result: TensorType) -> Strides:

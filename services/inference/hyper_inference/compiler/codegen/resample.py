@@ -115,15 +115,15 @@ class ResizeLinear(Kernel):
 
                 def pointer(z_in: Value, y_in: Value) -> Value:
                     offset = e.add(e.mul(z_in, self.a.plane), e.mul(y_in, self.a.row))
-                    return e.at(base, offset)  # noqa: B023  (used in this turn only)
+                    return e.at(base, offset)
 
                 rows = [pointer(n, m) for m in (y_low, y_high) for n in (z_low, z_high)]
 
                 def blend_rows(x: Value, _: int) -> None:
-                    values = [e.load(r, x) for r in rows]  # noqa: B023
-                    low = _lerp(e, values[0], values[1], z_weight)  # noqa: B023
-                    high = _lerp(e, values[2], values[3], z_weight)  # noqa: B023
-                    e.store(_lerp(e, low, high, y_weight), line, x)  # noqa: B023
+                    values = [e.load(r, x) for r in rows]
+                    low = _lerp(e, values[0], values[1], z_weight)
+                    high = _lerp(e, values[2], values[3], z_weight)
+                    e.store(_lerp(e, low, high, y_weight), line, x)
 
                 e.each_vector(self.source_size, blend_rows)
                 offsets = e.mul(channel.index, self.out.channel), e.mul(y, self.out.row)
@@ -139,7 +139,7 @@ class ResizeLinear(Kernel):
                     ]  # fmt: skip
                     weight = e.load(e.at(p.constants, tables[8]), x)
                     value = _lerp(e, picked[0], picked[1], weight)
-                    e.store(e.keep(value, lanes), out, x)  # noqa: B023
+                    e.store(e.keep(value, lanes), out, x)
 
                 e.each_vector(self.size, blend_x)
 

@@ -7,7 +7,7 @@ batch, gives 2D nets a z of 1, and infers every type.
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -217,13 +217,16 @@ class GraphBuilder:
             self.lift(pad_after, 0),
             count_pad,
         )
-        if any(max(a, b) >= k for a, b, k in zip(op.pad_before, op.pad_after, op.kernel, strict=True)):
+        if any(
+            max(a, b) >= k for a, b, k in zip(op.pad_before, op.pad_after, op.kernel, strict=True)
+        ):
             raise InvalidModelError(f"node {hint!r}: pooling pads by more than its kernel")
         return self.add(op, [x], hint)
 
     def resize(self, x: str, taps: Sequence[Taps], linear: bool, hint: str) -> str:
         """Resampling by one `Taps` an axis of the net."""
-        identity = Taps(*(np.zeros(1, np.int32) for _ in range(2)), frozen([0.0]))
+        zero = np.zeros(1, np.int32)
+        identity = Taps(zero, zero, frozen([0.0]))
         z, y, x_ = [identity] * (3 - self.spatial) + list(taps)
         for axis in (z, y, x_):
             axis.low.setflags(write=False)
@@ -316,7 +319,7 @@ def taps_of(
             np.minimum(low + 1, size - 1).astype(np.int32),
             frozen(at - low),
         )
-    rounds = {
+    rounds: dict[str, Callable[[Any], Any]] = {
         "floor": np.floor,
         "ceil": np.ceil,
         "round_prefer_floor": lambda a: np.ceil(a - 0.5),

@@ -189,7 +189,9 @@ class _Call:
         """The error for a use that is not covered."""
         return UnsupportedOp(self.op, self.where, why)
 
-    def pads(self, kernel: Sequence[int], stride: Any, dilation: Any) -> tuple[list[int], list[int]]:
+    def pads(
+        self, kernel: Sequence[int], stride: Any, dilation: Any
+    ) -> tuple[list[int], list[int]]:
         """(before, after) along the spatial axes, from `pads` or `auto_pad`."""
         spatial = self.builder.spatial
         mode = self.get("auto_pad", "NOTSET")
@@ -308,7 +310,7 @@ def _resize(call: _Call) -> str:
     rounding = "floor" if old else call.get("nearest_mode", "round_prefer_floor")
     shape = call.builder.shape(call.tensor())
     by_size = sizes is not None and np.size(sizes)
-    given = np.ravel(sizes if by_size else scales)
+    given = np.ravel(np.asarray(sizes if by_size else scales))
     if len(given) == len(shape) - 2 and "axes" in call.attributes:
         given = np.concatenate([shape[:2] if by_size else [1, 1], given])
     if len(given) != len(shape) or call.get("antialias", 0):

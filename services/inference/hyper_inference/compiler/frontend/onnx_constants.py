@@ -24,7 +24,7 @@ def read_tensor(tensor: Any, what: str) -> np.ndarray:
     """An initializer or attribute as an array.
 
     Raises:
-        InvalidModelError: external data, a type without numbers, or dims that its bytes do not fill.
+        InvalidModelError: external data, no numbers, or dims that its bytes do not fill.
     """
     if tensor.data_location == onnx.TensorProto.EXTERNAL or tensor.external_data:
         raise InvalidModelError(

@@ -153,7 +153,9 @@ def _conv(call: _Call) -> str:
     padding = call.get("padding", 0)
     if isinstance(padding, str):
         each = call.builder.lift(dilation, 1)[3 - spatial :]
-        total = [d * (k - 1) * (padding == "same") for d, k in zip(each, weight.shape[2:], strict=True)]
+        total = [
+            d * (k - 1) * (padding == "same") for d, k in zip(each, weight.shape[2:], strict=True)
+        ]
         before = [n // 2 for n in total]
         after = [n - b for n, b in zip(total, before, strict=True)]
     else:

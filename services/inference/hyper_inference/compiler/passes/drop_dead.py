@@ -1,9 +1,9 @@
 """Remove values that nothing reads, and slices and pads that change nothing.
 
-    %a = conv (%input)                      %a = conv (%input)
-    %b = relu (%a)      [unused]     ->     output %a
-    %c = slice all of (%a)
-    output %c
+%a = conv (%input)                      %a = conv (%input)
+%b = relu (%a)      [unused]     ->     output %a
+%c = slice all of (%a)
+output %c
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ def drop_dead(graph: Graph) -> Graph:
     same = {
         node.name: node.inputs[0]
         for node in graph.nodes
-        if isinstance(node.op, (Slice, Pad)) and types[node.inputs[0]] == node.type
-        or isinstance(node.op, Resize) and _is_identity(node.op, types[node.inputs[0]].shape[1:])
+        if (isinstance(node.op, (Slice, Pad)) and types[node.inputs[0]] == node.type)
+        or (isinstance(node.op, Resize) and _is_identity(node.op, types[node.inputs[0]].shape[1:]))
     }
     graph = rename_inputs(graph, same)
     alive = {graph.output}

@@ -1,7 +1,7 @@
 """Join nested concatenations, so that every part has one place in one buffer.
 
-    %a = concat (%x, %y)                    %b = concat (%x, %y, %z)
-    %b = concat (%a, %z)            ->
+%a = concat (%x, %y)                    %b = concat (%x, %y, %z)
+%b = concat (%a, %z)            ->
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Apply an activation where its input is made, while that is still in registers.
 
-    %a = conv (%x)                          %r = conv relu (%x)
-    %r = activate relu (%a)         ->
+%a = conv (%x)                          %r = conv relu (%x)
+%r = activate relu (%a)         ->
 """
 
 from __future__ import annotations

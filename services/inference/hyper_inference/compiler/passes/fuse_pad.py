@@ -1,7 +1,7 @@
 """Let a convolution pad with zeros itself.
 
-    %p = pad constant 0 (%x)                %c = conv pad (%x)
-    %c = conv (%p)                  ->
+%p = pad constant 0 (%x)                %c = conv pad (%x)
+%c = conv (%p)                  ->
 """
 
 from __future__ import annotations

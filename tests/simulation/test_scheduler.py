@@ -65,7 +65,7 @@ def test_no_fault_fails_a_workflow() -> None:
         for name in world.recipes:
             check_succeeded(world, name)
 
-    run_seeds(70, run)
+    run_seeds(50, run)
 
 
 @pytest.mark.timeout(3600)
@@ -78,7 +78,7 @@ def test_poison_fails_its_workflow_alone() -> None:
             else:
                 check_succeeded(world, name)
 
-    run_seeds(45, run)
+    run_seeds(35, run)
 
 
 @pytest.mark.timeout(3600)
@@ -93,7 +93,7 @@ def test_cancelling_ends_a_workflow() -> None:
             else:
                 assert name in world.cancelled
 
-    run_seeds(45, run)
+    run_seeds(35, run)
 
 
 @pytest.mark.timeout(3600)
@@ -108,4 +108,4 @@ def test_wild_faults() -> None:
         for name in world.recipes:
             check_succeeded(world, name)
 
-    run_seeds(45, run)
+    run_seeds(35, run)

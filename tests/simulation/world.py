@@ -327,7 +327,9 @@ class World:
         leader.links[worker.name] = (worker, link)
         if older is not None and older[0].link == older[1] != link:
             self._break(*older)
-        running = tuple(worker.running.items())
+        # as the agent does: what runs, and what has ended and is not acknowledged
+        ended = [(r.task, r.attempt) for each in worker.unacknowledged.values() for r in each]
+        running = (*worker.running.items(), *ended)
         capacity = Capacity(worker.slots, cpus=4, memory_bytes=8 << 30)
         self._up(worker, lambda now: e.Hello(now, worker.name, link, capacity, running))
         for sequence in worker.unacknowledged:

@@ -90,7 +90,8 @@ class FakeWorker:
         self._specs = {}
         hello = agent.Hello(
             worker=self.name, slots=self.slots, cpus=4, memory_bytes=8 << 30, version="test",
-            running=[task_key(key) for key in self.running],
+            running=[task_key(key) for key in self.running]
+            + [each.key for batch in self.unacknowledged.values() for each in batch.statuses],
         )  # fmt: skip
         self._up.put_nowait(agent.ConnectRequest(hello=hello))
         for batch in self.unacknowledged.values():

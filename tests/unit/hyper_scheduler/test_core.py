@@ -153,6 +153,19 @@ def test_a_repeated_failure_counts_once(core: Core) -> None:
     assert record.failures == 1
 
 
+def test_a_failure_counts_once_also_when_its_worker_dials_again(core: Core) -> None:
+    core.hello("w1", slots=1)
+    core.submit(recipe(experiment("a", 1, retries=1)))
+    core.feed(e.DrainWorker(core.now, "r2", "w1"))
+    core.report("w1", task(0), 1, Outcome.FAILED)
+    stop = core.hello("w1", slots=1, running=((task(0), Attempt(9, 1)),))[-1]
+    assert stop == core.stop("w1", (task(0), 1))
+    core.report("w1", task(0), 1, Outcome.FAILED)
+    record = core.state.workflows[W].experiments["a"].record(0)
+    assert record is not None
+    assert record.failures == 1
+
+
 def test_retry_runs_what_failed_again(core: Core) -> None:
     core.hello("w1", slots=1)
     core.submit(recipe(experiment("a", 2, retries=0)))

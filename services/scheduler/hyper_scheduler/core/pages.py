@@ -48,6 +48,7 @@ class Record:
     message: str = ""
     start_time: float = 0.0
     end_time: float = 0.0
+    reported: bool = False  # the newest attempt has said how it ended; it was not just lost
 
 
 @dataclass(slots=True)
@@ -105,6 +106,7 @@ def encode_page(page: Page) -> bytes:
         str(index): [
             record.status.value, record.attempt, record.worker, record.failures,
             record.losses, record.message, record.start_time, record.end_time,
+            record.reported,
         ]
         for index, record in page.records.items()
     }  # fmt: skip

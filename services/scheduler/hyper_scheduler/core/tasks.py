@@ -72,7 +72,7 @@ def assign(state: State, task: TaskId, attempt: Attempt, worker: WorkerRun, now:
     if record is None:
         record = page.records[task.index] = Record(Status.RUNNING)
     record.status, record.attempt, record.worker = Status.RUNNING, attempt, worker.name
-    record.start_time, record.end_time = now, 0.0
+    record.start_time, record.end_time, record.reported = now, 0.0, False
     run.running += 1
     need = run.spec.hardware
     worker.running[task] = attempt
@@ -147,7 +147,7 @@ def adoptable(state: State, task: TaskId, attempt: Attempt) -> bool:
     if record.status is Status.FAILED:
         return False
     if attempt == record.attempt:
-        return record.status is Status.PENDING
+        return record.status is Status.PENDING and not record.reported
     return attempt > record.attempt and attempt.epoch < state.epoch
 
 
@@ -175,7 +175,7 @@ def take_report(state: State, report: Report, now: float) -> bool:
     else:
         fresh = record is not None and record.status is Status.RUNNING
     assert record is not None  # newest == attempt, or just made
-    if not fresh and (report.outcome is not Outcome.SUCCEEDED or record.status is Status.FAILED):
+    if not fresh and (record.reported or report.outcome is not Outcome.SUCCEEDED):
         return False  # what this attempt has come to is known already
     if record.status is Status.RUNNING:
         release(state, task, record)
@@ -194,11 +194,13 @@ def _unwritten(
     if record is None:
         record = page.records[task.index] = Record(Status.PENDING)
     record.status, record.attempt, record.start_time = Status.PENDING, attempt, now
+    record.reported = False
     return record
 
 
 def _conclude(state: State, run: ExperimentRun, report: Report, record: Record, now: float) -> None:
     task = report.task
+    record.reported = True
     match report.outcome:
         case Outcome.SUCCEEDED:
             run.page(task.index).set_done(task.index, _line(report, record, now))

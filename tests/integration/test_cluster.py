@@ -403,3 +403,34 @@ def test_down_works_on_a_half_dead_cluster(fakes: Hyper) -> None:
     assert "matcher" in done["stopped"]
     assert done["strays"] == 1
     assert fakes.processes() == []
+
+
+# The real services
+
+
+def test_a_workflow_goes_on_after_down_and_up(tmp_path: Path) -> None:
+    """With our own services: what was submitted before `down` is finished after `up`."""
+    hyper = make_hyper(tmp_path / "home")
+    gate = tmp_path / "gate"
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(
+        "version: 1\nname: gated\nexperiments:\n  wait:\n    parameters: {x: [1, 2, 3]}\n"
+        f"    command: \"sh -c 'until test -e {gate}; do sleep 0.1; done; echo {{{{x}}}}'\"\n"
+    )
+    try:
+        hyper.run("up", "--workers", "1", "--slots", "2")
+        assert set(hyper.status()["services"]) >= {"scheduler", "storage-gateway", "matcher"}
+        submitted = json.loads(hyper.run("submit", str(recipe), "--json").stdout.splitlines()[-1])
+        name = submitted["name"].rpartition("/")[2]
+        hyper.run("down")
+        assert hyper.processes() == []
+
+        hyper.run("up", "--workers", "1", "--slots", "2")
+        gate.touch()
+        kill_and_wait(pid_of(hyper.status(), "scheduler"))
+        hyper.run("restart", "scheduler")
+        hyper.run("ps", name, "--watch")
+        assert "succeeded" in hyper.run("ps", name).stdout
+    finally:
+        hyper.run("down")
+    assert hyper.processes() == []

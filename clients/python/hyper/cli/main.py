@@ -9,7 +9,6 @@ from __future__ import annotations
 import errno
 import importlib
 import importlib.metadata
-import importlib.util
 import os
 import sys
 import tempfile
@@ -64,8 +63,7 @@ def _globals(
 
 
 for _name in _COMMAND_MODULES:
-    if importlib.util.find_spec(_name) is not None:
-        importlib.import_module(_name).register(app)
+    importlib.import_module(_name).register(app)
 
 
 def run(arguments: list[str] | None = None) -> int:

@@ -68,9 +68,17 @@ def _resolved(address: str) -> str | None:
     return f"{number}:{port}"
 
 
-def channel(addresses: Sequence[str]) -> grpc.Channel:
+# For callers that try again themselves, and want to hear of a refusal at once.
+OPTIONS_WITHOUT_RETRIES = [
+    *((name, value) for name, value in OPTIONS if name != "grpc.enable_retries"),
+    ("grpc.enable_retries", 0),
+]
+
+
+def channel(addresses: Sequence[str], *, retries: bool = True) -> grpc.Channel:
     """A blocking channel that spreads its calls over the replicas."""
-    return grpc.insecure_channel(target(addresses), options=OPTIONS)
+    options = OPTIONS if retries else OPTIONS_WITHOUT_RETRIES
+    return grpc.insecure_channel(target(addresses), options=options)
 
 
 def aio_channel(addresses: Sequence[str]) -> grpc.aio.Channel:

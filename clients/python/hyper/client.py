@@ -40,8 +40,10 @@ Notice = Callable[[str], None]
 StubKind = Callable[[grpc.Channel], Any]
 Requests = Message | Iterator[Message] | Callable[[], Iterator[Message]]
 
-_BACKOFF_FIRST_S = 0.2
+_BACKOFF_FIRST_S = 0.1
 _BACKOFF_MAX_S = 2.0
+_QUIET_S = 0.5  # a shorter interruption is not worth a line
+_REDIRECTS_MAX = 2  # followed at once; more of them, and two schedulers disagree for a while
 
 
 class Client:
@@ -235,7 +237,7 @@ class Client:
             self._check_process()
             channel = self._channels.get(addresses)
             if channel is None:
-                channel = self._channels[addresses] = _transport.channel(addresses)
+                channel = self._channels[addresses] = _transport.channel(addresses, retries=False)
             return channel
 
     def _check_process(self) -> None:
@@ -375,6 +377,7 @@ class _Waiting:
         self._patience_s = patience_s
         self._end = time.monotonic() + patience_s
         self._backoff_s = _BACKOFF_FIRST_S
+        self._redirects = 0
         self._told = False
 
     def after(self, error: HyperError) -> None:
@@ -391,7 +394,10 @@ class _Waiting:
         left_s = self._end - time.monotonic()
         if not repeatable or left_s <= 0:
             raise error
-        if not self._told and not leader:
+        if leader and self._redirects < _REDIRECTS_MAX:
+            self._redirects += 1
+            return
+        if not self._told and self._patience_s - left_s >= _QUIET_S:
             self._told = True
             self._client.notify(
                 f"waiting for {self._service}, for at most {self._patience_s:.0f} s: {error}"

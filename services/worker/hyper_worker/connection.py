@@ -9,7 +9,7 @@ from typing import Protocol
 import grpc
 import grpc.aio
 
-from hyper._transport import OPTIONS, target
+from hyper._transport import OPTIONS_WITHOUT_RETRIES, target
 from hyper.errors import DeadlineError, InternalError
 from hyper_servicekit.logs import get_logger
 from hyper_worker import convert
@@ -20,9 +20,6 @@ from hyperapi.worker.v1.agent_service_pb2_grpc import AgentServiceStub
 log = get_logger(__name__)
 
 Call = grpc.aio.StreamStreamCall[wire.ConnectRequest, wire.ConnectResponse]
-
-# The agent itself dials again: a refusal that names the leader is heard at once.
-_OPTIONS = [*((k, v) for k, v in OPTIONS if k != "grpc.enable_retries"), ("grpc.enable_retries", 0)]
 
 
 class Owner(Protocol):
@@ -79,7 +76,9 @@ class Connection:
             grpc.RpcError: it broke, or the scheduler refused.
             DeadlineError: no Welcome came in time.
         """
-        async with grpc.aio.insecure_channel(target(self._addresses), options=_OPTIONS) as channel:
+        async with grpc.aio.insecure_channel(
+            target(self._addresses), options=OPTIONS_WITHOUT_RETRIES
+        ) as channel:
             call = AgentServiceStub(channel).Connect()
             try:
                 await self._greet(call)

@@ -26,7 +26,8 @@ class PeakFilter:
         min_distinctness: lowest P1 - P2.
         max_ratio: highest P2 / P1.
         min_dynamic_range: lowest spread of the scores.
-        max_kurtosis: highest kurtosis; a lone spike in a flat surface is a stripe or dust.
+        max_kurtosis: highest kurtosis; a lone spike, one pixel wide, is dust (a sharp match of
+            band-passed features reaches 50).
         max_width: highest share of the surface above half of the peak.
         edge: share of the search radius beyond which a displacement is not trusted.
     """
@@ -35,7 +36,7 @@ class PeakFilter:
     min_distinctness: float = 0.05
     max_ratio: float = 0.95
     min_dynamic_range: float = 0.15
-    max_kurtosis: float = 25.0
+    max_kurtosis: float = 120.0
     max_width: float = 0.5
     edge: float = 0.8
 

@@ -88,7 +88,7 @@ class Affine:
 
     def inverse(self) -> Affine:
         """The way back."""
-        back = np.linalg.inv(self.matrix)
+        back = np.asarray(np.linalg.inv(self.matrix), np.float64)
         return Affine(back, -back @ self.offset)
 
     def scaled(self, factor: float) -> Affine:

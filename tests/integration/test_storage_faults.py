@@ -7,6 +7,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,12 +15,13 @@ import pytest
 from hyper.client import Client
 from hyper.config import STORAGE
 from hyper.datasets import Dataset
-from hyper.errors import FailedPreconditionError, UnavailableError
+from hyper.errors import FailedPreconditionError, ResourceExhaustedError, UnavailableError
 from hyper.sessions import Session
 from hyper_servicekit.config import S3Settings
 from hyperapi.storage.v1 import dataset_pb2
 from hyperapi.storage.v1 import dataset_service_pb2 as api
 from hyperapi.storage.v1.dataset_service_pb2_grpc import DatasetServiceStub
+from tests.support import servers
 from tests.support.gateway import run_gateway, storage_client
 from tests.support.servers import EtcdServer, S3Server, run_etcd, run_s3
 
@@ -126,6 +128,32 @@ def test_s3_down_is_said_quickly_and_survived(place: Place, tmp_path: Path) -> N
         session.commit()
         assert _content(client, "lab/set") == {"x": b"1", "y": b"2"}
         assert client.open_array("lab/set/a")[5, 5] == 1
+
+
+def test_full_disk_is_said(place: Place, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    make = servers.weed_command
+
+    def small(*arguments: Any, **named: Any) -> list[str]:
+        flags = ("-master.volumeSizeLimitMB", "-volume.max=")
+        command = [part for part in make(*arguments, **named) if not part.startswith(flags)]
+        return [*command, "-master.volumeSizeLimitMB=1", "-volume.max=8"]
+
+    monkeypatch.setattr(servers, "weed_command", small)
+    (tmp_path / "s3").mkdir()
+    with (
+        run_s3(tmp_path / "s3") as s3,
+        run_gateway(place.folder / "g", place.etcd, s3.settings("p"), place.prefix) as gateway,
+        storage_client(gateway.address, patience_s=0.5) as client,
+    ):
+        session = client.session("lab/set")
+        session.write("small", b"1")
+        with pytest.raises(ResourceExhaustedError, match="full") as error:
+            session.write_many((f"{i:03d}", bytes(17 * 2**20)) for i in range(20))
+        assert error.value.reason == "DISK_FULL"
+        session.abort()
+        with pytest.raises(FailedPreconditionError) as nothing:
+            client.open("lab/set")
+        assert nothing.value.reason == "EMPTY_DATASET"
 
 
 def _s3_is_missed(client: Client, session: Session) -> None:

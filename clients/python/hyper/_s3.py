@@ -12,6 +12,7 @@ import threading
 import time
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from http import HTTPStatus
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -83,6 +84,14 @@ def _here() -> _Process:
 def threads() -> ThreadPoolExecutor:
     """The bounded pool that transfers run in."""
     return _here().threads
+
+
+@dataclass(frozen=True, slots=True)
+class _Refusal:
+    """Why a PUT did not work, and whether trying again may help."""
+
+    error: HyperError
+    may_pass: bool
 
 
 class Remote:
@@ -201,16 +210,13 @@ class Remote:
         """
         deadline = time.monotonic() + self.client.patience_s
         pause_s = _FIRST_PAUSE_S
-        while True:
-            error = self._try_put(key, body)
-            if error is None:
-                return
-            if not isinstance(error, UnavailableError) or time.monotonic() >= deadline:
-                raise error
+        while (refusal := self._try_put(key, body)) is not None:
+            if not refusal.may_pass or time.monotonic() >= deadline:
+                raise refusal.error
             time.sleep(min(pause_s, max(0.0, deadline - time.monotonic())))
             pause_s = min(pause_s * 2, 2.0)
 
-    def _try_put(self, key: str, body: Body) -> HyperError | None:
+    def _try_put(self, key: str, body: Body) -> _Refusal | None:
         url = self._url(key, "PUT")
         try:
             if isinstance(body, Path):
@@ -220,31 +226,34 @@ class Remote:
             else:
                 response = _here().http.request("PUT", url, body=cast("bytes", body))
         except urllib3.exceptions.HTTPError as error:
-            return UnavailableError(
-                f"S3 cannot be reached to write ({type(error).__name__}); see `hyper status`",
-                reason="S3_UNREACHABLE",
+            return _Refusal(
+                UnavailableError(
+                    f"S3 cannot be reached to write ({type(error).__name__}); see `hyper status`",
+                    reason="S3_UNREACHABLE",
+                ),
+                may_pass=True,
             )
         if response.status in (HTTPStatus.OK, HTTPStatus.CREATED, HTTPStatus.NO_CONTENT):
             return None
         if response.status == HTTPStatus.FORBIDDEN:
             self._forget(key, "PUT")
-        return _put_error(key, response)
+        return _refusal(key, response)
 
 
-def _put_error(key: str, response: Any) -> HyperError:
+def _refusal(key: str, response: Any) -> _Refusal:
     """What a refused PUT means."""
-    body = bytes(response.data[:2000])
-    if response.status == HTTPStatus.INSUFFICIENT_STORAGE or any(mark in body for mark in _FULL):
-        return ResourceExhaustedError(
-            "S3 is full; free space or add disks, then try again", reason="DISK_FULL"
-        )
-    if response.status == HTTPStatus.FORBIDDEN or response.status >= 500:
-        return UnavailableError(
-            f"S3 refuses to write {key} for now (HTTP {response.status}); is its disk full? See "
-            "its log",
-            reason="S3_UNREACHABLE",
-        )
-    return InternalError(f"S3 refused to write {key}: HTTP {response.status}")
+    status, body = response.status, bytes(response.data[:2000])
+    if status == HTTPStatus.INSUFFICIENT_STORAGE or any(mark in body for mark in _FULL):
+        error = "S3 is full; free space or add disks, then try again"
+        return _Refusal(ResourceExhaustedError(error, reason="DISK_FULL"), may_pass=False)
+    if status == HTTPStatus.INTERNAL_SERVER_ERROR:
+        # SeaweedFS says no more than this when its disk is full, and for a moment after a restart.
+        error = "S3 is up but cannot store (HTTP 500): its disk is full, most likely; free space"
+        return _Refusal(ResourceExhaustedError(error, reason="DISK_FULL"), may_pass=True)
+    if status == HTTPStatus.FORBIDDEN or status > HTTPStatus.INTERNAL_SERVER_ERROR:
+        error = f"S3 refuses to store {key} for now (HTTP {status}); see its log"
+        return _Refusal(UnavailableError(error, reason="S3_UNREACHABLE"), may_pass=True)
+    return _Refusal(InternalError(f"S3 refused to store {key}: HTTP {status}"), may_pass=False)
 
 
 def _cut(data: bytes, status: int, start: int | None, stop: int | None, last: int | None) -> bytes:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import json
+import signal
+import subprocess
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
@@ -12,10 +14,13 @@ from typing import Any
 import psutil
 import pytest
 
+from hyper.client import Client
 from hyper.errors import UnavailableError
 from hyper_servicekit.server import Running
 from hyper_worker.__main__ import build
 from hyper_worker.config import WorkerSettings
+from hyper_worker.folders import Folders
+from hyper_worker.runner.guard import Guard
 from hyperapi.worker.v1 import agent_service_pb2 as wire
 from tests.support.fake_scheduler import FakeScheduler, task_key
 
@@ -50,6 +55,10 @@ async def agent(scheduler: FakeScheduler, folder: Path, **settings: Any) -> Asyn
 async def leave(running: Running) -> None:
     for hook in running.on_drain:
         await hook()
+
+
+def entries(folder: Path) -> list[Path]:
+    return sorted(folder.iterdir())
 
 
 def gone(pid: int) -> bool:
@@ -381,3 +390,40 @@ async def test_a_task_that_cannot_start_says_why(
         assert end.outcome == wire.OUTCOME_FAILED
         assert message in end.message
         assert message.encode() in scheduler.log(0)
+
+
+def test_the_guard_is_replaced_and_still_knows_all() -> None:
+    guard = Guard()
+    child = subprocess.Popen(["sleep", "600"], start_new_session=True)
+    guard.watch(child.pid)
+    first = psutil.Process(guard.pid)
+    first.kill()
+    first.wait(5)
+    guard.watch(child.pid + 1_000_000)  # written to the new one
+    assert guard.pid != first.pid
+    guard.forget(child.pid + 1_000_000)
+    guard.close()  # as when the agent dies
+    assert child.wait(5) == -signal.SIGKILL
+
+
+async def test_folders_of_killed_agents_are_swept(scheduler: FakeScheduler, tmp_path: Path) -> None:
+    left = tmp_path / "agent-dead"
+    left.mkdir()
+    (left / "file").touch()
+    async with agent(scheduler, tmp_path):
+        (mine,) = entries(tmp_path)
+        assert mine != left
+        Folders(tmp_path, Client("127.0.0.1:1")).close()
+        assert entries(tmp_path) == [mine]
+    assert entries(tmp_path) == []
+
+
+async def test_what_an_attempt_used_is_reported(scheduler: FakeScheduler, tmp_path: Path) -> None:
+    burn = "import time; x = bytearray(80 << 20); t = time.process_time()\n"
+    burn += "while time.process_time() - t < 0.3: pass"
+    async with agent(scheduler, tmp_path):
+        scheduler.assign(0, command="python -c {{program}}; true", parameters={"program": burn})
+        end = await scheduler.ended(0)
+        assert 0.3 <= end.cpu.ToNanoseconds() / 1e9 < 3
+        assert end.cpu.ToNanoseconds() <= end.wall.ToNanoseconds() * 1.5
+        assert 80 << 20 < end.peak_rss_bytes < 200 << 20

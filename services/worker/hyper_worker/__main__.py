@@ -10,6 +10,7 @@ import sys
 from hyper.client import Client
 from hyper.config import scheduler_addresses
 from hyper_servicekit.config import load_settings
+from hyper_servicekit.logs import get_logger
 from hyper_servicekit.server import Running, run_service
 from hyper_worker.agent import Agent, Identity, Timing
 from hyper_worker.config import WorkerSettings
@@ -19,14 +20,18 @@ from hyper_worker.runner.function import FunctionRunner
 from hyper_worker.runner.guard import Guard
 from hyper_worker.runner.process import ProcessRunner
 
+log = get_logger(__name__)
+
 
 async def build(settings: WorkerSettings, running: Running) -> None:
     """Join the parts; they close in reverse order."""
     endpoint = settings.scheduler_endpoint
     addresses = scheduler_addresses(endpoint or None)  # a wrong one is said now
     stack = running.stack
-    client = Client(endpoint or None, patience_s=0.0, notice=lambda line: None)
-    folders = Folders(settings.workdir, client)
+    logs_client = Client(endpoint or None, patience_s=0.0, notice=log.info)
+    files_client = Client(endpoint or None, patience_s=settings.fetch_patience_s, notice=log.info)
+    stack.callback(files_client.close)
+    folders = Folders(settings.workdir, files_client)
     stack.callback(folders.close)
     guard = Guard()
     stack.callback(guard.close)
@@ -36,14 +41,14 @@ async def build(settings: WorkerSettings, running: Running) -> None:
     stack.push_async_callback(commands.close)
     stack.push_async_callback(functions.close)
     shipper = Shipper(
-        send_with(client),
+        send_with(logs_client),
         folder=folders.root,
         flush_s=settings.log_flush_s,
         spool_bytes=settings.log_spool_bytes,
         memory_bytes=settings.log_memory_bytes,
     )
     stack.callback(shipper.close)
-    stack.callback(client.close)
+    stack.callback(logs_client.close)
     identity = Identity(
         worker=f"{running.instance}-{secrets.token_hex(3)}",
         slots=settings.slots,

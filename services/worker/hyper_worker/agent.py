@@ -253,8 +253,11 @@ class Agent:
                 await self._folders.remove(job, folder)
         except (OSError, ValueError, HyperError) as error:
             message = f"cannot start: {error}"
-            stream.write(f"[hyper: {message}]\n".encode(errors="replace"))
-            return Exit(exit_code=126, message=message, wall_s=time.monotonic() - start)
+        except Exception as error:
+            log.error("attempt failed unexpectedly", task=job.key.task, exc_info=error)
+            message = f"internal error of the worker: {error!r}; its log has the stack"
+        stream.write(f"[hyper: {message}]\n".encode(errors="replace"))
+        return Exit(exit_code=126, message=message, wall_s=time.monotonic() - start)
 
     async def _keep_time(self) -> None:
         """Tell the core when a deadline has come."""

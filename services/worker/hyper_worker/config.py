@@ -31,6 +31,9 @@ class WorkerSettings(ServiceSettings):
         description="scratch folders of tasks, and unpacked work folders",
     )
     connect_timeout_s: float = Field(default=10.0, gt=0, description="for the scheduler's Welcome")
+    fetch_patience_s: float = Field(
+        default=60.0, ge=0, description="how long a work folder's gateway is waited for"
+    )
     report_delay_s: float = Field(
         default=0.005, ge=0, le=1, description="reports are gathered for this long"
     )

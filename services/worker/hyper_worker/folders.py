@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import fcntl
 import hashlib
+import os
 import shutil
 import tempfile
 from collections import defaultdict
@@ -12,7 +14,13 @@ from pathlib import Path
 from hyper.client import Client
 from hyper.errors import InvalidArgumentError
 from hyper.names import check_path, parse_address
+from hyper_servicekit.logs import get_logger
 from hyper_worker.core.model import Job
+
+log = get_logger(__name__)
+
+_PREFIX = "agent-"
+_LOCK = ".lock"
 
 
 class Folders:
@@ -25,7 +33,9 @@ class Folders:
 
     def __init__(self, root: Path, client: Client) -> None:
         root.mkdir(parents=True, exist_ok=True)
-        self.root = Path(tempfile.mkdtemp(prefix="agent-", dir=root))
+        _sweep(root)
+        self.root = Path(tempfile.mkdtemp(prefix=_PREFIX, dir=root))
+        self._lock = _lock(self.root)
         self._client = client
         self._locks: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
 
@@ -52,6 +62,8 @@ class Folders:
     def close(self) -> None:
         """Remove everything."""
         shutil.rmtree(self.root, ignore_errors=True)
+        if self._lock is not None:
+            os.close(self._lock)
 
     def _fetch(self, address: str, folder: Path) -> None:
         """Unpack the files of a dataset; the folder appears complete or not at all."""
@@ -65,3 +77,28 @@ class Folders:
             target.parent.mkdir(parents=True, exist_ok=True)
             target.write_bytes(dataset.read(file.path))
         partial.rename(folder)
+
+
+def _lock(folder: Path) -> int | None:
+    """Hold the folder as long as this process lives; None if another one holds it."""
+    descriptor = os.open(folder / _LOCK, os.O_CREAT | os.O_RDWR, 0o600)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(descriptor)
+        return None
+    return descriptor
+
+
+def _sweep(root: Path) -> None:
+    """Remove what agents have left that were killed."""
+    for folder in root.glob(f"{_PREFIX}*"):
+        try:
+            held = _lock(folder)
+        except OSError as error:
+            log.warning("old folder cannot be looked at", folder=str(folder), detail=str(error))
+            continue
+        if held is not None:
+            log.info("removing what a killed agent has left", folder=str(folder))
+            shutil.rmtree(folder, ignore_errors=True)
+            os.close(held)

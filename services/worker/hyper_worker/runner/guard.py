@@ -51,6 +51,8 @@ class Guard:
         try:
             self._process.stdin.write(line.encode())
         except BrokenPipeError:  # someone killed it: the next one learns all groups
+            with contextlib.suppress(BrokenPipeError):
+                self._process.stdin.close()
             self._process.wait()
             self._process = self._start()
             assert self._process.stdin is not None

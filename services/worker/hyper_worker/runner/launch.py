@@ -18,6 +18,7 @@ from pathlib import Path
 import psutil
 
 from hyper_worker.runner.guard import Guard, signal_group
+from hyper_worker.runner.usage import tree
 
 _GATE = 'read -r go || exit 125; exec "$@"'
 
@@ -51,8 +52,9 @@ class Process:
             return
         strays: list[psutil.Process] = []
         if number == signal.SIGKILL:
-            with contextlib.suppress(psutil.NoSuchProcess):
-                strays = psutil.Process(self.pid).children(recursive=True)
+            for pid in tree(self.pid)[1:]:
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    strays.append(psutil.Process(pid))
         signal_group(self.pid, number)
         for stray in strays:
             with contextlib.suppress(psutil.NoSuchProcess):

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import multiprocessing
 import secrets
+import threading
 import urllib.request
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import grpc
@@ -508,6 +510,7 @@ def _write_sections(endpoint: str, session: str, sections: list[int]) -> None:
             attached.write(f"done/{z:03d}", str(z))
 
 
+@pytest.mark.timeout(120)
 def test_processes_write_disjoint_shards(client: Client, name: str) -> None:
     with client.session(name) as session:
         session.create_array("a", (12, 128, 128), "uint16")
@@ -535,12 +538,38 @@ def test_many_concurrent_commits_all_arrive(client: Client, name: str) -> None:
     sessions = [client.session(name) for _ in range(12)]
     for number, session in enumerate(sessions):
         session.write(f"f{number:02d}", str(number))
-    from concurrent.futures import ThreadPoolExecutor
-
     with ThreadPoolExecutor(6) as pool:
         versions = list(pool.map(lambda s: s.commit().number, sessions))
     assert sorted(versions) == list(range(1, 13))
     assert _dataset(client, name).file_count == 12
+
+
+def test_readers_see_whole_versions(client: Client, name: str) -> None:
+    files = [f"part/{i}" for i in range(5)]
+    with client.session(name) as session:
+        session.write_many((path, b"0") for path in files)
+    done = threading.Event()
+    seen: list[set[bytes]] = []
+
+    def watch() -> None:
+        while not done.is_set():
+            dataset = _dataset(client, name)
+            seen.append({dataset.read_file(info) for info in dataset.files()})
+
+    with ThreadPoolExecutor(1) as pool:
+        watching = pool.submit(watch)
+        try:
+            for number in range(1, 9):
+                with client.session(name) as session:
+                    for path in files:
+                        session.write(path, str(number))
+        finally:
+            done.set()
+        watching.result()
+    assert len(seen) > 1
+    assert all(len(contents) == 1 for contents in seen)
+    versions = [int(contents.pop()) for contents in seen]
+    assert versions == sorted(versions)
 
 
 def test_delete_dataset(client: Client, name: str) -> None:

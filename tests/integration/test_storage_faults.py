@@ -27,6 +27,8 @@ from tests.support.servers import EtcdServer, S3Server, run_etcd, run_s3
 
 QUICKLY_S = 30.0
 
+pytestmark = pytest.mark.timeout(180)  # servers are started and killed
+
 
 @dataclass(frozen=True, slots=True)
 class Place:

@@ -167,7 +167,7 @@ class Remote:
                 match response.status:
                     case HTTPStatus.OK | HTTPStatus.PARTIAL_CONTENT:
                         return _cut(response.data, response.status, start, stop, last)
-                    case HTTPStatus.NOT_FOUND:
+                    case HTTPStatus.NOT_FOUND if b"NoSuchBucket" not in response.data[:2000]:
                         return None
                     case HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE:
                         return b""

@@ -20,7 +20,7 @@ from hyper import _s3
 from hyper._files import Tree
 from hyper._s3 import service_call
 from hyper.arrays import Array
-from hyper.errors import InvalidArgumentError
+from hyper.errors import HyperError, InvalidArgumentError
 from hyper.names import check_path, parse_address
 from hyperapi.common.v1.geometry_pb2 import VoxelSize
 from hyperapi.storage.v1 import dataset_pb2
@@ -87,8 +87,11 @@ class Session(Tree):
             return
         if error is None:
             self.commit()
-        else:
+            return
+        try:
             self.abort()
+        except HyperError as failure:  # what went wrong first is what the caller should see
+            self._client.notify(f"{self.name} is not aborted ({failure}); it expires by itself")
 
     def __repr__(self) -> str:
         return f"<Session {self.name}>"

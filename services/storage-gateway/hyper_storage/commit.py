@@ -17,6 +17,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
+from prometheus_client import Counter
+
 from hyper.errors import ConflictError, HyperError, NotFoundError
 from hyper_servicekit.clock import Clock
 from hyper_servicekit.etcd import Compare, Op
@@ -44,6 +46,8 @@ from hyper_storage.views import Views
 
 log = get_logger(__name__)
 _CONFLICTS_NAMED = 5
+COMMITS = Counter("hyper_storage_commits_total", "Commits that ended.", ("outcome",))
+REBASES = Counter("hyper_storage_rebases_total", "Commits that lost a race and were rebased.")
 _SEALED = declare("storage.commit.sealed")
 _ARRAYS_PUBLISHED = declare("storage.commit.arrays_published")
 _OBJECTS_WRITTEN = declare("storage.commit.objects_written")
@@ -89,6 +93,7 @@ class Committer:
         try:
             return await self._commit(name, stored, message, request)
         except HyperError as error:
+            COMMITS.labels("failed").inc()
             await self._reopen(name, error)
             raise
 
@@ -110,6 +115,7 @@ class Committer:
             await _OBJECTS_WRITTEN.reach()
             if await self._make_visible(name, stored, head, entry, request):
                 await _VISIBLE.reach()
+                COMMITS.labels("committed").inc()
                 log.info(
                     "version committed", dataset=str(name.dataset), version=entry.number,
                     session=name.session, files=len(files), rebases=attempt,
@@ -123,6 +129,7 @@ class Committer:
             if current is None or current.value.state is not SessionState.SEALED:
                 raise closed(name, current.value if current else stored.value)
             stored = current
+            REBASES.inc()
         raise ConflictError(
             f"{name.dataset} is committed to faster than session {name.session} can follow; "
             "commit it again"

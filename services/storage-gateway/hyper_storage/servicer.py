@@ -313,7 +313,7 @@ class DatasetServicer(api_grpc.DatasetServiceServicer):
                     "a version never changes; write through a session", field="parent"
                 )
             record = await parts.sessions.writable(parent)
-            writable = Writable(record.id, await parts.views.own_grids(record))
+            writable = Writable(record.id, await parts.views.own_grids(record, request.objects))
             for key in request.objects:
                 writable.check(key)
         else:

@@ -7,7 +7,7 @@ import heapq
 import itertools
 import json
 from bisect import bisect_left, bisect_right
-from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from hyper.errors import FailedPreconditionError, NotFoundError
@@ -125,9 +125,13 @@ class Views:
         shards: Sequence[int] = document["chunk_grid"]["configuration"]["chunk_shape"]
         return tuple(-(-n // s) for n, s in zip(document["shape"], shards, strict=True))
 
-    async def own_grids(self, record: SessionRecord) -> dict[str, tuple[int, ...]]:
-        """Shards along each axis of the arrays that a session made, by prefix."""
-        refs = [ArrayRef(array_prefix(made[0]), made[1]) for made in record.arrays.values() if made]
+    async def own_grids(
+        self, record: SessionRecord, keys: Iterable[str]
+    ) -> dict[str, tuple[int, ...]]:
+        """Shards along each axis of the session's own arrays that `keys` lie in, by prefix."""
+        wanted = {key.partition("/c/")[0] for key in keys}
+        made = (ArrayRef(array_prefix(m[0]), m[1]) for m in record.arrays.values() if m)
+        refs = [ref for ref in made if ref.prefix in wanted]
         slots = asyncio.Semaphore(_RECORDS_AT_ONCE)
 
         async def one(ref: ArrayRef) -> tuple[int, ...]:

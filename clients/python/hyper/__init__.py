@@ -15,15 +15,14 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from hyper import errors
-from hyper.client import Client, connect
-from hyper.client import open_default as open  # noqa: A004  (reads as hyper.open)
-from hyper.errors import HyperError
-
 if TYPE_CHECKING:
+    from hyper import errors
     from hyper.arrays import Array
+    from hyper.client import Client, connect
+    from hyper.client import open_default as open  # noqa: A004  (reads as hyper.open)
     from hyper.context import TaskContext
     from hyper.datasets import Dataset
+    from hyper.errors import HyperError
     from hyper.sessions import Session
     from hyper.workflows import Workflow
 
@@ -42,16 +41,25 @@ __all__ = [
 
 # Imported when first asked for: a task or a command pays only for what it uses.
 _LAZY = {
-    "Array": "hyper.arrays",
-    "Dataset": "hyper.datasets",
-    "Session": "hyper.sessions",
-    "TaskContext": "hyper.context",
-    "Workflow": "hyper.workflows",
+    "Array": "hyper.arrays:Array",
+    "Client": "hyper.client:Client",
+    "Dataset": "hyper.datasets:Dataset",
+    "HyperError": "hyper.errors:HyperError",
+    "Session": "hyper.sessions:Session",
+    "TaskContext": "hyper.context:TaskContext",
+    "Workflow": "hyper.workflows:Workflow",
+    "connect": "hyper.client:connect",
+    "errors": "hyper.errors",
+    "open": "hyper.client:open_default",
 }
 
 
 def __getattr__(name: str) -> Any:
-    module = _LAZY.get(name)
-    if module is None:
+    place = _LAZY.get(name)
+    if place is None:
         raise AttributeError(f"module 'hyper' has no attribute {name!r}")
-    return getattr(importlib.import_module(module), name)
+    module_name, _, attribute = place.partition(":")
+    module = importlib.import_module(module_name)
+    value = getattr(module, attribute) if attribute else module
+    globals()[name] = value
+    return value

@@ -17,10 +17,9 @@ import threading
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from hyper.client import Client
-
 if TYPE_CHECKING:
     from hyper.arrays import Array
+    from hyper.client import Client
     from hyper.datasets import Dataset
 
 TASK = "HYPER_TASK"
@@ -52,6 +51,8 @@ _client: Client | None = None
 
 def _shared_client() -> Client:
     """One client a process: a warm process keeps its connections from task to task."""
+    from hyper.client import Client  # only tasks that use it pay for gRPC
+
     global _client
     with _client_lock:
         if _client is None:

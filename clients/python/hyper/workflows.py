@@ -370,7 +370,7 @@ def read_log(client: Client, task: str, *, follow: bool = False) -> Iterator[byt
     """
     request = ReadLogRequest(task=task, follow=follow)
     while True:
-        ended = get_task(client, task).state.ended if follow else True
+        ended = get_task(client, task).state.ended or not follow  # also says if there is no task
         try:
             response: ReadLogResponse
             for response in client.stream(STORAGE, LogServiceStub, "ReadLog", request):

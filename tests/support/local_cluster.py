@@ -28,6 +28,11 @@ class LocalCluster:
         kept = {k: v for k, v in os.environ.items() if k != "HYPER_ENDPOINT"}
         return {**kept, "HYPER_HOME": str(self.home)}
 
+    @property
+    def endpoint(self) -> str:
+        """The scheduler's address."""
+        return str(json.loads((self.home / "cluster.json").read_text())["endpoint"])
+
     def popen(self, *arguments: str) -> subprocess.Popen[str]:
         """Start `hyper ...`."""
         return subprocess.Popen(

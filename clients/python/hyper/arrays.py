@@ -16,17 +16,14 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from zarr import Array as ZarrArray
-from zarr import AsyncArray
-from zarr.storage import StorePath
 
 from hyper._s3 import Remote, service_call
-from hyper._zarr_store import PresignedStore
 from hyper.errors import DataLossError, HyperError, InvalidArgumentError
 from hyperapi.storage.v1 import dataset_pb2
 from hyperapi.storage.v1 import dataset_service_pb2 as api
 
 if TYPE_CHECKING:
+    from hyper._zarr_store import PresignedStore
     from hyper.client import Client
 
 _SIGN_AHEAD = 4096
@@ -175,6 +172,8 @@ class Array:
         return selection.begin(data.astype(self.dtype, copy=False))
 
     def _make_store(self, overwrites: Callable[[str], bool] | None) -> PresignedStore:
+        from hyper._zarr_store import PresignedStore  # zarr is half a second: only for arrays
+
         return PresignedStore(
             self._remote,
             self._message.prefix,
@@ -185,6 +184,10 @@ class Array:
         )
 
     def _open(self, store: PresignedStore) -> Any:
+        from zarr import Array as ZarrArray
+        from zarr import AsyncArray
+        from zarr.storage import StorePath
+
         metadata = json.loads(self._message.zarr_json)
         config = {"order": "C", "write_empty_chunks": True}
         return ZarrArray(AsyncArray(metadata=metadata, store_path=StorePath(store), config=config))

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import tifffile
 from PIL import Image, UnidentifiedImageError
 
 from hyper.errors import InvalidArgumentError
@@ -75,6 +74,8 @@ def write_png(path: Path | str, section: np.ndarray) -> None:
 
 def write_tiff(path: Path | str, section: np.ndarray) -> None:
     """Write a 2D section of any numeric dtype as TIFF, complete or not at all."""
+    import tifffile
+
     buffer = io.BytesIO()
     tifffile.imwrite(buffer, np.ascontiguousarray(section), compression=None)
     _write(Path(path), buffer.getvalue())
@@ -133,6 +134,8 @@ def _open_png(data: bytes) -> Image.Image:
 
 
 def _read_tiff(data: bytes, name: str) -> np.ndarray:
+    import tifffile
+
     try:
         with tifffile.TiffFile(io.BytesIO(data)) as tiff:
             page: Any = tiff.pages[0]

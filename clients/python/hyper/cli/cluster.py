@@ -35,7 +35,8 @@ def up(
     from hyper.cluster.up import up as start
 
     home = Home.default()
-    cluster = start(home, UpOptions(workers=workers, slots=slots, port=port), output.say)
+    with output.working("starting the cluster") as say:
+        cluster = start(home, UpOptions(workers=workers, slots=slots, port=port), say)
     text = (
         f"the cluster runs: scheduler on {cluster.endpoint}, {workers} workers, "
         f"data in {home.root}\nstop it with `hyper down`"
@@ -54,7 +55,8 @@ def down(
     from hyper.cluster.home import Home
 
     home = Home.default()
-    done = stop(home, output.say, grace)
+    with output.working("stopping the cluster") as say:
+        done = stop(home, say, grace)
     facts = {
         "home": str(home.root),
         "stopped": list(done.stopped),
@@ -141,7 +143,8 @@ def restart(
     from hyper.cluster.home import Home
     from hyper.cluster.up import restart as start_again
 
-    member = start_again(Home.default(), name, output.say).members[name]
+    with output.working(f"starting {name} again") as say:
+        member = start_again(Home.default(), name, say).members[name]
     facts = {"name": name, "pid": member.process.pid, "address": member.address or None}
     output.emit(facts, f"{name} runs again (pid {member.process.pid})", as_json=json_output)
 

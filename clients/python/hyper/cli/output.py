@@ -8,7 +8,8 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -24,6 +25,17 @@ def emit(value: Any, text: str, *, as_json: bool) -> None:
 def say(text: str) -> None:
     """Tell people what happens; goes to stderr, so that results stay clean."""
     print(text, file=sys.stderr, flush=True)
+
+
+@contextmanager
+def working(text: str) -> Iterator[Callable[[str], None]]:
+    """Tell people what happens step by step, under a spinner if they look at it."""
+    if not interactive():
+        yield say
+        return
+    screen = console()
+    with screen.status(text):
+        yield lambda line: screen.print(line, markup=False, soft_wrap=True)
 
 
 def fail(text: str) -> None:

@@ -280,6 +280,7 @@ def weed_command(
         "-filer.disableHttp",
         f"-filer.localSocket={sockets / 'filer.sock'}",
         "-volume.max=200",
+        "-volume.minFreeSpace=50MiB",  # by default 1%: a big disk would refuse with gigabytes free
         "-volume.preStopSeconds=0",
     ]
     for name, port in numbered.items():

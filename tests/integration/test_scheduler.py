@@ -8,7 +8,7 @@ import os
 import signal
 import sys
 import uuid
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +26,7 @@ from hyperapi.scheduler.v1 import workflow_service_pb2 as pb
 from hyperapi.scheduler.v1 import workflow_service_pb2_grpc as pb_grpc
 from hyperapi.worker.v1 import agent_service_pb2 as agent
 from tests.support.fake_worker import FakeWorker, fail, fake_worker, hang, key_of, succeed
+from tests.support.proxy import fault_proxy
 from tests.support.servers import EtcdServer
 
 RECIPE = """
@@ -97,28 +98,35 @@ async def answers(call: Callable[[], Awaitable[object]], timeout_s: float = 15.0
                 await asyncio.sleep(0.05)
 
 
+Make = Callable[..., Awaitable[Scheduler]]
+
+
 @pytest.fixture
 async def make_scheduler(
     etcd_server: EtcdServer, s3_settings: S3Settings, etcd_prefix: str, tmp_path: Path
-) -> AsyncIterator[Callable[[str], Awaitable[Scheduler]]]:
+) -> AsyncIterator[Make]:
     schedulers: list[Scheduler] = []
 
-    async def make(name: str) -> Scheduler:
-        environment = os.environ | {
-            "HYPER_SCHEDULER__ETCD_ENDPOINTS": json.dumps([etcd_server.endpoint]),
-            "HYPER_SCHEDULER__ETCD_PREFIX": etcd_prefix,
-            "HYPER_SCHEDULER__INSTANCE": name,
-            "HYPER_SCHEDULER__READY_FILE": str(tmp_path / f"{name}.json"),
-            "HYPER_SCHEDULER__LEASE_S": "2",
-            "HYPER_SCHEDULER__HEARTBEAT_S": "0.5",
-            "HYPER_SCHEDULER__LEADER_TTL_S": "2",
-            "HYPER_SCHEDULER__DRAIN_GRACE_S": "2",
-            "HYPER_SCHEDULER__S3__ENDPOINT": s3_settings.endpoint,
-            "HYPER_SCHEDULER__S3__BUCKET": s3_settings.bucket,
-            "HYPER_SCHEDULER__S3__PREFIX": s3_settings.prefix,
-            "HYPER_SCHEDULER__S3__ACCESS_KEY": s3_settings.access_key,
-            "HYPER_SCHEDULER__S3__SECRET_KEY": s3_settings.secret_key.get_secret_value(),
-        }
+    async def make(name: str, changes: Mapping[str, str] | None = None) -> Scheduler:
+        environment = (
+            os.environ
+            | {
+                "HYPER_SCHEDULER__ETCD_ENDPOINTS": json.dumps([etcd_server.endpoint]),
+                "HYPER_SCHEDULER__ETCD_PREFIX": etcd_prefix,
+                "HYPER_SCHEDULER__INSTANCE": name,
+                "HYPER_SCHEDULER__READY_FILE": str(tmp_path / f"{name}.json"),
+                "HYPER_SCHEDULER__LEASE_S": "2",
+                "HYPER_SCHEDULER__HEARTBEAT_S": "0.5",
+                "HYPER_SCHEDULER__LEADER_TTL_S": "2",
+                "HYPER_SCHEDULER__DRAIN_GRACE_S": "2",
+                "HYPER_SCHEDULER__S3__ENDPOINT": s3_settings.endpoint,
+                "HYPER_SCHEDULER__S3__BUCKET": s3_settings.bucket,
+                "HYPER_SCHEDULER__S3__PREFIX": s3_settings.prefix,
+                "HYPER_SCHEDULER__S3__ACCESS_KEY": s3_settings.access_key,
+                "HYPER_SCHEDULER__S3__SECRET_KEY": s3_settings.secret_key.get_secret_value(),
+            }
+            | dict(changes or {})
+        )
         scheduler = Scheduler(environment, tmp_path / f"{name}.json", tmp_path / f"{name}.log")
         schedulers.append(scheduler)
         await scheduler.start()
@@ -126,6 +134,7 @@ async def make_scheduler(
 
     yield make
     for scheduler in schedulers:
+        print(f"--- {scheduler.log.name}\n{scheduler.log.read_text()}")  # shown where a test fails
         assert await scheduler.stop() in (0, -signal.SIGKILL), scheduler.log.read_text()
 
 
@@ -189,9 +198,6 @@ async def refused(call: Awaitable[object]) -> HyperError:
     with pytest.raises(grpc.aio.AioRpcError) as raised:
         await call
     return from_rpc_error(raised.value)
-
-
-Make = Callable[[str], Awaitable[Scheduler]]
 
 
 async def test_a_workflow_from_submit_to_results(make_scheduler: Make) -> None:
@@ -426,3 +432,55 @@ async def test_bad_requests_are_refused(make_scheduler: Make) -> None:
         assert not (
             await c.workflows.ListWorkflows(pb.ListWorkflowsRequest(parent="tenants/t"), timeout=5)
         ).workflows
+
+
+async def test_sigterm_hands_over_at_once(make_scheduler: Make) -> None:
+    scheduler = await make_scheduler("one")
+    async with fake_worker("w1", lambda: scheduler.address, hang) as worker:
+        async with client(scheduler) as c:
+            await c.leads()
+            name = (await c.submit(RECIPE % 3)).name
+            await until(lambda: len(worker.running) == 3)
+        assert await scheduler.stop() == 0
+        await scheduler.start()
+        worker.behaviour = succeed
+        async with client(scheduler) as c:
+            await until(lambda: worker.welcomes == 2)
+            for key in list(worker.running):
+                worker.finish(key, agent.OUTCOME_SUCCEEDED)
+            done = await c.wait(name)
+            assert (done.state, done.tasks.lost) == (nouns.RUN_STATE_SUCCEEDED, 0)
+
+
+@pytest.mark.timeout(90)
+async def test_an_outage_of_the_stores_is_waited_for(
+    make_scheduler: Make, etcd_server: EtcdServer, s3_settings: S3Settings
+) -> None:
+    async with (
+        fault_proxy(etcd_server.endpoint) as etcd,
+        fault_proxy(s3_settings.endpoint.removeprefix("http://")) as s3,
+    ):
+        behind = {
+            "HYPER_SCHEDULER__ETCD_ENDPOINTS": json.dumps([etcd.endpoint]),
+            "HYPER_SCHEDULER__S3__ENDPOINT": f"http://{s3.endpoint}",
+            "HYPER_SCHEDULER__LEADER_TTL_S": "20",
+            "HYPER_SCHEDULER__LEASE_S": "20",
+        }
+        scheduler = await make_scheduler("one", behind)
+        async with client(scheduler) as c, fake_worker("w1", scheduler.address, hang) as worker:
+            await c.leads()
+            name = (await c.submit(RECIPE % 2)).name
+            for proxy in (s3, etcd):
+                await until(lambda: len(worker.running) > 0)
+                proxy.cut()
+                finished = next(iter(worker.running))
+                worker.finish(finished, agent.OUTCOME_SUCCEEDED)
+                await until(lambda: "commit waits" in scheduler.log.read_text())
+                assert worker.unacknowledged  # not durable: not acknowledged
+                proxy.restore()
+                await until(lambda: not worker.unacknowledged)
+                scheduler.log.write_text("")
+            await until(lambda: len(worker.running) == 1)
+            worker.finish(next(iter(worker.running)), agent.OUTCOME_SUCCEEDED)
+            done = await c.wait(name)
+            assert (done.state, done.tasks.lost) == (nouns.RUN_STATE_SUCCEEDED, 0)

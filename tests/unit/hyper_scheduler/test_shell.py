@@ -1,0 +1,158 @@
+"""What surrounds the core, without sockets: conversion, pages of lists, links, transactions."""
+
+from __future__ import annotations
+
+import json
+import uuid
+
+import pytest
+
+from hyper.errors import HyperError, InvalidArgumentError, ResourceExhaustedError
+from hyper_scheduler import convert
+from hyper_scheduler.core.commands import Put
+from hyper_scheduler.core.events import Outcome
+from hyper_scheduler.core.model import Attempt
+from hyper_scheduler.core.pages import PAGE_TASKS
+from hyper_scheduler.core.state import ExperimentRun, TaskState
+from hyper_scheduler.links import Links
+from hyper_scheduler.paging import make_token, page_size, read_index, read_token
+from hyper_scheduler.store import MAX_BYTES, MAX_OPERATIONS, transactions
+from hyper_scheduler.workflow_servicer import select
+from hyperapi.scheduler.v1 import workflow_pb2
+from hyperapi.worker.v1 import agent_service_pb2 as agent
+from tests.unit.hyper_scheduler.cores import Core, W, experiment, recipe, task
+
+
+def status(outcome: int, **facts: object) -> agent.TaskStatus:
+    key = agent.TaskKey(
+        task=f"{W}/experiments/a/tasks/3", attempt=workflow_pb2.Attempt(epoch=5, number=6)
+    )
+    return agent.TaskStatus(key=key, outcome=outcome, **facts)
+
+
+def test_reports_are_read() -> None:
+    report = convert.report(status(agent.OUTCOME_SUCCEEDED, result_json='{"a": 1}'))
+    assert (report.task, report.attempt) == (task(3), Attempt(5, 6))
+    assert (report.outcome, report.result_json) == (Outcome.SUCCEEDED, '{"a": 1}')
+    failed = convert.report(status(agent.OUTCOME_FAILED, exit_code=-9))
+    assert (failed.outcome, failed.message) == (Outcome.FAILED, "exit status -9")
+    for bad, message in (("{", "is not JSON"), ('"' + "x" * 70_000 + '"', "longer than 65536")):
+        report = convert.report(status(agent.OUTCOME_SUCCEEDED, result_json=bad))
+        assert (report.outcome, report.result_json) == (Outcome.FAILED, "")
+        assert message in report.message
+    with pytest.raises(InvalidArgumentError):
+        convert.report(status(agent.OUTCOME_UNSPECIFIED))
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["", "x", f"{W}/experiments/a/tasks/-1", f"{W}/experiments/a/tasks/01",
+     f"{W}/experiments/../tasks/1", f"{W}/experiments/a/tasks/1/x",
+     "tenants/../workflows/w/experiments/a/tasks/1", f"{W}/experiments/a/tasks/{'9' * 30}"],
+)  # fmt: skip
+def test_names_that_lead_astray_are_refused(name: str) -> None:
+    with pytest.raises(InvalidArgumentError):
+        convert.task_id(name)
+
+
+def test_names_are_read() -> None:
+    assert convert.task_id(task(3).name) == task(3)
+    assert convert.split_experiment(f"{W}/experiments/a") == (W, "a")
+    assert convert.tenant("tenants/t") == "t"
+    assert convert.worker_name("workers/w1") == "w1"
+    request_id = uuid.uuid4()
+    assert convert.request_id(str(request_id).upper()) == str(request_id)
+    name = convert.new_workflow_name("t", "align", "r1")
+    assert name == convert.new_workflow_name("t", "align", "r1")
+    assert name != convert.new_workflow_name("t", "align", "r2")
+    assert convert.workflow_name(name) == name
+    for bad in ("t", "tenants/", "tenants/a/b"):
+        with pytest.raises(InvalidArgumentError):
+            convert.tenant(bad)
+
+
+def test_workers_may_not_offer_what_nobody_has() -> None:
+    hello = agent.Hello(worker="w1", slots=2, labels={"b": "2", "a": "1"})
+    name, capacity = convert.hello(hello, 10)
+    assert (name, capacity.slots, capacity.labels) == ("w1", 2, (("a", "1"), ("b", "2")))
+    for bad in (
+        agent.Hello(worker="w1", slots=11),
+        agent.Hello(worker="../w1", slots=1),
+        agent.Hello(worker="w1", slots=-1),
+        agent.Hello(worker="w1", labels={str(n): "" for n in range(65)}),
+    ):
+        with pytest.raises(InvalidArgumentError):
+            convert.hello(bad, 10)
+
+
+def test_tokens_are_opaque_and_checked() -> None:
+    assert read_token(make_token("a/b")) == "a/b"
+    assert (read_index(make_token("12")), read_index("")) == (12, 0)
+    for bad in ("%%%", make_token("-1"), make_token("x"), "a"):
+        with pytest.raises(InvalidArgumentError):
+            read_index(bad)
+    assert (page_size(0, 1000), page_size(5, 1000), page_size(5000, 1000)) == (100, 5, 1000)
+    with pytest.raises(InvalidArgumentError):
+        page_size(-1, 10)
+
+
+def test_lists_of_tasks_skip_what_was_never_touched() -> None:
+    run = ExperimentRun.fresh(experiment("a", 10_000_000))
+    assert select(run, 0, 3, None) == ([0, 1, 2], 3)
+    assert select(run, 9_999_998, 5, TaskState.PENDING) == ([9_999_998, 9_999_999], 10_000_000)
+    run.page(150_000).set_done(150_000, "")
+    found, after = select(run, 0, 10, TaskState.SUCCEEDED)
+    assert found == [150_000]
+    assert after > 150_000
+    assert select(run, 2 * PAGE_TASKS, 10, TaskState.FAILED)[0] == []
+
+
+def test_a_spec_goes_once_a_stream() -> None:
+    core = Core()
+    core.submit(recipe(experiment("a", 5)))
+    links = Links(100)
+    link = links.open("w1")
+    sent: list[agent.ConnectResponse] = []
+    link.send = sent.append  # type: ignore[method-assign]  # looks at what would be queued
+    link.send_tasks(core.state, [(task(0), Attempt(9, 1)), (task(1), Attempt(9, 2))])
+    link.send_tasks(core.state, [(task(2), Attempt(9, 3))])
+    assert [len(message.tasks.specs) for message in sent] == [1, 0]
+    assert [len(message.tasks.starts) for message in sent] == [2, 1]
+    start = sent[1].tasks.starts[0]
+    assert json.loads(start.parameters_json) == {"i": 2}
+    assert start.experiment == sent[0].tasks.specs[0].experiment
+
+
+async def test_a_worker_that_does_not_read_is_cut_off() -> None:
+    links = Links(3)
+    link = links.open("w1")
+    for sequence in range(5):
+        link.send(agent.ConnectResponse(ack=agent.StatusAck(sequence=sequence)))
+    with pytest.raises(ResourceExhaustedError):
+        async for _ in link.messages():
+            pytest.fail("what was queued is void")
+
+
+async def test_a_new_stream_ends_the_older_one() -> None:
+    links = Links(3)
+    older = links.open("w1")
+    newer = links.open("w1")
+    assert [message async for message in older.messages()] == []
+    assert links.get("w1", newer.session) is newer
+    assert links.get("w1", older.session) is None
+    links.forget(older)
+    assert len(links) == 1
+    links.close_all(HyperError("over"))
+    with pytest.raises(HyperError, match="over"):
+        async for _ in newer.messages():
+            pytest.fail("nothing was sent")
+
+
+def test_transactions_keep_atoms_whole_and_in_order() -> None:
+    atoms = [tuple(Put(f"{n}/{m}", b"x") for m in range(3)) for n in range(80)]
+    batches = list(transactions(atoms))
+    assert [put for batch in batches for put in batch] == [put for atom in atoms for put in atom]
+    assert all(len(batch) <= MAX_OPERATIONS and len(batch) % 3 == 0 for batch in batches)
+    large = [(Put(str(n), b"x" * (MAX_BYTES // 2)),) for n in range(4)]
+    assert [len(batch) for batch in transactions(large)] == [1, 1, 1, 1]
+    assert list(transactions([])) == []

@@ -279,18 +279,12 @@ def test_a_dead_service_is_shown_with_its_log_and_started_again(running: Hyper) 
     assert "scheduler is dead; start it again with `hyper restart scheduler`" in shown
     assert running.refused("up").count("\n") == 1
 
-    running.run("restart", "scheduler")
+    answer = json.loads(running.run("restart", "scheduler", "--json").stdout)
+    assert answer["address"] == before["services"]["scheduler"]["address"]
     after = running.status()
     for key in ("address", "metrics_address"):
         assert after["services"]["scheduler"][key] == before["services"]["scheduler"][key]
     assert pid_of(after, "scheduler") != pid_of(before, "scheduler")
-
-
-def test_a_living_service_is_started_again(running: Hyper) -> None:
-    before = running.status()
-    answer = json.loads(running.run("restart", "worker-1", "--json").stdout)
-    assert answer["pid"] != pid_of(before, "worker-1")
-    assert running.status()["services"]["worker-1"]["pid"] == answer["pid"]
 
 
 def test_servers_keep_their_data_when_started_again(running: Hyper) -> None:
@@ -305,24 +299,6 @@ def test_servers_keep_their_data_when_started_again(running: Hyper) -> None:
 def test_restart_of_an_unknown_process_names_the_known(running: Hyper) -> None:
     text = running.refused("restart", "nobody")
     assert "choose from etcd, s3, scheduler" in text
-
-
-def test_the_data_are_there_after_down_and_up(fakes: Hyper) -> None:
-    fakes.run("up", "--workers", "1")
-    first = fakes.status()
-    assert list(first["services"])[: len(NAMES) - 1] == NAMES[:-1]
-    write_marks(first)
-    text = fakes.run("down").stderr
-    lines = [text.index(f"stopping {name}") for name in ("worker-0", "inference", "scheduler")]
-    assert lines == sorted(lines) and lines[-1] < text.index("stopping etcd")
-    assert fakes.processes() == []
-    assert not (fakes.home / "cluster.json").exists()
-    assert fakes.status(status=3)["state"] == "stopped"
-
-    fakes.run("up", "--workers", "1")
-    second = fakes.status()
-    assert_marks(second)
-    assert credentials(second) == credentials(first)
 
 
 def test_a_crash_while_starting_shows_the_logs_end_and_stops_the_rest(fakes: Hyper) -> None:
@@ -408,8 +384,8 @@ def test_down_works_on_a_half_dead_cluster(fakes: Hyper) -> None:
 # The real services
 
 
-def test_a_workflow_goes_on_after_down_and_up(tmp_path: Path) -> None:
-    """With our own services: what was submitted before `down` is finished after `up`."""
+def test_data_and_workflows_are_there_after_down_and_up(tmp_path: Path) -> None:
+    """With our own services: what was stored or submitted before `down` goes on after `up`."""
     hyper = make_hyper(tmp_path / "home")
     gate = tmp_path / "gate"
     recipe = tmp_path / "recipe.yaml"
@@ -419,15 +395,23 @@ def test_a_workflow_goes_on_after_down_and_up(tmp_path: Path) -> None:
     )
     try:
         hyper.run("up", "--workers", "1", "--slots", "2")
-        assert set(hyper.status()["services"]) >= {"scheduler", "storage-gateway", "matcher"}
+        first = hyper.status()
+        assert list(first["services"])[: len(NAMES) - 1] == NAMES[:-1]
+        write_marks(first)
         submitted = json.loads(hyper.run("submit", str(recipe), "--json").stdout.splitlines()[-1])
         name = submitted["name"].rpartition("/")[2]
-        hyper.run("down")
+        text = hyper.run("down").stderr
+        order = [text.index(f"stopping {name}") for name in ("worker-0", "inference", "scheduler")]
+        assert order == sorted(order) and order[-1] < text.index("stopping etcd")
         assert hyper.processes() == []
+        assert not (hyper.home / "cluster.json").exists()
 
         hyper.run("up", "--workers", "1", "--slots", "2")
+        second = hyper.status()
+        assert_marks(second)
+        assert credentials(second) == credentials(first)
         gate.touch()
-        kill_and_wait(pid_of(hyper.status(), "scheduler"))
+        kill_and_wait(pid_of(second, "scheduler"))
         hyper.run("restart", "scheduler")
         hyper.run("ps", name, "--watch")
         assert "succeeded" in hyper.run("ps", name).stdout

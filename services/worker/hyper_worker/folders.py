@@ -56,7 +56,7 @@ class Folders:
 
     async def remove(self, job: Job, folder: Path) -> None:
         """An attempt is over: remove what was its alone."""
-        if not job.workdir:
+        if not job.workdir and not _remove_empty(folder):
             await asyncio.to_thread(shutil.rmtree, folder, ignore_errors=True)
 
     def close(self) -> None:
@@ -77,6 +77,15 @@ class Folders:
             target.parent.mkdir(parents=True, exist_ok=True)
             target.write_bytes(dataset.read(file.path))
         partial.rename(folder)
+
+
+def _remove_empty(folder: Path) -> bool:
+    """Remove a folder if it is empty, as most tasks leave it: not worth a thread."""
+    try:
+        folder.rmdir()
+    except OSError:
+        return False
+    return True
 
 
 def _lock(folder: Path) -> int | None:

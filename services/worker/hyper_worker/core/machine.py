@@ -73,6 +73,7 @@ class Machine:
         self.finished: Counter[Outcome] = Counter()  # since the shell last looked
         self._queue: OrderedDict[Key, Job] = OrderedDict()
         self._runs: dict[Key, _Run] = {}
+        self._newest: dict[str, Key] = {}  # of each task, among the live attempts
         self._ended: OrderedDict[Key, None] = OrderedDict()
         self._leave_at: float | None = None
 
@@ -134,14 +135,15 @@ class Machine:
         key = job.key
         if key in self._runs or key in self._queue or key in self._ended:
             return  # the batch came twice
-        for other in self.live:
-            if key.newer_than(other):
-                self._stop(other, now, commands)
-            elif other.newer_than(key):
+        newest = self._newest.get(key.task)
+        if newest is not None:
+            if newest.newer_than(key):
                 return  # a late copy of what has been superseded
+            self._stop(newest, now, commands)
         if self._leave_at is not None:
             self._finish(key, Outcome.PREEMPTED, Exit(message="the worker is leaving"))
             return
+        self._newest[key.task] = key
         self._queue[key] = job
 
     def _stop(self, key: Key, now: float, commands: list[Command]) -> None:
@@ -210,6 +212,8 @@ class Machine:
     def _finish(self, key: Key, outcome: Outcome, exit_: Exit) -> None:
         self.reports.add(Status(key, outcome, exit_))
         self.finished[outcome] += 1
+        if self._newest.get(key.task) == key:
+            del self._newest[key.task]
         self._ended[key] = None
         while len(self._ended) > REMEMBERED:
             self._ended.popitem(last=False)

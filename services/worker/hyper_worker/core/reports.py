@@ -25,16 +25,12 @@ class Reports:
         self._sent: deque[tuple[int, tuple[Status, ...]]] = deque()
         self._again = 0  # batches of _sent that this connection has not carried yet
         self._sequence = 0
+        self.waiting = 0  # statuses not acknowledged yet
 
     @property
     def empty(self) -> bool:
         """Whether everything has been acknowledged."""
-        return not self._fresh and not self._sent
-
-    @property
-    def waiting(self) -> int:
-        """Statuses not acknowledged yet."""
-        return len(self._fresh) + sum(len(statuses) for _, statuses in self._sent)
+        return self.waiting == 0
 
     def ended(self) -> Iterator[Key]:
         """Attempts whose end has not been acknowledged."""
@@ -46,6 +42,7 @@ class Reports:
     def add(self, status: Status) -> None:
         """Queue a status."""
         self._fresh.append(status)
+        self.waiting += 1
 
     def reconnected(self) -> None:
         """What was sent over the last connection may be lost: send it again first."""
@@ -72,7 +69,7 @@ class Reports:
     def acknowledged(self, sequence: int) -> None:
         """Drop what is durable; a number never sent acknowledges nothing beyond what was."""
         while self._sent and self._sent[0][0] <= sequence:
-            self._sent.popleft()
+            self.waiting -= len(self._sent.popleft()[1])
         self._again = min(self._again, len(self._sent))
 
 

@@ -43,8 +43,10 @@ READ_ATTEMPTS = 4
 _MARGIN_S = 60.0
 _FIRST_PAUSE_S = 0.1
 _CONNECT_S = 3.0
-_READ_S = 60.0
+_GET_SILENCE_S = 20.0  # of a server that has the request
+_PUT_SILENCE_S = 60.0
 
+_GET_TIMEOUT = urllib3.Timeout(connect=_CONNECT_S, read=_GET_SILENCE_S)
 _METHODS = {"GET": api.METHOD_GET, "PUT": api.METHOD_PUT}
 _FULL = (b"InsufficientStorage", b"XMinioStorageFull", b"QuotaExceeded", b"No space left")
 
@@ -61,7 +63,7 @@ class _Process:
             maxsize=CONNECTIONS,
             block=True,
             retries=False,
-            timeout=urllib3.Timeout(connect=_CONNECT_S, read=_READ_S),
+            timeout=urllib3.Timeout(connect=_CONNECT_S, read=_PUT_SILENCE_S),
         )
         self.threads = ThreadPoolExecutor(THREADS, thread_name_prefix="hyper-s3")
 
@@ -107,6 +109,7 @@ class Remote:
         self.parent = parent
         self._urls: dict[tuple[str, str], tuple[str, float]] = {}
         self._lock = threading.Lock()
+        self._told = False
 
     def sign(self, objects: Iterable[str], method: str) -> None:
         """Have URLs for all `objects` at hand, in as few calls as it takes."""
@@ -157,13 +160,15 @@ class Remote:
             headers["Range"] = f"bytes=-{last}"
         elif start or stop is not None:
             headers["Range"] = f"bytes={start or 0}-{'' if stop is None else stop - 1}"
-        pause_s = _FIRST_PAUSE_S
+        pause_s, why = _FIRST_PAUSE_S, ""
         for attempt in range(READ_ATTEMPTS):
             try:
-                response = _here().http.request("GET", self._url(key, "GET"), headers=headers)
-            except urllib3.exceptions.HTTPError:
-                pass
+                url = self._url(key, "GET")
+                response = _here().http.request("GET", url, headers=headers, timeout=_GET_TIMEOUT)
+            except urllib3.exceptions.HTTPError as error:
+                why = type(error).__name__
             else:
+                why = f"HTTP {response.status}"
                 match response.status:
                     case HTTPStatus.OK | HTTPStatus.PARTIAL_CONTENT:
                         return _cut(response.data, response.status, start, stop, last)
@@ -176,7 +181,16 @@ class Remote:
             if attempt + 1 < READ_ATTEMPTS:
                 time.sleep(pause_s)
                 pause_s *= 3
+        self._tell_once(why)
         return self._through_gateway(key, start, stop, last)
+
+    def _tell_once(self, why: str) -> None:
+        with self._lock:
+            told, self._told = self._told, True
+        if not told:
+            self.client.notify(
+                f"S3 does not answer from here ({why}): reading through the gateway, slowly"
+            )
 
     def _through_gateway(
         self, key: str, start: int | None, stop: int | None, last: int | None

@@ -21,7 +21,8 @@ from numpy.typing import NDArray
 FloatArray = NDArray[np.floating[Any]]
 BoolArray = NDArray[np.bool_]
 
-_FLAT = 1e-10  # a variance below this share of the squared range counts as constant
+_FLAT = 1e-20  # a template's energy below this share of its squared values counts as none
+_ROUNDING = 1e-13  # of integral images: a window's energy below this share of the image's is none
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +75,7 @@ class SearchImage:
         h, w = template
         first = _box_sums(self._sum, h, w, y, x, rows, columns)
         energy = _box_sums(self._squares, h, w, y, x, rows, columns) - first * first / (h * w)
-        energy[energy < _FLAT * h * w * max(self.scale, 1e-30) ** 2] = 0.0
+        energy[energy <= _ROUNDING * self._squares[-1, -1]] = 0.0
         return np.asarray(np.sqrt(energy))
 
     def correlate(self, template: NDArray[Any]) -> NDArray[np.float64]:
@@ -89,7 +90,7 @@ class SearchImage:
         centred = template.astype(np.float64)
         centred -= centred.mean()
         norm = math.sqrt(float((centred * centred).sum()))
-        if norm * norm < _FLAT * h * w * max(float(np.abs(template).max()), 1e-30) ** 2:
+        if norm * norm <= _FLAT * h * w * float(np.abs(template).max()) ** 2:
             return np.zeros((rows, columns))
         if spatial_is_cheaper((h, w), self.shape):
             products = _correlate_directly(self._wide, centred)

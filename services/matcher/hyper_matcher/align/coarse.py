@@ -22,6 +22,8 @@ from hyper_matcher.align.geometry import Affine, Points, lattice
 from hyper_matcher.align.sampling import downsample, sample_patches
 from hyper_matcher.ncc import SearchImage, correlate_windows, find_peaks
 
+_FEWEST_BLOCKS = 0.35  # of all: where the overlap holds fewer, the rest counts as disagreeing
+
 
 @dataclass(frozen=True, slots=True)
 class CoarseOptions:
@@ -72,18 +74,21 @@ def coarse_fit(source: CoarseImage, target: CoarseImage) -> tuple[Affine, float]
 
 
 def refine_affine(source: CoarseImage, target: CoarseImage, guess: Affine) -> tuple[Affine, float]:
-    """Block matching round a guess, from wide to narrow; (map, share of blocks that agree)."""
+    """Block matching round a guess, from wide to narrow; (map, share of blocks that agree).
+
+    The last search is wider than its tolerance again, so that chance alone finds little agreement.
+    """
     options = source.options
     factor = source.block_factor
     current, share = _to_factor(guess, factor), 0.0
     best = current
-    for radius in (max(16, round(1.6 * source.search_factor / factor) + 12), 10, 6):
+    for radius in (max(16, round(1.6 * source.search_factor / factor) + 12), 10, 16):
         points = lattice(source.blocks.shape, options.block_px * 0.6, options.block_px * 0.5)
-        found, displacement, p1 = _match_blocks(source, target, current, points, radius)
+        found, displacement, p1, tried = _match_blocks(source, target, current, points, radius)
         if len(found) < 6:
             return _from_factor(best, factor), 0.0
         fitted, inliers = _robust_affine(found, found + displacement, p1, options.tolerance_px)
-        share = float(inliers.mean())
+        share = float(inliers.sum()) / max(tried, _FEWEST_BLOCKS * len(points))
         if inliers.sum() < 6:
             return _from_factor(best, factor), 0.0
         current = best = fitted
@@ -151,15 +156,15 @@ class _Correlator:
 
 def _match_blocks(
     source: CoarseImage, target: CoarseImage, guess: Affine, points: Points, radius: int
-) -> tuple[Points, Points, NDArray[np.float64]]:
-    """Displacements of blocks round a guess, at the scale of the blocks."""
+) -> tuple[Points, Points, NDArray[np.float64], int]:
+    """Blocks with a peak: places, displacements, scores; and how many were tried."""
     size = source.options.block_px
     expected = guess(points)
     corner = np.round(expected - (size - 1) / 2).astype(np.int64) - radius
     limit = np.array(target.blocks.shape) - (size + 2 * radius)
     corner = np.clip(corner, np.maximum(-radius, 0), np.maximum(limit, 0))
     if (limit < 0).any():
-        return np.zeros((0, 2)), np.zeros((0, 2)), np.zeros(0)
+        return np.zeros((0, 2)), np.zeros((0, 2)), np.zeros(0), 0
     centre = np.asarray(corner + radius + (size - 1) / 2, np.float64)
     back = guess.inverse()
     centres = back(centre)  # what the middle of each window shows, if the guess is right
@@ -168,13 +173,13 @@ def _match_blocks(
     ).all(axis=1)
     centres, corner, centre = centres[inside], corner[inside], centre[inside]
     if len(centres) == 0:
-        return np.zeros((0, 2)), np.zeros((0, 2)), np.zeros(0)
+        return np.zeros((0, 2)), np.zeros((0, 2)), np.zeros(0), 0
     matrices = np.broadcast_to(back.matrix, (len(centres), 2, 2)).copy()
     templates = sample_patches(source.blocks, centres, matrices, size)
     peaks = find_peaks(correlate_windows(templates, target.block_search, corner, radius), 4)
-    keep = peaks.p1 > 0.1
+    keep = (peaks.p1 > 0.1) & (peaks.p1 - peaks.p2 > 0.02)
     found = centre + peaks.offset - radius
-    return centres[keep], (found - centres)[keep], peaks.p1[keep]
+    return centres[keep], (found - centres)[keep], peaks.p1[keep], len(centres)
 
 
 def _robust_affine(

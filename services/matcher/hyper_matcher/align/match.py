@@ -24,6 +24,7 @@ from hyper_matcher.ncc import SearchImage, correlate_windows, find_peaks
 _BATCH = 64  # templates correlated at once; bounds memory
 _MIN_MATCHES = 100
 _MAX_REJECTED = 0.35
+_MIN_COARSE_SHARE = 0.22
 _GOOD, _POOR = 0.8, 0.5  # share of the first pass's matches that are accepted
 
 
@@ -132,6 +133,8 @@ def match_pair(
     )  # fmt: skip
     displacement = found.target - found.source
     reasons = consensus(found.source, displacement, found.rejection, options.tolerance_px)
+    if share < _MIN_COARSE_SHARE:
+        reasons[reasons == 0] = Rejection.CONSENSUS  # what it started from was no fit
     flag = _flag(share, reasons)
     return PairMatches(
         source_z, target_z, affine, share, found.source, displacement, found.p1, found.p2, reasons,
@@ -240,7 +243,7 @@ def _flag(share: float, reasons: NDArray[np.uint8]) -> str:
     accepted = int((reasons == 0).sum())
     tried = int((reasons != Rejection.OUTSIDE).sum())
     needed = min(_MIN_MATCHES, max(6, len(reasons) // 4))
-    if share < 0.25:
+    if share < _MIN_COARSE_SHARE:
         return "no coarse fit"
     if accepted < needed:
         return f"only {accepted} matches"

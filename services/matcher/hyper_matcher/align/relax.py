@@ -24,6 +24,7 @@ from scipy.sparse.linalg import cg
 
 from hyper_matcher.align.geometry import Affine, Mesh, PairMatches, Points
 
+_MIN_PAIR = 6  # accepted matches below which a pair says nothing
 _BAND_BYTES = 256 * 1024**2  # a wider band is not factorised: conjugate gradients solve instead
 
 
@@ -96,7 +97,7 @@ def relax(
     """
     options = options or RelaxOptions()
     mesh = Mesh.over(shape, options.spacing_px)
-    usable = [pair for pair in pairs if pair.accepted.sum() >= 6 and pair.coarse_score > 0]
+    usable = [pair for pair in pairs if pair.accepted.sum() >= _MIN_PAIR]
     springs = _springs(mesh, depth, usable, options)
     rigid, connected = rigid_placements(shape, depth, usable)
     inner = _inner_springs(mesh, options)

@@ -1,0 +1,136 @@
+from __future__ import annotations
+
+import cv2
+import numpy as np
+import pytest
+import scipy.ndimage
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from hyper_matcher.ncc import (
+    SearchImage,
+    correlate_windows,
+    find_peaks,
+    masked_cross_correlation,
+    normalized_cross_correlation,
+    spatial_is_cheaper,
+)
+from tests.support.sections import texture
+
+
+@pytest.mark.parametrize(
+    ("template", "search"), [((5, 7), (19, 16)), ((40, 40), (90, 100)), ((160, 160), (220, 210))]
+)
+@pytest.mark.parametrize("dtype", [np.uint8, np.float32])
+def test_agrees_with_opencv(
+    template: tuple[int, int], search: tuple[int, int], dtype: type
+) -> None:
+    rng = np.random.default_rng(0)  # OpenCV itself is less exact where windows are smooth
+    image = rng.integers(0, 256, search).astype(dtype)
+    piece = rng.integers(0, 256, template).astype(dtype)
+    expected = cv2.matchTemplate(image, piece, cv2.TM_CCOEFF_NORMED)
+    found = normalized_cross_correlation(piece, image)
+    assert found.shape == expected.shape
+    assert np.abs(found - expected).max() < 1e-5
+
+
+def test_both_ways_of_computing_are_used() -> None:
+    assert spatial_is_cheaper((5, 5), (20, 20))
+    assert not spatial_is_cheaper((160, 160), (360, 360))
+
+
+@settings(deadline=None, max_examples=40)
+@given(
+    st.integers(2, 20), st.integers(2, 20), st.integers(0, 30), st.integers(0, 30),
+    st.integers(0, 2**32 - 1), st.floats(0.01, 100), st.floats(-1000, 1000),
+)  # fmt: skip
+def test_is_bounded_and_does_not_see_gain_and_offset(
+    h: int, w: int, more_y: int, more_x: int, seed: int, gain: float, offset: float
+) -> None:
+    rng = np.random.default_rng(seed)
+    image = rng.normal(size=(h + more_y, w + more_x))
+    template = image[more_y // 2 :, more_x // 2 :][:h, :w]
+    scores = normalized_cross_correlation(template, image)
+    assert scores.shape == (more_y + 1, more_x + 1)
+    assert np.abs(scores).max() <= 1.0
+    assert scores[more_y // 2, more_x // 2] == pytest.approx(1.0, abs=1e-6)
+    again = normalized_cross_correlation(gain * template + offset, image)
+    assert np.abs(again - scores).max() < 1e-6
+
+
+@pytest.mark.parametrize("grey", [0, 77, 255])
+@pytest.mark.parametrize("edge", [4, 60])
+def test_windows_and_templates_without_contrast_score_zero(grey: int, edge: int) -> None:
+    image = texture((128, 128))
+    image[:, 40:] = grey
+    scores = normalized_cross_correlation(texture((edge, edge), 5), image)
+    assert (scores[:, 40:] == 0).all()
+    assert not normalized_cross_correlation(np.full((9, 9), grey, np.uint8), image).any()
+
+
+def test_bright_images_lose_no_precision() -> None:
+    image = texture((80, 80)).astype(np.float64) + 1e6
+    scores = normalized_cross_correlation(image[20:50, 20:50], image)
+    assert scores[20, 20] == pytest.approx(1.0, abs=1e-6)
+    assert np.unravel_index(scores.argmax(), scores.shape) == (20, 20)
+
+
+def test_refuses_what_cannot_be_searched() -> None:
+    with pytest.raises(ValueError, match="larger than the image"):
+        normalized_cross_correlation(np.zeros((9, 9)), np.zeros((8, 20)))
+    with pytest.raises(ValueError, match="not finite"):
+        SearchImage(np.full((8, 8), np.nan))
+    with pytest.raises(ValueError, match="two axes"):
+        SearchImage(np.zeros((2, 8, 8)))
+
+
+def test_masked_equals_plain_where_all_is_valid() -> None:
+    image, piece = texture((90, 80), 1), texture((30, 20), 2)
+    everything = np.ones(piece.shape, bool), np.ones(image.shape, bool)
+    plain = normalized_cross_correlation(piece, image)
+    assert np.abs(masked_cross_correlation(piece, image, *everything) - plain).max() < 1e-6
+
+
+def test_masked_pixels_have_no_say() -> None:
+    image = texture((120, 120), 3)
+    piece = image[30:90, 40:100].copy()
+    piece_valid, image_valid = np.ones(piece.shape, bool), np.ones(image.shape, bool)
+    piece[:20], piece_valid[:20] = 255, False
+    spoiled = image.copy()
+    spoiled[60:70, :], image_valid[60:70, :] = 0, False
+    scores = masked_cross_correlation(piece, spoiled, piece_valid, image_valid)
+    assert np.unravel_index(scores.argmax(), scores.shape) == (30, 40)
+    assert scores.max() == pytest.approx(1.0, abs=1e-6)
+    nothing = masked_cross_correlation(piece, spoiled, np.zeros_like(piece_valid), image_valid)
+    assert not nothing.any()
+
+
+def test_batches_agree_with_single_templates() -> None:
+    image = texture((200, 220), 4)
+    search = SearchImage(image)
+    corners = np.array([[0, 0], [30, 50], [200 - 76, 220 - 76]])
+    templates = np.stack([texture((60, 60), k) for k in range(3)]).astype(np.float32)
+    scores = correlate_windows(templates, search, corners, 8)
+    for k, (y, x) in enumerate(corners.tolist()):
+        alone = normalized_cross_correlation(templates[k], image[y : y + 76, x : x + 76])
+        assert np.abs(scores[k] - alone).max() < 1e-4
+
+
+@pytest.mark.parametrize("shift", [(0.0, 0.0), (0.25, -0.4), (-0.5, 0.1)])
+def test_peaks_are_found_between_pixels(shift: tuple[float, float]) -> None:
+    image = texture((160, 160), 6).astype(np.float32)
+    moved = scipy.ndimage.shift(image, shift, order=3, mode="nearest")
+    scores = SearchImage(moved).correlate(image[40:120, 40:120])
+    peaks = find_peaks(scores[None, 30:51, 30:51], 6)
+    assert np.abs(peaks.offset[0] - (10 + np.array(shift))).max() < 0.08
+    assert peaks.p1[0] > 0.95 > peaks.p2[0] + 0.3
+
+
+def test_second_peak_lies_outside_the_box() -> None:
+    scores = np.zeros((2, 21, 21), np.float32)
+    scores[0, 5, 5], scores[0, 6, 6], scores[0, 15, 15] = 0.9, 0.8, 0.5
+    scores[1, 10, 10] = 0.7
+    peaks = find_peaks(scores, 4)
+    assert peaks.p1.tolist() == pytest.approx([0.9, 0.7])
+    assert peaks.p2.tolist() == pytest.approx([0.5, 0.0])
+    assert find_peaks(scores, 30).p2.tolist() == [0.0, 0.0]

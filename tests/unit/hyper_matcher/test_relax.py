@@ -1,0 +1,119 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+
+from hyper_matcher.align import relax as relax_module
+from hyper_matcher.align.geometry import Affine, PairMatches, Points, lattice
+from hyper_matcher.align.relax import RelaxOptions, RelaxedStack, relax
+
+_SHAPE = (400, 500)
+_OPTIONS = RelaxOptions(spacing_px=50)
+Placement = Callable[[Points], Points]
+
+
+def _pair(
+    source_z: int, target_z: int, places: list[Placement], *, wrong: float = 0.0, noise: float = 0.0
+) -> PairMatches:
+    """Exact matches of two sections whose true placements are known, some made wrong."""
+    points = lattice(_SHAPE, 40, 10)
+    world = places[source_z](points)
+    target = points.copy()
+    for _ in range(30):  # invert the target's placement
+        target += world - places[target_z](target)
+    rng = np.random.default_rng(100 * source_z + target_z)
+    moved = target - points + rng.normal(0, noise, points.shape)
+    bad = rng.random(len(points)) < wrong
+    moved[bad] += rng.uniform(-30, 30, (int(bad.sum()), 2))
+    n = len(points)
+    return PairMatches(
+        source_z, target_z, Affine.fit(points, target), 1.0, points, moved, np.full(n, 0.6),
+        np.full(n, 0.2), np.zeros(n, np.uint8), 0.0,
+    )  # fmt: skip
+
+
+def _bent(seed: int) -> Placement:
+    rng = np.random.default_rng(seed)
+    rigid = Affine.rigid(rng.uniform(-0.1, 0.1), np.array([200.0, 250.0]), rng.uniform(-40, 40, 2))
+    phase, size = rng.uniform(0, 6, 2), rng.uniform(2, 5, 2)
+
+    def place(points: Points) -> Points:
+        return rigid(points) + size * np.sin(points[:, ::-1] / 110 + phase)
+
+    return place
+
+
+def _disagreement(stack: RelaxedStack, places: list[Placement], a: int, b: int) -> Points:
+    """How far apart the stack puts points that truly lie on each other, px."""
+    pair = _pair(a, b, places)
+    inside = ((pair.source > 20) & (pair.source < np.array(_SHAPE) - 20)).all(axis=1)
+    ends = []
+    for z, points in ((a, pair.source), (b, pair.source + pair.displacement)):
+        index, weight = stack.mesh.barycentric(points[inside])
+        ends.append(np.einsum("nk,nkd->nd", weight, stack.positions[z][index]))
+    return np.asarray(np.linalg.norm(ends[0] - ends[1], axis=1))
+
+
+def _all_pairs(places: list[Placement], **options: float) -> list[PairMatches]:
+    n = len(places)
+    return [_pair(a, b, places, **options) for a in range(n) for b in range(a + 1, min(n, a + 4))]
+
+
+def test_meshes_meet_where_the_tissue_is_the_same() -> None:
+    places = [_bent(z) for z in range(6)]
+    stack = relax(_SHAPE, 6, _all_pairs(places), _OPTIONS)
+    assert stack.flagged == {}
+    for z in range(5):
+        error = _disagreement(stack, places, z, z + 1)
+        assert np.median(error) < 0.15
+        assert np.percentile(error, 95) < 0.8
+    assert max(float(np.median(r)) for r in stack.residuals) < 0.15
+
+
+def test_a_fifth_of_wrong_matches_does_not_matter() -> None:
+    places = [_bent(z) for z in range(5)]
+    stack = relax(_SHAPE, 5, _all_pairs(places, wrong=0.2, noise=0.2), _OPTIONS)
+    for z in range(4):
+        assert np.percentile(_disagreement(stack, places, z, z + 1), 95) < 1.5
+
+
+def test_the_stack_as_a_whole_keeps_its_place_and_size() -> None:
+    places = [_bent(z) for z in range(5)]
+    stack = relax(_SHAPE, 5, _all_pairs(places), _OPTIONS)
+    overall = Affine.fit(stack.mesh.vertices, stack.positions.mean(axis=0))
+    assert overall.matrix == pytest.approx(np.eye(2), abs=1e-4)
+    assert overall.offset == pytest.approx(np.zeros(2), abs=0.02)
+
+
+def test_a_missing_section_is_flagged_and_bridged() -> None:
+    places = [_bent(z) for z in range(6)]
+    pairs = _all_pairs(places)
+    lost = 3
+    silent = [
+        PairMatches(
+            p.source_z, p.target_z, p.coarse, 0.0, p.source, p.displacement, p.p1, p.p2,
+            np.full(len(p.source), 1, np.uint8), 0.0, "no coarse fit",
+        ) if lost in (p.source_z, p.target_z) else p
+        for p in pairs
+    ]  # fmt: skip
+    stack = relax(_SHAPE, 6, silent, _OPTIONS)
+    assert list(stack.flagged) == [lost]
+    assert "only 0 matches" in stack.flagged[lost]
+    assert np.isfinite(stack.positions).all()
+    assert np.percentile(_disagreement(stack, places, 2, 4), 95) < 0.8
+
+
+def test_without_any_match_sections_stay_where_they_are() -> None:
+    stack = relax(_SHAPE, 3, [], _OPTIONS)
+    assert stack.positions == pytest.approx(np.stack([stack.mesh.vertices] * 3), abs=1e-6)
+    assert set(stack.flagged) == {0, 1, 2}
+
+
+def test_conjugate_gradients_give_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    places = [_bent(z) for z in range(3)]
+    direct = relax(_SHAPE, 3, _all_pairs(places), _OPTIONS)
+    monkeypatch.setattr(relax_module, "_BAND_BYTES", 0)
+    iterated = relax(_SHAPE, 3, _all_pairs(places), _OPTIONS)
+    assert np.abs(direct.positions - iterated.positions).max() < 0.05

@@ -7,7 +7,7 @@ import pytest
 
 from hyper_matcher.align import relax as relax_module
 from hyper_matcher.align.geometry import Affine, PairMatches, Points, lattice
-from hyper_matcher.align.relax import RelaxOptions, RelaxedStack, relax
+from hyper_matcher.align.relax import RelaxedStack, RelaxOptions, relax
 
 _SHAPE = (400, 500)
 _OPTIONS = RelaxOptions(spacing_px=50)

@@ -16,6 +16,7 @@ from hyper_matcher.align.render import (
 from tests.support.sections import texture
 
 _MESH = Mesh.over((120, 150), 30)
+_SHIFT = np.array([10, -20])
 _FRAME = Canvas((0, 0), (120, 150))
 
 
@@ -30,11 +31,11 @@ def test_the_identity_changes_nothing(dtype: type) -> None:
 
 def test_a_shift_moves_pixels_and_leaves_no_tissue_behind() -> None:
     section = texture((120, 150))
-    rendered, valid = render_section(section, _MESH.vertices + (10, -20), _MESH, _FRAME)
+    rendered, valid = render_section(section, _MESH.vertices + _SHIFT, _MESH, _FRAME)
     assert (rendered[10:, :130] == section[:110, 20:]).all()
     assert not valid[:10].any()
     assert not rendered[~valid].any()
-    kept = tissue_kept(_MESH.vertices + (10, -20), _MESH, _FRAME, valid)
+    kept = tissue_kept(_MESH.vertices + _SHIFT, _MESH, _FRAME, valid)
     assert kept == pytest.approx(110 * 130 / (119 * 149), abs=0.01)
 
 
@@ -59,7 +60,7 @@ def test_the_canvas_is_the_frame_where_that_keeps_the_tissue() -> None:
     near = np.stack([_MESH.vertices + 0.5, _MESH.vertices - 0.5])
     assert choose_canvas(near, _MESH) == _FRAME
     assert kept_share(near[0], _FRAME) == 1.0
-    far = np.stack([_MESH.vertices, _MESH.vertices + (15, -30)])
+    far = np.stack([_MESH.vertices, _MESH.vertices + np.array([15, -30])])
     canvas = choose_canvas(far, _MESH)
     assert canvas == Canvas((-1, -31), (137, 182))
     _, valid = render_section(texture((120, 150)), far[1], _MESH, canvas)

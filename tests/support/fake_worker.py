@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import itertools
 import json
 from collections.abc import AsyncIterator, Callable
@@ -106,13 +107,14 @@ class FakeWorker:
     async def _requests(self) -> AsyncIterator[agent.ConnectRequest]:
         sequence = itertools.count(1)
         while True:
-            try:
-                async with asyncio.timeout(0.2):
-                    yield await self._up.get()
-            except TimeoutError:
-                if not self.silent:
-                    beat = agent.Heartbeat(sequence=next(sequence))
-                    yield agent.ConnectRequest(heartbeat=beat)
+            request: agent.ConnectRequest | None = None
+            with contextlib.suppress(TimeoutError):
+                request = await asyncio.wait_for(self._up.get(), 0.2)
+            if request is None and not self.silent:
+                beat = agent.Heartbeat(sequence=next(sequence))
+                request = agent.ConnectRequest(heartbeat=beat)
+            if request is not None:
+                yield request
 
     def _take(self, response: agent.ConnectResponse) -> None:
         match response.WhichOneof("kind"):

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from hyper_scheduler.config import SchedulerSettings
 from hyper_scheduler.driver import Driver
 from hyper_scheduler.servicer import AgentServicer, ClusterServicer, NodeServicer
+from hyper_scheduler.steady import SteadyClock
 from hyper_scheduler.store import Store
 from hyper_scheduler.workflow_servicer import WorkflowServicer
 from hyper_servicekit.announce import announce
@@ -27,7 +28,7 @@ def main() -> int:
     settings = load_settings(SchedulerSettings)
 
     async def build(running: Running) -> Sequence[Served]:
-        clock = SystemClock()
+        clock = SteadyClock(SystemClock())
         etcd = await running.stack.enter_async_context(Etcd(settings.etcd_endpoints))
         objects = await running.stack.enter_async_context(S3Store(settings.s3))
         store = Store(etcd, objects, settings.etcd_prefix, settings.request_ttl_s)

@@ -86,6 +86,15 @@ class Driver:
             return self._term
         raise self._gone(None if self._draining else await self.leader())
 
+    def check_serving(self) -> None:
+        """Ends a long answer when this replica stops.
+
+        Raises:
+            UnavailableError: DRAINING.
+        """
+        if self._draining:
+            raise self._gone(None)
+
     def leading_now(self) -> Term | None:
         """The term, if this replica leads."""
         return self._term

@@ -118,6 +118,7 @@ class WorkflowServicer:
                 if run.durable.ended:
                     return
                 if term is None:
+                    self._driver.check_serving()
                     await self._clock.sleep(_FOLLOWER_POLL_S)
                     continue
                 await changed.wait()

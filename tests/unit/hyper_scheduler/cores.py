@@ -47,7 +47,9 @@ def task(index: int, of: str = "a", workflow: str = W) -> TaskId:
 class Core:
     """Commits succeed at once unless `hold_commits`; metrics and watchers are left out."""
 
-    state: State = field(default_factory=lambda: State(9, Limits(lease_s=6.0, gather_s=0.0)))
+    state: State = field(
+        default_factory=lambda: State(9, Limits(lease_s=6.0, gather_s=0.0), checked_at=1000.0)
+    )
     now: float = 1000.0
     hold_commits: bool = False
     commits: list[c.Commit] = field(default_factory=list)
@@ -105,8 +107,13 @@ class Core:
             self.feed(e.Heartbeat(self.now, worker, self.sessions[worker]))
 
     def later(self, seconds: float) -> list[c.Command]:
-        self.now += seconds
-        return self.feed(e.Tick(self.now))
+        """Ticks as they come, up to `seconds` from now."""
+        commands: list[c.Command] = []
+        end = self.now + seconds
+        while self.now < end:
+            self.now = min(end, self.now + 0.25)
+            commands += self.feed(e.Tick(self.now))
+        return commands
 
     def start(self, worker: str, *tasks: tuple[TaskId, int]) -> c.Start:
         """The command that starts attempts of this epoch."""

@@ -207,11 +207,10 @@ def test_a_lost_worker_counts_no_failure(core: Core) -> None:
     core.hello("w1", slots=1)
     core.submit(recipe(experiment("a", 1, retries=0)))
     core.hello("w2")
-    for _ in range(3):
-        core.now += 2.5
-        core.beat("w2")
+    assert core.later(4.0) == []
+    core.beat("w2")
     session = core.sessions["w1"]
-    assert core.later(0.0) == [
+    assert core.later(2.5) == [
         c.Lost("w1", session, (task(0),)),
         core.start("w2", (task(0), 2)),
     ]
@@ -227,6 +226,18 @@ def test_a_lost_worker_counts_no_failure(core: Core) -> None:
     assert state_of(core) is RunState.RUNNING
     core.report("w2", task(0), 2)
     assert state_of(core) is RunState.SUCCEEDED
+
+
+def test_nobody_is_lost_because_the_scheduler_stood_still(core: Core) -> None:
+    core.hello("w1", slots=1)
+    core.submit(recipe(experiment("a", 1)))
+    core.later(1.0)
+    core.now += 60.0  # SIGSTOP, say; heartbeats wait in the inbox behind the tick
+    assert core.feed(e.Tick(core.now)) == []
+    core.beat("w1")
+    assert core.later(5.0) == []
+    (lost, *_) = core.later(1.5)
+    assert lost == c.Lost("w1", 1, (task(0),))
 
 
 def test_a_late_success_of_the_newest_attempt_counts(core: Core) -> None:
@@ -252,9 +263,7 @@ def test_a_start_lost_with_the_stream_runs_again(core: Core) -> None:
     core.hello("w1", slots=1)
     core.submit(recipe(experiment("a", 1)))
     assert core.hello("w1", slots=1) == [core.welcome("w1")]  # nothing runs there
-    core.now += 4.0
-    core.beat("w1")
-    core.later(1.0)
+    core.later(5.0)
     core.beat("w1")
     assert core.later(1.5) == [core.start("w1", (task(0), 2))]
 
@@ -305,8 +314,7 @@ def test_attempts_that_nobody_gave_out_are_refused(core: Core) -> None:
 def test_the_deadline_ends_a_workflow(core: Core) -> None:
     core.hello("w1", slots=1)
     core.submit(recipe(experiment("a", 1), deadline_s=3.0))
-    core.now += 2.0
-    core.beat("w1")
+    assert core.later(2.0) == []
     assert core.later(1.5) == [core.stop("w1", (task(0), 1))]
     core.report("w1", task(0), 1, Outcome.STOPPED)
     assert core.state.workflows[W].message == "the deadline of 3 s has passed"

@@ -49,6 +49,7 @@ from hyper_scheduler.core.workflows import (
 )
 
 CHECK_S = 0.25  # how often leases and deadlines are looked at
+DEAF_S = 1.0  # looked at later than this, the scheduler cannot tell who was silent
 
 
 def step(state: State, event: Event) -> list[Command]:
@@ -169,9 +170,14 @@ def _reports(state: State, event: Reports) -> list[Command]:
 
 
 def _tick(state: State, now: float) -> list[Command]:
-    if 0.0 <= now - state.checked_at < CHECK_S:
+    since = now - state.checked_at
+    if 0.0 <= since < CHECK_S:
         return []
     state.checked_at = now
+    if since > DEAF_S:  # this process stood still: what workers sent meanwhile waits in line
+        for worker in state.workers.values():
+            worker.last_seen += since - CHECK_S
+            worker.doubtful = {task: at + since for task, at in worker.doubtful.items()}
     commands: list[Command] = []
     for worker in list(state.workers.values()):
         if now - worker.last_seen > state.limits.lease_s:

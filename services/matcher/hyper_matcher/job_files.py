@@ -74,6 +74,11 @@ class Job:
         """Read them back."""
         return json.loads(self.session.read(path))
 
+    def read_folder(self, prefix: str) -> list[bytes]:
+        """Every file below `prefix`, in order of path; several are read at a time."""
+        files = sorted(self.session.files(prefix), key=lambda file: file.path)
+        return [content for _, content in self.session.read_many(files)]
+
     # Sections
 
     def sample(self) -> list[int]:
@@ -125,8 +130,7 @@ class Job:
 
     def load_matches(self) -> list[PairMatches]:
         """All pairs, in order."""
-        names = sorted(file.path for file in self.session.files("align/matches/"))
-        return [load_pair(self.session.read(name)) for name in names]
+        return [load_pair(content) for content in self.read_folder("align/matches/")]
 
     def write_relaxed(self, relaxed: RelaxedStack, canvas: Canvas, flagged: dict[int, str]) -> None:
         """Keep where the meshes came to rest."""

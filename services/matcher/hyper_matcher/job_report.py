@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
@@ -40,7 +41,7 @@ def write_report(context: TaskContext, job: Job) -> dict[str, Any]:
     workflow = context.client.workflow(context.task.partition("/experiments/")[0])
     before, after = _measures(job)
     pairs = job.load_matches()
-    sections = [job.read_json(job.section_file(z)) for z in range(job.shape[0])]
+    sections = [json.loads(content) for content in job.read_folder("align/sections/")]
     flagged = job.flagged()
     result = result_object(before, after, _facts(job, workflow, sections, pairs, flagged))
     result["cpu_seconds"] = result["peak_rss_mb"] = None  # known to who watches the cluster
@@ -54,8 +55,8 @@ def write_report(context: TaskContext, job: Job) -> dict[str, Any]:
 def _measures(job: Job) -> tuple[list[PairQuality], list[PairQuality]]:
     """Scores of all pairs, as they came and as rendered."""
     found: dict[str, list[PairQuality]] = {"before": [], "after": []}
-    for z in range(job.shape[0]):
-        scores = job.read_json(job.measure_file(z))
+    for content in job.read_folder("align/measures/"):
+        scores = json.loads(content)
         for when, pairs in found.items():
             pairs.extend(PairQuality.from_json(values) for values in scores[when])
     return found["before"], found["after"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import secrets
 import signal
 import threading
 import time
@@ -16,23 +17,43 @@ import pytest
 from hyper.cli import main as cli
 from hyper.client import Client
 from hyper.errors import InvalidArgumentError, NotFoundError
-from hyper.status import RunState, TaskState, WorkerState
-from hyper_servicekit.config import S3Settings
-from tests.support.servers import EtcdServer
+from hyper.status import RunState, TaskState, WorkerInfo, WorkerState
+from tests.support.servers import EtcdServer, S3Server
 from tests.support.services import REPOSITORY, Services, run_services
 
 MODULE = "tests.integration.worker_functions"
 
 
-@pytest.fixture
-def services(
-    tmp_path: Path, etcd_server: EtcdServer, s3_settings: S3Settings, etcd_prefix: str
+@pytest.fixture(scope="module")
+def cluster(
+    tmp_path_factory: pytest.TempPathFactory, etcd_server: EtcdServer, s3_server: S3Server
 ) -> Iterator[Services]:
+    """One cluster for all tests here: starting it takes longer than most of them."""
     fast = {"HEARTBEAT_S": "0.3", "LEASE_S": "1.5", "LEADER_TTL_S": "2"}
+    name = f"test-{secrets.token_hex(8)}"
     with run_services(
-        tmp_path, etcd_server, s3_settings, etcd_prefix, scheduler_settings=fast
+        tmp_path_factory.mktemp("services"),
+        etcd_server,
+        s3_server.settings(name),
+        f"/{name}",
+        scheduler_settings=fast,
     ) as running:
         yield running
+
+
+@pytest.fixture
+def services(cluster: Services) -> Services:
+    """The cluster with whatever an earlier test has killed or drained started again."""
+    for process in (cluster.scheduler, *cluster.workers):
+        if process.child is None or process.child.poll() is not None:
+            process.start()
+    with cluster.client() as client:
+        until(lambda: len(ready(client)) == 2, "two workers that are ready")
+    return cluster
+
+
+def ready(client: Client) -> list[WorkerInfo]:
+    return [worker for worker in client.workers() if worker.state is WorkerState.READY]
 
 
 @pytest.fixture
@@ -90,8 +111,7 @@ def test_hello(services: Services, hyper: Callable[..., tuple[int, str, str]]) -
     status, out, _ = hyper("ps", name)
     assert "greet" in out and "count" in out
     status, out, _ = hyper("nodes", "--json")
-    workers = json.loads(out)
-    assert len(workers) == 2 and all(worker["state"] == "READY" for worker in workers)
+    assert sum(worker["state"] == "READY" for worker in json.loads(out)) == 2
 
 
 @pytest.mark.timeout(120)
@@ -126,6 +146,29 @@ def test_a_killed_worker_costs_no_failure(services: Services, client: Client) ->
     assert status.tasks.lost > 0
     assert status.tasks.failed == 0
     assert {task.failures for task in workflow.tasks("work")} == {0}
+
+
+@pytest.mark.timeout(120)
+def test_a_killed_worker_leaves_no_orphan(services: Services, client: Client) -> None:
+    workflow = client.submit(
+        recipe(
+            deaf={
+                "command": "trap '' TERM; sleep 600 & sleep 600",
+                "parameters": {"i": [1, 2]},
+                "grace": "0.5s",
+            },
+            stubborn={"function": f"{MODULE}:stubborn", "grace": "0.5s"},
+        )
+    )
+    victim = psutil.Process(services.workers[0].pid)
+    until(lambda: workflow.refresh().tasks.running == 3, "all tasks run")
+    until(lambda: b"child" in b"".join(workflow.logs("stubborn/0")), "the function's child")
+    orphans = victim.children(recursive=True)
+    services.workers[0].stop(signal.SIGKILL)
+    _, alive = psutil.wait_procs(orphans, timeout=5)
+    assert not [p for p in alive if p.status() != psutil.STATUS_ZOMBIE]
+    workflow.cancel()
+    assert workflow.wait(60).state is RunState.CANCELLED
 
 
 @pytest.mark.timeout(120)
@@ -195,9 +238,11 @@ def test_logs_can_be_followed(services: Services, client: Client, tmp_path: Path
 def test_drain_and_wrong_names(
     services: Services, client: Client, hyper: Callable[..., tuple[int, str, str]]
 ) -> None:
-    until(lambda: len(client.workers()) == 2, "two workers")
-    info = client.drain(client.workers()[0].name)
-    assert info.state is WorkerState.DRAINING
+    victim = next(worker for worker in ready(client) if "/worker-0-" in worker.name)
+    assert client.drain(victim.name).state is WorkerState.DRAINING
+    status, out, _ = hyper("nodes")
+    assert f"{victim.name.removeprefix('workers/')}  draining" in out
+    assert services.workers[0].stop(signal.SIGTERM) == 0
     with pytest.raises(NotFoundError):
         client.workflow("nothing")
     with pytest.raises(InvalidArgumentError, match="does not exist"):

@@ -23,14 +23,14 @@ class Usage:
     _stopped: asyncio.Event = field(default_factory=asyncio.Event)
 
     async def watch(self) -> None:
-        """Sample until `stop`; short attempts get one early sample."""
+        """Sample until `stop`; more often at first, for the sake of short attempts."""
         pause_s = _FIRST_S
         while not self._stopped.is_set():
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._stopped.wait(), pause_s)
                 return
             self.sample()
-            pause_s = SAMPLE_S
+            pause_s = min(2 * pause_s, SAMPLE_S)
 
     def stop(self) -> None:
         """End `watch`."""

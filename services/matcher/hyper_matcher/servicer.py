@@ -47,7 +47,7 @@ class Pool:
     def __init__(self, threads: int, queue: int, retry_after_s: float) -> None:
         self._executor = ThreadPoolExecutor(threads, thread_name_prefix="match")
         self._threads, self._places, self._retry_after_s = threads, threads + queue, retry_after_s
-        self._calls = 0
+        self.calls = 0  # that work or wait
 
     def __enter__(self) -> Pool:
         """Take one of the places for a call.
@@ -55,7 +55,7 @@ class Pool:
         Raises:
             ResourceExhaustedError: all are taken.
         """
-        if self._calls >= self._places:
+        if self.calls >= self._places:
             REFUSED.inc()
             raise ResourceExhaustedError(
                 f"the matcher works on {self._threads} calls and {self._places - self._threads} "
@@ -63,13 +63,13 @@ class Pool:
                 reason="QUEUE_FULL",
                 retry_after_s=self._retry_after_s,
             )
-        self._calls += 1
-        WAITING.set(max(0, self._calls - self._threads))
+        self.calls += 1
+        WAITING.set(max(0, self.calls - self._threads))
         return self
 
     def __exit__(self, *exception: object) -> None:
-        self._calls -= 1
-        WAITING.set(max(0, self._calls - self._threads))
+        self.calls -= 1
+        WAITING.set(max(0, self.calls - self._threads))
 
     async def run(self, function: Callable[..., T], *arguments: Any) -> T:
         """Run a function on a thread; it goes on to its end if the call is cancelled."""

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import hyper
 from hyper.arrays import get_array
 from hyper_matcher.config import Settings
-from hyper_matcher.sections import ArrayLike
+from hyper_matcher.sections import ArrayLike, warm_up
 from hyper_matcher.servicer import MatcherServicer, Pool
 from hyper_servicekit.announce import announce
 from hyper_servicekit.config import load_settings
@@ -24,6 +24,7 @@ async def build(settings: Settings, running: Running) -> Sequence[Served]:
     client = running.stack.enter_context(hyper.Client(settings.scheduler_endpoint))
     pool = Pool(settings.threads, settings.queue, settings.retry_after_s)
     running.stack.callback(pool.close)
+    pool.submit(warm_up)
 
     def open_array(name: str) -> ArrayLike:
         return get_array(client, name)

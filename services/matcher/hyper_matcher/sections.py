@@ -68,6 +68,14 @@ class Matcher:
         return prepared
 
 
+def warm_up() -> None:
+    """Compile what matching needs (or load it from numba's cache), so that no call waits for it."""
+    rng = np.random.default_rng(0)
+    noise = rng.integers(0, 255, (1, 96, 96)).astype(np.uint8).repeat(2, axis=0)
+    options = MatchOptions(template_px=32, spacing_px=16)
+    Matcher(noise, (slice(0, 96), slice(0, 96)), options, 2).match(0, 1)
+
+
 def check_pairs(pairs: Sequence[tuple[int, int]], shape: tuple[int, ...], pairs_max: int) -> None:
     """Refuse pairs that the array cannot have.
 

@@ -76,6 +76,18 @@ class Pool:
         loop = asyncio.get_running_loop()
         return await loop.run_in_executor(self._executor, function, *arguments)
 
+    def submit(self, function: Callable[[], None]) -> None:
+        """Run a function on a thread, for whoever comes later."""
+
+        def logged() -> None:
+            try:
+                function()
+            except Exception:
+                log.exception("work in the background failed")
+                raise
+
+        self._executor.submit(logged)
+
     def close(self) -> None:
         """Wait for the threads."""
         self._executor.shutdown(cancel_futures=True)

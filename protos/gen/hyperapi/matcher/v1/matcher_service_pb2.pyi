@@ -257,7 +257,9 @@ class MatchSectionsRequest(google.protobuf.message.Message):
     spacing_px: builtins.float
     """of the triangular mesh of points; 0: chosen"""
     downsample: builtins.float
-    """array pixels are this many times coarser than full resolution; 0 means 1"""
+    """Array pixels are this many times coarser than full resolution; 0 means 1. It decides what 0 means
+    in `options`; all lengths, and all results, are in the array's pixels (of `array.box`, if given).
+    """
     @property
     def array(self) -> hyperapi.common.v1.tensor_pb2.ArrayRef:
         """features or raw, (z, y, x)"""

@@ -59,8 +59,9 @@ class MatcherServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def MatchSections(self, request, context):
-        """Pairs of sections of an array (z, y, x). Results stream pair by pair, in order; a client that
-        loses the stream asks again for the pairs it lacks.
+        """Pairs of sections of an array (z, y, x). Results stream pair by pair, in order; a pair with many
+        matches comes in several messages, one after the other, that differ in `matches` alone. A client
+        that loses the stream asks again for the pairs it lacks.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

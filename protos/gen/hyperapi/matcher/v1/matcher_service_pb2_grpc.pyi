@@ -88,8 +88,9 @@ class MatcherServiceStub(typing.Generic[_MatcherServiceMatchType, _MatcherServic
     """Templates round points of one image, searched for in another; images inline (at most 1 MiB each)."""
 
     MatchSections: _MatcherServiceMatchSectionsType
-    """Pairs of sections of an array (z, y, x). Results stream pair by pair, in order; a client that
-    loses the stream asks again for the pairs it lacks.
+    """Pairs of sections of an array (z, y, x). Results stream pair by pair, in order; a pair with many
+    matches comes in several messages, one after the other, that differ in `matches` alone. A client
+    that loses the stream asks again for the pairs it lacks.
     """
 
 MatcherServiceAsyncStub: typing_extensions.TypeAlias = MatcherServiceStub[
@@ -120,8 +121,9 @@ class MatcherServiceServicer(metaclass=abc.ABCMeta):
         request: hyperapi.matcher.v1.matcher_service_pb2.MatchSectionsRequest,
         context: _ServicerContext,
     ) -> typing.Union[collections.abc.Iterator[hyperapi.matcher.v1.matcher_service_pb2.MatchSectionsResponse], collections.abc.AsyncIterator[hyperapi.matcher.v1.matcher_service_pb2.MatchSectionsResponse]]:
-        """Pairs of sections of an array (z, y, x). Results stream pair by pair, in order; a client that
-        loses the stream asks again for the pairs it lacks.
+        """Pairs of sections of an array (z, y, x). Results stream pair by pair, in order; a pair with many
+        matches comes in several messages, one after the other, that differ in `matches` alone. A client
+        that loses the stream asks again for the pairs it lacks.
         """
 
 def add_MatcherServiceServicer_to_server(servicer: MatcherServiceServicer, server: typing.Union[grpc.Server, grpc.aio.Server]) -> None: ...

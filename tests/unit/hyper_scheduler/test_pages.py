@@ -53,6 +53,23 @@ def test_ten_million_done_tasks_take_few_bytes() -> None:
     assert len(encode_page(page)) * (10_000_000 // PAGE_TASKS) < 3_000_000
 
 
+def test_a_page_of_failures_fits_into_etcd() -> None:
+    record = Record(
+        Status.PENDING,
+        Attempt(2**40, 2**40),
+        "w" * 128,
+        3,
+        3,
+        "\N{CROSS MARK}" * 1024,
+        1.7e9,
+        1.7e9,
+    )
+    page = Page(records=dict.fromkeys(range(PAGE_TASKS), record))
+    assert len(encode_page(page)) < 1_500_000
+    alone = Page(records={0: record})
+    assert decode_page(encode_page(alone)).records[0].message == record.message
+
+
 def test_small_segments_are_written_anew_until_they_are_full() -> None:
     page = Page()
     assert page.cut_segment("s0") is None

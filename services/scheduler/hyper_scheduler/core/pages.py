@@ -18,6 +18,7 @@ from hyper_scheduler.core.model import Attempt
 PAGE_TASKS = 4096
 SEGMENT_LINES = 256  # an object with this many results is closed
 SEGMENT_BYTES = 65_536
+PAGE_MESSAGES = 131_072  # characters of messages in a stored page
 
 
 class PageKey(NamedTuple):
@@ -101,18 +102,19 @@ class Page:
 
 
 def encode_page(page: Page) -> bytes:
-    """The page as etcd holds it."""
+    """The page as etcd holds it: never more than etcd takes, so long messages are cut."""
+    longest = PAGE_MESSAGES // max(1, len(page.records))
     records = {
         str(index): [
             record.status.value, record.attempt, record.worker, record.failures,
-            record.losses, record.message, record.start_time, record.end_time,
+            record.losses, record.message[:longest], record.start_time, record.end_time,
             record.reported,
         ]
         for index, record in page.records.items()
     }  # fmt: skip
     done = base64.b64encode(page.done.rstrip(b"\0")).decode()
     value = {"done": done, "records": records, "segments": page.segments}
-    return json.dumps(value, separators=(",", ":")).encode()
+    return json.dumps(value, separators=(",", ":"), ensure_ascii=False).encode()
 
 
 def decode_page(data: bytes) -> Page:

@@ -183,7 +183,7 @@ class TestS3:
             with pytest.raises(UnavailableError, match=r"http://127\.0\.0\.1:1") as caught:
                 await store.get("a")
             assert caught.value.reason == "S3_UNREACHABLE"
-            assert caught.value.exit_code == 3
+            assert caught.value.exit_code == 2
 
     async def test_wrong_credentials_and_bucket_are_said(
         self, s3_server: S3Server, s3_settings: S3Settings

@@ -108,7 +108,7 @@ class TestReadsAndWrites:
             with pytest.raises(UnavailableError, match=r"127\.0\.0\.1:1, 127\.0\.0\.1:2") as caught:
                 await etcd.get("a")
             assert caught.value.reason == "ETCD_UNREACHABLE"
-            assert caught.value.exit_code == 3
+            assert caught.value.exit_code == 2
             with pytest.raises(UnavailableError, match="read back"):
                 await etcd.put("a", b"")
 

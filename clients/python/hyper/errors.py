@@ -20,6 +20,9 @@ INTERNAL             InternalError            1
 DEADLINE_EXCEEDED    DeadlineError            3
 UNAVAILABLE          UnavailableError         3
 ==================== ======================== =========
+
+A full disk, and etcd or S3 that a service cannot reach, end a command with 2 whatever the class: it
+is the cluster's set-up that must change first.
 """
 
 from __future__ import annotations
@@ -45,6 +48,10 @@ _MAX_VALUE_BYTES = 128
 _MAX_METADATA = 8
 
 
+# What the operator of the cluster must put right first, as with bad input.
+_SETUP_REASONS = frozenset({"DISK_FULL", "ETCD_UNREACHABLE", "S3_UNREACHABLE"})
+
+
 class HyperError(Exception):
     """Anything that Hyper reports; `str()` is one sentence that says what to do.
 
@@ -57,7 +64,7 @@ class HyperError(Exception):
     """
 
     code: ClassVar[grpc.StatusCode] = grpc.StatusCode.UNKNOWN
-    exit_code: ClassVar[int] = 1
+    exit_code: int = 1
     default_reason: ClassVar[str] = "INTERNAL"
 
     def __init__(
@@ -72,6 +79,8 @@ class HyperError(Exception):
         super().__init__(message)
         self.message = message
         self.reason = reason or self.default_reason
+        if self.reason in _SETUP_REASONS:
+            self.exit_code = 2
         self.metadata = dict(metadata or {})
         self.field = field
         self.retry_after_s = retry_after_s

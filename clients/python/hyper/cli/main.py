@@ -1,7 +1,7 @@
 """`hyper`: the command line. Commands live in the modules beside this one.
 
-Exit status: 0 done, 1 the work failed, 2 bad input or usage, 3 a service cannot be reached,
-130 interrupted. Every failure is one line, `error: ...`, on stderr.
+Exit status: 0 done, 1 the work failed, 2 bad input, usage or set-up, 3 a service cannot be
+reached, 130 interrupted. Every failure is one line, `error: ...`, on stderr.
 """
 
 from __future__ import annotations

@@ -105,6 +105,16 @@ def test_a_missing_section_is_flagged_and_bridged() -> None:
     assert np.percentile(_disagreement(stack, places, 2, 4), 95) < 0.8
 
 
+def test_a_stack_that_falls_apart_keeps_its_parts_and_says_so() -> None:
+    places = [_bent(z) for z in range(6)]
+    pairs = [p for p in _all_pairs(places) if (p.source_z < 4) == (p.target_z < 4)]
+    stack = relax(_SHAPE, 6, [*pairs, pairs[0]], _OPTIONS)
+    assert set(stack.flagged) == {4, 5}
+    assert "joins" in stack.flagged[4]
+    for a, b in ((0, 1), (2, 3), (4, 5)):
+        assert np.percentile(_disagreement(stack, places, a, b), 95) < 0.8
+
+
 def test_without_any_match_sections_stay_where_they_are() -> None:
     stack = relax(_SHAPE, 3, [], _OPTIONS)
     assert stack.positions == pytest.approx(np.stack([stack.mesh.vertices] * 3), abs=1e-6)

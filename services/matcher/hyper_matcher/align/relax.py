@@ -11,6 +11,8 @@ factorisation a round, or conjugate gradients where the band would not fit.
 
 from __future__ import annotations
 
+import heapq
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -99,7 +101,8 @@ def relax(
     mesh = Mesh.over(shape, options.spacing_px)
     usable = [pair for pair in pairs if pair.accepted.sum() >= _MIN_PAIR]
     springs = _springs(mesh, depth, usable, options)
-    rigid, connected = rigid_placements(shape, depth, usable)
+    rigid, part = rigid_placements(depth, usable)
+    connected = part >= 0
     inner = _inner_springs(mesh, options)
     vertices = mesh.vertices
     count = len(vertices)
@@ -121,46 +124,56 @@ def relax(
     gap = springs.rows @ positions
     residual = np.linalg.norm(gap, axis=1)
     residuals = _by_pair(residual, usable, pairs)
-    placed = _center(positions.reshape(depth, count, 2), vertices, connected)
-    return RelaxedStack(mesh, placed, tuple(rigid), flags(depth, pairs, options), residuals)
+    trusted = connected if connected.any() else np.ones(depth, bool)
+    placed = _center(positions.reshape(depth, count, 2), vertices, trusted)
+    flagged = flags(depth, pairs, options)
+    for z in np.flatnonzero(part > 0).tolist():
+        flagged.setdefault(z, "no pair of sections joins it to the stack's main part")
+    return RelaxedStack(mesh, placed, tuple(rigid), flagged, residuals)
 
 
 def rigid_placements(
-    shape: tuple[int, int], depth: int, pairs: Sequence[PairMatches]
-) -> tuple[list[Affine], NDArray[np.bool_]]:
-    """Rigid placements along the strongest tree of pairs, and which sections hang on it.
+    depth: int, pairs: Sequence[PairMatches]
+) -> tuple[list[Affine], NDArray[np.int64]]:
+    """Rigid placements along the strongest tree of pairs, and the part of the stack each is in.
 
-    The tree is grown from the middle section; a section that no pair reaches takes over its nearest
-    placed neighbour's. Rigid, so that neither scale nor shear drifts along the stack.
+    The tree is grown from the middle of the sections that have matches. Where the stack falls into
+    parts that no pair joins, each further part (from 1 on) starts at its nearest placed neighbour's
+    placement, and so does a section without any match (-1). Rigid, so that neither scale nor shear
+    drifts along the stack.
     """
-    strength = {
-        (p.source_z, p.target_z): float(p.accepted.sum()) / abs(p.target_z - p.source_z)
-        for p in pairs
-    }
-    fits = {}
+    links: dict[int, list[tuple[float, int, Affine]]] = {}
     for p in pairs:
         ok = p.accepted
-        fits[p.source_z, p.target_z] = Affine.fit_rigid(
-            p.source[ok], p.source[ok] + p.displacement[ok], p.p1[ok]
-        )
-    placed: dict[int, Affine] = {depth // 2: Affine.identity()}
-    while True:
-        reach = [
-            (value, edge)
-            for edge, value in strength.items()
-            if (edge[0] in placed) != (edge[1] in placed)
-        ]
-        if not reach:
-            break
-        _, (a, b) = max(reach)
-        if a in placed:
-            placed[b] = fits[a, b].inverse().then(placed[a])
-        else:
-            placed[a] = fits[a, b].then(placed[b])
-    connected = np.array([z in placed for z in range(depth)])
-    known = np.flatnonzero(connected)
-    nearest = [int(known[np.argmin(np.abs(known - z))]) for z in range(depth)]
-    return [placed[z] for z in nearest], connected
+        found = p.source[ok] + p.displacement[ok]
+        strength = float(ok.sum()) / abs(p.target_z - p.source_z)
+        fit = Affine.fit_rigid(p.source[ok], found, p.p1[ok])
+        links.setdefault(p.source_z, []).append((strength, p.target_z, fit.inverse()))
+        links.setdefault(p.target_z, []).append((strength, p.source_z, fit))
+    placed: dict[int, Affine] = {}
+    part = np.full(depth, -1, np.int64)
+    order = itertools.count()  # decides between equals
+    for root in sorted(links, key=lambda z: abs(z - depth // 2)):
+        if root in placed:
+            continue
+        start = _nearest(placed, root)
+        number = int(part.max()) + 1
+        heap: list[tuple[float, int, int, Affine]] = [(0.0, next(order), root, start)]
+        while heap:
+            _, _, z, placement = heapq.heappop(heap)
+            if z in placed:
+                continue
+            placed[z], part[z] = placement, number
+            for strength, other, step in links[z]:
+                if other not in placed:
+                    heapq.heappush(heap, (-strength, next(order), other, step.then(placement)))
+    return [placed[z] if z in placed else _nearest(placed, z) for z in range(depth)], part
+
+
+def _nearest(placed: dict[int, Affine], z: int) -> Affine:
+    if not placed:
+        return Affine.identity()
+    return placed[min(placed, key=lambda other: abs(other - z))]
 
 
 def flags(depth: int, pairs: Sequence[PairMatches], options: RelaxOptions) -> dict[int, str]:

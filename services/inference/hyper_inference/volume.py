@@ -77,7 +77,10 @@ class Conversion:
         if dtype.kind in "iu":
             limits = np.iinfo(dtype)
             clean = np.nan_to_num(np.rint(values), nan=0.0).astype(np.float64)
-            return np.clip(clean, float(limits.min), float(limits.max)).astype(dtype)
+            highest = float(limits.max)
+            if highest > limits.max:  # 64 bits: the largest float64 that is not too large
+                highest = float(np.nextafter(highest, 0.0))
+            return np.clip(clean, float(limits.min), highest).astype(dtype)
         if dtype.kind == "b":
             return values > 0
         return values.astype(dtype)

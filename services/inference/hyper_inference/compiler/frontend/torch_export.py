@@ -200,6 +200,12 @@ def _arithmetic(kind: str) -> Callable[[_Call], str]:
     return handler
 
 
+def _reversed_sub(call: _Call) -> str:
+    if call.get("alpha", 1) != 1:
+        raise call.refuse("with alpha")
+    return call.builder.arithmetic("sub", call.inputs[1], call.inputs[0], call.where)
+
+
 def _concat(call: _Call) -> str:
     rank = call.builder.spatial + 2
     values = call.inputs[0]
@@ -318,6 +324,7 @@ _HANDLERS: dict[str, Callable[[_Call], Any]] = {
     "aten.add_": _arithmetic("add"),
     "aten.sub": _arithmetic("sub"),
     "aten.sub_": _arithmetic("sub"),
+    "aten.rsub": _reversed_sub,
     "aten.mul": _arithmetic("mul"),
     "aten.mul_": _arithmetic("mul"),
     "aten.div": _arithmetic("div"),

@@ -282,7 +282,8 @@ def _rejections(data: ReportData) -> str:
         f"<p>{data.matches:,} of {total:,} matches were accepted ({data.matches / total:.0%}).</p>"
     )
     if data.rejected:
-        named = {name.replace("_", " "): float(count) for name, count in data.rejected.items()}
+        ranked = sorted(data.rejected.items(), key=lambda item: -item[1])
+        named = {name.replace("_", " "): float(count) for name, count in ranked}
         text += charts.bars(named, unit="")
     return _section("Rejected matches by reason", text)
 

@@ -68,6 +68,7 @@ def lines(
     values = [v for points in series.values() for v in points if v is not None]
     low, high = min([0.0, *values]), max([0.1, *values, reference or 0.0])
     high = _round_up(high)
+    low = high / 4 * math.floor(4 * low / high)  # grid lines at round numbers
     n = max(len(labels), 1)
 
     def at(k: int, v: float) -> tuple[float, float]:
@@ -138,8 +139,8 @@ def histogram(
 
 
 def bars(values: Mapping[str, float], *, unit: str, digits: int = 0) -> str:
-    """Horizontal bars, longest first."""
-    ranked = sorted(values.items(), key=lambda item: -item[1])
+    """Horizontal bars, in the order given."""
+    ranked = list(values.items())
     row, left, width = 24, 190, 760
     high = max([value for _, value in ranked] or [1.0]) or 1.0
     parts = []
@@ -203,8 +204,9 @@ def _frame(
     width: int, height: int, left: int, bottom: int, low: float, high: float, at: Any, label: str
 ) -> str:
     parts = []
-    for k in range(5):
-        value = low + (high - low) * k / 4
+    ticks = 4 + round(max(0.0, -low) / (high / 4))
+    for k in range(ticks + 1):
+        value = low + (high - low) * k / ticks
         y = at(0, value)[1]
         parts.append(
             f'<line class="grid" x1="{left}" x2="{width - 10}" y1="{y:.1f}" y2="{y:.1f}"/>'

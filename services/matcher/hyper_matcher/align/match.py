@@ -25,7 +25,8 @@ _BATCH = 64  # templates correlated at once; bounds memory
 _MIN_MATCHES = 100
 _MAX_REJECTED = 0.35
 _MIN_COARSE_SHARE = 0.22
-_GOOD, _POOR = 0.8, 0.5  # share of the first pass's matches that are accepted
+_GOOD, _POOR = 0.8, 0.4  # of the first pass: share accepted, times how distinct they are
+_DISTINCT = 0.25  # P1 - P2 that leaves no doubt
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,8 +146,8 @@ def match_pair(
 def fine_scale(quality: float) -> float:
     """Edge of the dense pass's templates over `template_px`.
 
-    Small templates follow fine deformation, large ones are told apart more safely: how many of the
-    first pass's matches were accepted decides.
+    Small templates follow fine deformation, large ones are told apart more safely: how well
+    the first pass went decides.
     """
     if quality >= _GOOD:
         return 0.65
@@ -156,7 +157,7 @@ def fine_scale(quality: float) -> float:
 def _first_pass(
     source: PreparedSection, target: PreparedSection, affine: Affine, template_px: int
 ) -> tuple[tuple[Points, Points], float]:
-    """Accepted source and target points of the wide, sparse search, and their share."""
+    """Accepted source and target points of the wide, sparse search, and how good it was, 0..1."""
     options, factor = source.options, source.options.first_factor
     size = max(16, template_px // factor)
     radius = options.search_px or max(16, round(0.03 * max(source.shape)))
@@ -169,8 +170,12 @@ def _first_pass(
         found.source, found.target - found.source, found.rejection, 1.5 * options.tolerance_px
     )
     kept = reasons == 0
-    share = kept.sum() / max(1, int((reasons != Rejection.OUTSIDE).sum()))
-    return (found.source[kept] * factor + shift, found.target[kept] * factor + shift), float(share)
+    known = found.source[kept] * factor + shift, found.target[kept] * factor + shift
+    if not kept.any():
+        return known, 0.0
+    share = float(kept.sum() / (reasons != Rejection.OUTSIDE).sum())
+    distinctness = float(np.median(found.p1[kept] - found.p2[kept]))
+    return known, share * min(1.0, distinctness / _DISTINCT)
 
 
 def field_guess(known: tuple[Points, Points], affine: Affine, points: Points) -> Guess:

@@ -21,12 +21,13 @@ class LocalCluster:
     """A HYPER_HOME and the command that works on it."""
 
     home: Path
+    patience_s: float = 30.0
 
     @property
     def environment(self) -> dict[str, str]:
         """Of every command and every program that uses this cluster."""
         kept = {k: v for k, v in os.environ.items() if k != "HYPER_ENDPOINT"}
-        return {**kept, "HYPER_HOME": str(self.home)}
+        return {**kept, "HYPER_HOME": str(self.home), "HYPER_PATIENCE_S": str(self.patience_s)}
 
     @property
     def endpoint(self) -> str:

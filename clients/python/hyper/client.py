@@ -22,7 +22,13 @@ import numpy as np
 from google.protobuf.message import Message
 
 from hyper import _transport, config
-from hyper.errors import HyperError, InvalidArgumentError, UnavailableError, from_rpc_error
+from hyper.errors import (
+    HyperError,
+    InvalidArgumentError,
+    NoClusterError,
+    UnavailableError,
+    from_rpc_error,
+)
 from hyper.names import check_part
 from hyperapi.scheduler.v1.cluster_service_pb2 import GetClusterRequest, GetClusterResponse
 from hyperapi.scheduler.v1.cluster_service_pb2_grpc import ClusterServiceStub
@@ -55,7 +61,8 @@ class Client:
         tenant: whose workflows `submit` and `workflows` mean; by default `HYPER_TENANT`, else
             "default".
         timeout_s: for each attempt of a call.
-        patience_s: how long calls go on trying while a service is unreachable.
+        patience_s: how long calls go on trying while a service is unreachable; by default
+            `HYPER_PATIENCE_S`, else 30.
         notice: is told in one line when a service is waited for and when it is back.
     """
 
@@ -65,12 +72,12 @@ class Client:
         *,
         tenant: str | None = None,
         timeout_s: float = _transport.UNARY_TIMEOUT_S,
-        patience_s: float = 30.0,
+        patience_s: float | None = None,
         notice: Notice | None = None,
     ) -> None:
         self.tenant = check_part(tenant or os.environ.get("HYPER_TENANT") or "default", "tenant")
         self.timeout_s = timeout_s
-        self.patience_s = patience_s
+        self.patience_s = config.patience_s() if patience_s is None else patience_s
         self._endpoint = endpoint
         self._notice: Notice = notice or log.warning
         self._lock = threading.RLock()
@@ -382,7 +389,7 @@ class _Waiting:
 
     def after(self, error: HyperError) -> None:
         """Return when it is time to try again; raise `error` if it is not worth it."""
-        if not isinstance(error, UnavailableError):
+        if not isinstance(error, UnavailableError) or isinstance(error, NoClusterError):
             raise error
         leader = error.metadata.get("leader") if error.reason == "NOT_LEADER" else None
         if leader:
@@ -424,7 +431,7 @@ def connect(
     *,
     tenant: str | None = None,
     timeout_s: float = _transport.UNARY_TIMEOUT_S,
-    patience_s: float = 30.0,
+    patience_s: float | None = None,
     notice: Notice | None = None,
 ) -> Client:
     """A client of the cluster at `endpoint`; see `Client`. Nothing is sent yet.

@@ -6,7 +6,7 @@ import json
 import os
 from pathlib import Path
 
-from hyper.errors import InvalidArgumentError, UnavailableError
+from hyper.errors import InvalidArgumentError, NoClusterError
 
 CLUSTER_FILE = "cluster.json"
 SCHEDULER = "scheduler"
@@ -24,6 +24,22 @@ _OVERRIDES = {
 def hyper_home() -> Path:
     """The folder of the local cluster: `HYPER_HOME`, by default `~/.hyper`."""
     return Path(os.environ.get("HYPER_HOME") or Path.home() / ".hyper")
+
+
+def patience_s() -> float:
+    """How long calls go on trying while a service is unreachable: `HYPER_PATIENCE_S`, else 30.
+
+    Raises:
+        InvalidArgumentError: it is not a number of seconds.
+    """
+    text = os.environ.get("HYPER_PATIENCE_S") or "30"
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
+    if not 0 <= value < 1e6:
+        raise InvalidArgumentError(f"HYPER_PATIENCE_S: {text[:80]!r} is not a number of seconds")
+    return value
 
 
 def split_endpoint(text: str, *, source: str = "endpoint") -> tuple[str, ...]:
@@ -48,7 +64,7 @@ def scheduler_addresses(endpoint: str | None = None) -> tuple[str, ...]:
     """The schedulers to call: `endpoint`, else `HYPER_ENDPOINT`, else the local cluster's.
 
     Raises:
-        UnavailableError: there is no cluster to be found.
+        NoClusterError: there is no cluster to be found.
         InvalidArgumentError: what was found is not an address.
     """
     if endpoint is not None:
@@ -60,7 +76,7 @@ def scheduler_addresses(endpoint: str | None = None) -> tuple[str, ...]:
     try:
         facts = json.loads(path.read_text())
     except FileNotFoundError as error:
-        raise UnavailableError(
+        raise NoClusterError(
             f"no cluster: {path} does not exist; run `hyper up` first, or set HYPER_ENDPOINT "
             "to a scheduler's host:port"
         ) from error

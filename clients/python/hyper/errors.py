@@ -181,6 +181,10 @@ class UnavailableError(HyperError):
     default_reason = "SERVICE_UNREACHABLE"
 
 
+class NoClusterError(UnavailableError):
+    """There is no cluster to call: nothing that waiting would change."""
+
+
 class WorkFailedError(HyperError):
     """A workflow ended without success."""
 

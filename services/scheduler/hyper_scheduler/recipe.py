@@ -207,7 +207,9 @@ def _in_order(experiments: dict[str, Experiment], nodes: dict[str, Node]) -> tup
         free = [name for name, each in waiting.items() if set(each.depends_on) <= done.keys()]
         if not free:
             cycle = _cycle(waiting)
-            place(cycle[0]).fail(f"experiments depend on each other: {' -> '.join(cycle)}")
+            place(cycle[0]).fail(
+                f"experiments depend on each other in a cycle: {' -> '.join(cycle)}"
+            )
         done[free[0]] = waiting.pop(free[0])
     return tuple(done.values())
 

@@ -18,14 +18,12 @@ def test_stubs_are_fresh(tmp_path: Path) -> None:
         check=True,
         timeout=280,
     )
-    committed_root = ROOT / "protos" / "gen"
-    names = {"*.py", "*.pyi"}
-    made = {p.relative_to(tmp_path): p.read_bytes() for n in names for p in tmp_path.rglob(n)}
-    committed = {
-        p.relative_to(committed_root): p.read_bytes()
-        for n in names
-        for p in committed_root.rglob(n)
-    }
+
+    def contents(root: Path) -> dict[Path, bytes]:
+        paths = [path for name in ("*.py", "*.pyi") for path in root.rglob(name)]
+        return {path.relative_to(root): path.read_bytes() for path in paths}
+
+    made, committed = contents(tmp_path), contents(ROOT / "protos" / "gen")
     assert sorted(made) == sorted(committed)
     stale = [str(name) for name, content in made.items() if committed[name] != content]
     assert not stale, f"run `make protos`: {stale}"

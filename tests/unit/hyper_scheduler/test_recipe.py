@@ -159,7 +159,7 @@ experiments:
 """
     with pytest.raises(InvalidArgumentError) as raised:
         parse_recipe(text)
-    assert "experiments depend on each other: a -> c -> b -> a" in raised.value.message
+    assert "experiments depend on each other in a cycle: a -> c -> b -> a" in raised.value.message
     assert raised.value.metadata == {"line": "5", "key": "experiments.a.depends_on"}
 
 

@@ -14,6 +14,7 @@ from hyper_inference import ShapeError
 from hyper_inference.compiler.cache import CodeCache
 from hyper_inference.compiler.codegen.conv_direct import choose_block
 from hyper_inference.compiler.compile import load_graph
+from hyper_inference.compiler.frontend.builder import GraphBuilder
 from hyper_inference.compiler.interpret import interpret
 from hyper_inference.compiler.memory_plan import plan_memory
 from hyper_inference.compiler.pipeline import run_pipeline
@@ -143,6 +144,16 @@ def test_concatenations_are_written_in_place_and_memory_is_shared() -> None:
     whole, up = plan.places["skip"], plan.places["up"]
     assert up.offset == whole.offset + 6 * whole.channel
     assert plan.buffers < len(graph.nodes)
+
+
+def test_a_slice_beside_its_source_in_a_concatenation() -> None:
+    """Both lie in the concatenation's buffer, and the slice is not in place: it is copied."""
+    builder = GraphBuilder([1, 2, 2, 5])
+    part = builder.slice("input", [0, 1, 0, 0], [1, 2, 2, 5], [1, 1, 1, 1], "part")
+    graph = builder.finish(builder.concat([part, "input"], "both"))
+    x = noise(1, 2, 2, 5)
+    output = hyper_inference.compile(graph, x.shape)(x)
+    assert np.array_equal(output, np.concatenate([x[:, 1:], x], axis=1))
 
 
 def test_explain_names_every_step() -> None:

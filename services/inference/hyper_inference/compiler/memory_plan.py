@@ -153,10 +153,7 @@ def plan_memory(graph: Graph, *, max_bytes: int = 2**36) -> MemoryPlan:
         places[name] = Place(
             types[name].shape, start, geometry.pitch, geometry.row_stride, geometry.plane_stride
         )
-    in_place = frozenset((node.name, name) for node in graph.nodes for name in node.inputs
-                         if isinstance(node.op, (Concat, Slice))
-                         and roots[node.name][0] == roots[name][0])  # fmt: skip
-    return MemoryPlan(places, total, len(slots), in_place)
+    return MemoryPlan(places, total, len(slots), _in_place(graph, roots))
 
 
 def _parents(graph: Graph) -> dict[str, tuple[str, int]]:
@@ -171,12 +168,34 @@ def _parents(graph: Graph) -> dict[str, tuple[str, int]]:
                     parents[name] = (node.name, channel)
                 channel += types[name].shape[0]
     for node in graph.nodes:
-        if isinstance(node.op, Slice) and node.name not in parents:
-            source = types[node.inputs[0]].shape
-            whole = node.op.start[1:] == (0, 0, 0) and node.op.stop[1:] == source[1:]
-            if whole and node.op.step == (1, 1, 1, 1):
-                parents[node.name] = (node.inputs[0], node.op.start[0])
+        free = isinstance(node.op, Slice) and node.name not in parents
+        if free and _channels_only(node.op, types[node.inputs[0]]):
+            parents[node.name] = (node.inputs[0], node.op.start[0])
     return parents
+
+
+def _in_place(graph: Graph, roots: Mapping[str, tuple[str, int]]) -> frozenset[tuple[str, str]]:
+    """Parts of concatenations, and slices, that lie exactly where they belong."""
+    types = graph.types()
+    found = set()
+    for node in graph.nodes:
+        root, channel = roots[node.name]
+        if isinstance(node.op, Concat):
+            for name in node.inputs:
+                if roots[name] == (root, channel):
+                    found.add((node.name, name))
+                channel += types[name].shape[0]
+        elif isinstance(node.op, Slice) and _channels_only(node.op, types[node.inputs[0]]):
+            source, first = roots[node.inputs[0]]
+            if (root, channel) == (source, first + node.op.start[0]):
+                found.add((node.name, node.inputs[0]))
+    return frozenset(found)
+
+
+def _channels_only(op: Slice, source: TensorType) -> bool:
+    """A slice of neighbouring channels, whole along z, y and x."""
+    whole = op.start[1:] == (0, 0, 0) and op.stop[1:] == source.shape[1:]
+    return whole and op.step == (1, 1, 1, 1)
 
 
 def _root(name: str, parents: Mapping[str, tuple[str, int]]) -> tuple[str, int]:

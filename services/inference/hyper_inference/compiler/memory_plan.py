@@ -168,8 +168,9 @@ def _parents(graph: Graph) -> dict[str, tuple[str, int]]:
                     parents[name] = (node.name, channel)
                 channel += types[name].shape[0]
     for node in graph.nodes:
-        free = isinstance(node.op, Slice) and node.name not in parents
-        if free and _channels_only(node.op, types[node.inputs[0]]):
+        if not isinstance(node.op, Slice) or node.name in parents:
+            continue
+        if _channels_only(node.op, types[node.inputs[0]]):
             parents[node.name] = (node.inputs[0], node.op.start[0])
     return parents
 

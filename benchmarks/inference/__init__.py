@@ -1,0 +1,1 @@
+"""Inference: this engine and its peers on the same nets, in turn."""

@@ -101,7 +101,7 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     torch.set_grad_enabled(False)
-    rounds = 3 if arguments.quick else 9
+    rounds = 3 if arguments.quick else 5
     results = {name: measure(name, arguments.quick, arguments.threads, rounds) for name in NETS}
     if arguments.json:
         print(json.dumps({"inference": results}))

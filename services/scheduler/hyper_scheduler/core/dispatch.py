@@ -23,7 +23,8 @@ def dispatch(state: State, now: float) -> list[Command]:
     if not state.ready:
         return []
     batches: dict[str, list[tuple[TaskId, Attempt]]] = {}
-    turns = deque(sorted(state.active, key=lambda name: -state.workflows[name].recipe.priority))
+    names = [name for name in state.active if name not in state.held]
+    turns = deque(sorted(names, key=lambda name: -state.workflows[name].recipe.priority))
     while turns and state.ready:
         level = state.workflows[turns[0]].recipe.priority
         same = deque[str]()

@@ -56,6 +56,9 @@ def restore(
                 state.active[name] = None
         for run in workflow.experiments.values():
             _expect_workers(state, workflow, run, now)
+    if state.workers:  # what they run may not have been written down: giving it out ran it twice
+        state.expected = dict.fromkeys(state.workers)
+        state.held, state.hold_until = dict(state.active), now + limits.lease_s
     return state
 
 

@@ -224,6 +224,9 @@ class State:
     commits: int = 0
     segments: int = 0
     drained: dict[str, None] = field(default_factory=dict)
+    expected: dict[str, None] = field(default_factory=dict)  # workers an earlier leader knew
+    held: dict[str, None] = field(default_factory=dict)  # workflows that wait for these to come
+    hold_until: float = 0.0  # at most
     wake: bool = False  # dispatch may have something to do
     checked_at: float = 0.0  # when leases and deadlines were looked at
     unsettled: dict[str, None] = field(default_factory=dict)  # workflows that may go on or end

@@ -137,7 +137,15 @@ def _hello(state: State, event: Hello) -> list[Command]:
         commands.append(Stop(worker.name, worker.session, tuple(stop)))
     state.ready.pop(worker.name, None)
     refresh_ready(state, worker)
+    _came(state, worker.name)
     return commands
+
+
+def _came(state: State, worker: str) -> None:
+    """One that an earlier leader knew is here or given up; the last of them ends the wait."""
+    state.expected.pop(worker, None)
+    if state.held and not state.expected:
+        state.held, state.wake = {}, True
 
 
 def _goodbye(state: State, event: Goodbye) -> list[Command]:
@@ -178,6 +186,9 @@ def _tick(state: State, now: float) -> list[Command]:
         for worker in state.workers.values():
             worker.last_seen += since - CHECK_S
             worker.doubtful = {task: at + since for task, at in worker.doubtful.items()}
+        state.hold_until += since - CHECK_S
+    if state.held and now > state.hold_until:
+        state.expected, state.held, state.wake = {}, {}, True
     commands: list[Command] = []
     for worker in list(state.workers.values()):
         if now - worker.last_seen > state.limits.lease_s:
@@ -201,6 +212,7 @@ def _lose_worker(state: State, worker: WorkerRun, now: float) -> Lost:
     for task in tasks:
         lose(state, task, now)
     del state.workers[worker.name]
+    _came(state, worker.name)
     if state.drained.pop(worker.name, True) is None:
         state.pending.drained[worker.name] = False
     state.lost[worker.name] = worker

@@ -107,7 +107,9 @@ class _Stages:
         for experiment in status.experiments:
             name, tasks = experiment.id, experiment.tasks
             if name not in self._bars:
-                self._bars[name] = self._progress.add_task(name, total=tasks.total)
+                self._bars[name] = self._progress.add_task(name, total=tasks.total, start=False)
+            if experiment.state is RunState.RUNNING:
+                self._progress.start_task(self._bars[name])
             lost = f" ({tasks.lost} lost with their worker, run again)" if tasks.lost else ""
             self._progress.update(
                 self._bars[name], completed=tasks.succeeded, description=f"{name}{lost}"

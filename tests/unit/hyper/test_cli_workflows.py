@@ -100,8 +100,8 @@ def test_ctrl_c_leaves_it_running_and_says_how_to_come_back(
 def test_a_failure_is_explained(capsys: pytest.CaptureFixture[str]) -> None:
     assert run(RunState.FAILED).state is RunState.FAILED
     assert capsys.readouterr().err.splitlines() == [
-        "e running: 1 of 4 tasks done",
-        "e failed: 1 of 4 tasks done",
+        "e running: 1 of 4 tasks done, 2 lost with their nodes",
+        "e failed: 1 of 4 tasks done, 2 lost with their nodes",
         "w failed after 3m00s: 1 of 4 tasks done, 2 lost with their nodes",
         "error: task e/3 failed: ValueError: no",
         "  | Traceback",

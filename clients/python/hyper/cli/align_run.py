@@ -3,22 +3,19 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import typer
 
 from hyper import align
-from hyper.cli import output
+from hyper.cli import output, watch
 from hyper.client import Client
 from hyper.config import CLUSTER_FILE, hyper_home
-from hyper.errors import HyperError, InvalidArgumentError
+from hyper.errors import HyperError, InvalidArgumentError, WorkFailedError
 from hyper.names import parse_address
-from hyper.status import RunState, WorkflowStatus
 from hyper.usage import UsageSampler
-
-if TYPE_CHECKING:
-    from rich.progress import Progress, TaskID
 
 
 def run(
@@ -80,9 +77,13 @@ def _inspect(client: Client, source: str, options: align.AlignOptions) -> align.
 
 def _follow(client: Client, job: align.AlignJob) -> dict[str, Any]:
     """Show the stages until the job has ended; Ctrl-C cancels it and leaves nothing behind."""
+    display, update = watch.display(job.workflow.status)
     try:
-        with _stages() as show:
-            return align.finish(client, job, on_update=show.update)
+        with display:
+            return align.finish(client, job, on_update=update)
+    except WorkFailedError:
+        watch.summarise(job.workflow, job.workflow.status)
+        raise typer.Exit(WorkFailedError.exit_code) from None
     except KeyboardInterrupt:
         output.say(f"cancelling {job.workflow.name}")
         try:
@@ -92,40 +93,6 @@ def _follow(client: Client, job: align.AlignJob) -> dict[str, Any]:
         except HyperError as error:
             output.say(f"warning: {error}; cancel it with `hyper cancel {job.workflow.name}`")
         raise
-
-
-class _Stages:
-    """One bar a stage on a terminal; elsewhere a line when a stage ends."""
-
-    def __init__(self, progress: Progress) -> None:
-        self._progress = progress
-        self._bars: dict[str, TaskID] = {}
-        self._said: set[str] = set()
-
-    def update(self, status: WorkflowStatus) -> None:
-        """Show one state of the workflow."""
-        for experiment in status.experiments:
-            name, tasks = experiment.id, experiment.tasks
-            if name not in self._bars:
-                self._bars[name] = self._progress.add_task(name, total=tasks.total, start=False)
-            if experiment.state is RunState.RUNNING:
-                self._progress.start_task(self._bars[name])
-            lost = f" ({tasks.lost} lost with their worker, run again)" if tasks.lost else ""
-            self._progress.update(
-                self._bars[name], completed=tasks.succeeded, description=f"{name}{lost}"
-            )
-            if experiment.state is RunState.SUCCEEDED and name not in self._said:
-                self._said.add(name)
-                seconds = 0.0
-                if experiment.start_time is not None and experiment.end_time is not None:
-                    seconds = (experiment.end_time - experiment.start_time).total_seconds()
-                output.say(f"{name}: {tasks.succeeded} task(s) in {seconds:.1f} s{lost}")
-
-
-@contextmanager
-def _stages() -> Iterator[_Stages]:
-    with output.progress() as progress:
-        yield _Stages(progress)
 
 
 def _cluster_processes() -> list[int]:

@@ -30,8 +30,8 @@ def watch(workflow: Workflow) -> WorkflowStatus:
         typer.Exit: 130 after Ctrl-C.
     """
     try:
-        display, update = bars(workflow.status) if output.interactive() else lines()
-        with display:
+        shown, update = display(workflow.status)
+        with shown:
             status = workflow.wait(on_update=update)
     except KeyboardInterrupt:
         output.say(
@@ -69,6 +69,11 @@ def summarise(workflow: Workflow, status: WorkflowStatus) -> None:
 
 Update = Callable[[WorkflowStatus], None]
 Display = tuple[AbstractContextManager[object], Update]
+
+
+def display(first: WorkflowStatus) -> Display:
+    """What fits: bars for a person at a terminal, lines for a file."""
+    return bars(first) if output.interactive() else lines()
 
 
 def bars(first: WorkflowStatus) -> Display:
@@ -117,6 +122,11 @@ def lines() -> Display:
         for experiment in status.experiments:
             if seen.get(experiment.id, RunState.PENDING) is not experiment.state:
                 done = f"{experiment.tasks.succeeded} of {experiment.tasks.total} tasks done"
+                if experiment.start_time is not None and experiment.end_time is not None:
+                    seconds = (experiment.end_time - experiment.start_time).total_seconds()
+                    done += f" in {duration(seconds)}"
+                if experiment.tasks.lost:
+                    done += f", {experiment.tasks.lost} lost with their nodes"
                 output.say(f"{experiment.id} {experiment.state.lower()}: {done}")
             seen[experiment.id] = experiment.state
 

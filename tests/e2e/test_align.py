@@ -122,6 +122,26 @@ def test_an_array_as_source(local_cluster: LocalCluster, aligned: dict[str, Any]
         assert result[key] == aligned[key], key
 
 
+def test_a_second_alignment_into_the_same_dataset(
+    local_cluster: LocalCluster, small_stack: Path, aligned: dict[str, Any], tmp_path: Path
+) -> None:
+    """A new version, untouched by what the first one left: other sections, fewer of them."""
+    fewer = tmp_path / "fewer"
+    fewer.mkdir()
+    for section in sorted(small_stack.iterdir())[1:]:
+        shutil.copy(section, fewer)
+    fresh = local_cluster.json("align", str(fewer), "lab/fresh")
+    local_cluster.json("align", str(small_stack), "lab/twice")
+    again = local_cluster.json("align", str(fewer), "lab/twice")
+    for key in DETERMINISTIC:
+        assert again[key] == fresh[key], key
+    versions = local_cluster.json("versions", "lab/twice")
+    assert len(versions) == 2
+    with hyper.Client(local_cluster.endpoint) as client:
+        assert client.open_array("lab/twice@1/aligned").shape[0] == 5
+        assert client.open_array("lab/twice@2/aligned").shape[0] == 4
+
+
 STAGES = ["prepare", "ingest", "features", "match", "relax", "render", "measure", "report"]
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import json
 import uuid
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,9 +15,9 @@ from numpy.typing import NDArray
 from hyper.align import SETTINGS_FILE
 from hyper.arrays import Array
 from hyper.context import TaskContext
-from hyper.errors import NotFoundError
 from hyper.sessions import Session
 from hyper_matcher.align.geometry import Affine, Mesh, PairMatches
+from hyper_matcher.align.pipeline import pairs_of
 from hyper_matcher.align.relax import RelaxedStack
 from hyper_matcher.align.render import Canvas
 from hyper_matcher.job_plan import Plan
@@ -29,6 +29,21 @@ _RELAXED_FILE = "align/relaxed.npz"
 _CHUNK_PX = 512
 _MAX_SHARD_PX = 8192
 _NAMESPACE = uuid.UUID("5f0a1c86-6f0b-4f0f-9e5e-2f2f5a8f7f10")
+
+
+def match_file(source_z: int, target_z: int) -> str:
+    """Where a pair's matches are."""
+    return f"align/matches/{source_z:06d}-{target_z:06d}.npz"
+
+
+def section_file(z: int) -> str:
+    """Facts of a rendered section."""
+    return f"align/sections/{z:06d}.json"
+
+
+def measure_file(z: int) -> str:
+    """Scores of a section with its next ones."""
+    return f"align/measures/{z:06d}.json"
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,10 +89,17 @@ class Job:
         """Read them back."""
         return json.loads(self.session.read(path))
 
-    def read_folder(self, prefix: str) -> list[bytes]:
-        """Every file below `prefix`, in order of path; several are read at a time."""
-        files = sorted(self.session.files(prefix), key=lambda file: file.path)
-        return [content for _, content in self.session.read_many(files)]
+    def read_files(self, paths: Sequence[str]) -> list[bytes]:
+        """These files of one folder, in this order; several are read at a time.
+
+        The session also shows what an earlier alignment left in the dataset, so a listing alone
+        does not tell which files are this one's.
+        """
+        if not paths:
+            return []
+        listed = {file.path: file for file in self.session.files(paths[0].rpartition("/")[0] + "/")}
+        found = self.session.read_many([listed[path] for path in paths])
+        return [content for _, content in found]
 
     # Sections
 
@@ -107,30 +129,30 @@ class Job:
         return images.read_section(self.session.read(files[z]))
 
     def make_array(self, name: str, shape: tuple[int, int, int], dtype: str) -> Array:
-        """Make an array whose shards lie in one section, unless an earlier attempt made it."""
-        try:
+        """Make an array whose shards lie in one section, unless an earlier attempt made it.
+
+        An array of that name in the version the session is based on is another one: it has a url.
+        """
+        if name in self.session.arrays():
             array = self.session[name]
-        except NotFoundError:
-            voxel_size = self.settings["options"]["voxel_size_nm"]
-            return self.session.create_array(
-                name,
-                shape,
-                dtype,
-                chunks=(1, _CHUNK_PX, _CHUNK_PX),
-                shards=(1, *(_shard_px(edge) for edge in shape[1:])),
-                voxel_size_nm=tuple(voxel_size) if voxel_size else None,
-            )
-        return array
+            if not array.url:
+                return array
+        voxel_size = self.settings["options"]["voxel_size_nm"]
+        return self.session.create_array(
+            name,
+            shape,
+            dtype,
+            chunks=(1, _CHUNK_PX, _CHUNK_PX),
+            shards=(1, *(_shard_px(edge) for edge in shape[1:])),
+            voxel_size_nm=tuple(voxel_size) if voxel_size else None,
+        )
 
     # Matches and meshes
 
-    def match_file(self, source_z: int, target_z: int) -> str:
-        """Where a pair's matches are."""
-        return f"align/matches/{source_z:06d}-{target_z:06d}.npz"
-
     def load_matches(self) -> list[PairMatches]:
         """All pairs, in order."""
-        return [load_pair(content) for content in self.read_folder("align/matches/")]
+        pairs = pairs_of(self.shape[0], self.plan.neighbours)
+        return [load_pair(content) for content in self.read_files([match_file(*p) for p in pairs])]
 
     def write_relaxed(self, relaxed: RelaxedStack, canvas: Canvas, flagged: dict[int, str]) -> None:
         """Keep where the meshes came to rest."""
@@ -157,14 +179,6 @@ class Job:
     def flagged(self) -> dict[int, str]:
         """Flagged sections, and why."""
         return {int(z): str(why) for z, why in self.read_json("align/flagged.json").items()}
-
-    def section_file(self, z: int) -> str:
-        """Facts of a rendered section."""
-        return f"align/sections/{z:06d}.json"
-
-    def measure_file(self, z: int) -> str:
-        """Scores of a section with its next ones."""
-        return f"align/measures/{z:06d}.json"
 
     # The end
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
@@ -17,7 +17,7 @@ from hyper.context import TaskContext
 from hyper.workflows import Workflow
 from hyper_matcher.align.geometry import PairMatches
 from hyper_matcher.align.quality import Facts, PairQuality, result_object
-from hyper_matcher.job_files import ALIGNED, Job
+from hyper_matcher.job_files import ALIGNED, Job, measure_file, section_file
 from hyper_matcher.job_plan import Plan
 from hyper_matcher.report import (
     NeighbourScore,
@@ -41,7 +41,7 @@ def write_report(context: TaskContext, job: Job) -> dict[str, Any]:
     workflow = context.client.workflow(context.task.partition("/experiments/")[0])
     before, after = _measures(job)
     pairs = job.load_matches()
-    sections = [json.loads(content) for content in job.read_folder("align/sections/")]
+    sections = [json.loads(content) for content in job.read_files(_each(job, section_file))]
     flagged = job.flagged()
     result = result_object(before, after, _facts(job, workflow, sections, pairs, flagged))
     result["cpu_seconds"] = result["peak_rss_mb"] = None  # known to who watches the cluster
@@ -55,11 +55,15 @@ def write_report(context: TaskContext, job: Job) -> dict[str, Any]:
 def _measures(job: Job) -> tuple[list[PairQuality], list[PairQuality]]:
     """Scores of all pairs, as they came and as rendered."""
     found: dict[str, list[PairQuality]] = {"before": [], "after": []}
-    for content in job.read_folder("align/measures/"):
+    for content in job.read_files(_each(job, measure_file)):
         scores = json.loads(content)
         for when, pairs in found.items():
             pairs.extend(PairQuality.from_json(values) for values in scores[when])
     return found["before"], found["after"]
+
+
+def _each(job: Job, file_of: Callable[[int], str]) -> list[str]:
+    return [file_of(z) for z in range(job.shape[0])]
 
 
 def _facts(

@@ -17,7 +17,17 @@ from hyper_matcher.align.relax import RelaxOptions
 from hyper_matcher.align.relax import relax as relax_stack
 from hyper_matcher.align.render import choose_canvas, jacobians, render_section, tissue_kept
 from hyper_matcher.bandpass import bandpass_onnx
-from hyper_matcher.job_files import ALIGNED, FEATURES, MODEL_FILE, RAW, Job, pack_pair
+from hyper_matcher.job_files import (
+    ALIGNED,
+    FEATURES,
+    MODEL_FILE,
+    RAW,
+    Job,
+    match_file,
+    measure_file,
+    pack_pair,
+    section_file,
+)
 from hyper_matcher.job_plan import choose_plan
 
 _FEATURE_GAIN = 127.0  # tanh's -1..1 becomes 1..255; 128 is no feature
@@ -87,7 +97,7 @@ def match(context: TaskContext, *, session: str, z: int) -> dict[str, Any]:
         accepted += int(ok.sum())
         if found.flag:
             context.log(f"{found.source_z} - {found.target_z}: {found.flag}")
-        job.session.write(job.match_file(found.source_z, found.target_z), pack_pair(found))
+        job.session.write(match_file(found.source_z, found.target_z), pack_pair(found))
     return {"accepted": accepted}
 
 
@@ -126,7 +136,7 @@ def render(context: TaskContext, *, session: str, z: int) -> dict[str, Any]:
         "jacobian_min": float(areas.min()),
         "jacobian_max": float(areas.max()),
     }
-    job.write_json(job.section_file(z), facts)
+    job.write_json(section_file(z), facts)
     return {"tissue_kept": round(float(facts["tissue_kept"]), 4)}
 
 
@@ -143,7 +153,7 @@ def measure(context: TaskContext, *, session: str, z: int) -> dict[str, Any]:
         if b == a + 1:
             quality = measure_pair(here_before, job.source_section(b), a, b, residuals=False)
             before.append(quality.to_json())
-    job.write_json(job.measure_file(z), {"before": before, "after": after})
+    job.write_json(measure_file(z), {"before": before, "after": after})
     return {"pairs": len(after)}
 
 

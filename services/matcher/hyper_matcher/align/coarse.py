@@ -1,15 +1,17 @@
 """Coarse fit of a pair: any rotation, any shift up to half a field, then an affine map.
 
-First the band-passed, shrunken source is turned through all angles and correlated with the target
-by FFT; the score of a shift is the correlation over the square root of the overlap, which is what
-noise would give, so that small overlaps neither win nor lose by themselves. The best few angles
-compete at twice the resolution. Then blocks are matched round the rigid guess, twice, and an
+First the band-passed, shrunken source is turned through small angles, and through all where those
+lead nowhere, and correlated with the target by FFT; the score of a shift is the correlation over
+the square root of the overlap, which is what noise would give, so that small overlaps neither win
+nor lose by themselves. Then blocks are matched round the rigid guess, from wide to narrow, and an
 affine map is fitted to those that agree.
 """
 
 from __future__ import annotations
 
+import functools
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,6 +24,8 @@ from hyper_matcher.align.geometry import Affine, Points, lattice
 from hyper_matcher.align.sampling import downsample, sample_patches
 from hyper_matcher.ncc import SearchImage, correlate_windows, find_peaks
 
+_SURE = 0.6  # of the blocks: where so many agree, no other angle is looked at
+_TRIALS = 200  # pairs of blocks of which each proposes a rigid map
 _FEWEST_BLOCKS = 0.35  # of all: where the overlap holds fewer, the rest counts as disagreeing
 
 
@@ -32,6 +36,7 @@ class CoarseOptions:
     Args:
         search_edge_px: edge to which sections are shrunk for the search over angles.
         angle_step_deg: of that search.
+        likely_angle_deg: rotations looked for first.
         max_angle_deg: largest rotation looked for; 180: all.
         min_overlap: smallest share of a section that the two have in common.
         block_px: edge of the blocks of the affine fit, at its scale.
@@ -41,6 +46,7 @@ class CoarseOptions:
 
     search_edge_px: int = 128
     angle_step_deg: float = 3.0
+    likely_angle_deg: float = 12.0
     max_angle_deg: float = 180.0
     min_overlap: float = 0.2
     block_px: int = 56
@@ -69,8 +75,16 @@ class CoarseImage:
 
 def coarse_fit(source: CoarseImage, target: CoarseImage) -> tuple[Affine, float]:
     """The affine map source -> target in px of the sections, and the share of blocks behind it."""
-    rigid, _ = _search_rotation(source, target)
-    return refine_affine(source, target, rigid)
+    options = source.options
+    if not (source.search.any() and target.search.any()):
+        return Affine.identity(), 0.0
+    likely = min(options.likely_angle_deg, options.max_angle_deg)
+    correlator = _Correlator(target.search, options.min_overlap)
+    found = refine_affine(source, target, _search_rotation(source, correlator, likely))
+    if found[1] >= _SURE or likely == options.max_angle_deg:
+        return found
+    rigid = _search_rotation(source, correlator, options.max_angle_deg)
+    return max(found, refine_affine(source, target, rigid), key=lambda fit: fit[1])
 
 
 def refine_affine(source: CoarseImage, target: CoarseImage, guess: Affine) -> tuple[Affine, float]:
@@ -104,54 +118,74 @@ def _features(image: NDArray[np.float32], low: float, high: float) -> NDArray[np
     return np.asarray(np.tanh(band / (np.sqrt(np.maximum(energy, 0)) + floor)), np.float32)
 
 
-def _search_rotation(source: CoarseImage, target: CoarseImage) -> tuple[Affine, float]:
-    options = source.options
-    step = math.radians(options.angle_step_deg)
-    count = int(math.radians(options.max_angle_deg) / step)
+def _search_rotation(source: CoarseImage, correlator: _Correlator, limit_deg: float) -> Affine:
+    """The rigid map, of rotations up to a limit, under which the sections resemble most."""
+    step = math.radians(source.options.angle_step_deg)
+    count = int(math.radians(limit_deg) / step + 1e-9)
     angles = step * np.arange(-count, count + 1)
     if count * step >= math.pi - 1e-6:
         angles = angles[1:]
-    correlator = _Correlator(target.search, options.min_overlap)
-    scored = [(*correlator.best_shift(source.search, angle), angle) for angle in angles]
-    scored.sort(key=lambda entry: -entry[0])
-    best = scored[0]
-    for angle in best[2] + step * np.array([-0.5, -0.25, 0.25, 0.5]):
-        candidate = (*correlator.best_shift(source.search, angle), angle)
-        if candidate[0] > best[0]:
-            best = candidate
-    score, shift, angle = best
+    best = _best_angle(source, correlator, angles.tolist())
+    nearby = [best[2] + step * part for part in (-0.5, -0.25, 0.25, 0.5)]
+    _, shift, angle = max(best, _best_angle(source, correlator, nearby), key=lambda fit: fit[0])
     center = (np.array(source.search.shape) - 1) / 2
-    return _from_factor(Affine.rigid(angle, center, shift), source.search_factor), score
+    return _from_factor(Affine.rigid(angle, center, shift), source.search_factor)
+
+
+def _best_angle(
+    source: CoarseImage, correlator: _Correlator, angles: Sequence[float]
+) -> tuple[float, Points, float]:
+    """Score, shift and angle of the best of some angles."""
+    scored = [(*correlator.best_shift(source.search, angle), angle) for angle in angles]
+    return max(scored, key=lambda fit: fit[0])
 
 
 class _Correlator:
     """Correlates turned sources with one target; scores are in standard deviations of noise."""
 
     def __init__(self, target: NDArray[np.float32], min_overlap: float) -> None:
-        self.shape = target.shape
-        edge = max(target.shape)
-        self.size = scipy.fft.next_fast_len(2 * edge, real=True)
-        self.spectrum = scipy.fft.rfft2(target, (self.size, self.size))
-        self.mask_spectrum = scipy.fft.rfft2(np.ones_like(target), (self.size, self.size))
+        self.shape: tuple[int, int] = (target.shape[0], target.shape[1])
+        self.size = _doubled(self.shape)
+        self.spectrum = scipy.fft.rfft2(target, self.size)
         self.min_overlap = min_overlap
 
     def best_shift(self, source: NDArray[np.float32], angle: float) -> tuple[float, Points]:
-        turn = Affine.rigid(angle, (np.array(source.shape) - 1) / 2, np.zeros(2)).inverse()
+        turn = _turn_back(source.shape, angle)
         turned = scipy.ndimage.affine_transform(source, turn.matrix, turn.offset, order=1)
-        inside = scipy.ndimage.affine_transform(
-            np.ones_like(source), turn.matrix, turn.offset, order=0
-        )
-        size = (self.size, self.size)
-        products = scipy.fft.irfft2(self.spectrum * np.conj(scipy.fft.rfft2(turned, size)), size)
-        overlap = scipy.fft.irfft2(
-            self.mask_spectrum * np.conj(scipy.fft.rfft2(inside, size)), size
-        )
-        floor = self.min_overlap * source.size
-        score = np.where(overlap >= floor, products / np.sqrt(np.maximum(overlap, 1.0)), -np.inf)
+        spectrum = self.spectrum * np.conj(scipy.fft.rfft2(turned, self.size))
+        score = scipy.fft.irfft2(spectrum, self.size)
+        score *= _overlap_weights(self.shape, source.shape, angle, self.min_overlap)
         y, x = np.unravel_index(int(np.argmax(score)), score.shape)
         shift = np.array([y, x], np.float64)
-        shift[shift > self.size / 2] -= self.size
+        shift[shift > np.array(self.size) / 2] -= np.array(self.size)[
+            shift > np.array(self.size) / 2
+        ]
         return float(score[y, x]), shift
+
+
+@functools.lru_cache(maxsize=160)  # the angles of one search; 0.25 MB each
+def _overlap_weights(
+    target: tuple[int, int], source: tuple[int, int], angle: float, min_overlap: float
+) -> NDArray[np.float32]:
+    """1 / sqrt(pixels that a turned source and the target share), by shift; 0 where too few."""
+    size = _doubled(target)
+    turn = _turn_back(source, angle)
+    frame = np.ones(source, np.float32)
+    inside = scipy.ndimage.affine_transform(frame, turn.matrix, turn.offset, order=0)
+    whole = scipy.fft.rfft2(np.ones(target, np.float32), size)
+    overlap = scipy.fft.irfft2(whole * np.conj(scipy.fft.rfft2(inside, size)), size)
+    enough = overlap >= min_overlap * frame.size
+    return np.where(enough, 1 / np.sqrt(np.maximum(overlap, 1.0)), 0.0).astype(np.float32)
+
+
+def _turn_back(shape: tuple[int, ...], angle: float) -> Affine:
+    return Affine.rigid(angle, (np.array(shape) - 1) / 2, np.zeros(2)).inverse()
+
+
+def _doubled(shape: tuple[int, int]) -> tuple[int, int]:
+    """A size in which a section and a turned one correlate without wrapping round."""
+    edge = scipy.fft.next_fast_len(2 * max(shape), real=True)
+    return edge, edge
 
 
 def _match_blocks(
@@ -185,19 +219,8 @@ def _match_blocks(
 def _robust_affine(
     source: Points, target: Points, weights: NDArray[np.float64], tolerance_px: float
 ) -> tuple[Affine, NDArray[np.bool_]]:
-    """Affine map with most support among triples (fixed seed), then reweighted least squares."""
-    rng = np.random.default_rng(0)
-    best, support = Affine.fit_rigid(source, target, weights), -1.0
-    span = np.linalg.norm(np.ptp(source, axis=0))
-    for _ in range(200):
-        pick = rng.choice(len(source), 2, replace=False)
-        if np.linalg.norm(source[pick[0]] - source[pick[1]]) < 0.2 * span:
-            continue
-        candidate = Affine.fit_rigid(source[pick], target[pick])
-        error = np.linalg.norm(candidate(source) - target, axis=1)
-        value = float((weights * np.maximum(0, 1 - (error / (3 * tolerance_px)) ** 2)).sum())
-        if value > support:
-            best, support = candidate, value
+    """Affine map with most support among pairs (fixed seed), then reweighted least squares."""
+    best = _best_rigid(source, target, weights, 3 * tolerance_px)
     for scale in (2.0, 1.5, 1.0, 1.0):
         error = np.linalg.norm(best(source) - target, axis=1)
         near = error < scale * tolerance_px
@@ -206,6 +229,31 @@ def _robust_affine(
         robust = weights * near / (1 + (error / tolerance_px) ** 2)
         best = Affine.fit(source, target, robust)
     return best, np.linalg.norm(best(source) - target, axis=1) < tolerance_px
+
+
+def _best_rigid(
+    source: Points, target: Points, weights: NDArray[np.float64], reach_px: float
+) -> Affine:
+    """The rigid map through two pairs of points that most others agree with.
+
+    Points are taken as complex numbers y + ix: a rotation is then a factor of length 1.
+    """
+    rng = np.random.default_rng(0)
+    s, t = source @ np.array([1, 1j]), target @ np.array([1, 1j])
+    first = rng.integers(0, len(s), _TRIALS)
+    second = (first + rng.integers(1, len(s), _TRIALS)) % len(s)
+    apart = s[second] - s[first]
+    ratio = (t[second] - t[first]) / np.where(apart == 0, 1, apart)
+    wide = (np.abs(apart) >= 0.2 * np.linalg.norm(np.ptp(source, axis=0))) & (np.abs(ratio) > 0)
+    if not wide.any():
+        return Affine.fit_rigid(source, target, weights)
+    turn = ratio[wide] / np.abs(ratio[wide])
+    shift = 0.5 * (t[first] + t[second])[wide] - turn * 0.5 * (s[first] + s[second])[wide]
+    error = np.abs(turn[:, None] * s + shift[:, None] - t)
+    support = np.maximum(0, 1 - (error / reach_px) ** 2) @ weights
+    k = int(np.argmax(support))
+    matrix = np.array([[turn[k].real, -turn[k].imag], [turn[k].imag, turn[k].real]])
+    return Affine(matrix, np.array([shift[k].real, shift[k].imag]))
 
 
 def _from_factor(map_: Affine, factor: int) -> Affine:

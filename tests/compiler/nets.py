@@ -87,7 +87,9 @@ def small_unet_model(seed: int = 0) -> bytes:
 
 ACTIVATIONS = (
     Activation("relu"), Activation("leaky_relu", 0.1), Activation("elu", 1.0),
-    Activation("elu", 0.7), Activation("sigmoid"), Activation("tanh"),
+    Activation("elu", 0.7), Activation("sigmoid"), Activation("tanh"), Activation("silu"),
+    Activation("gelu"), Activation("gelu_tanh"), Activation("erf"), Activation("hardswish"),
+    Activation("clip", -0.5, 1.5), Activation("abs"),
 )  # fmt: skip
 
 
@@ -141,6 +143,57 @@ def _conv_transpose(
         return None
     weight = random.standard_normal((shape[1], draw(st.integers(1, 17)), *kernel))
     return b.conv_transpose(value, weight / np.sqrt(shape[1]), None, name, stride=kernel)
+
+
+def _conv_transpose_any(
+    draw: Any, b: GraphBuilder, random: Any, value: str, _: Any, name: str
+) -> str | None:
+    shape = b.shape(value)
+    groups = draw(st.sampled_from([1, shape[1]]))
+    kernel = [draw(st.integers(1, 4)) for _ in shape[2:]]
+    stride = [draw(st.integers(1, 3)) for _ in kernel]
+    dilation = [draw(st.sampled_from([1, 1, 2])) for _ in kernel]
+    padding = [draw(st.integers(0, k // 2)) for k in kernel]
+    more = [draw(st.integers(0, max(s, d) - 1)) for s, d in zip(stride, dilation, strict=True)]
+    sizes = [
+        (n - 1) * s - 2 * p + d * (k - 1) + m + 1
+        for n, s, p, d, k, m in zip(shape[2:], stride, padding, dilation, kernel, more, strict=True)
+    ]
+    if min(sizes) < 1 or np.prod(sizes) > 4000:
+        return None
+    weight = random.standard_normal((shape[1], draw(st.integers(1, 5)), *kernel))
+    weight /= np.sqrt(shape[1] // groups * np.prod(kernel))
+    return b.conv_transpose(
+        value, weight, random.standard_normal(weight.shape[1] * groups), name, stride=stride,
+        padding=padding, output_padding=more, dilation=dilation, groups=groups,
+    )  # fmt: skip
+
+
+def _norm(draw: Any, b: GraphBuilder, random: Any, value: str, _: Any, name: str) -> str | None:
+    shape = b.shape(value)
+    groups = draw(st.sampled_from([1, shape[1]]))
+    if shape[1] // groups * np.prod(shape[2:]) < 4:
+        return None  # the variance of next to nothing
+    numbers = random.standard_normal((2, shape[1]))
+    return b.norm(value, groups, numbers[0], numbers[1], 0.1, name)
+
+
+def _mean(draw: Any, b: GraphBuilder, random: Any, value: str, _: Any, name: str) -> str:
+    """Squeeze and excite."""
+    axes = draw(st.sampled_from([(1,), tuple(range(2, b.spatial + 2))]))
+    return b.arithmetic("mul", value, b.mean(value, axes, f"{name}_mean"), name)
+
+
+def _prelu(draw: Any, b: GraphBuilder, random: Any, value: str, _: Any, name: str) -> str:
+    return b.prelu(value, random.standard_normal(b.shape(value)[1]), name)
+
+
+def _softmax(draw: Any, b: GraphBuilder, random: Any, value: str, _: Any, name: str) -> str:
+    return b.softmax(value, 1, name)
+
+
+def _global_max(draw: Any, b: GraphBuilder, random: Any, value: str, _: Any, name: str) -> str:
+    return b.arithmetic("sub", value, b.global_max(value, f"{name}_max"), name)
 
 
 def _affine(draw: Any, b: GraphBuilder, random: Any, value: str, _: Any, name: str) -> str:
@@ -200,7 +253,7 @@ def _resize(draw: Any, b: GraphBuilder, random: Any, value: str, _: Any, name: s
 
 def _pad(draw: Any, b: GraphBuilder, random: Any, value: str, _: Any, name: str) -> str:
     shape = b.shape(value)
-    mode = draw(st.sampled_from(["constant", "reflect", "edge"]))
+    mode = draw(st.sampled_from(["constant", "reflect", "edge", "wrap"]))
     most = [min(3, n - 1) for n in shape[1:]]
     before = [0, *(draw(st.integers(0, m)) for m in most)]
     after = [0, *(draw(st.integers(0, m)) for m in most)]
@@ -221,7 +274,8 @@ def _slice(draw: Any, b: GraphBuilder, random: Any, value: str, _: Any, name: st
 _MAKERS: dict[str, Any] = {
     "conv": _conv, "conv_transpose": _conv_transpose, "affine": _affine,
     "activation": _activation, "binary": _binary, "concat": _concat, "pool": _pool,
-    "resize": _resize, "pad": _pad, "slice": _slice,
+    "resize": _resize, "pad": _pad, "slice": _slice, "conv_transpose_any": _conv_transpose_any,
+    "norm": _norm, "mean": _mean, "prelu": _prelu, "softmax": _softmax, "global_max": _global_max,
 }  # fmt: skip
 
 

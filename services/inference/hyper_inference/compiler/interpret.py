@@ -5,12 +5,15 @@ Computes in float64 by default, so that it is the reference for the kernels' rou
 
 from __future__ import annotations
 
+import math
 from typing import Any, TypeAlias, assert_never
 
 import numpy as np
 import numpy.typing as npt
 
 from hyper_inference.compiler.ir import (
+    SUM_LANES,
+    SUM_ROWS,
     Activate,
     Activation,
     Affine,
@@ -18,12 +21,19 @@ from hyper_inference.compiler.ir import (
     Concat,
     Conv,
     ConvTranspose,
+    DepthToSpace,
     Graph,
+    Means,
+    NormScales,
     Op,
     Pad,
+    PartialSums,
     Pool,
+    Prelu,
     Resize,
+    ScaleShift,
     Slice,
+    Softmax,
 )
 
 Array: TypeAlias = npt.NDArray[Any]
@@ -56,8 +66,28 @@ def evaluate(op: Op, inputs: list[Array]) -> Array:
         case Activate():
             return activate(op.activation, first)
         case Binary():
-            functions = {"add": np.add, "sub": np.subtract, "mul": np.multiply}
+            functions = {
+                "add": np.add, "sub": np.subtract, "mul": np.multiply, "div": np.divide,
+            }  # fmt: skip
             return activate(op.activation, functions[op.kind](first, inputs[1]))
+        case Prelu():
+            return np.where(first > 0, first, first * _channels(op.slope))
+        case Softmax():
+            powers = np.exp(first - first.max(axis=0))
+            return np.asarray(powers / powers.sum(axis=0))
+        case PartialSums():
+            return partial_sums(first if len(inputs) == 1 else (first - inputs[1]) ** 2)
+        case Means():
+            return _means(first, op.groups, op.count)
+        case NormScales():
+            variance = _means(first, op.groups, op.count)
+            scale = _channels(op.weight) / np.sqrt(variance + op.epsilon)
+            return np.concatenate([scale, _channels(op.bias) - inputs[1] * scale])
+        case ScaleShift():
+            scale, shift = np.split(inputs[1], 2)
+            return activate(op.activation, first * scale + shift)
+        case DepthToSpace():
+            return depth_to_space(op, first)
         case Concat():
             return np.concatenate(inputs)
         case Pool():
@@ -92,6 +122,21 @@ def activate(activation: Activation | None, x: Array) -> Array:
             return np.asarray(1 / (1 + np.exp(-x)))
         case "tanh":
             return np.asarray(np.tanh(x))
+        case "silu":
+            return np.asarray(x / (1 + np.exp(-x)))
+        case "erf":
+            return _erf(x)
+        case "gelu":
+            return np.asarray(x * 0.5 * (1 + _erf(x * math.sqrt(0.5))))
+        case "gelu_tanh":
+            inner = math.sqrt(2 / math.pi) * (x + 0.044715 * x**3)
+            return np.asarray(x * 0.5 * (1 + np.tanh(inner)))
+        case "hardswish":
+            return np.asarray(x * np.clip(x / 6 + 0.5, 0, 1))
+        case "clip":
+            return np.asarray(np.clip(x, activation.alpha, activation.beta))
+        case "abs":
+            return np.asarray(np.abs(x))
         case _:
             assert_never(activation.kind)
 
@@ -138,6 +183,35 @@ def resize(op: Resize, x: Array) -> Array:
         low, high = np.take(x, taps.low, axis), np.take(x, taps.high, axis)
         x = low * (1 - weight) + high * weight if taps.blends else low
     return x
+
+
+_erf_of = np.vectorize(math.erf, otypes=[float])
+
+
+def _erf(x: Array) -> Array:
+    return np.asarray(_erf_of(x))
+
+
+def partial_sums(x: Array) -> Array:
+    """Sums over groups of rows and every x modulo `SUM_LANES`."""
+    c, z, y, width = x.shape
+    padded = np.pad(x, [(0, 0), (0, 0), (0, -y % SUM_ROWS), (0, -width % SUM_LANES)])
+    parts = padded.reshape(c, z, -1, SUM_ROWS, padded.shape[3] // SUM_LANES, SUM_LANES)
+    return np.asarray(parts.sum(axis=(3, 4)))
+
+
+def _means(sums: Array, groups: int, count: int) -> Array:
+    totals = sums.reshape(groups, -1).sum(axis=1) / count
+    return _channels(np.repeat(totals, len(sums) // groups))
+
+
+def depth_to_space(op: DepthToSpace, x: Array) -> Array:
+    """Blocks of channels become blocks of voxels."""
+    c, z, y, width = x.shape
+    i, j, k = op.factor
+    blocks = x.reshape(c // (i * j * k), i, j, k, z, y, width).transpose(0, 4, 1, 5, 2, 6, 3)
+    whole = blocks.reshape(-1, z * i, y * j, width * k)
+    return whole[:, : op.size[0], : op.size[1], : op.size[2]]
 
 
 def _channels(values: Array) -> Array:

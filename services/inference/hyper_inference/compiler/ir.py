@@ -41,12 +41,24 @@ class TensorType:
 
 @dataclass(frozen=True, slots=True)
 class Activation:
-    """A function of one number: relu, leaky_relu (slope alpha), elu (alpha), sigmoid, tanh."""
+    """A function of one number.
 
-    kind: Literal["relu", "leaky_relu", "elu", "sigmoid", "tanh"]
+    Args:
+        kind: `gelu` by erf, `gelu_tanh` its approximation by tanh, `clip` to alpha..beta.
+        alpha: slope of leaky_relu, limit of elu, least of clip.
+        beta: largest of clip.
+    """
+
+    kind: Literal[
+        "relu", "leaky_relu", "elu", "sigmoid", "tanh", "silu", "gelu", "gelu_tanh", "erf",
+        "hardswish", "clip", "abs",
+    ]  # fmt: skip
     alpha: float = 0.0
+    beta: float = 0.0
 
     def __str__(self) -> str:
+        if self.kind == "clip":
+            return f"clip({self.alpha:g}, {self.beta:g})"
         return f"{self.kind}({self.alpha:g})" if self.kind in ("leaky_relu", "elu") else self.kind
 
 
@@ -117,10 +129,72 @@ class Activate:
 
 @dataclass(frozen=True, slots=True)
 class Binary:
-    """`act(a op b)`; an operand of one channel is used for all channels of the other."""
+    """`act(a op b)`; an operand of size 1 along an axis is used all along that axis."""
 
-    kind: Literal["add", "sub", "mul"]
+    kind: Literal["add", "sub", "mul", "div"]
     activation: Activation | None = None
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Prelu:
+    """`x`, or where negative `x * slope`, (c,)."""
+
+    slope: Floats
+
+
+@dataclass(frozen=True, slots=True)
+class Softmax:
+    """Over the channels."""
+
+
+@dataclass(frozen=True, slots=True)
+class PartialSums:
+    """Sums of x, or of (x - mean)^2 where a second input of (c, 1, 1, 1) gives the means.
+
+    The result is (c, z, y / `SUM_ROWS`, `SUM_LANES`): one sum for every group of rows and every x
+    modulo `SUM_LANES`, so that the order of additions is the same for any vector width.
+    """
+
+
+SUM_ROWS = 8
+SUM_LANES = 16
+
+
+@dataclass(frozen=True, slots=True)
+class Means:
+    """Partial sums -> (c, 1, 1, 1): the mean of each of `groups` of channels, `count` numbers."""
+
+    groups: int
+    count: int
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class NormScales:
+    """Partial sums of squares, and means -> scales then shifts, (2c, 1, 1, 1).
+
+    They turn x into `(x - mean) / sqrt(variance + epsilon) * weight + bias`.
+    """
+
+    weight: Floats
+    bias: Floats
+    epsilon: float
+    groups: int
+    count: int
+
+
+@dataclass(frozen=True, slots=True)
+class ScaleShift:
+    """`act(x * scale + shift)`; the second input holds scales then shifts, (2c, 1, 1, 1)."""
+
+    activation: Activation | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class DepthToSpace:
+    """Channels (o, factor z, y, x) become blocks of voxels; cut to `size` (z, y, x)."""
+
+    factor: Triple
+    size: Triple
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,7 +242,7 @@ class Pad:
 
     before: Shape
     after: Shape
-    mode: Literal["constant", "reflect", "edge"] = "constant"
+    mode: Literal["constant", "reflect", "edge", "wrap"] = "constant"
     value: float = 0.0
 
 
@@ -181,10 +255,13 @@ class Slice:
     step: Shape = (1, 1, 1, 1)
 
 
+Statistics: TypeAlias = PartialSums | Means | NormScales
+"""What norms and means over whole values are made of."""
 Op: TypeAlias = (
-    Conv | ConvTranspose | Affine | Activate | Binary | Concat | Pool | Resize | Pad | Slice
-)
-Fusable: TypeAlias = Conv | ConvTranspose | Affine | Binary
+    Conv | ConvTranspose | Affine | Activate | Binary | Prelu | Softmax | Statistics | ScaleShift
+    | DepthToSpace | Concat | Pool | Resize | Pad | Slice
+)  # fmt: skip
+Fusable: TypeAlias = Conv | ConvTranspose | Affine | Binary | ScaleShift
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -244,6 +321,11 @@ def _triple(value: Triple) -> str:
     return ",".join(str(n) for n in value)
 
 
+_NAMES: dict[type, str] = {
+    Prelu: "prelu", Softmax: "softmax", PartialSums: "partial_sums", ScaleShift: "scale_shift",
+}  # fmt: skip
+
+
 def describe(op: Op) -> str:
     """One op for people: its name and what is not the default."""
     words: list[Any]
@@ -267,6 +349,14 @@ def describe(op: Op) -> str:
             words = ["activate"]
         case Binary():
             words = [op.kind]
+        case Prelu() | Softmax() | PartialSums() | ScaleShift():
+            words = [_NAMES[type(op)]]
+        case Means():
+            words = ["means", f"groups {op.groups}"]
+        case NormScales():
+            words = ["norm_scales", f"groups {op.groups}", f"epsilon {op.epsilon:g}"]
+        case DepthToSpace():
+            words = ["depth_to_space", _triple(op.factor)]
         case Concat():
             words = ["concat"]
         case Pool():

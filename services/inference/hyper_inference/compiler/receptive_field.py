@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from hyper_inference.compiler.ir import (
     Conv,
     ConvTranspose,
+    DepthToSpace,
     Graph,
     Node,
     Pad,
@@ -53,6 +54,8 @@ def _through(node: Node, axis: int, inputs: list[_Reach], source: Shape) -> _Rea
             own = _Reach(first.jump * op.stride[axis], first.reach + side * first.jump)
         case ConvTranspose():
             own = _Reach(first.jump / op.kernel[axis], first.reach + first.jump)
+        case DepthToSpace():
+            own = _Reach(first.jump / op.factor[axis], first.reach)
         case Resize():
             factor = source[axis + 1] / node.type.shape[axis + 1]
             moved = source[axis + 1] > 1

@@ -6,18 +6,28 @@ from collections.abc import Sequence
 from typing import assert_never
 
 from hyper_inference.compiler.ir import (
+    SUM_LANES,
+    SUM_ROWS,
     Activate,
     Affine,
     Binary,
     Concat,
     Conv,
     ConvTranspose,
+    DepthToSpace,
+    Means,
+    NormScales,
     Op,
     Pad,
+    PartialSums,
     Pool,
+    Prelu,
     Resize,
+    ScaleShift,
     Shape,
     Slice,
+    Softmax,
+    Statistics,
     TensorType,
 )
 from hyper_inference.errors import ShapeError
@@ -32,8 +42,10 @@ def infer_type(op: Op, inputs: Sequence[TensorType]) -> TensorType:
     Raises:
         ShapeError: the inputs do not fit, or the result is empty or too large.
     """
-    expected = 2 if isinstance(op, Binary) or getattr(op, "residual_scale", None) is not None else 1
-    if not (len(inputs) == expected or (isinstance(op, Concat) and inputs)):
+    two = isinstance(op, (Binary, NormScales, ScaleShift))
+    expected = 2 if two or getattr(op, "residual_scale", None) is not None else 1
+    fits = len(inputs) == expected or (isinstance(op, PartialSums) and len(inputs) == 2)
+    if not fits and not (isinstance(op, Concat) and inputs):
         raise ShapeError(f"{type(op).__name__} takes {expected} inputs, not {len(inputs)}")
     shape = _shape(op, [value.shape for value in inputs])
     result = TensorType(shape)
@@ -76,8 +88,16 @@ def _shape(op: Op, inputs: list[Shape]) -> Shape:
             if op.scale.shape != (first[0],) or op.shift.shape != (first[0],):
                 raise ShapeError(f"scale of {op.scale.shape} for {first[0]} channels")
             return first
-        case Activate():
+        case Activate() | Softmax():
             return first
+        case Prelu():
+            if op.slope.shape != (first[0],):
+                raise ShapeError(f"slopes of {op.slope.shape} for {first[0]} channels")
+            return first
+        case PartialSums() | Means() | NormScales() | ScaleShift():
+            return _statistics(op, inputs)
+        case DepthToSpace():
+            return _depth_to_space(op, first)
         case Binary():
             return _binary(op, first, inputs[1])
         case Concat():
@@ -129,9 +149,42 @@ def _conv(op: Conv, shape: Shape) -> Shape:
 
 
 def _binary(op: Binary, left: Shape, right: Shape) -> Shape:
-    if left[1:] != right[1:] or (left[0] != right[0] and 1 not in (left[0], right[0])):
+    if any(a != b and 1 not in (a, b) for a, b in zip(left, right, strict=True)):
         raise ShapeError(f"{op.kind} of {TensorType(left)} and {TensorType(right)}")
-    return max(left[0], right[0]), *left[1:]
+    c, z, y, x = (max(a, b) for a, b in zip(left, right, strict=True))
+    return c, z, y, x
+
+
+def _statistics(op: Statistics | ScaleShift, inputs: list[Shape]) -> Shape:
+    channels = inputs[0][0]
+    per_channel = inputs[1] if len(inputs) > 1 else (channels, 1, 1, 1)
+    wanted = 2 * channels if isinstance(op, ScaleShift) else channels
+    if per_channel != (wanted, 1, 1, 1):
+        raise ShapeError(
+            f"{type(op).__name__} of {TensorType(per_channel)} for {channels} channels"
+        )
+    match op:
+        case ScaleShift():
+            return inputs[0]
+        case PartialSums():
+            return channels, inputs[0][1], -(-inputs[0][2] // SUM_ROWS), SUM_LANES
+    if op.groups < 1 or channels % op.groups or op.count < 1 or inputs[0][3] != SUM_LANES:
+        raise ShapeError(f"{op.groups} groups of {channels} channels")
+    if isinstance(op, Means):
+        return channels, 1, 1, 1
+    if op.weight.shape != (channels,) or op.bias.shape != (channels,):
+        raise ShapeError(f"a norm's weight of {op.weight.shape} for {channels} channels")
+    return 2 * channels, 1, 1, 1
+
+
+def _depth_to_space(op: DepthToSpace, shape: Shape) -> Shape:
+    block = op.factor[0] * op.factor[1] * op.factor[2]
+    if min(op.factor) < 1 or shape[0] % block:
+        raise ShapeError(f"{shape[0]} channels in blocks of {op.factor}")
+    whole = [n * f for n, f in zip(shape[1:], op.factor, strict=True)]
+    if any(not n - f < size <= n for n, f, size in zip(whole, op.factor, op.size, strict=True)):
+        raise ShapeError(f"blocks of {op.factor} of {TensorType(shape)} cut to {op.size}")
+    return shape[0] // block, *op.size
 
 
 def _check_taps(op: Resize, shape: Shape) -> None:
@@ -152,6 +205,11 @@ def _pad(op: Pad, shape: Shape) -> Shape:
         for before, after, size in zip(op.before, op.after, shape, strict=True)
     ):
         raise ShapeError(f"reflecting more than {TensorType(shape)} holds")
+    if op.mode == "wrap" and any(
+        max(before, after) > size
+        for before, after, size in zip(op.before, op.after, shape, strict=True)
+    ):
+        raise ShapeError(f"wrapping more than {TensorType(shape)} holds")
     c, z, y, x = (n + a + b for n, a, b in zip(shape, op.before, op.after, strict=True))
     return c, z, y, x
 

@@ -84,7 +84,7 @@ class ConvTransposeDirect(Kernel):
         scales = e.at(biases, self.channels_out)
         for n in range(count):
             bias = e.broadcast(biases, n)
-            woven = _interleave(e, c.carried[n * kx : (n + 1) * kx])
+            woven = interleave(e, c.carried[n * kx : (n + 1) * kx])
             for part, value in enumerate(woven):
                 used = lanes * kx - part * e.width
                 if used <= 0:
@@ -98,7 +98,7 @@ class ConvTransposeDirect(Kernel):
                 e.store(value, out, e.add(at, n * self.out.channel))
 
 
-def _interleave(e: Emitter, vectors: list[Value]) -> list[Value]:
+def interleave(e: Emitter, vectors: list[Value]) -> list[Value]:
     """a0 b0 c0 a1 b1 c1 ... as vectors again."""
     count = len(vectors)
     if count == 1:

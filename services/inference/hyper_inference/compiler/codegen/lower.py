@@ -6,14 +6,16 @@ A new family (Winograd, say) is a new file, and one more choice here.
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Literal, assert_never
+from typing import assert_never
 
 import numpy as np
 
 from hyper_inference.compiler.codegen import conv_direct, conv_transpose, pool, resample
 from hyper_inference.compiler.codegen.boundary import Pack, Unpack
-from hyper_inference.compiler.codegen.kernel import Kernel, Step, Strides, strides_of
+from hyper_inference.compiler.codegen.kernel import Step, strides_of
+from hyper_inference.compiler.codegen.lower_simple import lower_simple
 from hyper_inference.compiler.codegen.pointwise import Pointwise
+from hyper_inference.compiler.codegen.steps import make_step
 from hyper_inference.compiler.codegen.target import Target
 from hyper_inference.compiler.ir import (
     Activate,
@@ -22,51 +24,36 @@ from hyper_inference.compiler.ir import (
     Concat,
     Conv,
     ConvTranspose,
-    Floats,
+    DepthToSpace,
     Graph,
+    Means,
     Node,
+    NormScales,
     Pad,
+    PartialSums,
     Pool,
+    Prelu,
     Resize,
+    ScaleShift,
     Slice,
-    TensorType,
+    Softmax,
 )
-from hyper_inference.compiler.memory_plan import MemoryPlan, Place
+from hyper_inference.compiler.memory_plan import MemoryPlan
 from hyper_inference.errors import UnsupportedOp
 
 MAX_STRIDE = 64
-CHUNK_FLOPS = 4e6
-"""A thread takes about this much at once: 50 us of work against 1 us of taking it."""
-_NOTHING = np.zeros(0, np.float32)
 
 
 def lower(graph: Graph, plan: MemoryPlan, target: Target) -> list[Step]:
     """Steps in order; the first reads the user's input, the last writes the user's output."""
     lowering = _Lowering(graph, plan, target)
     first, last = plan.places[graph.input], plan.places[graph.output]
-    steps = [_step("input", Pack(first.shape, strides_of(first)), first.offset, None, first.shape)]
+    pack = Pack(first.shape, strides_of(first))
+    steps = [make_step("input", pack, first.offset, None, first.shape)]
     for node in graph.nodes:
         steps += lowering.node(node)
     unpack = Unpack(last.shape, strides_of(last))
-    return [*steps, _step("output", unpack, None, last.offset, last.shape)]
-
-
-def _step(
-    name: str,
-    kernel: Kernel,
-    out: int | None,
-    a: int | None,
-    shape: tuple[int, ...],
-    *,
-    b: int | None = None,
-    constants: Floats = _NOTHING,
-    flops: float = 0.0,
-) -> Step:
-    """`shape` is (c, z, y, x) of what the rows are taken from."""
-    rows = shape[1] * shape[2]
-    work = max(flops, 4.0 * np.prod(shape))
-    chunk = int(np.clip(np.ceil(CHUNK_FLOPS * rows / work), 1, max(1, rows // 16)))
-    return Step(name, kernel, out, a, b, constants, rows, chunk, flops)
+    return [*steps, make_step("output", unpack, None, last.offset, last.shape)]
 
 
 class _Lowering:
@@ -83,8 +70,10 @@ class _Lowering:
                 return [self._conv(node, node.op)]
             case ConvTranspose():
                 return [self._conv_transpose(node, node.op)]
-            case Affine() | Activate() | Binary():
-                return [self._pointwise(node, node.op)]
+            case Affine() | Activate() | Binary() | Prelu() | ScaleShift() | Softmax():
+                return [lower_simple(node, node.op, self.places)]
+            case PartialSums() | Means() | NormScales() | DepthToSpace():
+                return [lower_simple(node, node.op, self.places)]
             case Concat():
                 return self._concat(node)
             case Pool():
@@ -115,7 +104,7 @@ class _Lowering:
             strides_of(residual) if residual is not None else None, op.activation, block,
         )  # fmt: skip
         flops = 2.0 * op.weight[0].size * node.type.elements
-        step = _step(
+        step = make_step(
             node.name, kernel, out.offset, a.offset,
             (out.shape[0], out.shape[1], -(-out.shape[2] // block[1]), out.shape[3]), flops=flops,
             b=residual.offset if residual is not None else None,
@@ -137,29 +126,11 @@ class _Lowering:
             strides_of(out), strides_of(residual) if residual is not None else None,
             op.activation, block,
         )  # fmt: skip
-        return _step(
+        return make_step(
             node.name, kernel, out.offset, a.offset, a.shape,
             b=residual.offset if residual is not None else None,
             constants=conv_transpose.pack(op, block),
             flops=2.0 * a.shape[0] * node.type.elements,
-        )  # fmt: skip
-
-    def _pointwise(self, node: Node, op: Affine | Activate | Binary) -> Step:
-        out = self.places[node.name]
-        inputs = [self.places[name] for name in node.inputs]
-        strides = [_broadcast(place, node.type) for place in inputs]
-        constants = _NOTHING
-        if isinstance(op, Affine):
-            constants = np.stack([op.scale, op.shift], axis=1).ravel()
-        kernel = Pointwise(
-            _pointwise_kind(op),
-            out.shape[0], out.shape[2], out.shape[3], strides[0],
-            strides[1] if len(strides) > 1 else None, strides_of(out), op.activation,
-        )  # fmt: skip
-        return _step(
-            node.name, kernel, out.offset, inputs[0].offset, out.shape,
-            b=inputs[1].offset if len(inputs) > 1 else None, constants=constants,
-            flops=2.0 * node.type.elements,
         )  # fmt: skip
 
     def _concat(self, node: Node) -> list[Step]:
@@ -173,7 +144,7 @@ class _Lowering:
                     None, strides_of(out), None,
                 )  # fmt: skip
                 at = out.offset + channel * out.channel
-                steps.append(_step(node.name, kernel, at, part.offset, part.shape))
+                steps.append(make_step(node.name, kernel, at, part.offset, part.shape))
             channel += part.shape[0]
         return steps
 
@@ -185,7 +156,7 @@ class _Lowering:
             op.kind == "max", out.shape[0], op.kernel, op.stride, op.pad_before,
             a.shape[1:], out.shape[1:], strides_of(a), strides_of(out),
         )  # fmt: skip
-        return _step(
+        return make_step(
             node.name, kernel, out.offset, a.offset, out.shape,
             constants=pool.pack(op, a.shape, out.shape, self.target.width),
             flops=float(np.prod(op.kernel)) * node.type.elements,
@@ -199,7 +170,7 @@ class _Lowering:
             out.shape[0], a.shape[3], out.shape[2], out.shape[3], out.shape[1], strides_of(a),
             strides_of(out),
         )  # fmt: skip
-        return _step(
+        return make_step(
             node.name, kernel, out.offset, a.offset, out.shape,
             constants=resample.pack_linear(op, self.target.width),
             flops=9.0 * node.type.elements,
@@ -213,27 +184,7 @@ class _Lowering:
             out.shape, strides_of(a), strides_of(out), fill,
             any(bool(np.any(table < 0)) for table in tables), resample.shift_of(tables[3]),
         )  # fmt: skip
-        return _step(
+        return make_step(
             node.name, kernel, out.offset, a.offset, out.shape,
             constants=resample.pack_remap(tables, self.target.width),
         )  # fmt: skip
-
-
-def _pointwise_kind(
-    op: Affine | Activate | Binary,
-) -> Literal["affine", "identity", "add", "sub", "mul"]:
-    match op:
-        case Binary():
-            return op.kind
-        case Affine():
-            return "affine"
-        case Activate():
-            return "identity"
-
-
-def _broadcast(place: Place, result: TensorType) -> Strides:
-    """Strides of an operand; 0 along the channels if it has one for all."""
-    strides = strides_of(place)
-    if place.shape[0] == 1 and result.shape[0] > 1:
-        return replace(strides, channel=0)
-    return strides

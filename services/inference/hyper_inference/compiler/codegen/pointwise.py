@@ -15,10 +15,11 @@ from hyper_inference.compiler.ir import Activation
 class Pointwise(Kernel):
     """`act(a * scale + shift)` or `act(a op b)`.
 
-    A stride of 0 along the channels uses one channel for all.
+    A stride of 0 uses one channel, row or plane for all, `a_one`, `b_one` one voxel for its row.
+    `scale_shift`: b holds scales, and `shift_at` floats behind them shifts.
     """
 
-    kind: Literal["affine", "identity", "add", "sub", "mul"]
+    kind: Literal["affine", "identity", "prelu", "scale_shift", "add", "sub", "mul", "div"]
     channels: int
     height: int
     size: int
@@ -26,6 +27,9 @@ class Pointwise(Kernel):
     b: Strides | None
     out: Strides
     activation: Activation | None
+    a_one: bool = False
+    b_one: bool = False
+    shift_at: int = 0
 
     def emit(self, e: Emitter, p: Arguments) -> None:
         """Rows, channels, vectors of x."""
@@ -44,20 +48,32 @@ class Pointwise(Kernel):
                 constants = e.at(p.constants, e.mul(channel.index, 2))
 
                 def body(x: Value, lanes: int) -> None:
-                    value = self._value(e, e.load(a, x), e.load(b, x) if b else None, constants)
+                    left = e.broadcast(a) if self.a_one else e.load(a, x)
+                    if self.kind == "scale_shift":
+                        value = e.fma(left, e.broadcast(b), e.broadcast(b, self.shift_at))
+                    elif b is None:
+                        value = self._alone(e, left, constants)
+                    else:
+                        value = self._both(e, left, e.broadcast(b) if self.b_one else e.load(b, x))
                     e.store(e.keep(apply(e, self.activation, value), lanes), out, x)
 
                 e.each_vector(self.size, body)
 
-    def _value(self, e: Emitter, a: Value, b: Value, constants: Value) -> Value:
+    def _alone(self, e: Emitter, a: Value, constants: Value) -> Value:
+        if self.kind == "affine":
+            return e.fma(a, e.broadcast(constants), e.broadcast(constants, 1))
+        if self.kind == "prelu":
+            zero = e.constant(0.0)
+            return e.select_less(a, zero, e.b.fmul(a, e.broadcast(constants)), a)
+        return a
+
+    def _both(self, e: Emitter, a: Value, b: Value) -> Value:
         match self.kind:
-            case "affine":
-                return e.fma(a, e.broadcast(constants), e.broadcast(constants, 1))
-            case "add":
-                return e.b.fadd(a, b)
             case "sub":
                 return e.b.fsub(a, b)
             case "mul":
                 return e.b.fmul(a, b)
-            case "identity":
-                return a
+            case "div":
+                return e.b.fdiv(a, b)
+            case _:
+                return e.b.fadd(a, b)

@@ -7,11 +7,12 @@ batch, gives 2D nets a z of 1, and infers every type.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Literal
 
 import numpy as np
 
+from hyper_inference.compiler.frontend.transposed import transposed_axis
 from hyper_inference.compiler.ir import (
     Activate,
     Activation,
@@ -20,14 +21,21 @@ from hyper_inference.compiler.ir import (
     Concat,
     Conv,
     ConvTranspose,
+    DepthToSpace,
     Floats,
     Graph,
+    Means,
     Node,
+    NormScales,
     Op,
     Pad,
+    PartialSums,
     Pool,
+    Prelu,
     Resize,
+    ScaleShift,
     Slice,
+    Softmax,
     Taps,
     TensorType,
     Triple,
@@ -41,6 +49,11 @@ def frozen(values: Any) -> Floats:
     array = np.array(values, dtype=np.float32, order="C", copy=True)
     array.setflags(write=False)
     return array
+
+
+def _three(values: Iterable[int]) -> Triple:
+    z, y, x = (int(n) for n in values)
+    return z, y, x
 
 
 class GraphBuilder:
@@ -133,14 +146,144 @@ class GraphBuilder:
         return self.add(op, [x], hint)
 
     def conv_transpose(
-        self, x: str, weight: Any, bias: Any | None, hint: str, *, stride: Sequence[int] | int
+        self,
+        x: str,
+        weight: Any,
+        bias: Any | None,
+        hint: str,
+        *,
+        stride: Sequence[int] | int,
+        padding: Sequence[int] | int = 0,
+        output_padding: Sequence[int] | int = 0,
+        dilation: Sequence[int] | int = 1,
+        groups: int = 1,
     ) -> str:
-        """A transposed convolution whose stride is its kernel."""
+        """A transposed convolution.
+
+        Where the stride is the kernel, one op. Else a convolution that makes all voxels between
+        two input voxels as channels, and these put in their places.
+        """
         lifted = self._lift_weight(weight)
-        op = ConvTranspose(lifted, frozen(np.zeros(lifted.shape[1]) if bias is None else bias))
-        if self.lift(stride, 1) != op.kernel:
-            raise UnsupportedOp("ConvTranspose", hint, "its stride must equal its kernel")
-        return self.add(op, [x], hint)
+        if groups < 1 or lifted.shape[0] != self._types[x].shape[0] or lifted.shape[0] % groups:
+            raise InvalidModelError(
+                f"node {hint!r}: a weight of {lifted.shape} in {groups} groups for "
+                f"{self._types[x].shape[0]} channels"
+            )
+        channels = lifted.shape[1] * groups
+        biases = frozen(np.zeros(channels) if bias is None else bias)
+        steps, gaps = self.lift(stride, 1), self.lift(dilation, 1)
+        pads, more = self.lift(padding, 0), self.lift(output_padding, 0)
+        kernel = _three(lifted.shape[2:])
+        if steps == kernel and groups == 1 and not any(pads + more) and gaps == (1, 1, 1):
+            return self.add(ConvTranspose(lifted, biases), [x], hint)
+        sizes = self._types[x].shape[1:]
+        axes = [
+            transposed_axis(*facts)
+            for facts in zip(sizes, kernel, steps, pads, more, gaps, strict=True)
+        ]
+        block = int(np.prod(steps))
+        taps = [axis.taps.shape[0] for axis in axes]
+        if lifted.shape[0] * lifted.shape[1] * block * int(np.prod(taps)) > 2**28:
+            raise UnsupportedOp("conv_transpose", hint, "a stride that makes too many weights")
+        parts = lifted.reshape(groups, -1, *lifted.shape[1:])
+        spread = np.einsum(
+            "gcoijk,zpi,yqj,xrk->gopqrczyx", parts, *(axis.taps for axis in axes), optimize=True
+        )
+        conv = Conv(
+            frozen(spread.reshape(channels * block, -1, *taps)),
+            frozen(np.repeat(biases, block)),
+            pad_before=_three(axis.before for axis in axes),
+            pad_after=_three(axis.after for axis in axes),
+            groups=groups,
+        )
+        wide = self.add(conv, [x], f"{hint}_phases")
+        shape, counts = self._types[wide].shape, _three(axis.count for axis in axes)
+        if shape[1:] != counts:
+            wide = self.add(Slice((0, 0, 0, 0), (shape[0], *counts)), [wide], f"{hint}_cut")
+        return self.add(DepthToSpace(steps, _three(axis.size for axis in axes)), [wide], hint)
+
+    def norm(self, x: str, groups: int, weight: Any, bias: Any, epsilon: float, hint: str) -> str:
+        """Instance (as many groups as channels), group, or layer norm (one group)."""
+        c, z, y, width = self._types[x].shape
+        if groups < 1 or c % groups:
+            raise InvalidModelError(f"node {hint!r}: {c} channels in {groups} groups")
+        mean = self._means(x, groups, hint)
+        squares = self.add(PartialSums(), [x, mean], f"{hint}_squares")
+        scales = NormScales(
+            frozen(np.ones(c) if weight is None else np.ravel(weight)),
+            frozen(np.zeros(c) if bias is None else np.ravel(bias)),
+            float(epsilon),
+            groups,
+            c // groups * z * y * width,
+        )
+        both = self.add(scales, [squares, mean], f"{hint}_scales")
+        return self.add(ScaleShift(), [x, both], hint)
+
+    def _means(self, x: str, groups: int, hint: str) -> str:
+        c, z, y, width = self._types[x].shape
+        sums = self.add(PartialSums(), [x], f"{hint}_sums")
+        return self.add(Means(groups, c // groups * z * y * width), [sums], f"{hint}_mean")
+
+    def mean(self, x: str, axes: Sequence[int], hint: str) -> str:
+        """The mean over the channels, or over all of z, y and x, kept as axes of 1."""
+        shape = self.shape(x)
+        named = {int(axis) % len(shape) for axis in axes}
+        named = {axis for axis in named if shape[axis] > 1}
+        if not named:
+            return x
+        if named == {1}:
+            weight = np.full((1, shape[1], *[1] * self.spatial), 1 / shape[1])
+            return self.conv(x, weight, None, hint)
+        if named == {axis for axis in range(2, len(shape)) if shape[axis] > 1}:
+            return self._means(x, shape[1], hint)
+        raise UnsupportedOp("mean", hint, "over other axes than the channels, or all of z, y, x")
+
+    def prelu(self, x: str, slope: Any, hint: str) -> str:
+        """One slope, or one a channel."""
+        slopes = np.ravel(np.asarray(slope, np.float64))
+        if len(slopes) and np.all(slopes == slopes[0]):
+            return self.activation(x, Activation("leaky_relu", float(slopes[0])), hint)
+        return self.add(Prelu(frozen(slopes)), [x], hint)
+
+    def softmax(self, x: str, axis: int, hint: str) -> str:
+        """Over the channels."""
+        if axis % (self.spatial + 2) != 1:
+            raise UnsupportedOp("softmax", hint, "over another axis than the channels")
+        return self.add(Softmax(), [x], hint)
+
+    def depth_to_space(self, x: str, factor: int, hint: str) -> str:
+        """Channels (o, dz, dy, dx) become blocks of voxels."""
+        steps = self.lift(factor, 1)
+        size = _three(n * s for n, s in zip(self._types[x].shape[1:], steps, strict=True))
+        return self.add(DepthToSpace(steps, size), [x], hint)
+
+    def global_max(self, x: str, hint: str) -> str:
+        """The maximum over z, y and x, in windows of up to 16 along one axis at a time."""
+        while max(self._types[x].shape[1:]) > 1:
+            sizes = self._types[x].shape[1:]
+            axis = int(np.argmax(sizes))
+            kernel, after = [1, 1, 1], [0, 0, 0]
+            kernel[axis] = min(16, sizes[axis])
+            after[axis] = -sizes[axis] % kernel[axis]
+            steps = _three(kernel)
+            x = self.add(Pool("max", steps, steps, (0, 0, 0), _three(after)), [x], hint)
+        return x
+
+    def adaptive_pool(
+        self, x: str, kind: Literal["max", "average"], sizes: Sequence[int | None], hint: str
+    ) -> str:
+        """Pooling to sizes that divide the input's."""
+        have = self.shape(x)[2:]
+        listed = list(sizes) * self.spatial if len(sizes) == 1 else sizes
+        wanted = [n if want is None else int(want) for want, n in zip(listed, have, strict=True)]
+        if all(want == 1 for want in wanted):
+            if kind == "max":
+                return self.global_max(x, hint)
+            return self.mean(x, range(2, len(have) + 2), hint)
+        if any(want < 1 or n % want for n, want in zip(have, wanted, strict=True)):
+            raise UnsupportedOp("adaptive_pool", hint, f"of {have} to {tuple(wanted)}")
+        kernel = [n // want for n, want in zip(have, wanted, strict=True)]
+        return self.pool(x, kind, hint, kernel=kernel, stride=kernel)
 
     def batch_norm(
         self, x: str, weight: Any, bias: Any, mean: Any, variance: Any, epsilon: float, hint: str
@@ -161,9 +304,9 @@ class GraphBuilder:
     def arithmetic(self, kind: str, left: str | Any, right: str | Any, hint: str) -> str:
         """add, sub, mul or div of values and constants, at least one of them a value."""
         if isinstance(left, str) and isinstance(right, str):
-            if kind not in ("add", "sub", "mul"):
+            if kind not in ("add", "sub", "mul", "div"):
                 raise UnsupportedOp(kind, hint, "of two tensors")
-            op: Literal["add", "sub", "mul"] = kind  # type: ignore[assignment]  # checked above
+            op: Literal["add", "sub", "mul", "div"] = kind  # type: ignore[assignment]  # checked above
             return self.add(Binary(op), [left, right], hint)
         value, constant = (left, right) if isinstance(left, str) else (right, left)
         numbers = self._per_channel(constant, value, kind, hint)
@@ -207,8 +350,15 @@ class GraphBuilder:
         pad_before: Sequence[int] | int = 0,
         pad_after: Sequence[int] | int = 0,
         count_pad: bool = False,
+        ceil: bool = False,
     ) -> str:
-        """Pooling; padding must be smaller than the kernel."""
+        """Pooling; padding must be smaller than the kernel. `ceil`: a last window may hang over."""
+        if ceil:
+            more = self._overhang(x, kernel, stride, pad_before, pad_after)
+            if any(more) and kind == "average" and count_pad:
+                raise UnsupportedOp("pool", hint, "a mean with ceil_mode that counts padding")
+            listed = self.lift(pad_after, 0)[3 - self.spatial :]
+            pad_after = [n + m for n, m in zip(listed, more, strict=True)]
         op = Pool(
             kind,
             self.lift(kernel, 1),
@@ -222,6 +372,22 @@ class GraphBuilder:
         ):
             raise InvalidModelError(f"node {hint!r}: pooling pads by more than its kernel")
         return self.add(op, [x], hint)
+
+    def _overhang(
+        self, x: str, kernel: Any, stride: Any, pad_before: Any, pad_after: Any
+    ) -> list[int]:
+        """Padding that a last window needs which begins inside, but does not fit."""
+        more = []
+        lifted = [self.lift(kernel, 1), self.lift(stride, 1)]
+        lifted += [self.lift(pad_before, 0), self.lift(pad_after, 0)]
+        for n, k, s, low, high in zip(self._types[x].shape[1:], *lifted, strict=True):
+            if s < 1:
+                raise InvalidModelError("a stride must be at least 1")
+            count = -(-(n + low + high - k) // s) + 1
+            if (count - 1) * s >= n + low:
+                count -= 1
+            more.append(max(0, (count - 1) * s + k - n - low - high))
+        return more[3 - self.spatial :]
 
     def resize(self, x: str, taps: Sequence[Taps], linear: bool, hint: str) -> str:
         """Resampling by one `Taps` an axis of the net."""
@@ -240,7 +406,7 @@ class GraphBuilder:
         after: Sequence[int],
         hint: str,
         *,
-        mode: Literal["constant", "reflect", "edge"] = "constant",
+        mode: Literal["constant", "reflect", "edge", "wrap"] = "constant",
         value: float = 0.0,
     ) -> str:
         """Padding (negative: cropping) of (n, c, ...), as numpy's."""

@@ -17,6 +17,7 @@ from hyper_inference.compiler.ir import (
     Graph,
     Node,
     Op,
+    ScaleShift,
 )
 from hyper_inference.compiler.passes.rewrite import merge_into_producer
 
@@ -29,7 +30,7 @@ def fuse_activation(graph: Graph) -> Graph:
 def _merge(producer: Op, node: Node) -> Op | None:
     if not isinstance(node.op, Activate):
         return None
-    if not isinstance(producer, (Conv, ConvTranspose, Affine, Binary)):
+    if not isinstance(producer, (Conv, ConvTranspose, Affine, Binary, ScaleShift)):
         return None
     if producer.activation is not None:
         return None

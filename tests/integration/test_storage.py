@@ -124,6 +124,41 @@ def test_lists_come_in_pages(client: Client, name: str) -> None:
         _call(client, "ListFiles", api.ListFilesRequest(parent=parent, page_token="%%%"))
 
 
+def test_files_are_found_by_exact_path_in_one_call(client: Client, name: str) -> None:
+    with client.session(name) as session:
+        session.write_many((f"a/{i}", f"{i}".encode()) for i in range(5))
+    session = client.session(name)
+    session.write_many([("a/1", b"new"), ("a/12", b"12")])
+    parts = [session, _dataset(client, name)]
+    for part, expected in zip(parts, ([b"new", b"12", b"4"], [b"1", b"4"]), strict=True):
+        request = api.GetFilesRequest(parent=part.name, paths=["a/1", "a/12", "a/4", "a", "b"])
+        response = client.call(STORAGE, DatasetServiceStub, "GetFiles", request)
+        paths = [file.path for file in response.files]
+        assert list(response.urls) == []
+        assert [data for _, data in part.read_many(paths)] == expected
+    with pytest.raises(NotFoundError, match="a/12"):
+        list(parts[1].read_many(["a/1", "a/12"]))
+    assert not session.exists("a")
+    session.abort()
+
+
+def test_a_read_is_one_call(client: Client, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    session = client.session(name)
+    for number in range(3):
+        session.write(f"{number}", b"x")
+    calls: list[str] = []
+    call = client.call
+
+    def counted(service: str, stub: object, method: str, *args: object, **named: object) -> object:
+        calls.append(method)
+        return call(service, stub, method, *args, **named)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(client, "call", counted)
+    assert client.attach(session.name).read("1") == b"x"
+    assert calls == ["GetSession", "GetFiles"]
+    session.abort()
+
+
 def test_array_opens_in_plain_zarr(client: Client, name: str, bucket: S3Settings) -> None:
     expected = np.random.default_rng(0).integers(0, 255, (5, 300, 200), dtype=np.uint8)
     with client.session(name) as session:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import secrets
 import time
 from collections.abc import Iterator
@@ -23,6 +24,7 @@ from hyperapi.storage.v1 import dataset_service_pb2 as api
 from hyperapi.storage.v1.dataset_service_pb2_grpc import DatasetServiceStub
 from tests.support import servers
 from tests.support.gateway import run_gateway, storage_client
+from tests.support.proxy import FaultProxy, fault_proxy
 from tests.support.servers import EtcdServer, S3Server, run_etcd, run_s3
 
 QUICKLY_S = 30.0
@@ -130,6 +132,32 @@ def test_s3_down_is_said_quickly_and_survived(place: Place, tmp_path: Path) -> N
         session.commit()
         assert _content(client, "lab/set") == {"x": b"1", "y": b"2"}
         assert client.open_array("lab/set/a")[5, 5] == 1
+
+
+async def test_s3_that_never_answers_is_given_up(place: Place) -> None:
+    host = place.s3.endpoint.removeprefix("http://")
+    async with fault_proxy(host) as proxy:
+        silent = place.s3.model_copy(update={"endpoint": f"http://{proxy.endpoint}"})
+        await asyncio.to_thread(_read_from_silence, place, silent, proxy)
+
+
+def _read_from_silence(place: Place, s3: S3Settings, proxy: FaultProxy) -> None:
+    with (
+        run_gateway(place.folder / "g", place.etcd, s3, place.prefix) as gateway,
+        storage_client(gateway.address, patience_s=0.0) as client,
+    ):
+        with client.session("lab/set") as session:
+            session.write("x", b"1")
+        dataset = client.open("lab/set")
+        assert isinstance(dataset, Dataset)
+        assert dataset.read("x") == b"1"
+        proxy.stall()
+        begin = time.monotonic()
+        with pytest.raises(UnavailableError):
+            dataset.read("x")  # 15 s here, and 15 s of the gateway's
+        assert time.monotonic() - begin < 40
+        proxy.restore()
+        assert dataset.read("x") == b"1"
 
 
 def test_full_disk_is_said(place: Place, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

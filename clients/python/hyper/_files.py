@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Iterator
+import time
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from itertools import islice
@@ -90,11 +91,20 @@ class Tree:
         Raises:
             NotFoundError: there is no such file.
         """
-        request = api.ListFilesRequest(parent=self._name, prefix=check_path(path), page_size=1)
-        found = service_call(self._client, "ListFiles", request).files
-        if not found or found[0].path != path:
+        found = self._find([check_path(path)])
+        if path not in found:
             raise NotFoundError(f"{self._name} has no file {path!r}", metadata={"path": path})
-        return _info(found[0])
+        return found[path]
+
+    def _find(self, paths: Sequence[str]) -> dict[str, FileInfo]:
+        """Those of `paths` (at most 4,096) that exist; their URLs are then at hand."""
+        asked_at = time.monotonic()
+        request = api.GetFilesRequest(parent=self._name, paths=paths, sign=True)
+        response = service_call(self._client, "GetFiles", request)
+        keys = [file.object for file in response.files]
+        lifetime_s = response.lifetime.ToNanoseconds() / 1e9
+        self._remote.keep(keys, "GET", response.urls, asked_at=asked_at, lifetime_s=lifetime_s)
+        return {file.path: _info(file) for file in response.files}
 
     def exists(self, path: str) -> bool:
         """Whether there is such a file."""
@@ -123,14 +133,31 @@ class Tree:
                 return data
         raise _damaged(self._name, info)
 
-    def read_many(self, files: Iterable[FileInfo]) -> Iterator[tuple[FileInfo, bytes]]:
-        """The bytes of files that `files` has listed; checked, in order, several at a time."""
+    def read_many(self, files: Iterable[FileInfo | str]) -> Iterator[tuple[FileInfo, bytes]]:
+        """The bytes of files, by what `files` has listed or by path.
+
+        They come checked, in order; several are fetched at a time.
+
+        Raises:
+            NotFoundError: there is no file of such a path.
+        """
         rest = iter(files)
-        while batch := list(islice(rest, _READ_BATCH)):
+        while asked := list(islice(rest, _READ_BATCH)):
+            batch = self._known(asked)
             self._remote.sign(
                 dict.fromkeys(info.object for info in batch if info.size_bytes), "GET"
             )
             yield from zip(batch, threads().map(self.read_file, batch), strict=True)
+
+    def _known(self, asked: Sequence[FileInfo | str]) -> list[FileInfo]:
+        paths = [check_path(item) for item in asked if isinstance(item, str)]
+        found = self._find(paths) if paths else {}
+        missing = [path for path in paths if path not in found]
+        if missing:
+            raise NotFoundError(
+                f"{self._name} has no file {missing[0]!r}", metadata={"path": missing[0]}
+            )
+        return [found[item] if isinstance(item, str) else item for item in asked]
 
     def read_range(self, path: str, start: int, stop: int) -> bytes:
         """Bytes `start:stop` of a file, cut at its end.

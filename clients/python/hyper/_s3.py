@@ -43,10 +43,12 @@ READ_ATTEMPTS = 4
 _MARGIN_S = 60.0
 _FIRST_PAUSE_S = 0.1
 _CONNECT_S = 3.0
-_GET_SILENCE_S = 20.0  # of a server that has the request
-_PUT_SILENCE_S = 60.0
+_GET_SILENCE_S = 15.0  # of a server that has the request; no second try after it
+_PUT_SILENCE_S = 30.0
+_STREAM_SILENCE_S = 60.0  # of a large file: servers check it as a whole at its end
 
 _GET_TIMEOUT = urllib3.Timeout(connect=_CONNECT_S, read=_GET_SILENCE_S)
+_STREAM_TIMEOUT = urllib3.Timeout(connect=_CONNECT_S, read=_STREAM_SILENCE_S)
 _METHODS = {"GET": api.METHOD_GET, "PUT": api.METHOD_PUT}
 _FULL = (b"InsufficientStorage", b"XMinioStorageFull", b"QuotaExceeded", b"No space left")
 
@@ -124,11 +126,23 @@ class Remote:
         request = api.SignUrlsRequest(parent=self.parent, method=_METHODS[method], objects=objects)
         response = self.client.call(STORAGE, DatasetServiceStub, "SignUrls", request)
         lifetime_s = response.lifetime.ToNanoseconds() / 1e9
+        self.keep(objects, method, response.urls, asked_at=asked_at, lifetime_s=lifetime_s)
+
+    def keep(
+        self,
+        objects: Sequence[str],
+        method: str,
+        urls: Sequence[str],
+        *,
+        asked_at: float,
+        lifetime_s: float,
+    ) -> None:
+        """Remember URLs, one an object, that the gateway signed when asked at `asked_at`."""
         until = asked_at + max(lifetime_s - _MARGIN_S, lifetime_s / 2)
         with self._lock:
             if len(self._urls) > URLS_KEPT:
                 self._urls.clear()
-            for key, url in zip(objects, response.urls, strict=True):
+            for key, url in zip(objects, urls, strict=True):
                 self._urls[method, key] = (url, until)
 
     def _url(self, key: str, method: str) -> str:
@@ -161,6 +175,7 @@ class Remote:
         elif start or stop is not None:
             headers["Range"] = f"bytes={start or 0}-{'' if stop is None else stop - 1}"
         pause_s, why = _FIRST_PAUSE_S, ""
+        give_up_at = time.monotonic() + _GET_SILENCE_S
         for attempt in range(READ_ATTEMPTS):
             try:
                 url = self._url(key, "GET")
@@ -178,6 +193,8 @@ class Remote:
                         return b""
                     case HTTPStatus.FORBIDDEN:
                         self._forget(key, "GET")
+            if time.monotonic() >= give_up_at:
+                break
             if attempt + 1 < READ_ATTEMPTS:
                 time.sleep(pause_s)
                 pause_s *= 3
@@ -236,7 +253,9 @@ class Remote:
             if isinstance(body, Path):
                 with body.open("rb") as file:
                     headers = {"Content-Length": str(os.fstat(file.fileno()).st_size)}
-                    response = _here().http.request("PUT", url, body=file, headers=headers)
+                    response = _here().http.request(
+                        "PUT", url, body=file, headers=headers, timeout=_STREAM_TIMEOUT
+                    )
             else:
                 response = _here().http.request("PUT", url, body=cast("bytes", body))
         except urllib3.exceptions.HTTPError as error:

@@ -41,7 +41,13 @@ async def build(settings: Settings, running: Running) -> Sequence[Served]:
     catalog = Catalog(etcd, settings.etcd_prefix, memory_s=settings.request_memory_s)
     sessions = Sessions(catalog, clock, _new_id, arrays_max=settings.session_arrays_max)
     manifests = Manifests(store, cache_entries=settings.page_cache_entries)
-    fragments = Fragments(store, readers=settings.fragment_readers)
+    fragments = Fragments(
+        store,
+        readers=settings.fragment_readers,
+        put_mark=catalog.count_fragment,
+        get_mark=catalog.mark,
+        cache_entries=settings.fragment_cache_entries,
+    )
     views = Views(catalog, sessions, manifests, fragments)
     committer = Committer(
         catalog, sessions, views, manifests, fragments, store, clock,

@@ -14,6 +14,7 @@ from typing import Any, Generic, TypeVar
 
 from hyper.errors import InvalidArgumentError, UnavailableError
 from hyper_servicekit.etcd import Compare, Etcd, KeyValue, LeaseLostError, Op
+from hyper_storage.files.fragments import Mark
 from hyper_storage.records import (
     Head,
     RequestRecord,
@@ -76,6 +77,9 @@ class Catalog:
         """Where a session is."""
         return f"{self._prefix}/sessions/{session}"
 
+    def _mark_key(self, session: str) -> str:
+        return f"{self._prefix}/fragments/{session}"
+
     def _request_key(self, request: Request) -> str:
         return f"{self._prefix}/requests/{request.tenant}/{request.id}"
 
@@ -128,7 +132,25 @@ class Catalog:
             )
         return record.answer
 
+    async def mark(self, session: str) -> Mark | None:
+        """How many fragments of a session were acknowledged, where that is remembered."""
+        found = await self._etcd.get(self._mark_key(session))
+        return None if found is None else _mark(found)
+
     # Changes
+
+    async def count_fragment(self, session: str, name: str) -> Mark:
+        """Count one more fragment of a session."""
+        key = self._mark_key(session)
+        put = Op.put(key, name.encode(), lease=await self.lease())
+        try:
+            answer = await self._etcd.transact([], [put, Op.get(key)])
+        except LeaseLostError as error:
+            raise self._lease_lost() from error
+        found = answer.responses[1]
+        if not isinstance(found, KeyValue):
+            raise UnavailableError("etcd lost what it has just stored; try again")
+        return _mark(found)
 
     async def change(
         self,
@@ -148,10 +170,13 @@ class Catalog:
         try:
             return (await self._etcd.transact(conditions, changes)).succeeded
         except LeaseLostError as error:
-            self._lease_until_s = 0.0
-            raise UnavailableError(
-                "etcd has dropped this gateway's lease; try again", reason="ETCD_UNREACHABLE"
-            ) from error
+            raise self._lease_lost() from error
+
+    def _lease_lost(self) -> UnavailableError:
+        self._lease_until_s = 0.0
+        return UnavailableError(
+            "etcd has dropped this gateway's lease; try again", reason="ETCD_UNREACHABLE"
+        )
 
     async def put_session(
         self,
@@ -185,3 +210,7 @@ class Catalog:
                 self._lease_id = (await self._etcd.grant(2 * self._memory_s)).id
                 self._lease_until_s = granted_at + self._memory_s
             return self._lease_id
+
+
+def _mark(found: KeyValue) -> Mark:
+    return Mark(found.create_revision, found.version, found.value.decode())

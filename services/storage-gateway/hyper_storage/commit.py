@@ -101,7 +101,7 @@ class Committer:
         self, name: SessionName, stored: Stored[SessionRecord], message: str, request: Request
     ) -> VersionEntry:
         await _SEALED.reach()
-        files = await self._fragments.overlay(stored.value.id)
+        files = await self._fragments.overlay(stored.value.id, listed=True)
         await self._publish_arrays(stored.value)
         await _ARRAYS_PUBLISHED.reach()
         for attempt in range(self._attempts):

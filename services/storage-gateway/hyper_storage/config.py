@@ -30,5 +30,8 @@ class Settings(ServiceSettings):
     session_arrays_max: int = Field(default=1_000, ge=1, description="arrays made in one session")
     commit_attempts: int = Field(default=20, ge=1, description="rebases of one commit")
     fragment_readers: int = Field(default=16, ge=1, description="fragments read at once")
+    fragment_cache_entries: int = Field(
+        default=1_000_000, ge=0, description="files of open sessions kept in memory"
+    )
     log_poll_s: float = Field(default=0.5, gt=0, description="between looks at a growing log")
     log_followers: int = Field(default=200, ge=1, description="logs followed at once")

@@ -108,6 +108,15 @@ def prefix_of(prefix: str) -> str:
     return prefix
 
 
+def paths_of(paths: Any) -> list[str]:
+    """Exact paths of files, each once."""
+    if not 1 <= len(paths) <= MAX_FILES_A_CALL:
+        raise InvalidArgumentError(
+            f"a call asks for 1 to {MAX_FILES_A_CALL} files, not {len(paths)}", field="paths"
+        )
+    return [check_path(path) for path in dict.fromkeys(paths)]
+
+
 def method_of(method: int) -> str:
     """GET, PUT or HEAD."""
     if method not in _METHODS:

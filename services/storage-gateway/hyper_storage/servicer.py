@@ -233,6 +233,26 @@ class DatasetServicer(api_grpc.DatasetServiceServicer):
             response.files.append(file)
         return response
 
+    async def GetFiles(  # noqa: N802
+        self, request: api.GetFilesRequest, context: Context
+    ) -> api.GetFilesResponse:
+        """Files by their exact paths, each with a URL if wanted."""
+        paths = convert.paths_of(request.paths)
+        parts = self._parts
+        view = await parts.views.open(parse_parent(request.parent))
+        found = await parts.views.find(view, paths)
+        entries = [found[path] for path in paths if path in found]
+        response = api.GetFilesResponse(files=[convert.file_to_proto(entry) for entry in entries])
+        if request.sign:
+            lifetime_s = parts.settings.sign_lifetime_s
+            response.lifetime.FromTimedelta(timedelta(seconds=lifetime_s))
+            urls = {
+                key: parts.store.sign(key, "GET", lifetime_s)
+                for key in {entry.object for entry in entries}
+            }
+            response.urls.extend(urls[entry.object] for entry in entries)
+        return response
+
     # Arrays
 
     async def CreateArray(  # noqa: N802

@@ -161,6 +161,12 @@ class Views:
         for entry in own[start:]:
             yield entry
 
+    async def find(self, view: View, paths: Sequence[str]) -> dict[str, Entry]:
+        """Those of `paths` that a view shows."""
+        own = await self._fragments.find(view.session.id, paths) if view.session else {}
+        base = await self.find_files(view.root, [path for path in paths if path not in own])
+        return {**base, **own}
+
     async def find_files(self, root: Root, paths: Sequence[str]) -> Mapping[str, Entry]:
         """Those of `paths` that a root has."""
         wanted: dict[str, set[str]] = {}
@@ -172,9 +178,11 @@ class Views:
                 pages[page.digest] = page
         found: dict[str, Entry] = {}
         for digest, on_page in wanted.items():
-            for entry in await self._manifests.page(pages[digest]):
-                if entry.path in on_page:
-                    found[entry.path] = entry
+            page_entries = await self._manifests.page(pages[digest])
+            for path in on_page:
+                at = bisect_left(page_entries, path, key=lambda entry: entry.path)
+                if at < len(page_entries) and page_entries[at].path == path:
+                    found[path] = page_entries[at]
         return found
 
 

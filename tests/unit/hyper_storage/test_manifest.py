@@ -14,7 +14,6 @@ from hyper_storage.files.merge import (
     array_conflicts,
     file_conflicts,
     merge,
-    overlay,
     page_of,
     plan,
     split,
@@ -87,14 +86,6 @@ def test_only_touched_pages_are_rewritten() -> None:
     pages = [PageRef(f"p{i}", f"{i}0", f"{i}9", 10, 0, ()) for i in range(4)]
     steps = plan(pages, ["15", "199", "35", "99"])
     assert [isinstance(step, Keep) for step in steps] == [True, False, True, False]
-
-
-@given(st.lists(files, max_size=4))
-def test_the_last_fragment_wins(fragments: list[list[Entry]]) -> None:
-    model: dict[str, Entry] = {}
-    for fragment in fragments:
-        model.update((entry.path, entry) for entry in fragment)
-    assert overlay(fragments) == [model[path] for path in sorted(model)]
 
 
 def test_root_round_trip() -> None:

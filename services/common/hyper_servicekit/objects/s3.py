@@ -30,9 +30,21 @@ from hyper_servicekit.objects.presign import Presigner
 T = TypeVar("T")
 
 _PAGE = 1000
+_SILENCE_S = 15  # of a server that has the request
 _LARGEST_PUT_BYTES = 5 << 30  # of one request; S3's own bound
 _MISSING = ("NoSuchKey", "NoSuchObject", "NotFound")
 _FULL = ("XMinioStorageFull", "InsufficientStorage", "QuotaExceeded")
+
+
+class _Retry(urllib3.Retry):
+    """Tries again what failed at once, but not a server that has been silent for long."""
+
+    def increment(self, *args: Any, **kwargs: Any) -> Self:
+        """The retries left after a failure."""
+        error = kwargs.get("error")
+        if isinstance(error, urllib3.exceptions.ReadTimeoutError):
+            raise error
+        return super().increment(*args, **kwargs)
 
 
 class S3Store:
@@ -54,8 +66,8 @@ class S3Store:
         self._http = urllib3.PoolManager(
             maxsize=threads,
             block=True,
-            timeout=urllib3.Timeout(connect=3, read=60),
-            retries=urllib3.Retry(
+            timeout=urllib3.Timeout(connect=3, read=_SILENCE_S),
+            retries=_Retry(
                 total=3,
                 backoff_factor=0.1,
                 status_forcelist=(500, 502, 503, 504),

@@ -1,21 +1,82 @@
 """What a session has added so far: fragments of a manifest, in the bucket, none in etcd.
 
 Each `AddFiles` writes one object `sessions/{id}/fragments/{time}-{unique}`; the order of the keys
-is the order of adding. Nobody changes or removes a fragment while its session lives.
+is the order of adding. Nobody changes or removes a fragment while its session lives, so a gateway
+reads each once and keeps what it says. One small key a session in etcd, the mark, counts them: a
+gateway whose count is the mark's has them all and asks S3 nothing; one that lags by one takes the
+key from the mark; only one that lags further lists the bucket.
 """
 
 from __future__ import annotations
 
 import asyncio
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass, field
+
+from prometheus_client import Counter
 
 from hyper_servicekit.objects import ObjectStore
 from hyper_storage.access import session_prefix
 from hyper_storage.files.entries import Entry, decode_page, encode_page
-from hyper_storage.files.merge import overlay
 
 _SESSIONS_KEPT = 64
+_WAITING_KEPT = 1024
+LISTS = Counter("hyper_storage_fragment_lists_total", "Listings of a session's fragments in S3.")
+READS = Counter("hyper_storage_fragment_reads_total", "Fragments read from S3.")
+
+
+@dataclass(frozen=True, slots=True)
+class Mark:
+    """How many fragments of a session were acknowledged.
+
+    Args:
+        created: revision of its creation; another one is another count.
+        count: acknowledged since then.
+        newest: unique part of the last one's key.
+    """
+
+    created: int
+    count: int
+    newest: str
+
+
+@dataclass(slots=True)
+class _Known:
+    """What one session's fragments say."""
+
+    lock: asyncio.Lock = field(default_factory=asyncio.Lock)
+    mark: Mark | None = None
+    keys: set[str] = field(default_factory=set)
+    files: dict[str, tuple[str, Entry]] = field(default_factory=dict)
+    ordered: list[Entry] | None = None
+    waiting: dict[int, tuple[Mark, str, Sequence[Entry]]] = field(default_factory=dict)
+
+    def take(self, key: str, entries: Sequence[Entry]) -> None:
+        """Learn a fragment; of two that hold a path the later key counts."""
+        if key in self.keys:
+            return
+        self.keys.add(key)
+        self.ordered = None
+        for entry in entries:
+            before = self.files.get(entry.path)
+            if before is None or before[0] < key:
+                self.files[entry.path] = (key, entry)
+
+    def catch_up(self) -> None:
+        """Take what this gateway added itself, as far as the count has no gap."""
+        while self.mark is not None:
+            found = self.waiting.pop(self.mark.count + 1, None)
+            if found is None or found[0].created != self.mark.created:
+                return
+            self.mark = found[0]
+            self.take(found[1], found[2])
+
+    def sorted_files(self) -> list[Entry]:
+        """Every file, in order of path."""
+        if self.ordered is None:
+            self.ordered = [self.files[path][1] for path in sorted(self.files)]
+        return self.ordered
 
 
 class Fragments:
@@ -24,43 +85,108 @@ class Fragments:
     Args:
         store: the bucket.
         readers: fragments that are read at once.
+        put_mark: counts one more fragment of a session; returns the mark.
+        get_mark: a session's mark; None where it is not remembered (any more).
+        cache_entries: files kept in memory, over all sessions.
     """
 
-    def __init__(self, store: ObjectStore, *, readers: int) -> None:
+    def __init__(
+        self,
+        store: ObjectStore,
+        *,
+        readers: int,
+        put_mark: Callable[[str, str], Awaitable[Mark]],
+        get_mark: Callable[[str], Awaitable[Mark | None]],
+        cache_entries: int = 1_000_000,
+    ) -> None:
         self._store = store
         self._slots = asyncio.Semaphore(readers)
-        self._overlays: OrderedDict[str, tuple[tuple[str, ...], list[Entry]]] = OrderedDict()
+        self._put_mark = put_mark
+        self._get_mark = get_mark
+        self._cache_entries = cache_entries
+        self._sessions: OrderedDict[str, _Known] = OrderedDict()
 
     async def add(
         self, session: str, entries: Sequence[Entry], *, now_ns: int, unique: str
     ) -> None:
         """Record files of a session; durable on return."""
         data = await asyncio.to_thread(encode_page, entries)
-        await self._store.put(f"{_prefix(session)}{now_ns:020d}-{unique}", data)
+        name = f"{now_ns:020d}-{unique}"
+        key = f"{_prefix(session)}{name}"
+        await self._store.put(key, data)
+        mark = await self._put_mark(session, name)
+        known = self._sessions.get(session)
+        if known is not None:
+            if len(known.waiting) >= _WAITING_KEPT:
+                known.waiting.clear()
+            known.waiting[mark.count] = (mark, key, entries)
 
-    async def overlay(self, session: str) -> list[Entry]:
-        """All files that a session has added, in order of path; not to be changed."""
-        keys = tuple([info.key async for info in self._store.list(_prefix(session))])
-        known_keys, known = self._overlays.get(session, ((), []))
-        if keys == known_keys:
-            return known
-        if keys[: len(known_keys)] == known_keys:
-            fresh = await self._read(keys[len(known_keys) :])
-            merged = await asyncio.to_thread(overlay, [known, *fresh])
+    async def overlay(self, session: str, *, listed: bool = False) -> list[Entry]:
+        """All files that a session has added, in order of path; not to be changed.
+
+        With `listed` the bucket is asked whatever the count says: for a commit.
+        """
+        known = await self._refresh(session, listed=listed)
+        if known.ordered is None:
+            return await asyncio.to_thread(known.sorted_files)
+        return known.ordered
+
+    async def find(self, session: str, paths: Sequence[str]) -> dict[str, Entry]:
+        """Those of `paths` that a session has added."""
+        files = (await self._refresh(session)).files
+        return {path: files[path][1] for path in paths if path in files}
+
+    async def _refresh(self, session: str, *, listed: bool = False) -> _Known:
+        mark = await self._get_mark(session)
+        known = self._sessions.setdefault(session, _Known())
+        self._sessions.move_to_end(session)
+        async with known.lock:
+            known.catch_up()
+            if mark is None or listed or not _has(known.mark, mark):
+                await self._learn(session, known, mark, listed=listed)
+            known.catch_up()
+        self._forget()
+        return known
+
+    async def _learn(self, session: str, known: _Known, mark: Mark | None, *, listed: bool) -> None:
+        prefix = _prefix(session)
+        last = known.mark
+        next_one = (
+            mark is not None
+            and last is not None
+            and (mark.created, mark.count) == (last.created, last.count + 1)
+        )
+        if next_one and mark is not None and not listed:
+            fresh = {f"{prefix}{mark.newest}"} - known.keys
         else:
-            merged = await asyncio.to_thread(overlay, await self._read(keys))
-        self._overlays[session] = (keys, merged)
-        self._overlays.move_to_end(session)
-        while len(self._overlays) > _SESSIONS_KEPT:
-            self._overlays.popitem(last=False)
-        return merged
+            LISTS.inc()
+            fresh = {info.key async for info in self._store.list(prefix)} - known.keys
+        for key, entries in await self._read(sorted(fresh)):
+            known.take(key, entries)
+        if mark is None or not _has(known.mark, mark):
+            known.mark = mark
 
-    async def _read(self, keys: Sequence[str]) -> list[list[Entry]]:
-        async def one(key: str) -> list[Entry]:
+    async def _read(self, keys: Sequence[str]) -> list[tuple[str, list[Entry]]]:
+        async def one(key: str) -> tuple[str, list[Entry]]:
             async with self._slots:
-                return await asyncio.to_thread(decode_page, await self._store.get(key))
+                READS.inc()
+                return key, await asyncio.to_thread(decode_page, await self._store.get(key))
 
         return list(await asyncio.gather(*(one(key) for key in keys)))
+
+    def _forget(self) -> None:
+        """Drop the sessions unused for longest, as memory demands; never the newest one."""
+        total = sum(len(known.files) for known in self._sessions.values())
+        while len(self._sessions) > 1 and (
+            len(self._sessions) > _SESSIONS_KEPT or total > self._cache_entries
+        ):
+            _, dropped = self._sessions.popitem(last=False)
+            total -= len(dropped.files)
+
+
+def _has(known: Mark | None, wanted: Mark) -> bool:
+    """Whether what is known includes all that `wanted` counts."""
+    return known is not None and known.created == wanted.created and known.count >= wanted.count
 
 
 def _prefix(session: str) -> str:

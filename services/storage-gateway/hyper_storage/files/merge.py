@@ -69,14 +69,6 @@ def split(entries: Sequence[Entry], limit: int) -> list[Sequence[Entry]]:
     return [entries[a:b] for a, b in pairwise(bounds)]
 
 
-def overlay(fragments: Iterable[Sequence[Entry]]) -> list[Entry]:
-    """A session's files, sorted; fragments are in the order in which they were added."""
-    newest: dict[str, Entry] = {}
-    for fragment in fragments:
-        newest.update((entry.path, entry) for entry in fragment)
-    return [newest[path] for path in sorted(newest)]
-
-
 def page_of(pages: Sequence[PageRef], path: str) -> PageRef | None:
     """The page on which `path` is, if it is anywhere."""
     at = bisect_right(pages, path, key=lambda page: page.first) - 1

@@ -437,6 +437,63 @@ class ListFilesResponse(google.protobuf.message.Message):
 Global___ListFilesResponse: typing_extensions.TypeAlias = ListFilesResponse
 
 @typing.final
+class GetFilesRequest(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    PARENT_FIELD_NUMBER: builtins.int
+    PATHS_FIELD_NUMBER: builtins.int
+    SIGN_FIELD_NUMBER: builtins.int
+    parent: builtins.str
+    """version or session"""
+    sign: builtins.bool
+    """with URLs to read them"""
+    @property
+    def paths(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
+        """at most 4,096"""
+
+    def __init__(
+        self,
+        *,
+        parent: builtins.str = ...,
+        paths: collections.abc.Iterable[builtins.str] | None = ...,
+        sign: builtins.bool = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["parent", b"parent", "paths", b"paths", "sign", b"sign"]) -> None: ...
+
+Global___GetFilesRequest: typing_extensions.TypeAlias = GetFilesRequest
+
+@typing.final
+class GetFilesResponse(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    FILES_FIELD_NUMBER: builtins.int
+    URLS_FIELD_NUMBER: builtins.int
+    LIFETIME_FIELD_NUMBER: builtins.int
+    @property
+    def files(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[hyperapi.storage.v1.dataset_pb2.File]:
+        """those that exist, in the order of the request"""
+
+    @property
+    def urls(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
+        """with `sign`, one a file: of the object that holds it"""
+
+    @property
+    def lifetime(self) -> google.protobuf.duration_pb2.Duration:
+        """of the URLs"""
+
+    def __init__(
+        self,
+        *,
+        files: collections.abc.Iterable[hyperapi.storage.v1.dataset_pb2.File] | None = ...,
+        urls: collections.abc.Iterable[builtins.str] | None = ...,
+        lifetime: google.protobuf.duration_pb2.Duration | None = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["lifetime", b"lifetime"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["files", b"files", "lifetime", b"lifetime", "urls", b"urls"]) -> None: ...
+
+Global___GetFilesResponse: typing_extensions.TypeAlias = GetFilesResponse
+
+@typing.final
 class CreateArrayRequest(google.protobuf.message.Message):
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 

@@ -90,6 +90,11 @@ class DatasetServiceStub(object):
                 request_serializer=hyperapi_dot_storage_dot_v1_dot_dataset__service__pb2.ListFilesRequest.SerializeToString,
                 response_deserializer=hyperapi_dot_storage_dot_v1_dot_dataset__service__pb2.ListFilesResponse.FromString,
                 _registered_method=True)
+        self.GetFiles = channel.unary_unary(
+                '/hyperapi.storage.v1.DatasetService/GetFiles',
+                request_serializer=hyperapi_dot_storage_dot_v1_dot_dataset__service__pb2.GetFilesRequest.SerializeToString,
+                response_deserializer=hyperapi_dot_storage_dot_v1_dot_dataset__service__pb2.GetFilesResponse.FromString,
+                _registered_method=True)
         self.CreateArray = channel.unary_unary(
                 '/hyperapi.storage.v1.DatasetService/CreateArray',
                 request_serializer=hyperapi_dot_storage_dot_v1_dot_dataset__service__pb2.CreateArrayRequest.SerializeToString,
@@ -199,6 +204,13 @@ class DatasetServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def GetFiles(self, request, context):
+        """Files of a version or session by their exact paths, at a cost that does not grow with their number.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def CreateArray(self, request, context):
         """Makes an array in a session. Its shards are written through signed URLs; the array, and with it
         zarr.json, appears in the bucket with the commit.
@@ -297,6 +309,11 @@ def add_DatasetServiceServicer_to_server(servicer, server):
                     servicer.ListFiles,
                     request_deserializer=hyperapi_dot_storage_dot_v1_dot_dataset__service__pb2.ListFilesRequest.FromString,
                     response_serializer=hyperapi_dot_storage_dot_v1_dot_dataset__service__pb2.ListFilesResponse.SerializeToString,
+            ),
+            'GetFiles': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetFiles,
+                    request_deserializer=hyperapi_dot_storage_dot_v1_dot_dataset__service__pb2.GetFilesRequest.FromString,
+                    response_serializer=hyperapi_dot_storage_dot_v1_dot_dataset__service__pb2.GetFilesResponse.SerializeToString,
             ),
             'CreateArray': grpc.unary_unary_rpc_method_handler(
                     servicer.CreateArray,
@@ -627,6 +644,33 @@ class DatasetService(object):
             '/hyperapi.storage.v1.DatasetService/ListFiles',
             hyperapi_dot_storage_dot_v1_dot_dataset__service__pb2.ListFilesRequest.SerializeToString,
             hyperapi_dot_storage_dot_v1_dot_dataset__service__pb2.ListFilesResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetFiles(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/hyperapi.storage.v1.DatasetService/GetFiles',
+            hyperapi_dot_storage_dot_v1_dot_dataset__service__pb2.GetFilesRequest.SerializeToString,
+            hyperapi_dot_storage_dot_v1_dot_dataset__service__pb2.GetFilesResponse.FromString,
             options,
             channel_credentials,
             insecure,

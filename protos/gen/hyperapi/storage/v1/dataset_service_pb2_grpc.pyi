@@ -201,6 +201,22 @@ _DatasetServiceListFilesType = typing_extensions.TypeVar(
     ],
 )
 
+_DatasetServiceGetFilesType = typing_extensions.TypeVar(
+    '_DatasetServiceGetFilesType',
+    grpc.UnaryUnaryMultiCallable[
+        hyperapi.storage.v1.dataset_service_pb2.GetFilesRequest,
+        hyperapi.storage.v1.dataset_service_pb2.GetFilesResponse,
+    ],
+    grpc.aio.UnaryUnaryMultiCallable[
+        hyperapi.storage.v1.dataset_service_pb2.GetFilesRequest,
+        hyperapi.storage.v1.dataset_service_pb2.GetFilesResponse,
+    ],
+    default=grpc.UnaryUnaryMultiCallable[
+        hyperapi.storage.v1.dataset_service_pb2.GetFilesRequest,
+        hyperapi.storage.v1.dataset_service_pb2.GetFilesResponse,
+    ],
+)
+
 _DatasetServiceCreateArrayType = typing_extensions.TypeVar(
     '_DatasetServiceCreateArrayType',
     grpc.UnaryUnaryMultiCallable[
@@ -297,7 +313,7 @@ _DatasetServiceReadObjectType = typing_extensions.TypeVar(
     ],
 )
 
-class DatasetServiceStub(typing.Generic[_DatasetServiceGetDatasetType, _DatasetServiceListDatasetsType, _DatasetServiceDeleteDatasetType, _DatasetServiceGetVersionType, _DatasetServiceListVersionsType, _DatasetServiceCreateSessionType, _DatasetServiceGetSessionType, _DatasetServiceCommitSessionType, _DatasetServiceAbortSessionType, _DatasetServiceAddFilesType, _DatasetServiceListFilesType, _DatasetServiceCreateArrayType, _DatasetServiceGetArrayType, _DatasetServiceListArraysType, _DatasetServiceDeleteArrayType, _DatasetServiceSignUrlsType, _DatasetServiceReadObjectType]):
+class DatasetServiceStub(typing.Generic[_DatasetServiceGetDatasetType, _DatasetServiceListDatasetsType, _DatasetServiceDeleteDatasetType, _DatasetServiceGetVersionType, _DatasetServiceListVersionsType, _DatasetServiceCreateSessionType, _DatasetServiceGetSessionType, _DatasetServiceCommitSessionType, _DatasetServiceAbortSessionType, _DatasetServiceAddFilesType, _DatasetServiceListFilesType, _DatasetServiceGetFilesType, _DatasetServiceCreateArrayType, _DatasetServiceGetArrayType, _DatasetServiceListArraysType, _DatasetServiceDeleteArrayType, _DatasetServiceSignUrlsType, _DatasetServiceReadObjectType]):
     """Names and versions; bytes flow between the client and S3 by presigned URLs."""
 
     @typing.overload
@@ -345,6 +361,10 @@ class DatasetServiceStub(typing.Generic[_DatasetServiceGetDatasetType, _DatasetS
         grpc.UnaryUnaryMultiCallable[
             hyperapi.storage.v1.dataset_service_pb2.ListFilesRequest,
             hyperapi.storage.v1.dataset_service_pb2.ListFilesResponse,
+        ],
+        grpc.UnaryUnaryMultiCallable[
+            hyperapi.storage.v1.dataset_service_pb2.GetFilesRequest,
+            hyperapi.storage.v1.dataset_service_pb2.GetFilesResponse,
         ],
         grpc.UnaryUnaryMultiCallable[
             hyperapi.storage.v1.dataset_service_pb2.CreateArrayRequest,
@@ -419,6 +439,10 @@ class DatasetServiceStub(typing.Generic[_DatasetServiceGetDatasetType, _DatasetS
             hyperapi.storage.v1.dataset_service_pb2.ListFilesResponse,
         ],
         grpc.aio.UnaryUnaryMultiCallable[
+            hyperapi.storage.v1.dataset_service_pb2.GetFilesRequest,
+            hyperapi.storage.v1.dataset_service_pb2.GetFilesResponse,
+        ],
+        grpc.aio.UnaryUnaryMultiCallable[
             hyperapi.storage.v1.dataset_service_pb2.CreateArrayRequest,
             hyperapi.storage.v1.dataset_service_pb2.CreateArrayResponse,
         ],
@@ -474,6 +498,9 @@ class DatasetServiceStub(typing.Generic[_DatasetServiceGetDatasetType, _DatasetS
 
     ListFiles: _DatasetServiceListFilesType
     """Files of a version, or of a session (its base's and its own), in order of path."""
+
+    GetFiles: _DatasetServiceGetFilesType
+    """Files of a version or session by their exact paths, at a cost that does not grow with their number."""
 
     CreateArray: _DatasetServiceCreateArrayType
     """Makes an array in a session. Its shards are written through signed URLs; the array, and with it
@@ -538,6 +565,10 @@ DatasetServiceAsyncStub: typing_extensions.TypeAlias = DatasetServiceStub[
     grpc.aio.UnaryUnaryMultiCallable[
         hyperapi.storage.v1.dataset_service_pb2.ListFilesRequest,
         hyperapi.storage.v1.dataset_service_pb2.ListFilesResponse,
+    ],
+    grpc.aio.UnaryUnaryMultiCallable[
+        hyperapi.storage.v1.dataset_service_pb2.GetFilesRequest,
+        hyperapi.storage.v1.dataset_service_pb2.GetFilesResponse,
     ],
     grpc.aio.UnaryUnaryMultiCallable[
         hyperapi.storage.v1.dataset_service_pb2.CreateArrayRequest,
@@ -653,6 +684,14 @@ class DatasetServiceServicer(metaclass=abc.ABCMeta):
         context: _ServicerContext,
     ) -> typing.Union[hyperapi.storage.v1.dataset_service_pb2.ListFilesResponse, collections.abc.Awaitable[hyperapi.storage.v1.dataset_service_pb2.ListFilesResponse]]:
         """Files of a version, or of a session (its base's and its own), in order of path."""
+
+    @abc.abstractmethod
+    def GetFiles(
+        self,
+        request: hyperapi.storage.v1.dataset_service_pb2.GetFilesRequest,
+        context: _ServicerContext,
+    ) -> typing.Union[hyperapi.storage.v1.dataset_service_pb2.GetFilesResponse, collections.abc.Awaitable[hyperapi.storage.v1.dataset_service_pb2.GetFilesResponse]]:
+        """Files of a version or session by their exact paths, at a cost that does not grow with their number."""
 
     @abc.abstractmethod
     def CreateArray(

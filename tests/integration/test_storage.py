@@ -259,6 +259,25 @@ def test_session_is_read_by_name_before_commit_and_by_nobody_else(
         other.create_array("b", (1,), "uint8")
 
 
+def test_an_array_of_the_base_is_replaced_not_written(client: Client, name: str) -> None:
+    with client.session(name) as first:
+        first.create_array("a", (4, 4), "uint8")[...] = 1
+    session = client.session(name)
+    old = session["a"]
+    assert old.url == client.open_array(f"{name}/a").url
+    with pytest.raises(InvalidArgumentError, match="delete_array"):
+        old[...] = 2
+    with pytest.raises(AlreadyExistsError):
+        session.create_array("a", (2, 2), "uint8")
+    session.delete_array("a")
+    new = session.create_array("a", (2, 2), "uint8")
+    assert new.url == "" == session["a"].url
+    session["a"][...] = 3
+    session.commit()
+    assert client.open_array(f"{name}@1/a").shape == (4, 4)
+    assert client.open_array(f"{name}@2/a")[...].tolist() == [[3, 3], [3, 3]]
+
+
 def test_abort_leaves_nothing_to_see(client: Client, name: str) -> None:
     with pytest.raises(RuntimeError), client.session(name) as session:
         session.write("x", b"1")

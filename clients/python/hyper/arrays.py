@@ -41,7 +41,7 @@ class Array:
         self._message = message
         parent = message.name.partition("/arrays/")[0]
         self._remote = remote if remote is not None else Remote(client, parent)
-        self._writable = "/sessions/" in parent
+        self._writable = "/sessions/" in parent and not message.url
         self._store = self._make_store(None)
         self._zarr = self._open(self._store)
 
@@ -101,7 +101,7 @@ class Array:
 
     @property
     def url(self) -> str:
-        """Where any Zarr v3 reader opens it, `s3://...`; "" before the commit."""
+        """Where any Zarr v3 reader opens it, `s3://...`; "" for one not committed yet."""
         return self._message.url
 
     def __len__(self) -> int:
@@ -138,7 +138,8 @@ class Array:
     def __setitem__(self, key: Any, value: Any) -> None:
         if not self._writable:
             raise InvalidArgumentError(
-                f"{self.name} is committed and never changes; write to an array of a session"
+                f"{self.name} is committed and never changes; make an array in a session and write "
+                "to that (delete_array first if it shall have this one's name)"
             )
         selection = Selection.of(key, self.shape)
         if selection.empty:

@@ -131,12 +131,13 @@ class Job:
     def make_array(self, name: str, shape: tuple[int, int, int], dtype: str) -> Array:
         """Make an array whose shards lie in one section, unless an earlier attempt made it.
 
-        An array of that name in the version the session is based on is another one: it has a url.
+        An array of that name in the version the session is based on (it has a url) is replaced.
         """
         if name in self.session.arrays():
             array = self.session[name]
             if not array.url:
                 return array
+            self.session.delete_array(name)
         voxel_size = self.settings["options"]["voxel_size_nm"]
         return self.session.create_array(
             name,

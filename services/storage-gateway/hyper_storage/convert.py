@@ -255,17 +255,21 @@ def file_to_proto(entry: Entry) -> dataset_pb2.File:
     )
 
 
-def array_to_proto(name: ArrayName, ref: ArrayRef, zarr: bytes, base_url: str) -> dataset_pb2.Array:
-    """An array on the wire; everything about it stands in its `zarr.json`."""
+def array_to_proto(
+    name: ArrayName, ref: ArrayRef, zarr: bytes, base_url: str | None
+) -> dataset_pb2.Array:
+    """An array on the wire; everything about it stands in its `zarr.json`.
+
+    `base_url` is None for one that a session has made: it has no address before the commit.
+    """
     document = json.loads(zarr)
     attributes = document["attributes"]
     sharding = document["codecs"][0]["configuration"]
     voxel = attributes.get("voxel_size_nm")
-    committed = isinstance(name.parent, VersionName)
     array = dataset_pb2.Array(
         name=str(name),
         prefix=ref.prefix,
-        url=f"{base_url}/{ref.prefix}" if committed else "",
+        url="" if base_url is None else f"{base_url}/{ref.prefix}",
         shape=document["shape"],
         dtype=document["data_type"],
         chunk_shape=sharding["chunk_shape"],

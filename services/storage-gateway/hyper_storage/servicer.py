@@ -273,7 +273,7 @@ class DatasetServicer(api_grpc.DatasetServiceServicer):
             request=self._asked(session, request.request_id, f"CreateArray {name}"),
         )
         ref = ArrayRef(array_prefix(array_id), record)
-        return api.CreateArrayResponse(array=await self._array(name, ref))
+        return api.CreateArrayResponse(array=await self._array(name, ref, committed=False))
 
     async def GetArray(  # noqa: N802
         self, request: api.GetArrayRequest, context: Context
@@ -281,8 +281,9 @@ class DatasetServicer(api_grpc.DatasetServiceServicer):
         """One array."""
         name = parse_array(request.name)
         view = await self._parts.views.open(name.parent)
-        exact = ArrayName(view.name, name.array)
-        return api.GetArrayResponse(array=await self._array(exact, view.array(name.array)))
+        exact, ref = ArrayName(view.name, name.array), view.array(name.array)
+        committed = view.committed(name.array)
+        return api.GetArrayResponse(array=await self._array(exact, ref, committed=committed))
 
     async def ListArrays(  # noqa: N802
         self, request: api.ListArraysRequest, context: Context
@@ -291,7 +292,7 @@ class DatasetServicer(api_grpc.DatasetServiceServicer):
         view = await self._parts.views.open(parse_parent(request.parent))
         return api.ListArraysResponse(
             arrays=[
-                await self._array(ArrayName(view.name, name), ref)
+                await self._array(ArrayName(view.name, name), ref, committed=view.committed(name))
                 for name, ref in sorted(view.arrays.items())
             ]
         )
@@ -368,9 +369,9 @@ class DatasetServicer(api_grpc.DatasetServiceServicer):
             if len(window) < wanted:
                 return
 
-    async def _array(self, name: ArrayName, ref: ArrayRef) -> dataset_pb2.Array:
+    async def _array(self, name: ArrayName, ref: ArrayRef, *, committed: bool) -> dataset_pb2.Array:
         zarr = await self._parts.views.zarr(ref)
-        return convert.array_to_proto(name, ref, zarr, self._base_url)
+        return convert.array_to_proto(name, ref, zarr, self._base_url if committed else None)
 
     def _asked(self, session: SessionName, request_id: str, call: str) -> Request:
         return convert.request_of(session.dataset.tenant, request_id, call)

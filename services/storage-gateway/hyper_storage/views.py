@@ -60,6 +60,10 @@ class View:
             sources.add(self.session.id)
         return Readable(sources, {ref.prefix for ref in self.arrays.values()})
 
+    def committed(self, name: str) -> bool:
+        """Whether an array is a version's: not one that this session has made."""
+        return self.session is None or name not in self.session.arrays
+
     def array(self, name: str) -> ArrayRef:
         """One array."""
         found = self.arrays.get(name)

@@ -215,7 +215,7 @@ class Array(google.protobuf.message.Message):
     prefix: builtins.str
     """key prefix in the bucket: "arrays/{id}/v{n}", under the bucket's own prefix"""
     url: builtins.str
-    """s3://BUCKET/PREFIX of a committed array"""
+    """s3://BUCKET/PREFIX; empty: made in a session and not committed yet"""
     dtype: builtins.str
     """numpy's name"""
     zarr_json: builtins.bytes

@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from hyper.errors import DataLossError, InvalidArgumentError
-from hyper_inference.compiler.compile import MODES
+from hyper_inference.compiler.algorithm import MODES
 from hyper_inference.compiler.ir import Triple
 from hyper_inference.volume import BLENDINGS, Conversion
 from hyper_voxels import Box

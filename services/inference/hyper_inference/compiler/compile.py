@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from hyper.errors import InvalidArgumentError
+from hyper_inference.compiler.algorithm import Mode, parse_mode
 from hyper_inference.compiler.cache import CodeCache
 from hyper_inference.compiler.codegen import abi
 from hyper_inference.compiler.codegen.jit import Code, compile_object, load_object
@@ -28,9 +29,6 @@ from hyper_inference.compiler.ir import Floats, Graph
 from hyper_inference.compiler.memory_plan import MemoryPlan, plan_memory
 from hyper_inference.compiler.pipeline import run_pipeline
 from hyper_inference.errors import InvalidModelError, ShapeError
-
-MODES = ("exact", "fast")
-"""Both run the direct kernels as yet."""
 
 
 def load_graph(model: Any, shape: Sequence[int]) -> Graph:
@@ -75,7 +73,7 @@ def compile_net(
         model: see `load_graph`.
         example_or_shape: an array or tensor, or its shape: (n, c, y, x) or (n, c, z, y, x); the
             callable takes any n.
-        mode: exact or fast.
+        mode: exact, fast or faster: see `algorithm.py`.
         threads: how many work on one sample; all cores by default. Changes no bit of the result.
         target: avx512, avx2 or generic; the best by default. Changes no bit either.
         cache: folder of compiled code.
@@ -86,8 +84,7 @@ def compile_net(
         InvalidModelError: the model is malformed.
         ShapeError: the shape does not fit the model, or is too large.
     """
-    if mode not in MODES:
-        raise InvalidArgumentError(f"mode {mode!r} is not one of {', '.join(MODES)}", field="mode")
+    chosen_mode = parse_mode(mode)
     if threads is not None and not 1 <= threads <= 1024:
         raise InvalidArgumentError(f"threads {threads} is not between 1 and 1024", field="threads")
     shape = _shape_of(example_or_shape)
@@ -96,8 +93,8 @@ def compile_net(
     stages: list[tuple[str, Graph]] = []
     source = load_graph(model, shape)
     graph = run_pipeline(source, on_pass=lambda name, after: stages.append((name, after)))
-    plan = plan_memory(graph, max_bytes=max_bytes)
-    steps = lower(graph, plan, chosen)
+    plan = plan_memory(graph, mode=chosen_mode, max_bytes=max_bytes)
+    steps = lower(graph, plan, chosen, chosen_mode)
     text = abi.build_module(steps, chosen)
     code = _machine_code(text, chosen, CodeCache(cache))
     return Compiled(
@@ -106,7 +103,7 @@ def compile_net(
         plan=plan,
         steps=tuple(steps),
         target=chosen,
-        mode=mode,
+        mode=chosen_mode,
         threads=threads or os.cpu_count() or 1,
         compile_s=time.perf_counter() - start,
         stages=tuple(stages),
@@ -161,6 +158,7 @@ class _Workspace:
     """Memory of one run at a time."""
 
     arena: Floats
+    scratch: Floats
     state: Any
 
 
@@ -173,7 +171,7 @@ class Compiled:
     plan: MemoryPlan
     steps: tuple[Step, ...]
     target: Target
-    mode: str
+    mode: Mode
     threads: int
     compile_s: float
     stages: tuple[tuple[str, Graph], ...]
@@ -234,7 +232,8 @@ class Compiled:
         with self._workspace() as work:
             work.state[:] = 0
             pointers = [
-                array.ctypes.data for array in (work.arena, self._constants, sample, output)
+                array.ctypes.data
+                for array in (work.arena, self._constants, sample, output, work.scratch)
             ]
             arguments = (*pointers, work.state.ctypes.data)
             helpers = [
@@ -250,8 +249,9 @@ class Compiled:
         with self._lock:
             work = self._free.pop() if self._free else None
         if work is None:
-            state = np.zeros(abi.STATE_STRIDE * len(self.steps) + 8, np.int64)
-            work = _Workspace(aligned_zeros(self.plan.floats), state)
+            state = np.zeros(abi.state_words(self.steps), np.int64)
+            scratch = aligned_zeros(abi.scratch_floats(self.steps) * self.threads)
+            work = _Workspace(aligned_zeros(self.plan.floats), scratch, state)
         try:
             yield work
         finally:

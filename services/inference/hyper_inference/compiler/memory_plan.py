@@ -17,6 +17,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from hyper_inference.compiler.algorithm import Mode, choose_winograd
 from hyper_inference.compiler.ir import Concat, Conv, Graph, Node, Shape, Slice, TensorType, Triple
 from hyper_inference.errors import ShapeError
 
@@ -96,8 +97,8 @@ class _Need:
         return _Need(_largest(self.before, other.before), _largest(self.after, other.after))
 
 
-def plan_memory(graph: Graph, *, max_bytes: int = 2**36) -> MemoryPlan:
-    """Place every value.
+def plan_memory(graph: Graph, *, mode: Mode = "exact", max_bytes: int = 2**36) -> MemoryPlan:
+    """Place every value; the mode decides how far around a value is read.
 
     Raises:
         ShapeError: more than `max_bytes` would be needed.
@@ -120,7 +121,7 @@ def plan_memory(graph: Graph, *, max_bytes: int = 2**36) -> MemoryPlan:
         for name in node.inputs:
             touch(name, index)
             root = roots[name][0]
-            needs[root] = needs.get(root, _Need()).union(_need(node, types[name]))
+            needs[root] = needs.get(root, _Need()).union(_need(node, types[name], mode))
     touch(graph.output, len(graph.nodes))
 
     slots: list[tuple[Geometry, int]] = []  # geometry and the step at which it is free again
@@ -207,14 +208,19 @@ def _root(name: str, parents: Mapping[str, tuple[str, int]]) -> tuple[str, int]:
     return name, channel
 
 
-def _need(node: Node, source: TensorType) -> _Need:
-    """Zeros that `node` reads around its (first) input."""
+def _need(node: Node, source: TensorType, mode: Mode) -> _Need:
+    """Zeros that `node` reads around its (first) input; tiles reach behind the last output."""
     op = node.op
     if not isinstance(op, Conv) or source.shape[0] != op.weight.shape[1] * op.groups:
         return _Need()
+    outputs = list(node.type.shape[1:])
+    tile = choose_winograd(op, node.type.shape, mode)
+    if tile is not None:
+        tiles_z, tiles_y = tile.tiles(outputs[0], outputs[1])
+        outputs[:2] = tiles_z * tile.z, tiles_y * tile.y
     after = []
     for axis in range(3):
-        last = (node.type.shape[axis + 1] - 1) * op.stride[axis] - op.pad_before[axis]
+        last = (outputs[axis] - 1) * op.stride[axis] - op.pad_before[axis]
         last += (op.kernel[axis] - 1) * op.dilation[axis]
         after.append(max(0, last - source.shape[axis + 1] + 1))
     return _Need(op.pad_before, (after[0], after[1], after[2]))

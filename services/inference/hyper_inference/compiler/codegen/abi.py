@@ -1,11 +1,13 @@
 """The one compiled function of a net, and how threads share its work.
 
-    void net(float* arena, const float* constants, const float* input, float* output, i64* state)
+    void net(float* arena, const float* constants, const float* input, float* output,
+             float* scratch, i64* state)
 
 Every thread calls it with the same arguments. Each step has two counters in `state`: chunks taken
 and chunks done. A thread takes chunks until none is left, then waits until all are done, then goes
 to the next step. Nobody waits for a thread to arrive: one that comes late finds all chunks taken,
-and a single thread finishes the net alone. What a chunk writes does not depend on who takes it, so
+and a single thread finishes the net alone. The first thing a thread takes is its number, and with
+it its part of the scratch memory. What a chunk writes does not depend on who takes it, so
 any number of threads gives the same bits.
 """
 
@@ -29,7 +31,7 @@ STATE_STRIDE = 16
 SPINS = 2000
 """Looks at a counter before the thread gives way to others."""
 
-FUNCTION = ctypes.CFUNCTYPE(None, *[ctypes.c_void_p] * 5)
+FUNCTION = ctypes.CFUNCTYPE(None, *[ctypes.c_void_p] * 6)
 """ctypes releases the GIL while it runs."""
 
 
@@ -40,6 +42,17 @@ def constant_offsets(steps: Sequence[Step]) -> tuple[list[int], int]:
         offsets.append(total)
         total += -(-len(step.constants) // 16) * 16
     return offsets, total + 64
+
+
+def scratch_floats(steps: Sequence[Step]) -> int:
+    """Scratch memory of one thread."""
+    most = max((step.kernel.scratch for step in steps), default=0)
+    return -(-most // 1024) * 1024
+
+
+def state_words(steps: Sequence[Step]) -> int:
+    """64-bit numbers of state, zero when a run begins."""
+    return STATE_STRIDE * (len(steps) + 1)
 
 
 def build_module(steps: Sequence[Step], target: Target) -> str:
@@ -55,12 +68,12 @@ def build_module(steps: Sequence[Step], target: Target) -> str:
 
 
 def _kernel(module: Any, kernel: Kernel, number: int, target: Target) -> Any:
-    """`void kernel(out, a, b, constants, begin, end)`."""
-    kind = ir.FunctionType(ir.VoidType(), [POINTER] * 4 + [I64] * 2)
+    """`void kernel(out, a, b, constants, scratch, begin, end)`."""
+    kind = ir.FunctionType(ir.VoidType(), [POINTER] * 5 + [I64] * 2)
     function = ir.Function(module, kind, f"{type(kernel).__name__}_{number}")
     function.linkage = "internal"
     function.attributes.add("noinline")
-    for pointer in function.args[:4]:
+    for pointer in function.args[:5]:
         pointer.add_attribute("noalias")
     emitter = Emitter(module, function, target)
     kernel.emit(emitter, Arguments(*function.args))
@@ -69,11 +82,14 @@ def _kernel(module: Any, kernel: Kernel, number: int, target: Target) -> Any:
 
 
 def _net(module: Any, steps: Sequence[Step], functions: dict[Kernel, Any], target: Target) -> None:
-    function = ir.Function(module, ir.FunctionType(ir.VoidType(), [POINTER] * 5), NET)
-    arena, constants, source, result, state = function.args
+    function = ir.Function(module, ir.FunctionType(ir.VoidType(), [POINTER] * 6), NET)
+    arena, constants, source, result, scratch, state = function.args
     e = Emitter(module, function, target)
     give_way = ir.Function(module, ir.FunctionType(ir.IntType(32), []), "sched_yield")
     offsets, _ = constant_offsets(steps)
+    last = e.b.gep(state, [e.i64(len(steps) * STATE_STRIDE)], source_etype=I64)
+    me = e.b.atomic_rmw("add", last, e.i64(1), "monotonic")
+    scratch = e.at(scratch, e.mul(me, scratch_floats(steps)))
     for number, (step, offset) in enumerate(zip(steps, offsets, strict=True)):
         taken = e.b.gep(state, [e.i64(number * STATE_STRIDE)], source_etype=I64)
         done = e.b.gep(state, [e.i64(number * STATE_STRIDE + 8)], source_etype=I64)
@@ -83,6 +99,7 @@ def _net(module: Any, steps: Sequence[Step], functions: dict[Kernel, Any], targe
             source if step.a is None else e.at(arena, step.a),
             arena if step.b is None else e.at(arena, step.b),
             e.at(constants, offset),
+            scratch,
         ]
         take, work, wait, check, following = (
             function.append_basic_block(f"{name}{number}")

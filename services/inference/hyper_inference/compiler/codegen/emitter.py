@@ -177,6 +177,20 @@ class Emitter:
         )
         return self.b.select(mask, value, self.constant(0.0))
 
+    def keep_before(self, value: Value, x: Value, size: int) -> Value:
+        """Lanes whose position, counted from `x`, lies before `size`; zeros behind them."""
+        if size % self.width == 0:
+            return value
+        if isinstance(x, int):
+            return self.keep(value, size - x)
+        undefined = ir.Constant(self.ivector, ir.Undefined)
+        left = self.b.trunc(self.b.sub(self.i64(size), x), I32)
+        one = self.b.insert_element(undefined, left, ir.Constant(I32, 0))
+        left = self.shuffle(one, undefined, [0] * self.width)
+        lanes = ir.Constant(self.ivector, list(range(self.width)))
+        inside = self.b.icmp_signed("<", lanes, left)
+        return self.b.select(inside, value, self.constant(0.0))
+
     def fma(self, a: Value, b: Value, c: Value) -> Value:
         """`a * b + c`, rounded once."""
         return self._intrinsic("fma", a, b, c)

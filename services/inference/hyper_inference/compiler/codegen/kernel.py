@@ -26,12 +26,16 @@ def strides_of(place: Place) -> Strides:
 
 @dataclass(frozen=True, slots=True)
 class Arguments:
-    """LLVM values of a kernel's arguments: pointers to voxel 0, and rows begin <= r < end."""
+    """LLVM values of a kernel's arguments: pointers to voxel 0, and rows begin <= r < end.
+
+    `scratch` is memory of the thread's own, `Kernel.scratch` floats, with anything in it.
+    """
 
     out: Value
     a: Value
     b: Value
     constants: Value
+    scratch: Value
     begin: Value
     end: Value
 
@@ -41,6 +45,13 @@ class Kernel(ABC):
 
     A row is one (z, y) of what the family divides its work by, usually the output.
     """
+
+    __slots__ = ()
+
+    @property
+    def scratch(self) -> int:
+        """Floats of scratch memory that a thread needs."""
+        return 0
 
     @abstractmethod
     def emit(self, e: Emitter, p: Arguments) -> None:

@@ -1,6 +1,6 @@
 """Graph and memory plan -> steps: which kernel family computes each node.
 
-A new family (Winograd, say) is a new file, and one more choice here.
+A new family is a new file, and one more choice here.
 """
 
 from __future__ import annotations
@@ -10,7 +10,14 @@ from typing import assert_never
 
 import numpy as np
 
-from hyper_inference.compiler.codegen import conv_direct, conv_transpose, pool, resample
+from hyper_inference.compiler.algorithm import Mode, Winograd, choose_winograd
+from hyper_inference.compiler.codegen import (
+    conv_direct,
+    conv_transpose,
+    conv_winograd,
+    pool,
+    resample,
+)
 from hyper_inference.compiler.codegen.boundary import Pack, Unpack
 from hyper_inference.compiler.codegen.kernel import Step, strides_of
 from hyper_inference.compiler.codegen.lower_simple import lower_simple
@@ -44,9 +51,9 @@ from hyper_inference.errors import UnsupportedOp
 MAX_STRIDE = 64
 
 
-def lower(graph: Graph, plan: MemoryPlan, target: Target) -> list[Step]:
+def lower(graph: Graph, plan: MemoryPlan, target: Target, mode: Mode = "exact") -> list[Step]:
     """Steps in order; the first reads the user's input, the last writes the user's output."""
-    lowering = _Lowering(graph, plan, target)
+    lowering = _Lowering(graph, plan, target, mode)
     first, last = plan.places[graph.input], plan.places[graph.output]
     pack = Pack(first.shape, strides_of(first))
     steps = [make_step("input", pack, first.offset, None, first.shape)]
@@ -59,7 +66,8 @@ def lower(graph: Graph, plan: MemoryPlan, target: Target) -> list[Step]:
 class _Lowering:
     """Facts that every node's lowering needs."""
 
-    def __init__(self, graph: Graph, plan: MemoryPlan, target: Target) -> None:
+    def __init__(self, graph: Graph, plan: MemoryPlan, target: Target, mode: Mode) -> None:
+        self.mode = mode
         self.places, self.in_place, self.target = plan.places, plan.in_place, target
         self.types = graph.types()
 
@@ -90,6 +98,9 @@ class _Lowering:
     def _conv(self, node: Node, op: Conv) -> Step:
         if max(op.stride) > MAX_STRIDE:
             raise UnsupportedOp("conv", node.name, f"a stride over {MAX_STRIDE}")
+        tile = choose_winograd(op, node.type.shape, self.mode)
+        if tile is not None:
+            return self._conv_winograd(node, op, tile)
         a, out = self.places[node.inputs[0]], self.places[node.name]
         residual = self.places[node.inputs[1]] if op.residual_scale is not None else None
         per_group = op.weight.shape[0] // op.groups
@@ -114,6 +125,26 @@ class _Lowering:
         if op.weight.size * 4 > 2**19:
             step = replace(step, chunk=max(step.chunk, -(-step.rows // 16)))
         return step
+
+    def _conv_winograd(self, node: Node, op: Conv, tile: Winograd) -> Step:
+        a, out = self.places[node.inputs[0]], self.places[node.name]
+        residual = self.places[node.inputs[1]] if op.residual_scale is not None else None
+        _, depth, height, size = node.type.shape
+        block = conv_winograd.choose_blocking(
+            op.weight.shape[1], op.weight.shape[0], op.kernel[2], tile, (depth, height, size),
+            self.target.width, self.target.accumulators,
+        )  # fmt: skip
+        kernel = conv_winograd.ConvWinograd(
+            op.weight.shape[1], op.weight.shape[0], op.kernel[2], tile, op.pad_before, depth,
+            height, size, strides_of(a), strides_of(out),
+            strides_of(residual) if residual is not None else None, op.activation, block,
+        )  # fmt: skip
+        return Step(
+            node.name, kernel, out.offset, a.offset,
+            residual.offset if residual is not None else None,
+            conv_winograd.pack(op, tile, block.channels), kernel.tasks, 1,
+            2.0 * op.weight[0].size * node.type.elements,
+        )  # fmt: skip
 
     def _conv_transpose(self, node: Node, op: ConvTranspose) -> Step:
         a, out = self.places[node.inputs[0]], self.places[node.name]

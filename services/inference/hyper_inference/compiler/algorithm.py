@@ -1,0 +1,65 @@
+"""Which algorithm computes a convolution: a function of its shape and the mode, of nothing else.
+
+The memory plan asks too, since tiles read a little further than the convolution they compute.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, TypeAlias
+
+from hyper.errors import InvalidArgumentError
+from hyper_inference.compiler.ir import Conv, Shape
+
+Mode: TypeAlias = Literal["exact", "fast", "faster"]
+MODES: tuple[Mode, ...] = ("exact", "fast", "faster")
+"""exact: direct convolutions, largest relative error below 1e-5; fast: Winograd, below 1e-4;
+faster: larger Winograd tiles along z too, a few times the error of fast."""
+
+FEWEST_CHANNELS = 6
+"""With fewer, transforming costs more than the multiplications that it saves."""
+LEAST_GAIN = 1.3
+"""Multiplications of the direct convolution to those of Winograd's tiles, padding counted."""
+
+
+def parse_mode(name: str) -> Mode:
+    """The mode of that name.
+
+    Raises:
+        InvalidArgumentError: there is none.
+    """
+    for mode in MODES:
+        if mode == name:
+            return mode
+    raise InvalidArgumentError(f"mode {name!r} is not one of {', '.join(MODES)}", field="mode")
+
+
+@dataclass(frozen=True, slots=True)
+class Winograd:
+    """Tiles of `z` x `y` outputs; x stays direct. z = 1: no transform along z."""
+
+    z: int
+    y: int
+
+    def tiles(self, depth: int, height: int) -> tuple[int, int]:
+        """How many tiles cover an output, along z and y."""
+        return -(-depth // self.z), -(-height // self.y)
+
+
+def choose_winograd(op: Conv, result: Shape, mode: Mode) -> Winograd | None:
+    """The tile for a convolution with an output of `result`, or None: direct."""
+    if mode == "exact" or op.groups != 1 or op.stride != (1, 1, 1) or op.dilation != (1, 1, 1):
+        return None
+    kz, ky, kx = op.kernel
+    if kz not in (1, 3) or ky != 3 or kx > 7 or min(op.weight.shape[:2]) < FEWEST_CHANNELS:
+        return None
+    _, depth, height, _ = result
+    sizes = (1,) if kz == 1 else (2, 4) if mode == "faster" else (2,)
+
+    def products(z: int) -> float:
+        tile = Winograd(z, 4)
+        tiles_z, tiles_y = tile.tiles(depth, height)
+        return tiles_z * tiles_y * (z + kz - 1) * 6 / (depth * height)
+
+    z = min(sizes, key=products)
+    return Winograd(z, 4) if kz * ky >= LEAST_GAIN * products(z) else None

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 SETTINGS_FILE = "align/settings.json"
 RESULT_FILE = "align/result.json"
 REPORT_FILE = "align/report.html"
+SMALLEST_PX = 96  # of a section's shorter edge: below, no block of it can be told from another
 Say = Callable[[str], None]
 
 
@@ -147,6 +148,7 @@ def inspect_folder(
     if len(shapes) != 1:
         raise InvalidArgumentError(_differing(folder, shapes), reason="INVALID_IMAGE")
     (shape, dtype), good = next(iter(shapes.items()))
+    _check_edges(str(folder), shape)
     if len(good) < 2:
         raise InvalidArgumentError(
             f"{folder}: only {len(good)} readable section(s); an alignment needs at least two",
@@ -187,9 +189,43 @@ def inspect_array(client: Client, address: str) -> Source:
             reason="SHAPE_MISMATCH",
         )
     z, y, x = array.shape
+    _check_edges(address, (y, x))
     _, tenant, _, dataset, _, version, _, name = array.name.split("/", 7)
     pinned = f"{tenant}/{dataset}@{version}/{name}"
     return Source(label=pinned, shape=(z, y, x), dtype=array.dtype.name, array=pinned)
+
+
+def _check_edges(label: str, shape: tuple[int, ...]) -> None:
+    if min(shape) < SMALLEST_PX:
+        raise InvalidArgumentError(
+            f"{label}: sections of {shape[0]} x {shape[1]} px are too small to align; they need at "
+            f"least {SMALLEST_PX} px each way",
+            reason="SHAPE_MISMATCH",
+        )
+
+
+def check_lengths(source: Source, options: AlignOptions) -> None:
+    """Refuse lengths that the sections have no room for.
+
+    Raises:
+        InvalidArgumentError: a template over half of the shorter edge, or a search that with its
+            template does not fit.
+    """
+    edge = min(source.shape[1:])
+    if options.template_px > edge // 2:
+        raise InvalidArgumentError(
+            f"templates of {options.template_px} px are too large for sections of "
+            f"{source.shape[1]} x {source.shape[2]} px: at most {edge // 2} px, or 0 to have the "
+            "edge chosen",
+            field="template_px",
+        )
+    room = (edge - (options.template_px or edge // 4)) // 2
+    if options.search_px > room:
+        raise InvalidArgumentError(
+            f"a search of {options.search_px} px round a template leaves sections of "
+            f"{source.shape[1]} x {source.shape[2]} px: at most {room} px, or 0 to have it chosen",
+            field="search_px",
+        )
 
 
 def recipe(session: str, source: Source, options: AlignOptions, *, name: str) -> str:
@@ -233,6 +269,7 @@ def submit(
         raise InvalidArgumentError(
             f"{destination}: the destination is a dataset: write tenant/name", field="destination"
         )
+    check_lengths(source, options)
     session = client.session(destination)
     try:
         names = [f"sections/{z:06d}{file.suffix.lower()}" for z, file in enumerate(source.files)]

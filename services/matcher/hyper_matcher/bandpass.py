@@ -2,7 +2,9 @@
 
 Both compute the same: values outside the image are zero, kernels are cut at three sigmas, the
 mean grey (`offset`) is taken off first so that the border does not ring more than it must, and
-tanh bounds the result, which tames dust and folds.
+tanh bounds the result, which tames dust and folds. Pixels of 0 mean that there is no tissue: where
+they fill a box of 9 x 9, they count as the mean and have no feature, so that the outline of the
+tissue, which is the strongest edge of all and says nothing, is not matched.
 """
 
 from __future__ import annotations
@@ -15,6 +17,15 @@ import onnx
 import scipy.ndimage
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
+
+_BLANK_PX = 9  # zeros that fill a box of this edge are no tissue; fewer are dark tissue
+
+
+def tissue_mask(image: NDArray[Any]) -> NDArray[np.float32]:
+    """1 where there is tissue, 0 inside of boxes of zeros; (H, W) of unsigned values."""
+    known = np.clip(image, 0, 1).astype(np.float32)
+    widened = scipy.ndimage.maximum_filter(known, _BLANK_PX, mode="nearest")
+    return np.asarray(scipy.ndimage.minimum_filter(widened, _BLANK_PX, mode="nearest"))
 
 
 def gaussian_kernel(sigma_px: float) -> NDArray[np.float64]:
@@ -36,7 +47,7 @@ def bandpass(
     gain: float = 1.0 / 24.0,
     bounded: bool = True,
 ) -> NDArray[np.float32]:
-    """tanh(gain x (G_low - G_high) * (image - offset)), zero outside the image.
+    """tanh(gain x (G_low - G_high) * (image - offset)), zero outside the tissue.
 
     Args:
         image: (H, W).
@@ -47,14 +58,15 @@ def bandpass(
         bounded: False leaves tanh out.
     """
     _check(sigma_low_px, sigma_high_px)
-    centred = image.astype(np.float32) - np.float32(offset)
+    tissue = tissue_mask(image)
+    centred = (image.astype(np.float32) - np.float32(offset)) * tissue
 
     def blur(sigma: float) -> NDArray[np.float32]:
         kernel = gaussian_kernel(sigma).astype(np.float32)
         rows = scipy.ndimage.correlate1d(centred, kernel, axis=0, mode="constant")
         return np.asarray(scipy.ndimage.correlate1d(rows, kernel, axis=1, mode="constant"))
 
-    difference = (blur(sigma_low_px) - blur(sigma_high_px)) * np.float32(gain)
+    difference = (blur(sigma_low_px) - blur(sigma_high_px)) * np.float32(gain) * tissue
     return np.tanh(difference) if bounded else difference
 
 
@@ -99,11 +111,16 @@ def bandpass_onnx(
         )  # fmt: skip
         return name
 
+    nodes += _tissue_nodes(
+        constant("one", np.ones((1, 1, 1, 1))), constant("zero", np.zeros((1, 1, 1, 1)))
+    )
     grey = constant("offset", np.array([[[[offset]]]]))
-    nodes.append(helper.make_node("Sub", ["image", grey], ["centred"], name="centre"))
+    nodes.append(helper.make_node("Sub", ["image", grey], ["grey"], name="centre"))
+    nodes.append(helper.make_node("Mul", ["grey", "tissue"], ["centred"], name="leave_out_blank"))
     narrow, wide = blur("narrow", sigma_low_px, gain), blur("wide", sigma_high_px, gain)
     last = "difference" if bounded else "features"
-    nodes.append(helper.make_node("Sub", [narrow, wide], [last], name="difference_of_gaussians"))
+    nodes.append(helper.make_node("Sub", [narrow, wide], ["band"], name="difference_of_gaussians"))
+    nodes.append(helper.make_node("Mul", ["band", "tissue"], [last], name="no_feature_in_blank"))
     if bounded:
         nodes.append(helper.make_node("Tanh", ["difference"], ["features"], name="bound"))
     dimensions = [1, 1, *(shape if shape is not None else ("height", "width"))]
@@ -118,6 +135,28 @@ def bandpass_onnx(
     model.producer_name = "hyper"
     onnx.checker.check_model(model, full_check=True)
     return bytes(model.SerializeToString())
+
+
+def _tissue_nodes(one: str, zero: str) -> list[Any]:
+    """`tissue_mask` as nodes: min(image, 1), widened and narrowed by maxima over a box."""
+    radius = _BLANK_PX // 2
+
+    def widen(source: str, target: str) -> Any:
+        return helper.make_node(
+            "MaxPool", [source], [target], name=target, strides=[1, 1],
+            kernel_shape=[_BLANK_PX, _BLANK_PX], pads=[radius] * 4,
+        )  # fmt: skip
+
+    return [
+        helper.make_node("Relu", ["image"], ["above_0"], name="above_0"),
+        helper.make_node("Sub", ["above_0", one], ["less_1"], name="less_1"),
+        helper.make_node("Relu", ["less_1"], ["above_1"], name="above_1"),
+        helper.make_node("Sub", ["above_0", "above_1"], ["known"], name="known"),
+        widen("known", "widened"),
+        helper.make_node("Sub", [zero, "widened"], ["blank"], name="blank"),
+        widen("blank", "not_tissue"),
+        helper.make_node("Sub", [zero, "not_tissue"], ["tissue"], name="tissue"),
+    ]
 
 
 def _check(sigma_low_px: float, sigma_high_px: float) -> None:

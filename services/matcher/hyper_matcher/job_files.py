@@ -83,7 +83,7 @@ class Job:
 
     def write_json(self, path: str, value: Any) -> None:
         """Write plain values."""
-        self.session.write(path, json.dumps(value).encode())
+        self.session.write(path, json.dumps(value, allow_nan=False).encode())
 
     def read_json(self, path: str) -> Any:
         """Read them back."""

@@ -6,10 +6,14 @@ its own shard or file of the job's session. The recipe is written by `hyper.alig
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from hyper import images
 from hyper.context import TaskContext
+from hyper.errors import FailedPreconditionError
+from hyper_matcher.align.geometry import PairMatches
 from hyper_matcher.align.metrics import mean_gradient
 from hyper_matcher.align.pipeline import pairs_of
 from hyper_matcher.align.quality import measure_pair
@@ -112,12 +116,33 @@ def relax(context: TaskContext, *, session: str) -> dict[str, Any]:
     flagged = dict(relaxed.flagged)
     for bad in job.settings["bad"]:
         flagged[int(bad["z"])] = f"left blank: {bad['reason']}"
+    if len(flagged) == depth:
+        raise FailedPreconditionError(
+            f"nothing can be aligned: {_why_nothing(relaxed.flagged, pairs)}",
+            reason="INVALID_IMAGE",
+        )
     canvas = choose_canvas(relaxed.positions, relaxed.mesh, _MIN_KEPT, tuple(flagged))
     job.write_relaxed(relaxed, canvas, flagged)
     job.make_array(ALIGNED, (depth, *canvas.shape), job.settings["dtype"])
     for z, why in sorted(flagged.items()):
         context.log(f"section {z} is flagged: {why}")
     return {"flagged": len(flagged), "canvas": list(canvas.shape)}
+
+
+def _why_nothing(flagged: Mapping[int, str], pairs: Sequence[PairMatches]) -> str:
+    """One line on a stack none of whose sections can be trusted."""
+    rejected: Counter[str] = Counter()
+    for pair in pairs:
+        rejected.update(pair.counts())
+    if set(rejected) <= {"blank_template", "blank_search", "outside"}:
+        return f"none of the {len(flagged)} sections has any contrast"
+    reason, number = rejected.most_common(1)[0]
+    section, why = min(flagged.items())
+    return (
+        f"no two of the {len(flagged)} sections match (section {section}: {why}; most matches "
+        f"failed for {reason.replace('_', ' ')}: {number} of {rejected.total()}); are they "
+        "neighbours, in order, and of tissue?"
+    )
 
 
 def render(context: TaskContext, *, session: str, z: int) -> dict[str, Any]:

@@ -64,8 +64,7 @@ class SearchImage:
         self.scale = float(np.abs(wide).max())
         self.values = wide.astype(np.float32)
         self._wide = wide
-        self._sum = _integral(wide)
-        self._squares = _integral(wide * wide)
+        self._sum, self._squares = _integrals(wide)
         self._spectra: dict[tuple[int, int], NDArray[Any]] = {}
 
     def window_norms(
@@ -225,7 +224,8 @@ def _fft_shape(shape: tuple[int, ...]) -> tuple[int, int]:
     )
 
 
-def _integral(values: NDArray[np.float64]) -> NDArray[np.float64]:
+def integral(values: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Sums over all rows and columns before: (H + 1, W + 1)."""
     table = np.zeros((values.shape[0] + 1, values.shape[1] + 1))
     np.cumsum(np.cumsum(values, axis=0), axis=1, out=table[1:, 1:])
     return table
@@ -238,6 +238,25 @@ def _box_sums(
     lower, upper = table[y + h : y + h + rows], table[y : y + rows]
     left, right = slice(x, x + columns), slice(x + w, x + w + columns)
     return lower[:, right] - lower[:, left] - upper[:, right] + upper[:, left]
+
+
+@numba.njit(cache=True, nogil=True)  # type: ignore[untyped-decorator]  # no types in numba
+def _integrals(
+    values: NDArray[np.float64],
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Integral images of the values and of their squares, in one pass."""
+    rows, columns = values.shape
+    sums = np.zeros((rows + 1, columns + 1))
+    squares = np.zeros((rows + 1, columns + 1))
+    for i in range(rows):
+        total, energy = 0.0, 0.0
+        for j in range(columns):
+            value = values[i, j]
+            total += value
+            energy += value * value
+            sums[i + 1, j + 1] = sums[i, j + 1] + total
+            squares[i + 1, j + 1] = squares[i, j + 1] + energy
+    return sums, squares
 
 
 @numba.njit(cache=True, fastmath=True, nogil=True)  # type: ignore[untyped-decorator]  # no types in numba

@@ -51,7 +51,13 @@ class Matcher:
         Raises:
             InvalidArgumentError: a section that cannot be matched.
         """
-        return match_pair(self._prepared(source_z), self._prepared(target_z), source_z, target_z)
+        source, target = self._prepared(source_z), self._prepared(target_z)
+        try:
+            return match_pair(source, target, source_z, target_z)
+        except ValueError as error:
+            raise InvalidArgumentError(
+                f"sections {source_z} and {target_z}: {error}", field="options"
+            ) from error
 
     def _prepared(self, z: int) -> PreparedSection:
         prepared = self._cache.get(z)

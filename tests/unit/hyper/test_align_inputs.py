@@ -13,7 +13,7 @@ from hyper.errors import InvalidArgumentError
 from hyper.images import write_png
 
 
-def section(seed: int, height: int = 40, width: int = 50) -> np.ndarray:
+def section(seed: int, height: int = 100, width: int = 120) -> np.ndarray:
     return np.random.default_rng(seed).integers(1, 255, (height, width), dtype=np.uint8)
 
 
@@ -27,7 +27,7 @@ def folder(tmp_path: Path) -> Path:
 def test_a_good_folder(folder: Path) -> None:
     (folder / "notes.txt").write_text("not a section")
     source = align.inspect_folder(folder)
-    assert source.shape == (4, 40, 50) and source.dtype == "uint8" and source.bad == ()
+    assert source.shape == (4, 100, 120) and source.dtype == "uint8" and source.bad == ()
     assert [file.name for file in source.files] == ["z0.png", "z1.png", "z2.png", "z3.png"]
 
 
@@ -48,9 +48,27 @@ def test_a_truncated_section_is_named_and_skipped_only_when_asked(folder: Path) 
 
 
 def test_sections_of_two_sizes_are_named(folder: Path) -> None:
-    write_png(folder / "z9.png", section(9, width=60))
-    with pytest.raises(InvalidArgumentError, match=r"4 of 40 x 50.*1 of 40 x 60.*z9\.png"):
+    write_png(folder / "z9.png", section(9, width=130))
+    with pytest.raises(InvalidArgumentError, match=r"4 of 100 x 120.*1 of 100 x 130.*z9\.png"):
         align.inspect_folder(folder)
+
+
+def test_sections_too_small_to_align(tmp_path: Path) -> None:
+    for z in range(2):
+        write_png(tmp_path / f"z{z}.png", section(z, height=64))
+    with pytest.raises(InvalidArgumentError, match=r"64 x 120 px are too small.*at least 96"):
+        align.inspect_folder(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [({"template_px": 160}, "160 px are too large.*at most 50"), ({"search_px": 60}, "at most 37")],
+)
+def test_lengths_that_do_not_fit(folder: Path, options: dict[str, int], words: str) -> None:
+    source = align.inspect_folder(folder)
+    align.check_lengths(source, align.AlignOptions(template_px=50, search_px=25))
+    with pytest.raises(InvalidArgumentError, match=words):
+        align.check_lengths(source, align.AlignOptions(**options))
 
 
 @pytest.mark.parametrize(

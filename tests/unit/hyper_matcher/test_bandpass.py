@@ -26,6 +26,20 @@ def test_takes_off_shading_and_stays_bounded() -> None:
     assert np.abs(bandpass(texture((64, 64)).astype(np.float32) * 1e4, 2, 8)).max() <= 1.0
 
 
+def test_the_outline_of_the_tissue_is_no_feature() -> None:
+    section = np.zeros((160, 160), np.uint8)
+    section[40:120, 40:120] = 120
+    section[80:83, 60:110] = 0  # a dark line in the tissue, not a hole
+    features = bandpass(section, 2, 8, offset=120.0)
+    assert not features[:40].any() and not features[:, 120:].any()
+    assert np.abs(features[42:54, 42:118]).max() < 1e-3
+    assert features[81, 80] < -0.5
+    model = bandpass_onnx(2, 8, offset=120.0)
+    session = onnxruntime.InferenceSession(model, providers=["CPUExecutionProvider"])
+    (computed,) = session.run(None, {"image": section[None, None].astype(np.float32)})
+    assert np.abs(computed[0, 0] - features).max() < 1e-4
+
+
 def test_kernels_sum_to_one() -> None:
     assert gaussian_kernel(2.0).shape == (13,)
     assert gaussian_kernel(0.3).sum() == pytest.approx(1.0)

@@ -70,6 +70,23 @@ def test_a_blank_section_is_flagged_and_nothing_is_accepted(grey: int) -> None:
         assert set(pair.rejection.tolist()) <= reasons
 
 
+def test_tissue_in_the_middle_of_nothing_is_matched_and_not_flagged() -> None:
+    y, x = np.mgrid[:512, :512]
+    island = (y - 250) ** 2 + (x - 270) ** 2 < 150**2
+    world = texture((512, 512), 4)
+    moved, _ = pull(world, 0.03, (20.0, -14.0), fill=128)
+    sections = [
+        PreparedSection(bandpass(np.where(island, section, 0), 2, 8, gain=0.02), _OPTIONS)
+        for section in (world, moved)
+    ]  # the outline stays where it is while the tissue moves
+    pair = match_pair(*sections, 0, 1)
+    assert pair.flag == ""
+    assert pair.accepted.sum() > 20
+    assert pair.tried < 0.6 * len(pair.rejection)
+    far = np.hypot(*(pair.source[pair.accepted] - (250, 270)).T) > 250
+    assert not far.any()
+
+
 def test_unrelated_sections_are_flagged() -> None:
     pair = match_pair(
         PreparedSection(texture((300, 300), 1), _OPTIONS),

@@ -48,6 +48,16 @@ def test_fresh_residuals_see_a_shift_and_cover_the_tissue() -> None:
     assert whole.lengths == pytest.approx(np.full(fresh.tried, np.hypot(2, 3)))
 
 
+def test_a_miss_of_forty_pixels_shows_as_such() -> None:
+    section = np.maximum(texture((600, 620), 2), 1)
+    shifted, _ = pull(section, 0.0, (30.0, -26.0), fill=100)
+    fresh = fresh_residuals(section, shifted)
+    assert len(fresh.lengths) > 0.9 * fresh.tried
+    assert np.median(fresh.lengths) == pytest.approx(np.hypot(30, 26), abs=0.1)
+    quality = measure_pair(section, shifted, 0, 1)
+    assert result_object([], [quality], _FACTS)["residual_over_10px"] > 0.95
+
+
 def test_fresh_residuals_need_tissue_and_room() -> None:
     blank = np.zeros((400, 400), np.uint8)
     assert fresh_residuals(blank, blank).tried == 0
@@ -62,6 +72,13 @@ def test_blur_lowers_the_gradient() -> None:
     blurred = (section + np.roll(section, 1, 0) + np.roll(section, 1, 1)) / 3
     assert mean_gradient(blurred) < mean_gradient(section)
     assert mean_gradient(section, np.zeros(section.shape, bool)) == 0.0
+
+
+def test_the_gradient_of_a_ramp_is_its_slope() -> None:
+    y, x = np.mgrid[:40, :50]
+    assert mean_gradient(3.0 * y + 4.0 * x) == pytest.approx(5.0)
+    holed = np.where(x < 25, 3.0 * y, 0)
+    assert mean_gradient(holed, x < 25) == pytest.approx(3.0)
 
 
 def test_the_result_object_has_its_keys_and_is_plain() -> None:

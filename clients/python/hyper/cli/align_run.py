@@ -110,10 +110,11 @@ def _summary(result: dict[str, Any]) -> str:
     rejected = sum(result["rejected"].values())
     lines = [
         f"aligned {result['array']}  ({result['array_url']})",
-        f"correlation of neighbours (CPC94): {result['cpc94_before']:.3f} before, "
-        f"{result['cpc94']:.3f} after",
-        f"residual z+1: {_px(result['residual_z1_p50'])} median, "
-        f"{_px(result['residual_z1_p95'])} p95; over 10 px: {result['residual_over_10px']:.2%}",
+        f"correlation of neighbours (CPC94): {_known(result['cpc94_before'], '.3f')} before, "
+        f"{_known(result['cpc94'], '.3f')} after",
+        f"residual z+1: {_known(result['residual_z1_p50'], '.2f', ' px')} median, "
+        f"{_known(result['residual_z1_p95'], '.2f', ' px')} p95; over 10 px: "
+        f"{_known(result['residual_over_10px'], '.2%')}",
         f"matches: {result['matches']:,} accepted, {rejected:,} rejected; tissue kept "
         f"{result['tissue_kept']:.1%}; flagged sections: {flagged}",
         f"{result['seconds']:.1f} s",
@@ -126,5 +127,6 @@ def _summary(result: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def _px(value: float | None) -> str:
-    return "-" if value is None else f"{value:.2f} px"
+def _known(value: float | None, form: str, unit: str = "") -> str:
+    """A number, or a dash where the sections were too small, or too bare, to measure it."""
+    return "-" if value is None else f"{value:{form}}{unit}"

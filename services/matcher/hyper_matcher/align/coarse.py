@@ -25,6 +25,7 @@ from hyper_matcher.align.sampling import downsample, sample_patches
 from hyper_matcher.ncc import SearchImage, correlate_windows, find_peaks
 
 _SURE = 0.6  # of the blocks: where so many agree, no other angle is looked at
+_BARE = 0.15  # a block's standard deviation below which it shows no tissue; tissue has about 0.6
 _TRIALS = 200  # pairs of blocks of which each proposes a rigid map
 _FEWEST_BLOCKS = 0.35  # of all: where the overlap holds fewer, the rest counts as disagreeing
 
@@ -210,6 +211,10 @@ def _match_blocks(
         return np.zeros((0, 2)), np.zeros((0, 2)), np.zeros(0), 0
     matrices = np.broadcast_to(back.matrix, (len(centres), 2, 2)).copy()
     templates = sample_patches(source.blocks, centres, matrices, size)
+    shown = templates.std(axis=(1, 2)) > _BARE
+    if not shown.any():
+        return np.zeros((0, 2)), np.zeros((0, 2)), np.zeros(0), 0
+    centres, corner, centre, templates = (v[shown] for v in (centres, corner, centre, templates))
     peaks = find_peaks(correlate_windows(templates, target.block_search, corner, radius), 4)
     keep = (peaks.p1 > 0.1) & (peaks.p1 - peaks.p2 > 0.02)
     found = centre + peaks.offset - radius

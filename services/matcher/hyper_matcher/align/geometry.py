@@ -30,6 +30,10 @@ class Rejection(IntEnum):
     OUTSIDE = 11
 
 
+# Points that say nothing about a fit: they do not count as tried.
+NOTHING_TO_MATCH = (Rejection.BLANK_TEMPLATE, Rejection.BLANK_SEARCH, Rejection.OUTSIDE)
+
+
 @dataclass(frozen=True, slots=True)
 class Affine:
     """target = matrix @ source + offset.
@@ -136,6 +140,11 @@ class PairMatches:
     def accepted(self) -> NDArray[np.bool_]:
         """(n,) which matches count."""
         return np.asarray(self.rejection == Rejection.ACCEPTED)
+
+    @property
+    def tried(self) -> int:
+        """How many points had tissue to be matched in both sections."""
+        return int((~np.isin(self.rejection, NOTHING_TO_MATCH)).sum())
 
     def counts(self) -> dict[str, int]:
         """Rejected matches by reason, in lower case."""

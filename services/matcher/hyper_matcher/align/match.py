@@ -12,15 +12,25 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+import scipy.ndimage
 from numpy.typing import NDArray
 from scipy.spatial import cKDTree
 
 from hyper_matcher.align.coarse import CoarseImage, CoarseOptions, coarse_fit
 from hyper_matcher.align.filters import PeakFilter, consensus, judge_peaks
-from hyper_matcher.align.geometry import Affine, PairMatches, Points, Rejection, lattice
+from hyper_matcher.align.geometry import (
+    NOTHING_TO_MATCH,
+    Affine,
+    PairMatches,
+    Points,
+    Rejection,
+    lattice,
+)
 from hyper_matcher.align.sampling import downsample, sample_patches
-from hyper_matcher.ncc import SearchImage, correlate_windows, find_peaks
+from hyper_matcher.ncc import SearchImage, correlate_windows, find_peaks, integral
 
+_BARE_BOX_PX = 7  # a constant box of this edge, at the first pass's scale, is no tissue
+_MOST_BARE = 0.5  # share of a template or window: what is not found there is no wrong match
 _BATCH = 64  # templates correlated at once; bounds memory
 _MIN_MATCHES = 100
 _MAX_REJECTED = 0.35
@@ -86,6 +96,21 @@ class PreparedSection:
         factor = options.first_factor
         self.first = self.full if factor == 1 else SearchImage(downsample(section, factor))
         self.coarse = CoarseImage(section, options.coarse)
+        small = self.first.values
+        widest = scipy.ndimage.maximum_filter(small, _BARE_BOX_PX)
+        bare = widest == scipy.ndimage.minimum_filter(small, _BARE_BOX_PX)
+        self._bare = integral(scipy.ndimage.maximum_filter(bare, _BARE_BOX_PX).astype(np.float64))
+
+    def bare_share(self, points: Points, size: int) -> NDArray[np.float64]:
+        """Share of the boxes (edge `size` px) round points (n, 2) that shows nothing at all."""
+        factor = self.options.first_factor
+        edges = np.array(self.first.shape)
+        low = np.clip(np.round((points - size / 2) / factor), 0, edges - 1).astype(np.int64)
+        high = np.clip(low + max(1, size // factor), 1, edges)
+        (y0, x0), (y1, x1) = low.T, high.T
+        t = self._bare
+        total = t[y1, x1] - t[y0, x1] - t[y1, x0] + t[y0, x0]
+        return np.asarray(total / ((y1 - y0) * (x1 - x0)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,6 +159,12 @@ def match_pair(
     )  # fmt: skip
     displacement = found.target - found.source
     reasons = consensus(found.source, displacement, found.rejection, options.tolerance_px)
+    failed = (reasons != 0) & (reasons != Rejection.OUTSIDE)
+    reasons[failed & (source.bare_share(found.source, size) > _MOST_BARE)] = (
+        Rejection.BLANK_TEMPLATE
+    )
+    failed &= reasons != Rejection.BLANK_TEMPLATE
+    reasons[failed & (target.bare_share(found.target, size) > _MOST_BARE)] = Rejection.BLANK_SEARCH
     if share < _MIN_COARSE_SHARE:
         reasons[reasons == 0] = Rejection.CONSENSUS  # what it started from was no fit
     flag = _flag(share, reasons)
@@ -173,7 +204,7 @@ def _first_pass(
     known = found.source[kept] * factor + shift, found.target[kept] * factor + shift
     if not kept.any():
         return known, 0.0
-    share = float(kept.sum() / (reasons != Rejection.OUTSIDE).sum())
+    share = float(kept.sum() / (~np.isin(reasons, NOTHING_TO_MATCH)).sum())
     distinctness = float(np.median(found.p1[kept] - found.p2[kept]))
     return known, share * min(1.0, distinctness / _DISTINCT)
 
@@ -246,8 +277,8 @@ def search(
 
 def _flag(share: float, reasons: NDArray[np.uint8]) -> str:
     accepted = int((reasons == 0).sum())
-    tried = int((reasons != Rejection.OUTSIDE).sum())
-    needed = min(_MIN_MATCHES, max(6, len(reasons) // 4))
+    tried = int((~np.isin(reasons, NOTHING_TO_MATCH)).sum())
+    needed = min(_MIN_MATCHES, max(6, tried // 4))
     if share < _MIN_COARSE_SHARE:
         return "no coarse fit"
     if accepted < needed:

@@ -10,11 +10,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import scipy.ndimage
 from numpy.typing import NDArray
 
 from hyper_matcher.align.filters import PeakFilter
 from hyper_matcher.align.geometry import Affine, Points
-from hyper_matcher.align.match import Guess, search
+from hyper_matcher.align.match import Found, Guess, search
 from hyper_matcher.ncc import SearchImage
 
 CPC_TILE_PX = 94
@@ -73,6 +74,8 @@ RESIDUAL_FILTER = PeakFilter(
     min_peak=0.1, min_distinctness=0.07, max_ratio=1.0, min_dynamic_range=0.2, max_width=1.0,
     edge=1.0, max_kurtosis=float("inf"),
 )  # fmt: skip
+_CERTAIN = 0.15  # P1 - P2 of a near match that needs no second look
+_NEAR = 0.6  # of the near radius: what lies further off is looked at again
 
 
 def fresh_residuals(
@@ -81,18 +84,22 @@ def fresh_residuals(
     *,
     template_px: int = 160,
     radius_px: int = 16,
+    far_px: int = 48,
     spacing_px: int = 61,
     whole_pixels: bool = False,
 ) -> Residuals:
     """Match 160-px templates afresh on a grid of its own; peak filters only, no consensus.
 
+    Templates whose near match is missing or not certain are looked for again further off, and that
+    verdict stands: a place that is 40 px off shows as such, at the price of the doubtful few.
     A template is used where at least 90% of it, and 80% of the window it is searched in, is tissue.
 
     Args:
         first: (H, W), rendered, 0 where there is no tissue.
         second: the same.
         template_px: edge.
-        radius_px: largest displacement seen.
+        radius_px: of the first look.
+        far_px: of the second one: largest displacement seen (less where sections are small).
         spacing_px: of the grid.
         whole_pixels: round displacements to pixels, as matching without refinement gives them.
     """
@@ -123,28 +130,45 @@ def fresh_residuals(
     coverage = float((covered & tissue).sum() / max(int(tissue.sum()), 1))
     if len(points) == 0:
         return Residuals(np.zeros((0, 2)), np.zeros((0, 2)), 0, 0.0)
+    images = SearchImage(first), SearchImage(second)
+    near = _look(images, points, template_px, radius_px)
+    far_px = min(far_px, (min(height, width) - template_px) // 2)
+    off = np.abs(near.target - near.source).max(axis=1)
+    certain = (near.rejection == 0) & (near.p1 - near.p2 >= _CERTAIN) & (off <= _NEAR * radius_px)
+    parts = [(near, certain)]
+    if far_px > radius_px and not certain.all():
+        far = _look(images, points[~certain], template_px, far_px)
+        parts.append((far, far.rejection == 0))
+    else:
+        parts.append((near, ~certain & (near.rejection == 0)))
+    places = np.concatenate([found.source[kept] for found, kept in parts])
+    vectors = np.concatenate([(found.target - found.source)[kept] for found, kept in parts])
+    return Residuals(places, np.rint(vectors) if whole_pixels else vectors, len(points), coverage)
+
+
+def _look(
+    images: tuple[SearchImage, SearchImage], points: Points, template_px: int, radius_px: int
+) -> Found:
     identity = np.broadcast_to(Affine.identity().matrix, (len(points), 2, 2))
-    found = search(
-        SearchImage(first), SearchImage(second), Guess(points, points, identity),
-        template_px, radius_px, RESIDUAL_FILTER,
-    )  # fmt: skip
-    kept = found.rejection == 0
-    vectors = (found.target - found.source)[kept]
-    return Residuals(
-        found.source[kept], np.rint(vectors) if whole_pixels else vectors, len(points), coverage
-    )
+    guess = Guess(points, points, identity)
+    return search(*images, guess, template_px, radius_px, RESIDUAL_FILTER)
 
 
 def mean_gradient(section: NDArray[Any], valid: NDArray[np.bool_] | None = None) -> float:
-    """Mean length of the grey values' gradient over valid pixels (and their neighbours)."""
+    """Mean length of the grey values' gradient over valid pixels whose neighbours are valid.
+
+    By Scharr's 3 x 3 operator, whose answer depends least on the gradient's direction. Bilinear
+    rendering at random fractions of a pixel keeps 0.83 of it on the ten sections of
+    `em/aligntk_raw`; of Sobel's 0.84, of plain central differences 0.78.
+    """
     grey = section.astype(np.float32)
-    gy = 0.5 * (grey[2:, 1:-1] - grey[:-2, 1:-1])
-    gx = 0.5 * (grey[1:-1, 2:] - grey[1:-1, :-2])
+    down, across = grey[2:] - grey[:-2], grey[:, 2:] - grey[:, :-2]
+    gy = (3 * down[:, :-2] + 10 * down[:, 1:-1] + 3 * down[:, 2:]) / 32
+    gx = (3 * across[:-2] + 10 * across[1:-1] + 3 * across[2:]) / 32
     length = np.sqrt(gy * gy + gx * gx)
     if valid is None:
         return float(length.mean())
-    inner = valid[1:-1, 1:-1] & valid[2:, 1:-1] & valid[:-2, 1:-1] & valid[1:-1, 2:]
-    inner &= valid[1:-1, :-2]
+    inner = scipy.ndimage.binary_erosion(valid, np.ones((3, 3)))[1:-1, 1:-1]
     return float(length[inner].mean()) if inner.any() else 0.0
 
 

@@ -27,6 +27,7 @@ from scipy.sparse.linalg import cg
 from hyper_matcher.align.geometry import Affine, Mesh, PairMatches, Points
 
 _MIN_PAIR = 6  # accepted matches below which a pair says nothing
+_SOUND = 0.6  # share of accepted matches from which a pair has its full pull
 _BAND_BYTES = 256 * 1024**2  # a wider band is not factorised: conjugate gradients solve instead
 
 
@@ -46,8 +47,8 @@ class RelaxOptions:
     """
 
     spacing_px: float = 40.0
-    stretch: float = 0.01
-    bend: float = 0.3
+    stretch: float = 0.006
+    bend: float = 0.15
     gauge: float = 1e-5
     distance_weights: tuple[float, ...] = (1.0, 0.5, 0.25)
     huber_px: float = 1.0
@@ -184,7 +185,7 @@ def flags(depth: int, pairs: Sequence[PairMatches], options: RelaxOptions) -> di
     for pair in pairs:
         for z in (pair.source_z, pair.target_z):
             accepted[z] += int(pair.accepted.sum())
-            tried[z] += len(pair.rejection)
+            tried[z] += pair.tried
             linked[z] += pair.flag == ""
             touched[z] += 1
     found = {}
@@ -224,7 +225,8 @@ def _springs(
         by_distance = options.distance_weights[min(far, len(options.distance_weights)) - 1]
         score = np.clip(pair.p1[pair.accepted], 0.05, 1.0)
         share = by_distance / max(density * len(pair.rejection), 1e-9)  # the same pull a vertex
-        base.append(share * score / 0.6)
+        trust = min(1.0, len(score) / max(1, pair.tried) / _SOUND) ** 2
+        base.append(share * trust * score / 0.6)
     return _Springs(rows, source_z, target_z, s, t, np.concatenate(base))
 
 

@@ -24,7 +24,7 @@ from hyper_inference.compiler.codegen.kernel import Step
 from hyper_inference.compiler.codegen.lower import lower
 from hyper_inference.compiler.codegen.target import Target, find_target
 from hyper_inference.compiler.frontend import onnx as onnx_frontend
-from hyper_inference.compiler.frontend import torch_export
+from hyper_inference.compiler.frontend import pt2, torch_export
 from hyper_inference.compiler.ir import Floats, Graph
 from hyper_inference.compiler.memory_plan import MemoryPlan, plan_memory
 from hyper_inference.compiler.pipeline import run_pipeline
@@ -35,8 +35,8 @@ def load_graph(model: Any, shape: Sequence[int]) -> Graph:
     """The graph of a model for an input of `shape`, as its frontend makes it.
 
     Args:
-        model: bytes or a path of an ONNX file, an onnx.ModelProto, a torch.nn.Module, a
-            torch.export.ExportedProgram, or a Graph.
+        model: bytes or a path of an ONNX or `.pt2` file, an onnx.ModelProto, a torch.nn.Module,
+            a torch.export.ExportedProgram, or a Graph.
         shape: (n, c, y, x) or (n, c, z, y, x).
     """
     if isinstance(model, Graph):
@@ -49,6 +49,8 @@ def load_graph(model: Any, shape: Sequence[int]) -> Graph:
         except OSError as error:
             raise InvalidModelError(f"cannot read model file {model}: {error.strerror}") from error
     if isinstance(model, (bytes, bytearray, memoryview)):
+        if bytes(model[:4]) == pt2.MAGIC:
+            return torch_export.from_torch(pt2.load(bytes(model)), shape)
         model = onnx_frontend.parse(bytes(model))
     if type(model).__name__ != "ModelProto":
         raise InvalidArgumentError(

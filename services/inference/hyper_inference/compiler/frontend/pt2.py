@@ -12,11 +12,11 @@ import io
 import json
 import re
 import zipfile
-from pathlib import Path
 from typing import Any
 
 from hyper_inference.errors import InvalidModelError
 
+MAGIC = b"PK\x03\x04"
 MAX_BYTES = 8 * 2**30
 MAX_ENTRIES = 100_000
 _EXPRESSION = re.compile(r"(?!.*\*\*)[su0-9+*/() -]{1,60}")
@@ -43,11 +43,6 @@ def load(data: bytes) -> Any:
     except Exception as error:  # torch raises of many kinds, all about the file
         line = " ".join(str(error).split())[:200]
         raise InvalidModelError(f"the .pt2 file cannot be read: {line}") from error
-
-
-def is_pt2(path: Path) -> bool:
-    """By its name."""
-    return path.suffix == ".pt2"
 
 
 def _check(data: bytes) -> None:

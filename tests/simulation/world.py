@@ -434,13 +434,22 @@ class World:
         for needed in spec.depends_on:
             self._check_complete(task.workflow, recipe, needed)
         worker.running[task] = attempt
-        duration_s = self.random.expovariate(1.0)
+        short = int(task.experiment[1:]) % 2 == 1 and self.random.random() < 0.9
+        duration_s = self.random.expovariate(50.0 if short else 1.0)
+        if self.random.random() < 0.05:  # never started: it waits behind a long one
+
+            def back() -> None:
+                if worker.alive and worker.running.get(task) == attempt:
+                    self._finish(worker, task, attempt, e.Outcome.RETURNED)
+
+            self.after(min(duration_s, 0.5), back)
+            return
 
         def end() -> None:
             if worker.alive and worker.running.get(task) == attempt:
                 failed = (task.experiment, task.index) in self.poison
                 outcome = e.Outcome.FAILED if failed else e.Outcome.SUCCEEDED
-                self._finish(worker, task, attempt, outcome)
+                self._finish(worker, task, attempt, outcome, duration_s)
 
         self.after(duration_s, end)
 
@@ -449,10 +458,14 @@ class World:
         done = all(self.disk.is_done(TaskId(workflow, experiment, i)) for i in range(count(spec)))
         assert done, f"{workflow}: started before {experiment} was durably complete"
 
-    def _finish(self, worker: Worker, task: TaskId, attempt: Attempt, how: e.Outcome) -> None:
+    def _finish(
+        self, worker: Worker, task: TaskId, attempt: Attempt, how: e.Outcome, wall_s: float = 0.0
+    ) -> None:
         del worker.running[task]
         worker.sequence += 1
-        report = e.Report(task, attempt, how, message=how.value, result_json="1")
+        report = e.Report(
+            task, attempt, how, message=how.value, result_json="1", wall_s=wall_s
+        )  # fmt: skip
         worker.unacknowledged[worker.sequence] = (report,)
         if worker.link:
             self._send_reports(worker, worker.sequence)
@@ -523,7 +536,7 @@ def random_recipe(rng: random.Random, retries: int = 2) -> Recipe:
         experiments.append(
             Experiment(
                 name=f"e{number}",
-                command="true",
+                function="m:f",
                 depends_on=depends_on,
                 parameters={"i": Steps(0, 1, rng.randint(1, 15))},
                 workers=rng.choice([0, 0, 2]),

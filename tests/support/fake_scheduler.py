@@ -33,6 +33,30 @@ def task_key(index: int, number: int = 1, epoch: int = 1) -> wire.TaskKey:
     return wire.TaskKey(task=f"{EXPERIMENT}/tasks/{index}", attempt=attempt)
 
 
+def statuses_of(batch: wire.StatusBatch) -> list[wire.TaskStatus]:
+    """All reports of a batch, one by one."""
+    found = list(batch.statuses)
+    for group in batch.successes:
+        columns = zip(
+            group.indices, group.numbers, group.results_json,
+            group.wall_s, group.cpu_s, group.peak_rss_bytes, strict=True,
+        )  # fmt: skip
+        for index, number, result, wall_s, cpu_s, peak_bytes in columns:
+            status = wire.TaskStatus(
+                key=wire.TaskKey(
+                    task=f"{group.experiment}/tasks/{index}",
+                    attempt=workflow_pb2.Attempt(epoch=group.epoch, number=number),
+                ),
+                outcome=wire.OUTCOME_SUCCEEDED,
+                result_json=result,
+                peak_rss_bytes=peak_bytes,
+            )
+            status.wall.FromNanoseconds(int(wall_s * 1e9))
+            status.cpu.FromNanoseconds(int(cpu_s * 1e9))
+            found.append(status)
+    return found
+
+
 class Connection:
     """One stream of one worker."""
 
@@ -204,7 +228,7 @@ class FakeScheduler(
             if request.WhichOneof("kind") == "heartbeat":
                 connection.heartbeats += 1
             elif request.WhichOneof("kind") == "status":
-                connection.statuses.extend(request.status.statuses)
+                connection.statuses.extend(statuses_of(request.status))
                 connection.sequences.append(request.status.sequence)
                 if self.acknowledge:
                     ack = wire.StatusAck(sequence=request.status.sequence)

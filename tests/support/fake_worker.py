@@ -133,7 +133,18 @@ class FakeWorker:
     def _start(self, batch: agent.TaskBatch) -> None:
         self._specs |= {spec.experiment: spec for spec in batch.specs}
         statuses = []
-        for start in batch.starts:
+        starts = list(batch.starts)
+        for group in batch.groups:
+            columns = zip(group.indices, group.numbers, group.parameters_json, strict=True)
+            starts += [
+                agent.TaskStart(
+                    key=task_key((f"{group.experiment}/tasks/{index}", group.epoch, number)),
+                    experiment=group.experiment,
+                    parameters_json=parameters,
+                )
+                for index, number, parameters in columns
+            ]
+        for start in starts:
             key = key_of(start.key)
             assert key not in self.started, f"{key} was started twice"
             self.started.append(key)

@@ -7,6 +7,7 @@ import json
 import math
 import re
 import uuid
+from collections.abc import Sequence
 from typing import Any
 
 from google.protobuf.duration_pb2 import Duration
@@ -16,7 +17,7 @@ from hyper.errors import InvalidArgumentError
 from hyper.names import check_part
 from hyper_scheduler.core.events import Outcome, Report
 from hyper_scheduler.core.model import Attempt, Experiment, TaskId
-from hyper_scheduler.core.parameters import parameters
+from hyper_scheduler.core.parameters import parameters, parameters_writer
 from hyper_scheduler.core.state import (
     Capacity,
     ExperimentRun,
@@ -50,6 +51,7 @@ _OUTCOMES = {
     agent.OUTCOME_FAILED: Outcome.FAILED,
     agent.OUTCOME_STOPPED: Outcome.STOPPED,
     agent.OUTCOME_PREEMPTED: Outcome.PREEMPTED,
+    agent.OUTCOME_RETURNED: Outcome.RETURNED,
 }
 _WORKFLOW = re.compile(r"tenants/([^/]+)/workflows/([^/]+)\Z")
 _EXPERIMENT = re.compile(r"(tenants/[^/]+/workflows/[^/]+)/experiments/([^/]+)\Z")
@@ -193,6 +195,32 @@ def report(status: agent.TaskStatus) -> Report:
     )
 
 
+def reports(batch: agent.StatusBatch) -> tuple[Report, ...]:
+    """What a worker says of its attempts."""
+    found = [report(each) for each in batch.statuses]
+    for group in batch.successes:
+        workflow_part, experiment = split_experiment(group.experiment)
+        epoch = group.epoch
+        columns = zip(
+            group.indices, group.numbers, group.results_json,
+            group.wall_s, group.cpu_s, group.peak_rss_bytes, strict=True,
+        )  # fmt: skip
+        try:
+            for index, number, result, wall_s, cpu_s, peak_bytes in columns:
+                task, attempt = TaskId(workflow_part, experiment, index), Attempt(epoch, number)
+                problem = _result_problem(result)
+                outcome = Outcome.FAILED if problem else Outcome.SUCCEEDED
+                text = "" if problem else result
+                found.append(
+                    Report(task, attempt, outcome, problem, text, 0, wall_s, cpu_s, peak_bytes)
+                )
+        except ValueError:
+            raise InvalidArgumentError(
+                f"successes of {group.experiment} have columns of different lengths"
+            ) from None
+    return tuple(found)
+
+
 def _result_problem(result: str) -> str:
     if len(result.encode("utf-8", "surrogatepass")) > MAX_RESULT_BYTES:
         return f"the result is longer than {MAX_RESULT_BYTES} bytes; write it to a dataset"
@@ -252,12 +280,18 @@ def task_spec(name: str, spec: Experiment) -> agent.TaskSpec:
     return message
 
 
-def task_start(task: TaskId, attempt: Attempt, name: str, spec: Experiment) -> agent.TaskStart:
-    """One attempt to run."""
-    return agent.TaskStart(
-        key=task_key(task, attempt),
+def start_group(
+    name: str, run: ExperimentRun, epoch: int, tasks: Sequence[tuple[TaskId, Attempt]]
+) -> agent.StartGroup:
+    """Attempts of one experiment to run."""
+    if run.write is None:
+        run.write = parameters_writer(run.spec)
+    return agent.StartGroup(
         experiment=name,
-        parameters_json=json.dumps(parameters(spec, task.index)),
+        epoch=epoch,
+        indices=[task.index for task, _ in tasks],
+        numbers=[attempt.number for _, attempt in tasks],
+        parameters_json=[run.write(task.index) for task, _ in tasks],
     )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Iterable
+from itertools import groupby
 
 from hyper.errors import HyperError, ResourceExhaustedError
 from hyper_scheduler import convert
@@ -35,13 +36,13 @@ class Link:
     def send_tasks(self, state: State, tasks: Iterable[tuple[TaskId, Attempt]]) -> None:
         """Queue task starts; an experiment's spec goes with its first task on this stream."""
         batch = agent.TaskBatch()
-        for task, attempt in tasks:
-            spec = state.workflows[task.workflow].experiments[task.experiment].spec
-            name = convert.experiment_name(task.workflow, task.experiment)
+        for (workflow, experiment), items in groupby(tasks, key=lambda item: item[0][:2]):
+            run = state.workflows[workflow].experiments[experiment]
+            name = convert.experiment_name(workflow, experiment)
             if name not in self._specs:
                 self._specs.add(name)
-                batch.specs.append(convert.task_spec(name, spec))
-            batch.starts.append(convert.task_start(task, attempt, name, spec))
+                batch.specs.append(convert.task_spec(name, run.spec))
+            batch.groups.append(convert.start_group(name, run, state.epoch, list(items)))
         self.send(agent.ConnectResponse(tasks=batch))
 
     def close(self, error: HyperError | None = None) -> None:

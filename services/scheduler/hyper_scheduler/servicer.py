@@ -139,7 +139,7 @@ class AgentServicer:
             case "heartbeat":
                 await term.tell(Heartbeat(now, link.worker, link.session))
             case "status":
-                reports = tuple(convert.report(each) for each in request.status.statuses)
+                reports = convert.reports(request.status)
                 sequence = request.status.sequence
                 await term.tell(Reports(now, link.worker, link.session, sequence, reports))
             case "hello":

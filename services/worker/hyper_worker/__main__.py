@@ -37,7 +37,7 @@ async def build(settings: WorkerSettings, running: Running) -> None:
     stack.callback(guard.close)
     endpoint_of_tasks = endpoint or ",".join(addresses)
     commands = ProcessRunner(guard, endpoint_of_tasks)
-    functions = FunctionRunner(guard, endpoint_of_tasks, settings.slots)
+    functions = FunctionRunner(guard, endpoint_of_tasks, settings.slots, folders.root)
     stack.push_async_callback(commands.close)
     stack.push_async_callback(functions.close)
     shipper = Shipper(

@@ -27,7 +27,7 @@ from hyper_worker.core.backoff import Backoff
 from hyper_worker.core.machine import Machine
 from hyper_worker.core.model import (
     Command,
-    Ended,
+    EndedAll,
     Event,
     Exit,
     Job,
@@ -35,6 +35,7 @@ from hyper_worker.core.model import (
     Kill,
     Launch,
     Leaving,
+    Returned,
     Status,
     Terminate,
     Ticked,
@@ -114,7 +115,10 @@ class Agent:
         self._backoff = Backoff(max_s=_BACKOFF_MAX_S)
         self._changed = asyncio.Event()
         self._deadline_moved = asyncio.Event()
-        self._launches: asyncio.Queue[Job] = asyncio.Queue()
+        self._launches: asyncio.Queue[tuple[Job, ...]] = asyncio.Queue()
+        self._streams: dict[Key, LogStream] = {}
+        self._failing: set[Key] = set()  # ended; their logs are being shipped
+        self._failures_to_report: asyncio.Queue[tuple[Key, Exit, LogStream]] = asyncio.Queue()
         self.welcomed_once = asyncio.Event()
         metrics.SLOTS.set(identity.slots)
 
@@ -124,6 +128,7 @@ class Agent:
             group.create_task(self._shipper.run())
             group.create_task(self._keep_time())
             group.create_task(self._stay_connected())
+            group.create_task(self._report_failures())
             while True:
                 group.create_task(self._carry_out(await self._launches.get()))
 
@@ -196,68 +201,120 @@ class Agent:
 
     def _perform(self, command: Command) -> None:
         match command:
-            case Launch(job):
-                self._launches.put_nowait(job)
+            case Launch(jobs):
+                self._launches.put_nowait(jobs)
             case Terminate(key):
                 log.info("terminating", task=key.task, attempt=f"{key.epoch}.{key.number}")
-                self._signal(key, Terminate)
+                asyncio.get_running_loop().call_soon(self._signal, key, Terminate)
             case Kill(key):
                 log.warning("killing", task=key.task, attempt=f"{key.epoch}.{key.number}")
-                self._signal(key, Kill)
+                asyncio.get_running_loop().call_soon(self._signal, key, Kill)
 
     def _signal(self, key: Key, kind: type[Terminate] | type[Kill]) -> None:
+        if not self._machine.runs(key) or key in self._failing:
+            return  # it has ended meanwhile
         execution = self._executions.get(key)
         if execution is None:
             self._early[key] = kind  # it is being started
         elif kind is Kill:
-            execution.kill()
+            execution.kill(key)
         else:
-            execution.terminate()
+            execution.terminate(key)
 
     # Attempts
 
-    async def _carry_out(self, job: Job) -> None:
-        """Run one attempt from its folder to its report."""
-        key = job.key
-        kind = "function" if job.function else "command"
-        stream = self._shipper.open(key)
-        exit_ = await self._run(job, kind, stream)
-        stream.close()
-        failed = exit_.exit_code != 0 or bool(exit_.message)
-        if failed:
-            with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(stream.shipped.wait(), _FAILURE_LOG_S)
-        metrics.SECONDS.labels(kind).observe(exit_.wall_s)
-        metrics.CPU_SECONDS.labels(kind).inc(exit_.cpu_s)
-        metrics.PEAK_RSS.labels(kind).observe(exit_.peak_rss_bytes)
-        log.debug("attempt ended", task=key.task, exit_code=exit_.exit_code, detail=exit_.message)
-        self.dispatch(Ended(key, exit_))
-
-    async def _run(self, job: Job, kind: str, stream: LogStream) -> Exit:
+    async def _carry_out(self, jobs: tuple[Job, ...]) -> None:
+        """Run attempts from their folder to their reports."""
+        kind = "function" if jobs[0].function else "command"
+        keys = [job.key for job in jobs]
         start = time.monotonic()
         try:
-            if job.image:
-                raise ValueError(
-                    f"this worker runs no containers, and the task asks for image {job.image!r}"
-                )
-            folder = await self._folders.prepare(job)
-            try:
-                execution = await self._runners[kind].start(job, folder, stream)
-                self._executions[job.key] = execution
-                if (early := self._early.pop(job.key, None)) is not None:
-                    self._signal(job.key, early)
-                return await execution.wait()
-            finally:
-                self._executions.pop(job.key, None)
-                self._early.pop(job.key, None)
-                await self._folders.remove(job, folder)
+            await self._run(kind, jobs)
         except (OSError, ValueError, HyperError) as error:
             message = f"cannot start: {error}"
         except Exception as error:
-            log.error("attempt failed unexpectedly", task=job.key.task, exc_info=error)
+            log.error("attempt failed unexpectedly", task=keys[0].task, exc_info=error)
             message = f"internal error of the worker: {error!r}; its log has the stack"
-        stream.write(f"[hyper: {message}]\n".encode(errors="replace"))
-        return Exit(exit_code=126, message=message, wall_s=time.monotonic() - start)
+        else:
+            return
+        finally:
+            for key in keys:
+                self._executions.pop(key, None)
+                self._early.pop(key, None)
+        left = [key for key in keys if self._machine.runs(key) and key not in self._failing]
+        for key in left:
+            self.output(key).write(f"[hyper: {message}]\n".encode(errors="replace"))
+        exit_ = Exit(exit_code=126, message=message, wall_s=time.monotonic() - start)
+        self.ended([(key, exit_) for key in left])
+
+    async def _run(self, kind: str, jobs: tuple[Job, ...]) -> None:
+        job = jobs[0]
+        if job.image:
+            raise ValueError(
+                f"this worker runs no containers, and the task asks for image {job.image!r}"
+            )
+        own = kind == "command" or bool(job.workdir)  # warm processes have a folder each
+        folder = await self._folders.prepare(job) if own else self._folders.root
+        try:
+            execution = await self._runners[kind].start(jobs, folder, self)
+            for each in jobs:
+                self._executions[each.key] = execution
+                if (early := self._early.pop(each.key, None)) is not None:
+                    self._signal(each.key, early)
+            await execution.wait()
+        finally:
+            if own:
+                await self._folders.remove(job, folder)
+
+    # Sink of the runners
+
+    def output(self, key: Key) -> LogStream:
+        """The log of an attempt that has something to say."""
+        stream = self._streams.get(key)
+        if stream is None:
+            stream = self._streams[key] = self._shipper.open(key)
+        return stream
+
+    def ended(self, ends: list[tuple[Key, Exit]]) -> None:
+        """Attempts have ended: a failure is reported when its log can be read."""
+        now: list[tuple[Key, Exit]] = []
+        for key, exit_ in ends:
+            stream = self._streams.pop(key, None)
+            if stream is not None:
+                stream.close()
+                if exit_.exit_code != 0 or exit_.message:
+                    self._failing.add(key)
+                    self._failures_to_report.put_nowait((key, exit_, stream))
+                    continue
+            now.append((key, exit_))
+        if now:
+            self._report(now)
+
+    def returned(self, keys: list[Key]) -> None:
+        """Attempts of a bundle were not started."""
+        for key in keys:
+            self._executions.pop(key, None)
+        asyncio.get_running_loop().call_soon(self.dispatch, Returned(tuple(keys)))
+
+    def _report(self, ends: list[tuple[Key, Exit]]) -> None:
+        for key, exit_ in ends:
+            kind = "function" if exit_.returned else "command"
+            metrics.SECONDS.labels(kind).observe(exit_.wall_s)
+            metrics.CPU_SECONDS.labels(kind).inc(exit_.cpu_s)
+            metrics.PEAK_RSS.labels(kind).observe(exit_.peak_rss_bytes)
+            self._executions.pop(key, None)
+        self.dispatch(EndedAll(tuple(ends)))
+
+    async def _report_failures(self) -> None:
+        async with asyncio.TaskGroup() as group:
+            while True:
+                group.create_task(self._report_failure(*await self._failures_to_report.get()))
+
+    async def _report_failure(self, key: Key, exit_: Exit, stream: LogStream) -> None:
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(stream.shipped.wait(), _FAILURE_LOG_S)
+        self._failing.discard(key)
+        self._report([(key, exit_)])
 
     async def _keep_time(self) -> None:
         """Tell the core when a deadline has come."""

@@ -133,7 +133,7 @@ class Connection:
             case "tasks":
                 for spec in response.tasks.specs:
                     self._specs[spec.experiment] = spec
-                jobs = tuple(convert.jobs_from_proto(response.tasks.starts, self._specs))
+                jobs = tuple(convert.jobs_from_proto(response.tasks, self._specs))
                 self._owner.dispatch(Assigned(jobs))
             case "stop":
                 keys = tuple(convert.key_from_proto(key) for key in response.stop.keys)
@@ -158,9 +158,7 @@ class Connection:
             self._reports.clear()
             while (batch := self._owner.next_batch()) is not None:
                 sequence, statuses = batch
-                message = wire.StatusBatch(
-                    sequence=sequence, statuses=map(convert.status_to_proto, statuses)
-                )
+                message = convert.batch_to_proto(sequence, statuses)
                 await call.write(wire.ConnectRequest(status=message))
             if loop.time() >= heartbeat_at:
                 beats += 1

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 
 from google.protobuf import duration_pb2
 
@@ -26,29 +26,63 @@ def key_to_proto(key: Key) -> wire.TaskKey:
     return wire.TaskKey(task=key.task, attempt=attempt)
 
 
-def jobs_from_proto(
-    starts: Iterable[wire.TaskStart], specs: Mapping[str, wire.TaskSpec]
-) -> Iterator[Job]:
+def jobs_from_proto(batch: wire.TaskBatch, specs: Mapping[str, wire.TaskSpec]) -> Iterator[Job]:
     """The jobs of a batch; `specs` are those of this connection.
 
     Raises:
         InternalError: a start names a spec that never came.
     """
-    for start in starts:
-        spec = specs.get(start.experiment)
-        if spec is None:
-            raise InternalError(f"the scheduler sent no spec of {start.experiment!r}")
-        yield Job(
-            key=key_from_proto(start.key),
-            command=spec.command,
-            function=spec.function,
-            image=spec.image,
-            parameters_json=start.parameters_json or "{}",
-            env=tuple(sorted(spec.env.items())),
-            workdir=spec.workdir,
-            timeout_s=seconds(spec.timeout) if spec.HasField("timeout") else None,
-            grace_s=seconds(spec.grace) if spec.HasField("grace") else GRACE_S,
+    for start in batch.starts:
+        make = _maker(start.experiment, specs)
+        yield make(key_from_proto(start.key), start.parameters_json or "{}")
+    for group in batch.groups:
+        make = _maker(group.experiment, specs)
+        columns = zip(group.indices, group.numbers, group.parameters_json, strict=True)
+        for index, number, parameters in columns:
+            yield make(Key(f"{group.experiment}/tasks/{index}", group.epoch, number), parameters)
+
+
+def _maker(experiment: str, specs: Mapping[str, wire.TaskSpec]) -> Callable[[Key, str], Job]:
+    """What the jobs of an experiment share is read once."""
+    spec = specs.get(experiment)
+    if spec is None:
+        raise InternalError(f"the scheduler sent no spec of {experiment!r}")
+    command, function, image = spec.command, spec.function, spec.image
+    env, workdir = tuple(sorted(spec.env.items())), spec.workdir
+    timeout_s = seconds(spec.timeout) if spec.HasField("timeout") else None
+    grace_s = seconds(spec.grace) if spec.HasField("grace") else GRACE_S
+
+    def make(key: Key, parameters: str) -> Job:
+        return Job(
+            key, command, function, image, parameters, env, workdir, timeout_s, grace_s
+        )  # fmt: skip
+
+    return make
+
+
+def batch_to_proto(sequence: int, statuses: Iterable[Status]) -> wire.StatusBatch:
+    """Write reports: successes column by column, the others one by one."""
+    message = wire.StatusBatch(sequence=sequence)
+    groups: dict[tuple[str, int], list[tuple[str, Status]]] = {}
+    for status in statuses:
+        experiment, slash, index = status.key.task.rpartition("/tasks/")
+        if slash and status.outcome is Outcome.SUCCEEDED and not status.exit.message:
+            groups.setdefault((experiment, status.key.epoch), []).append((index, status))
+        else:
+            message.statuses.append(status_to_proto(status))
+    for (experiment, epoch), items in groups.items():
+        exits = [status.exit for _, status in items]
+        message.successes.add(
+            experiment=experiment,
+            epoch=epoch,
+            indices=[int(index) for index, _ in items],
+            numbers=[status.key.number for _, status in items],
+            results_json=[each.result_json for each in exits],
+            wall_s=[each.wall_s for each in exits],
+            cpu_s=[each.cpu_s for each in exits],
+            peak_rss_bytes=[each.peak_rss_bytes for each in exits],
         )
+    return message
 
 
 def status_to_proto(status: Status) -> wire.TaskStatus:

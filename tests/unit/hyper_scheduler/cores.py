@@ -22,10 +22,12 @@ def experiment(
     retries: int = 1,
     hardware: Hardware | None = None,
     labels: dict[str, str] | None = None,
+    function: str = "",
 ) -> Experiment:
     return Experiment(
         name,
-        command="true",
+        command="" if function else "true",
+        function=function,
         depends_on=depends_on,
         parameters={"i": Steps(0, 1, tasks)},
         workers=workers,
@@ -97,8 +99,11 @@ class Core:
         epoch: int = 9,
         sequence: int = 1,
         message: str = "",
+        wall_s: float = 0.0,
     ) -> list[c.Command]:
-        one = e.Report(of, Attempt(epoch, number), outcome, message=message, result_json="1")
+        one = e.Report(
+            of, Attempt(epoch, number), outcome, message=message, result_json="1", wall_s=wall_s
+        )  # fmt: skip
         session = self.sessions[worker]
         return self.feed(e.Reports(self.now, worker, session, sequence, (one,)))
 

@@ -117,10 +117,11 @@ def test_a_spec_goes_once_a_stream() -> None:
     link.send_tasks(core.state, [(task(0), Attempt(9, 1)), (task(1), Attempt(9, 2))])
     link.send_tasks(core.state, [(task(2), Attempt(9, 3))])
     assert [len(message.tasks.specs) for message in sent] == [1, 0]
-    assert [len(message.tasks.starts) for message in sent] == [2, 1]
-    start = sent[1].tasks.starts[0]
-    assert json.loads(start.parameters_json) == {"i": 2}
-    assert start.experiment == sent[0].tasks.specs[0].experiment
+    groups = [message.tasks.groups[0] for message in sent]
+    assert [list(group.numbers) for group in groups] == [[1, 2], [3]]
+    assert [json.loads(text) for text in groups[0].parameters_json] == [{"i": 0}, {"i": 1}]
+    assert groups[0].epoch == 9
+    assert groups[1].experiment == sent[0].tasks.specs[0].experiment
 
 
 async def test_a_worker_that_does_not_read_is_cut_off() -> None:

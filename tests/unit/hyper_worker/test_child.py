@@ -2,25 +2,34 @@
 
 from __future__ import annotations
 
-import io
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from hyper_worker.config import WorkerSettings
-from hyper_worker.runner.child import encode_result, read_frame, resolve, write_frame
+from hyper_worker.core.model import Job, Key
+from hyper_worker.runner.child import (
+    FILE,
+    INLINE,
+    encode_result,
+    pack_request,
+    packet_number,
+    resolve,
+)  # fmt: skip
 from hyper_worker.runner.environment import base_environment
 
 
-def test_frames_carry_batches() -> None:
-    file = io.BytesIO()
-    write_frame(file, [{"a": 1}, {"b": "ü"}])
-    write_frame(file, [])
-    file.seek(0)
-    assert read_frame(file) == [{"a": 1}, {"b": "ü"}]
-    assert read_frame(file) == []
-    assert read_frame(file) is None
+def test_a_long_call_travels_as_a_file(tmp_path: Path) -> None:
+    short = Job(Key("task", 7, 1), function="json:dumps", parameters_json='{"a": "\u00fc"}')
+    packet = pack_request(3, short, str(tmp_path / "scratch"))
+    assert (packet[:1], packet_number(packet)) == (INLINE, 3)
+    assert packet[5:].decode().split("\0") == ["task", "7.1", "json:dumps", '{"a": "\u00fc"}']
+    long = Job(Key("task", 7, 1), function="json:dumps", parameters_json="x" * 200_000)
+    packet = pack_request(4, long, str(tmp_path / "scratch"))
+    assert (packet[:1], packet_number(packet)) == (FILE, 4)
+    assert Path(packet[5:].decode()).read_text().endswith("\0" + "x" * 200_000)
 
 
 @pytest.mark.parametrize(

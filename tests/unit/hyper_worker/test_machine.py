@@ -16,6 +16,7 @@ from hyper_worker.core.model import (
     Assigned,
     Command,
     Ended,
+    EndedAll,
     Event,
     Exit,
     Job,
@@ -24,6 +25,7 @@ from hyper_worker.core.model import (
     Launch,
     Leaving,
     Outcome,
+    Returned,
     Status,
     StopAsked,
     Terminate,
@@ -41,10 +43,10 @@ def job(task: int, number: int = 1, timeout_s: float | None = None, grace_s: flo
 
 
 def check_invariants(machine: Machine) -> None:
-    assert len(machine.running) <= machine.slots
+    assert machine.busy <= machine.slots
     assert len(set(machine.live)) == len(machine.live)
     waiting = len(machine.live) > len(machine.running)
-    assert not waiting or len(machine.running) == machine.slots
+    assert not waiting or machine.busy == machine.slots
 
 
 @pytest.fixture
@@ -64,14 +66,13 @@ def outcomes(machine: Machine) -> list[tuple[str, str, str]]:
 
 def test_slots_are_filled_in_order(machine: Machine) -> None:
     jobs = tuple(job(i) for i in range(3))
-    assert machine.handle(Assigned(jobs), 0.0) == [Launch(jobs[0]), Launch(jobs[1])]
+    assert machine.handle(Assigned(jobs), 0.0) == [Launch((jobs[0],)), Launch((jobs[1],))]
     assert machine.running == (key(0), key(1))
-    assert machine.handle(Ended(key(0), Exit()), 1.0) == [Launch(jobs[2])]
+    assert machine.handle(Ended(key(0), Exit()), 1.0) == [Launch((jobs[2],))]
     assert outcomes(machine) == [
-        ("task-0", "RUNNING", ""),
         ("task-1", "RUNNING", ""),
-        ("task-0", "SUCCEEDED", ""),
         ("task-2", "RUNNING", ""),
+        ("task-0", "SUCCEEDED", ""),
     ]
 
 
@@ -87,7 +88,7 @@ def test_a_newer_attempt_replaces_an_older_one(machine: Machine) -> None:
     machine.handle(Assigned((job(0, 1),)), 0.0)
     assert machine.handle(Assigned((job(0, 2),)), 1.0) == [
         Terminate(key(0, 1)),
-        Launch(job(0, 2)),
+        Launch((job(0, 2),)),
     ]
     assert machine.handle(Assigned((job(0, 1),)), 2.0) == []
 
@@ -148,7 +149,7 @@ def test_leaving_preempts_all(machine: Machine) -> None:
     machine.handle(Ended(key(1), Exit(exit_code=-9)), 4.1)
     machine.handle(Assigned((job(5),)), 4.2)
     assert machine.idle
-    assert outcomes(machine)[2:] == [
+    assert outcomes(machine) == [
         ("task-2", "PREEMPTED", "preempted before it started"),
         ("task-0", "SUCCEEDED", ""),
         ("task-1", "PREEMPTED", "the machine goes away"),
@@ -200,7 +201,7 @@ def test_every_attempt_ends_and_is_reported_once(events: list[Event | int]) -> N
     now = 0.0
 
     def take(commands: list[Command]) -> None:
-        launched.extend(c.job.key for c in commands if isinstance(c, Launch))
+        launched.extend(j.key for c in commands if isinstance(c, Launch) for j in c.jobs)
         check_invariants(machine)
         while (batch := machine.reports.next_batch()) is not None:
             reports.extend(batch[1])
@@ -286,3 +287,62 @@ def test_describe_exit() -> None:
 def test_a_worker_without_slots_is_refused() -> None:
     with pytest.raises(ValueError, match="at least one slot"):
         Machine(0)
+
+
+def call(task: int, timeout_s: float | None = None) -> Job:
+    return Job(key(task), function="m:f", timeout_s=timeout_s)
+
+
+def learned(machine: Machine, wall_s: float, now: float = 0.0) -> None:
+    """The machine has seen that a call takes so long."""
+    machine.handle(Assigned((call(1000),)), now)
+    machine.handle(EndedAll(((key(1000), Exit(returned=True, wall_s=wall_s)),)), now)
+    outcomes(machine)
+
+
+def test_short_functions_share_a_slot(machine: Machine) -> None:
+    learned(machine, 0.001)
+    jobs = tuple(call(i) for i in range(6))
+    first, second = machine.handle(Assigned((*jobs, job(9))), 0.0)
+    assert first == Launch(jobs[:4])  # half of what waits, for the other slot is free
+    assert second == Launch(jobs[4:])
+    ends = tuple((each.key, Exit(returned=True)) for each in jobs[4:])
+    assert machine.handle(EndedAll(ends[:1]), 0.1) == []
+    assert machine.handle(EndedAll(ends[1:]), 0.1) == [Launch((job(9),))]
+
+
+def test_long_functions_and_those_with_a_timeout_do_not_share(machine: Machine) -> None:
+    learned(machine, 5.0)
+    (launch, _) = machine.handle(Assigned(tuple(call(i) for i in range(3))), 0.0)
+    assert launch == Launch((call(0),))
+    other = Machine(1)
+    learned(other, 0.001)
+    assert other.handle(Assigned((call(0, 9.0), call(1, 9.0))), 0.0) == [Launch((call(0, 9.0),))]
+
+
+def test_what_waits_behind_a_long_call_goes_elsewhere(machine: Machine) -> None:
+    learned(machine, 0.001)
+    machine.handle(Assigned((job(8),)), 0.0)
+    (launch,) = machine.handle(Assigned(tuple(call(i) for i in range(4))), 0.0)
+    assert len(launch.jobs) == 4  # type: ignore[union-attr]
+    assert machine.handle(Returned((key(1), key(2), key(3))), 0.2) == []
+    (launch,) = machine.handle(Ended(key(8), Exit()), 0.3)  # in order, in the slot that is free
+    assert launch == Launch((call(1), call(2), call(3)))
+    machine.handle(Returned((key(2), key(3))), 0.5)
+    assert machine.next_deadline() == pytest.approx(1.31)
+    assert outcomes(machine)[-1][:2] == ("task-8", "SUCCEEDED")
+    assert machine.handle(Ticked(), 1.4) == []
+    assert [each[:2] for each in outcomes(machine)] == [
+        ("task-2", "RETURNED"),
+        ("task-3", "RETURNED"),
+    ]
+    assert set(machine.running) == {key(0), key(1)}
+
+
+def test_a_returned_call_that_was_to_stop_has_ended(machine: Machine) -> None:
+    learned(machine, 0.001)
+    machine.handle(Assigned((job(8), call(0), call(1))), 0.0)
+    assert machine.handle(StopAsked((key(1),)), 0.1) == [Terminate(key(1))]
+    machine.handle(Returned((key(1),)), 0.1)
+    assert outcomes(machine)[-1][:2] == ("task-1", "STOPPED")
+    assert machine.running == (key(8), key(0))

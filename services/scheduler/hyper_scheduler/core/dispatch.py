@@ -10,7 +10,7 @@ from collections import deque
 
 from hyper_scheduler.core.commands import Command, Start
 from hyper_scheduler.core.model import Attempt, TaskId
-from hyper_scheduler.core.state import RunState, State, WorkerRun, WorkflowRun
+from hyper_scheduler.core.state import SLOT, RunState, State, WorkerRun, WorkflowRun
 from hyper_scheduler.core.tasks import assign, fits
 
 
@@ -35,8 +35,8 @@ def dispatch(state: State, now: float) -> list[Command]:
             given = _serve(state, state.workflows[name], now)
             if given is None:
                 continue
-            worker, task, attempt = given
-            batches.setdefault(worker.name, []).append((task, attempt))
+            worker, tasks = given
+            batches.setdefault(worker.name, []).extend(tasks)
             state.active.pop(name)
             state.active[name] = None  # to the end of its turn
             same.append(name)
@@ -47,26 +47,31 @@ def dispatch(state: State, now: float) -> list[Command]:
 
 def _serve(
     state: State, workflow: WorkflowRun, now: float
-) -> tuple[WorkerRun, TaskId, Attempt] | None:
-    """Start one task of the workflow, if one can be."""
+) -> tuple[WorkerRun, list[tuple[TaskId, Attempt]]] | None:
+    """Start one task of the workflow, or a slot's worth of short ones, if that can be."""
     runs = [each for each in workflow.experiments.values() if each.state is RunState.RUNNING]
     for step in range(len(runs)):
         run = runs[(workflow.turn + step) % len(runs)]
-        if run.spec.workers and run.running >= run.spec.workers:
+        limit = run.spec.workers - run.running if run.spec.workers else SLOT
+        if limit <= 0 or run.peek() is None:
             continue
-        index = run.peek()
-        if index is None:
-            continue
+        share = run.share
         for name in state.ready:
             worker = state.workers[name]
-            if fits(worker, run.spec):
+            if fits(worker, run.spec, share):
                 break
         else:
             continue
         state.ready.pop(name)  # to the end of the queue, if a slot stays free
-        task = TaskId(workflow.name, run.spec.name, index)
-        attempt = state.next_attempt()
-        assign(state, task, attempt, worker, now)
+        tasks: list[tuple[TaskId, Attempt]] = []
+        while len(tasks) < min(limit, SLOT // share):
+            index = run.peek()
+            if index is None or not (not tasks or fits(worker, run.spec, share)):
+                break
+            task = TaskId(workflow.name, run.spec.name, index)
+            attempt = state.next_attempt()
+            assign(state, task, attempt, worker, now)
+            tasks.append((task, attempt))
         workflow.turn = (workflow.turn + step + 1) % len(runs)
-        return worker, task, attempt
+        return worker, tasks
     return None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import StrEnum
+from typing import NamedTuple
 
 from hyper_scheduler.core.model import Attempt, Recipe, TaskId
 from hyper_scheduler.core.state import Capacity
@@ -87,10 +88,10 @@ class Outcome(StrEnum):
     FAILED = "failed"
     STOPPED = "stopped"
     PREEMPTED = "preempted"
+    RETURNED = "returned"
 
 
-@dataclass(frozen=True, slots=True)
-class Report:
+class Report(NamedTuple):
     """One attempt, as its worker reports it."""
 
     task: TaskId

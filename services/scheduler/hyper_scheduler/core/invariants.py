@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from hyper_scheduler.core.model import Attempt, TaskId
 from hyper_scheduler.core.pages import PAGE_TASKS, Status
-from hyper_scheduler.core.state import ExperimentRun, RunState, State, WorkerRun, WorkflowRun
+from hyper_scheduler.core.state import SLOT, ExperimentRun, RunState, State, WorkerRun, WorkflowRun
 
 
 def check_invariants(state: State) -> None:
@@ -27,17 +27,21 @@ def check_invariants(state: State) -> None:
 
 def _check_worker(state: State, worker: WorkerRun) -> None:
     name = worker.name
-    free = len(worker.running) < worker.capacity.slots
+    free = worker.load < worker.capacity.slots * SLOT
     ready = bool(worker.session) and not worker.draining and free
     assert (name in state.ready) == ready, f"worker {name}: ready is {not ready}"
     assert worker.doubtful.keys() <= worker.running.keys(), f"worker {name}: doubts the unknown"
-    needs = [
-        state.workflows[task.workflow].experiments[task.experiment].spec.hardware
-        for task in worker.running
-    ]
-    assert abs(worker.cpus_used - sum(need.cpus for need in needs)) < 1e-6, name
-    assert worker.memory_used == sum(need.memory_bytes for need in needs), name
-    assert worker.gpus_used == sum(need.gpus for need in needs), name
+    load, cpus, memory, gpus = 0, 0.0, 0.0, 0.0
+    for task in worker.running:
+        run = state.workflows[task.workflow].experiments[task.experiment]
+        need, share = run.spec.hardware, run.page(task.index).records[task.index].share
+        part, load = share / SLOT, load + share
+        cpus, memory = cpus + need.cpus * part, memory + need.memory_bytes * part
+        gpus += need.gpus * part
+    assert worker.load == load, name
+    assert abs(worker.cpus_used - cpus) < 1e-6, name
+    assert abs(worker.memory_used - memory) < 1.0, name
+    assert abs(worker.gpus_used - gpus) < 1e-6, name
     assert name not in state.lost, f"worker {name} lives and is lost"
 
 

@@ -111,13 +111,12 @@ class Attempt(NamedTuple):
     number: int
 
 
-@dataclass(frozen=True, slots=True, order=True)
-class TaskId:
+class TaskId(NamedTuple):
     """Which task: the workflow's resource name, the experiment, the index."""
 
     workflow: str
     experiment: str
-    index: int
+    index: int  # type: ignore[assignment]  # hides tuple's method, which nobody needs
 
     @property
     def name(self) -> str:

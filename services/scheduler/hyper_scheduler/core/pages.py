@@ -50,6 +50,7 @@ class Record:
     start_time: float = 0.0
     end_time: float = 0.0
     reported: bool = False  # the newest attempt has said how it ended; it was not just lost
+    share: int = 512  # of a slot; not stored
 
 
 @dataclass(slots=True)
@@ -101,19 +102,42 @@ class Page:
         return stem, data, replaced
 
 
+_RUNNING = Status.RUNNING
+
+
+def _plain(record: Record) -> bool:
+    """Whether nothing has gone wrong with the task: such records are stored column by column."""
+    return not (
+        record.failures or record.losses or record.message or record.end_time or record.reported
+    )
+
+
 def encode_page(page: Page) -> bytes:
     """The page as etcd holds it: never more than etcd takes, so long messages are cut."""
     longest = PAGE_MESSAGES // max(1, len(page.records))
+    runs: dict[tuple[str, int, float], tuple[list[int], list[int]]] = {}
+    others: dict[int, Record] = {}
+    for index, record in page.records.items():
+        attempt = record.attempt
+        if record.status is _RUNNING and attempt is not None and _plain(record):
+            group = runs.setdefault((record.worker, attempt[0], record.start_time), ([], []))
+            group[0].append(index)
+            group[1].append(attempt[1])
+        else:
+            others[index] = record
     records = {
         str(index): [
             record.status.value, record.attempt, record.worker, record.failures,
             record.losses, record.message[:longest], record.start_time, record.end_time,
             record.reported,
         ]
-        for index, record in page.records.items()
+        for index, record in others.items()
     }  # fmt: skip
+    value: dict[str, Any]
     done = base64.b64encode(page.done.rstrip(b"\0")).decode()
     value = {"done": done, "records": records, "segments": page.segments}
+    if runs:
+        value["runs"] = [[*key, *columns] for key, columns in runs.items()]
     return json.dumps(value, separators=(",", ":"), ensure_ascii=False).encode()
 
 
@@ -129,4 +153,9 @@ def decode_page(data: bytes) -> Page:
     for index, (status, attempt, *rest) in value["records"].items():
         newest = None if attempt is None else Attempt(*attempt)
         page.records[int(index)] = Record(Status(status), newest, *rest)
+    for worker, epoch, start_time, indices, numbers in value.get("runs", ()):
+        for place, number in zip(indices, numbers, strict=True):
+            page.records[place] = Record(
+                Status.RUNNING, Attempt(epoch, number), worker, start_time=start_time
+            )
     return page

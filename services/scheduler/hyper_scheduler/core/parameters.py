@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Callable
 from hashlib import blake2b
 from typing import assert_never
 
@@ -74,6 +75,31 @@ def parameters(experiment: Experiment, index: int) -> dict[str, Value]:
             position, place = divmod(position, each)
             values[name] = _discrete(domain, place)
     return {name: values[name] for name in experiment.parameters}
+
+
+def parameters_writer(experiment: Experiment) -> Callable[[int], str]:
+    """`parameters` as JSON text, by task; what all tasks have in common is prepared."""
+    domains = list(experiment.parameters.items())
+    if experiment.sampling is not Sampling.GRID:
+        return lambda index: json.dumps(parameters(experiment, index))
+    parts: list[tuple[str, int, Domain, tuple[str, ...]]] = []
+    for name, domain in reversed(domains):
+        texts = domain.values_json if isinstance(domain, Choice) else ()
+        parts.append((f"{json.dumps(name)}: ", size(domain) or 1, domain, texts))
+
+    def write(index: int) -> str:
+        position = index
+        found: list[str] = []
+        for label, each, domain, texts in parts:
+            place = 0
+            if each > 1:
+                position, place = divmod(position, each)
+            text = texts[place] if texts else json.dumps(_discrete(domain, place))
+            found.append(label + text)
+        found.reverse()
+        return "{" + ", ".join(found) + "}"
+
+    return write
 
 
 def _discrete(domain: Domain, place: int) -> Value:

@@ -117,6 +117,7 @@ def _expect_workers(state: State, workflow: WorkflowRun, run: ExperimentRun, now
                 worker.draining = record.worker in state.drained
                 state.workers[record.worker] = worker
             worker.running[TaskId(workflow.name, run.spec.name, index)] = record.attempt
+            worker.load += record.share
             worker.cpus_used += need.cpus
             worker.memory_used += need.memory_bytes
             worker.gpus_used += need.gpus

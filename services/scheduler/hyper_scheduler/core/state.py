@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import heapq
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from enum import StrEnum
 
 from hyper_scheduler.core.model import Attempt, Experiment, Recipe, TaskId
 from hyper_scheduler.core.pages import PAGE_TASKS, Page, PageKey, Record, Status
 from hyper_scheduler.core.parameters import count
+
+SLOT = 512  # a slot is shared in this many parts
+PREFETCH_S = 0.5  # of short work waits at a worker for each slot
 
 
 class RunState(StrEnum):
@@ -54,11 +58,21 @@ class ExperimentRun:
     end_time: float = 0.0
     message: str = ""
     durable: bool = False  # that it succeeded; those that depend on it start then
+    mean_s: float = 0.0  # what a task has taken lately; 0: not known
+    write: Callable[[int], str] | None = None  # parameters as JSON, made when first needed
 
     @staticmethod
     def fresh(spec: Experiment) -> ExperimentRun:
         """Before anything has run."""
         return ExperimentRun(spec, count(spec))
+
+    @property
+    def share(self) -> int:
+        """How much of a slot a task takes: short functions are given out many at a time."""
+        if not self.mean_s or not self.spec.function:
+            return SLOT
+        tasks = min(SLOT, max(1, int(PREFETCH_S / self.mean_s)))
+        return SLOT >> (tasks.bit_length() - 1)
 
     def page(self, index: int) -> Page:
         """The page that holds task `index`; made when first needed."""
@@ -157,10 +171,11 @@ class WorkerRun:
     connect_time: float
     draining: bool = False
     running: dict[TaskId, Attempt] = field(default_factory=dict)
+    load: int = 0  # the sum of what they take of slots
     doubtful: dict[TaskId, float] = field(default_factory=dict)  # until when a report may come
     cpus_used: float = 0.0
-    memory_used: int = 0
-    gpus_used: int = 0
+    memory_used: float = 0.0
+    gpus_used: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)

@@ -34,6 +34,7 @@ from hyper_scheduler.core.state import RunState, State, WorkerRun
 from hyper_scheduler.core.tasks import (
     adopt,
     adoptable,
+    fill_slots,
     is_current,
     lose,
     refresh_ready,
@@ -171,6 +172,8 @@ def _reports(state: State, event: Reports) -> list[Command]:
             worker.draining = True  # its machine goes away
             refresh_ready(state, worker)
         take_report(state, report, event.now)
+    if any(report.outcome is Outcome.RETURNED for report in event.reports):
+        fill_slots(state, worker)
     state.pending.acks[worker.name] = (event.session, event.sequence)
     if not stale:
         return []

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import heapq
-import json
+from json.encoder import encode_basestring_ascii as _quoted
 
 from hyper_scheduler.core.events import Outcome, Report
-from hyper_scheduler.core.model import Attempt, Experiment, TaskId
+from hyper_scheduler.core.model import Attempt, Experiment, Hardware, TaskId
 from hyper_scheduler.core.pages import PAGE_TASKS, PageKey, Record, Status
-from hyper_scheduler.core.state import ExperimentRun, RunState, State, WorkerRun
+from hyper_scheduler.core.state import SLOT, ExperimentRun, RunState, State, WorkerRun
 
 MAX_MESSAGE = 1024
 
@@ -36,16 +36,17 @@ def count_move(state: State, to: str) -> None:
     state.moved[to] = state.moved.get(to, 0) + 1
 
 
-def fits(worker: WorkerRun, spec: Experiment) -> bool:
-    """Whether the worker could start one more task of the experiment now."""
+def fits(worker: WorkerRun, spec: Experiment, share: int = SLOT) -> bool:
+    """Whether the worker could take one more task of the experiment now."""
     need, have = spec.hardware, worker.capacity
-    if len(worker.running) >= have.slots:
+    if worker.load + share > have.slots * SLOT:
         return False
-    if need.cpus and worker.cpus_used + need.cpus > have.cpus:
+    part = share / SLOT
+    if need.cpus and worker.cpus_used + need.cpus * part > have.cpus + 1e-6:
         return False
-    if need.memory_bytes and worker.memory_used + need.memory_bytes > have.memory_bytes:
+    if need.memory_bytes and worker.memory_used + need.memory_bytes * part > have.memory_bytes + 1:
         return False
-    if need.gpus and worker.gpus_used + need.gpus > have.gpus:
+    if need.gpus and worker.gpus_used + need.gpus * part > have.gpus + 1e-6:
         return False
     labels = dict(have.labels)
     if need.gpu and labels.get("gpu", need.gpu) != need.gpu:
@@ -55,7 +56,7 @@ def fits(worker: WorkerRun, spec: Experiment) -> bool:
 
 def refresh_ready(state: State, worker: WorkerRun) -> None:
     """Put the worker into the queue of those with a free slot, or take it out."""
-    free = len(worker.running) < worker.capacity.slots
+    free = worker.load < worker.capacity.slots * SLOT
     if worker.session and not worker.draining and free:
         if worker.name not in state.ready:
             state.ready[worker.name] = None
@@ -74,14 +75,24 @@ def assign(state: State, task: TaskId, attempt: Attempt, worker: WorkerRun, now:
     record.status, record.attempt, record.worker = Status.RUNNING, attempt, worker.name
     record.start_time, record.end_time, record.reported = now, 0.0, False
     run.running += 1
-    need = run.spec.hardware
     worker.running[task] = attempt
-    worker.cpus_used += need.cpus
-    worker.memory_used += need.memory_bytes
-    worker.gpus_used += need.gpus
+    _occupy(worker, run, record, run.share)
     refresh_ready(state, worker)
     touch(state, task, now)
     count_move(state, "running")
+
+
+def _occupy(worker: WorkerRun, run: ExperimentRun, record: Record, share: int) -> None:
+    record.share = share
+    worker.load += share
+    _use(worker, run.spec.hardware, share / SLOT)
+
+
+def _use(worker: WorkerRun, need: Hardware, part: float) -> None:
+    if need.cpus or need.memory_bytes or need.gpus:
+        worker.cpus_used += need.cpus * part
+        worker.memory_used += need.memory_bytes * part
+        worker.gpus_used += need.gpus * part
 
 
 def release(state: State, task: TaskId, record: Record) -> None:
@@ -92,10 +103,19 @@ def release(state: State, task: TaskId, record: Record) -> None:
     worker = state.workers[record.worker]
     del worker.running[task]
     worker.doubtful.pop(task, None)
-    need = run.spec.hardware
-    worker.cpus_used -= need.cpus
-    worker.memory_used -= need.memory_bytes
-    worker.gpus_used -= need.gpus
+    worker.load -= record.share
+    _use(worker, run.spec.hardware, -record.share / SLOT)
+    refresh_ready(state, worker)
+
+
+def fill_slots(state: State, worker: WorkerRun) -> None:
+    """The worker has given tasks back, so that what it keeps takes long: a slot each."""
+    for task in worker.running:
+        run = state.workflows[task.workflow].experiments[task.experiment]
+        record = run.page(task.index).records[task.index]
+        worker.load -= record.share
+        _use(worker, run.spec.hardware, -record.share / SLOT)
+        _occupy(worker, run, record, SLOT)
     refresh_ready(state, worker)
 
 
@@ -205,6 +225,8 @@ def _conclude(state: State, run: ExperimentRun, report: Report, record: Record, 
         case Outcome.SUCCEEDED:
             run.page(task.index).set_done(task.index, _line(report, record, now))
             run.succeeded += 1
+            wall_s = max(report.wall_s, 1e-6)
+            run.mean_s = 0.9 * run.mean_s + 0.1 * wall_s if run.mean_s else wall_s
             state.pending.results += 1
             touch(state, task, now)
         case Outcome.FAILED:
@@ -218,24 +240,18 @@ def _conclude(state: State, run: ExperimentRun, report: Report, record: Record, 
                 touch(state, task, now)
         case Outcome.PREEMPTED:
             _count_loss(state, run, task, record, now)
-        case Outcome.STOPPED | Outcome.RUNNING:
+        case Outcome.STOPPED | Outcome.RUNNING | Outcome.RETURNED:
             _run_again(state, run, task, record, now)
     count_move(state, report.outcome.value)
 
 
 def _line(report: Report, record: Record, now: float) -> str:
     """One line of a result object."""
-    facts = {
-        "i": report.task.index,
-        "attempt": list(report.attempt),
-        "worker": record.worker,
-        "failures": record.failures,
-        "losses": record.losses,
-        "start": record.start_time,
-        "end": now,
-        "wall_s": report.wall_s,
-        "cpu_s": report.cpu_s,
-        "peak_rss_bytes": report.peak_rss_bytes,
-        "result": report.result_json,
-    }
-    return json.dumps(facts, separators=(",", ":"))
+    epoch, number = report.attempt
+    return (
+        f'{{"i":{report.task.index},"attempt":[{epoch},{number}],"worker":{_quoted(record.worker)},'
+        f'"failures":{record.failures},"losses":{record.losses},'
+        f'"start":{record.start_time!r},"end":{now!r},'
+        f'"wall_s":{report.wall_s!r},"cpu_s":{report.cpu_s!r},'
+        f'"peak_rss_bytes":{report.peak_rss_bytes},"result":{_quoted(report.result_json)}}}'
+    )

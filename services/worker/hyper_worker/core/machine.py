@@ -5,8 +5,11 @@
                    |         +- stop asked, timeout, leaving: SIGTERM -> grace -> SIGKILL -> ended
                    +- stop asked, leaving: reported without having run
 
-A queued attempt waits for a slot. Being out of touch with the scheduler changes nothing here:
-attempts go on, reports wait. After a reconnect the scheduler stops what it has given to others.
+A queued attempt waits for a slot. Short functions take a slot in bundles, so that handing them
+over costs little; what waits behind long ones goes to another slot, or back to the scheduler.
+
+Being out of touch with the scheduler changes nothing here: attempts go on, reports wait. After a
+reconnect the scheduler stops what it has given to others.
 """
 
 from __future__ import annotations
@@ -21,6 +24,7 @@ from hyper_worker.core.model import (
     Assigned,
     Command,
     Ended,
+    EndedAll,
     Event,
     Exit,
     Job,
@@ -29,6 +33,7 @@ from hyper_worker.core.model import (
     Launch,
     Leaving,
     Outcome,
+    Returned,
     Status,
     StopAsked,
     Terminate,
@@ -36,6 +41,9 @@ from hyper_worker.core.model import (
 )
 from hyper_worker.core.reports import Reports
 
+BUNDLE_S = 0.1  # of work
+BUNDLE_MAX = 128
+RETURN_S = 1.0  # functions that wait for so long while nothing ends are given back
 REMEMBERED = 10_000  # ended attempts; a repeated assignment of one of them is ignored
 
 
@@ -48,10 +56,18 @@ class Cause(StrEnum):
 
 
 @dataclass(slots=True)
+class _Bundle:
+    """Attempts that share a slot."""
+
+    left: int
+
+
+@dataclass(slots=True)
 class _Run:
     """A running attempt."""
 
     job: Job
+    bundle: _Bundle
     timeout_at: float | None
     cause: Cause | None = None
     kill_at: float | None = None
@@ -76,6 +92,9 @@ class Machine:
         self._newest: dict[str, Key] = {}  # of each task, among the live attempts
         self._ended: OrderedDict[Key, None] = OrderedDict()
         self._leave_at: float | None = None
+        self._busy = 0  # slots
+        self._mean_s: dict[str, float] = {}  # what a call of a function takes
+        self._moved_at = 0.0  # when an attempt started or ended
 
     @property
     def live(self) -> tuple[Key, ...]:
@@ -91,6 +110,15 @@ class Machine:
     def running(self) -> tuple[Key, ...]:
         """Attempts that run."""
         return tuple(self._runs)
+
+    @property
+    def busy(self) -> int:
+        """Slots that are taken."""
+        return self._busy
+
+    def runs(self, key: Key) -> bool:
+        """Whether an attempt has a slot."""
+        return key in self._runs
 
     @property
     def idle(self) -> bool:
@@ -109,6 +137,13 @@ class Machine:
                     self._stop(key, now, commands)
             case Ended(key, exit_):
                 self._end(key, exit_)
+                self._moved_at = now
+            case EndedAll(ends):
+                for key, exit_ in ends:
+                    self._end(key, exit_)
+                self._moved_at = now
+            case Returned(keys):
+                self._take_back(keys)
             case Leaving(grace_s):
                 self._leave(now, grace_s, commands)
             case Acknowledged(sequence):
@@ -119,6 +154,8 @@ class Machine:
                 assert_never(event)
         self._overdue(now, commands)
         self._fill(now, commands)
+        if self._queue and now - self._moved_at > RETURN_S:
+            self._give_back()
         return commands
 
     def next_deadline(self) -> float | None:
@@ -129,6 +166,8 @@ class Machine:
             for time in ((run.timeout_at if run.cause is None else run.kill_at),)
             if time is not None and not run.killed
         ]
+        if self._queue and any(_bundles(job) for job in self._queue.values()):
+            times.append(self._moved_at + RETURN_S + 0.01)
         return min(times, default=None)
 
     def _assign(self, job: Job, now: float, commands: list[Command]) -> None:
@@ -181,17 +220,67 @@ class Machine:
                 commands.append(Kill(run.job.key))
 
     def _fill(self, now: float, commands: list[Command]) -> None:
-        while self._queue and len(self._runs) < self.slots:
-            key, job = self._queue.popitem(last=False)
-            timeout_at = now + job.timeout_s if job.timeout_s is not None else None
-            self._runs[key] = _Run(job, timeout_at)
-            self.reports.add(Status(key, Outcome.RUNNING))
-            commands.append(Launch(job))
+        while self._queue and self._busy < self.slots:
+            jobs = self._next_jobs()
+            bundle = _Bundle(len(jobs))
+            self._busy += 1
+            self._moved_at = now
+            for job in jobs:
+                timeout_at = now + job.timeout_s if job.timeout_s is not None else None
+                self._runs[job.key] = _Run(job, bundle, timeout_at)
+                self.reports.add(Status(job.key, Outcome.RUNNING))
+            commands.append(Launch(tuple(jobs)))
+
+    def _next_jobs(self) -> list[Job]:
+        """The next of the queue, with those behind it that can share its slot."""
+        _, first = self._queue.popitem(last=False)
+        jobs = [first]
+        mean_s = self._mean_s.get(first.function)
+        if mean_s is None or not _bundles(first):
+            return jobs
+        share = -(-(len(self._queue) + 1) // (self.slots - self._busy))
+        most = min(BUNDLE_MAX, share, int(BUNDLE_S / max(mean_s, 1e-6)))
+        while self._queue and len(jobs) < most:
+            key, job = next(iter(self._queue.items()))
+            if not _bundles(job) or _kind(job) != _kind(first):
+                break
+            del self._queue[key]
+            jobs.append(job)
+        return jobs
+
+    def _take_back(self, keys: tuple[Key, ...]) -> None:
+        """Attempts of a bundle that were not started: to the front of the queue."""
+        for key in reversed(keys):
+            run = self._runs.pop(key, None)
+            if run is None:
+                continue
+            self._leave_bundle(run)
+            if run.cause is not None:
+                late = run.cause is Cause.LEAVE
+                outcome = Outcome.PREEMPTED if late else Outcome.STOPPED
+                self._finish(key, outcome, Exit(message="stopped before it started"))
+                continue
+            self._queue[key] = run.job
+            self._queue.move_to_end(key, last=False)
+
+    def _give_back(self) -> None:
+        """Nothing here ends: let other workers have the functions that wait."""
+        for key in [key for key, job in self._queue.items() if _bundles(job)]:
+            del self._queue[key]
+            self._finish(key, Outcome.RETURNED, Exit(message="waited behind long tasks"))
+
+    def _leave_bundle(self, run: _Run) -> None:
+        run.bundle.left -= 1
+        self._busy -= run.bundle.left == 0
 
     def _end(self, key: Key, exit_: Exit) -> None:
         run = self._runs.pop(key, None)
         if run is None:
             return
+        self._leave_bundle(run)
+        if exit_.returned:
+            name = run.job.function
+            self._mean_s[name] = 0.7 * self._mean_s.get(name, exit_.wall_s) + 0.3 * exit_.wall_s
         match run.cause:
             case Cause.STOP:
                 outcome, message = Outcome.STOPPED, "stopped on request"
@@ -204,6 +293,9 @@ class Machine:
                 failed = exit_.exit_code != 0 or bool(exit_.message)
                 outcome = Outcome.FAILED if failed else Outcome.SUCCEEDED
                 message = exit_.message
+        if outcome is Outcome.SUCCEEDED and not message:
+            self._finish(key, outcome, exit_)
+            return
         if outcome is Outcome.FAILED and not message:
             message = describe_exit(exit_.exit_code)
         result = exit_.result_json if outcome is Outcome.SUCCEEDED else ""
@@ -217,6 +309,15 @@ class Machine:
         self._ended[key] = None
         while len(self._ended) > REMEMBERED:
             self._ended.popitem(last=False)
+
+
+def _bundles(job: Job) -> bool:
+    """Whether it may share a slot: what has a timeout must know when it starts."""
+    return bool(job.function) and job.timeout_s is None
+
+
+def _kind(job: Job) -> tuple[str, tuple[tuple[str, str], ...], str]:
+    return job.function, job.env, job.workdir
 
 
 def describe_exit(exit_code: int) -> str:

@@ -42,6 +42,7 @@ class Outcome(StrEnum):
     FAILED = "FAILED"
     STOPPED = "STOPPED"
     PREEMPTED = "PREEMPTED"
+    RETURNED = "RETURNED"
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,6 +103,20 @@ class Ended:
 
 
 @dataclass(frozen=True, slots=True)
+class EndedAll:
+    """The runner saw these attempts end."""
+
+    ends: tuple[tuple[Key, Exit], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Returned:
+    """The runner has not started these attempts of a bundle: others shall have them."""
+
+    keys: tuple[Key, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Ticked:
     """Time has passed."""
 
@@ -120,7 +135,7 @@ class Acknowledged:
     sequence: int
 
 
-Event = Assigned | StopAsked | Ended | Ticked | Leaving | Acknowledged
+Event = Assigned | StopAsked | Ended | EndedAll | Returned | Ticked | Leaving | Acknowledged
 
 
 # Commands
@@ -128,9 +143,13 @@ Event = Assigned | StopAsked | Ended | Ticked | Leaving | Acknowledged
 
 @dataclass(frozen=True, slots=True)
 class Launch:
-    """Start it; answer with `Ended`, also when it cannot be started."""
+    """Run these one after the other in one slot; answer with the end of each.
 
-    job: Job
+    Several are functions that can share a process. Those that have not been started when one
+    before them turns out long are `Returned`.
+    """
+
+    jobs: tuple[Job, ...]
 
 
 @dataclass(frozen=True, slots=True)

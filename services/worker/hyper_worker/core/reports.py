@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterator
+from itertools import islice
 
 from hyper_worker.core.model import Key, Outcome, Status
 
-BATCH_MAX = 500
+BATCH_MAX = 2_000
 BATCH_BYTES_MAX = 1 << 20  # gRPC refuses messages over 4 MiB; a status holds at most 65 KiB
 _STATUS_BYTES = 128  # of a status, beside its texts
 
@@ -22,6 +23,7 @@ class Reports:
 
     def __init__(self) -> None:
         self._fresh: deque[Status] = deque()
+        self._started: dict[Key, Status] = {}  # that have not been sent
         self._sent: deque[tuple[int, tuple[Status, ...]]] = deque()
         self._again = 0  # batches of _sent that this connection has not carried yet
         self._sequence = 0
@@ -40,9 +42,14 @@ class Reports:
                     yield status.key
 
     def add(self, status: Status) -> None:
-        """Queue a status."""
-        self._fresh.append(status)
+        """Queue a status; that an attempt runs is not worth saying once it has ended."""
         self.waiting += 1
+        if self._started.pop(status.key, None) is not None:
+            self.waiting -= 1
+        if status.outcome is Outcome.RUNNING:
+            self._started[status.key] = status
+        else:
+            self._fresh.append(status)
 
     def reconnected(self) -> None:
         """What was sent over the last connection may be lost: send it again first."""
@@ -54,10 +61,12 @@ class Reports:
             batch = self._sent[len(self._sent) - self._again]
             self._again -= 1
             return batch
-        if not self._fresh:
+        statuses = list(islice(self._started.values(), BATCH_MAX))
+        for status in statuses:
+            del self._started[status.key]
+        if not self._fresh and not statuses:
             return None
-        statuses: list[Status] = []
-        size_bytes = 0
+        size_bytes = sum(map(_size_bytes, statuses))
         while self._fresh and len(statuses) < BATCH_MAX and size_bytes < BATCH_BYTES_MAX:
             statuses.append(self._fresh.popleft())
             size_bytes += _size_bytes(statuses[-1])
@@ -76,4 +85,4 @@ class Reports:
 def _size_bytes(status: Status) -> int:
     exit_ = status.exit
     texts = (status.key.task, exit_.message, exit_.result_json)
-    return _STATUS_BYTES + sum(len(text.encode()) for text in texts)
+    return _STATUS_BYTES + sum(map(len, texts))  # ASCII but for messages

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Protocol
 
-from hyper_worker.core.model import Exit, Job
+from hyper_worker.core.model import Exit, Job, Key
 
 
 class Output(Protocol):
@@ -16,31 +17,40 @@ class Output(Protocol):
 
 
 class Execution(Protocol):
-    """A started attempt."""
+    """Started attempts: a command, or a bundle of functions."""
 
-    @property
-    def pid(self) -> int:
-        """The root of its processes, and the number of their group."""
-
-    async def wait(self) -> Exit:
+    async def wait(self) -> None:
         """Wait for the end of all that belongs to it, its output included."""
 
-    def terminate(self) -> None:
-        """Ask its processes to end (SIGTERM)."""
+    def terminate(self, key: Key) -> None:
+        """Ask an attempt's processes to end (SIGTERM)."""
 
-    def kill(self) -> None:
-        """End its processes (SIGKILL)."""
+    def kill(self, key: Key) -> None:
+        """End an attempt's processes (SIGKILL)."""
+
+
+class Sink(Protocol):
+    """Hears of what becomes of started attempts."""
+
+    def output(self, key: Key) -> Output:
+        """Where the output of an attempt goes; asked for when there is some."""
+
+    def ended(self, ends: list[tuple[Key, Exit]]) -> None:
+        """These have ended, their output has been passed on."""
+
+    def returned(self, keys: list[Key]) -> None:
+        """These have not been started and will not be here."""
 
 
 class Runner(Protocol):
     """Starts attempts of one kind."""
 
-    async def start(self, job: Job, folder: Path, output: Output) -> Execution:
-        """Start an attempt in `folder`.
+    async def start(self, jobs: Sequence[Job], folder: Path, sink: Sink) -> Execution:
+        """Start attempts, one after the other; every one is heard of at the sink.
 
         Raises:
-            OSError: it cannot be started.
-            ValueError: the job is malformed; the message is for the user.
+            OSError: they cannot be started.
+            ValueError: the first job is malformed; the message is for the user.
         """
 
     async def close(self) -> None:

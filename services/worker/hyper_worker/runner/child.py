@@ -1,48 +1,49 @@
-"""The warm process: `python -P -m hyper_worker.runner.child RESPONSE_FD FOLDER`.
+"""The warm process: `python -P -m hyper_worker.runner.child REQUESTS ANSWERS GO SCRATCH WORKDIR`.
 
-Requests come on stdin and answers go to RESPONSE_FD, both as frames: four bytes of length, then
-a JSON list. stdout and stderr belong to the functions: all they print is the task's log.
+Requests come as packets on the socket REQUESTS, one call each; the agent takes those back that
+have not been started, by reading the same socket. Answers go to the pipe ANSWERS. stdout and
+stderr belong to the functions: all they print is the task's log. A call that leaves output in
+that pipe says so in its answer, and waits for a byte on GO before the next call may print.
 """
 
 from __future__ import annotations
 
 import contextlib
 import faulthandler
+import fcntl
+import functools
 import importlib
 import json
 import os
 import resource
+import shutil
 import signal
+import socket
 import struct
 import sys
+import termios
+import time
 import traceback
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
-from typing import Any, BinaryIO
+from typing import TYPE_CHECKING, Any
 
 from hyper.context import ATTEMPT, PARAMETERS, TASK, AttemptId, TaskContext, TaskStopped
 
+if TYPE_CHECKING:
+    from hyper_worker.core.model import Job
+
 RESULT_BYTES_MAX = 64 << 10
 MESSAGE_CHARS_MAX = 500
-_LENGTH = struct.Struct(">I")
-
-
-def write_frame(file: BinaryIO, items: list[dict[str, Any]]) -> None:
-    """Send a batch."""
-    data = json.dumps(items).encode()
-    file.write(_LENGTH.pack(len(data)) + data)
-    file.flush()
-
-
-def read_frame(file: BinaryIO) -> list[dict[str, Any]] | None:
-    """Receive a batch; None at the end."""
-    head = file.read(_LENGTH.size)
-    if len(head) < _LENGTH.size:
-        return None
-    data = file.read(_LENGTH.unpack(head)[0])
-    items: list[dict[str, Any]] = json.loads(data)
-    return items
+ANSWER = struct.Struct("=IIBddQ")  # bytes of text, call, flags, wall_s, cpu_s, peak_rss_bytes
+OK, OUTPUT = 1, 2  # flags of an answer
+PACKET_BYTES_MAX = 128 << 10  # a request that is longer comes as a file
+INLINE, FILE = b"=", b"@"
+_PEAK_S = 0.25  # the peak of memory is looked at so often, and after calls of 10 ms and more
+_SHORT_S = 0.01
+_ZERO = b"\0\0\0\0"
 
 
 class _Stopper:
@@ -60,6 +61,7 @@ class _Stopper:
         os._exit(128 + number)
 
 
+@functools.lru_cache(maxsize=64)
 def resolve(name: str) -> Callable[..., Any]:
     """The function that "package.module:callable" names; the import is paid once a process.
 
@@ -81,6 +83,15 @@ def resolve(name: str) -> Callable[..., Any]:
     return function
 
 
+def _plain(value: Any) -> Any:
+    if hasattr(value, "tolist"):
+        return value.tolist()
+    raise TypeError(f"a {type(value).__name__}")
+
+
+_ENCODER = json.JSONEncoder(default=_plain, allow_nan=False)
+
+
 def encode_result(result: Any) -> str:
     """A function's result as JSON; numpy's numbers and arrays become numbers and lists.
 
@@ -88,22 +99,17 @@ def encode_result(result: Any) -> str:
         ValueError: it is not JSON, or too large.
     """
 
-    def convert(value: Any) -> Any:
-        if hasattr(value, "tolist"):
-            return value.tolist()
-        raise TypeError(f"a {type(value).__name__}")
-
     if result is None:
         return ""
     try:
-        text = json.dumps(result, default=convert, allow_nan=False)
+        text = _ENCODER.encode(result)
     except (TypeError, ValueError, RecursionError) as error:
         raise ValueError(
             f"the function's result is not JSON ({error}): return numbers, text, lists and dicts"
         ) from None
-    if len(text.encode()) > RESULT_BYTES_MAX:
+    if len(text) > RESULT_BYTES_MAX:  # ASCII
         raise ValueError(
-            f"the function's result is {len(text.encode())} bytes of JSON, over the limit of "
+            f"the function's result is {len(text)} bytes of JSON, over the limit of "
             f"{RESULT_BYTES_MAX}: write it to a dataset and return its address"
         )
     return text
@@ -130,39 +136,75 @@ def _cpu_s() -> float:
     return own.ru_utime + own.ru_stime + children.ru_utime + children.ru_stime
 
 
-def run_one(request: dict[str, Any], stopper: _Stopper) -> dict[str, Any]:
-    """Carry one request out; whatever the function does is an answer."""
-    epoch, number = request["attempt"]
-    attempt = AttemptId(epoch, number)
-    os.environ[TASK], os.environ[ATTEMPT] = request["task"], str(attempt)
-    os.environ[PARAMETERS] = request["parameters"]
-    os.chdir(request["folder"])
-    _reset_peak()
-    cpu_before_s = _cpu_s()
-    answer: dict[str, Any] = {"ok": False}
+def pack_request(number: int, job: Job, scratch: str) -> bytes:
+    """One call as a packet."""
+    key = job.key
+    call = "\0".join(
+        (key.task, f"{key.epoch}.{key.number}", job.function, job.parameters_json or "{}")
+    ).encode(errors="surrogatepass")
+    if len(call) > PACKET_BYTES_MAX:
+        path = Path(f"{scratch}.call-{number}")
+        path.write_bytes(call)
+        return FILE + number.to_bytes(4, "little") + str(path).encode()
+    return INLINE + number.to_bytes(4, "little") + call
+
+
+def packet_number(packet: bytes) -> int:
+    """Which call a packet holds."""
+    return int.from_bytes(packet[1:5], "little")
+
+
+@dataclass(slots=True)
+class _Peak:
+    """The high-water mark of this process's memory, looked at no more often than it pays."""
+
+    value_bytes: int = 0
+    reset_at: float = 0.0
+
+    def begin(self, now: float) -> None:
+        """A call starts."""
+        if now - self.reset_at > _PEAK_S:
+            self.reset_at, self.value_bytes = now, 0
+            _reset_peak()
+
+    def end(self, wall_s: float) -> int:
+        """A call has ended."""
+        if wall_s > _SHORT_S or not self.value_bytes:
+            self.value_bytes = _peak_rss_bytes()
+        return self.value_bytes
+
+
+@dataclass(slots=True)
+class _Answer:
+    """What a call has come to."""
+
+    ok: bool = False
+    text: str = ""  # the result, or why there is none
+
+
+def run_one(task: str, attempt: AttemptId, function: str, text: str, stopper: _Stopper) -> _Answer:
+    """Carry one call out; whatever the function does is an answer."""
+    os.environ[TASK], os.environ[ATTEMPT] = task, str(attempt)
+    os.environ[PARAMETERS] = text
+    answer = _Answer()
     try:
         stopper.running = True
-        function = resolve(request["function"])
-        parameters = json.loads(request["parameters"])
-        answer["result"] = encode_result(
-            function(TaskContext(request["task"], attempt), **parameters)
-        )
-        answer["ok"] = True
+        target = resolve(function)
+        answer.text = encode_result(target(TaskContext(task, attempt), **json.loads(text)))
+        answer.ok = True
     except TaskStopped as stopped:
-        answer["message"] = str(stopped)
+        answer.text = str(stopped)
     except SystemExit as error:
-        answer["ok"] = error.code in (None, 0)
-        answer["message"] = "" if answer["ok"] else f"the function called sys.exit({error.code!r})"
+        answer.ok = error.code in (None, 0)
+        answer.text = "" if answer.ok else f"the function called sys.exit({error.code!r})"
     except BaseException as error:  # noqa: BLE001  (everything a function raises is its failure)
         _print_traceback(error)
-        answer["message"] = _sentence(error)
+        answer.text = _sentence(error)
     finally:
         stopper.running = False
     for stream in (sys.stdout, sys.stderr):
         with contextlib.suppress(OSError, ValueError):
             stream.flush()
-    answer["cpu_s"] = _cpu_s() - cpu_before_s
-    answer["peak_rss_bytes"] = _peak_rss_bytes()
     return answer
 
 
@@ -180,23 +222,78 @@ def _sentence(error: BaseException) -> str:
     return text[:MESSAGE_CHARS_MAX]
 
 
+def _waits(descriptor: int) -> bool:
+    """Whether bytes wait in a pipe."""
+    try:
+        return fcntl.ioctl(descriptor, termios.FIONREAD, _ZERO) != _ZERO
+    except OSError:  # a function has put something else there
+        return False
+
+
+def _enter(folder: str, *, scratch: bool) -> None:
+    """Go to the folder of the next call, which is empty unless it is a work folder."""
+    os.chdir(folder)
+    if scratch:
+        for name in os.listdir("."):  # noqa: PTH208  (the cheap way, on the path of each call)
+            path = Path(name)
+            if path.is_dir() and not path.is_symlink():
+                shutil.rmtree(path, ignore_errors=True)
+            else:
+                path.unlink(missing_ok=True)
+
+
+class _Calls:
+    """Takes requests and writes answers until the agent closes the socket."""
+
+    def __init__(self, requests: int, answers: int, go: int, scratch: str, workdir: str) -> None:
+        self._socket = socket.socket(fileno=requests)
+        self._answers, self._go = answers, go
+        self._folder, self._scratch = workdir or scratch, not workdir
+        self._peak = _Peak()
+        self._stopper = _Stopper()
+
+    def run(self) -> None:
+        """Serve."""
+        while packet := self._socket.recv(PACKET_BYTES_MAX + 1024):
+            call = packet[5:]
+            if packet[:1] == FILE:
+                path = Path(call.decode())
+                call = path.read_bytes()
+                path.unlink()
+            self._serve(packet_number(packet), call.decode(errors="surrogatepass"))
+
+    def _serve(self, number: int, call: str) -> None:
+        task, attempt, function, parameters = call.split("\0", 3)
+        epoch, _, count = attempt.partition(".")
+        _enter(self._folder, scratch=self._scratch)
+        start, cpu_before_s = time.monotonic(), _cpu_s()
+        self._peak.begin(start)
+        identity = AttemptId(int(epoch), int(count))
+        answer = run_one(task, identity, function, parameters, self._stopper)
+        wall_s, cpu_s = time.monotonic() - start, _cpu_s() - cpu_before_s
+        output = _waits(1)
+        text = answer.text.encode(errors="replace")
+        flags = (OK if answer.ok else 0) | (OUTPUT if output else 0)
+        peak_bytes = self._peak.end(wall_s)
+        data = ANSWER.pack(len(text), number, flags, wall_s, cpu_s, peak_bytes) + text
+        while data:
+            data = data[os.write(self._answers, data) :]
+        if output:
+            os.read(self._go, 1)
+
+
 def main() -> None:
-    """Answer requests until stdin ends."""
-    response_fd, folder = int(sys.argv[1]), sys.argv[2]
-    os.set_inheritable(response_fd, False)
-    responses = os.fdopen(response_fd, "wb")
-    requests = os.fdopen(os.dup(0), "rb")
-    null = os.open(os.devnull, os.O_RDONLY)
-    os.dup2(null, 0)
-    os.close(null)
+    """Answer requests until the agent is done."""
+    requests, answers, go = map(int, sys.argv[1:4])
+    scratch, workdir = sys.argv[4:6]
+    for descriptor in (requests, answers, go):
+        os.set_inheritable(descriptor, False)
     faulthandler.enable()
-    stopper = _Stopper()
+    calls = _Calls(requests, answers, go, scratch, workdir)
     sys.argv = [""]
-    if folder:
-        sys.path.insert(0, folder)
-    while (batch := read_frame(requests)) is not None:
-        for request in batch:
-            write_frame(responses, [run_one(request, stopper)])
+    if workdir:
+        sys.path.insert(0, workdir)
+    calls.run()
     os._exit(0)  # threads that functions have left behind must not keep it alive
 
 

@@ -1,32 +1,30 @@
 """Python functions in warm processes: imports are paid once, a call costs tens of microseconds.
 
-Each running attempt has a process for itself; between attempts it stays, for jobs with the same
-environment and work folder. One that crashed or was told to end is replaced.
+A bundle of calls takes one process. Each call is a packet on a socket whose reading end the agent
+holds too: what the process has not begun, the agent can read back, and the kernel sees to it that
+nobody else gets it. So calls behind a long one go elsewhere, a stop hits the call it is meant for,
+and a crash is the fault of exactly one call.
+
+Between bundles a process stays, for jobs with the same environment and work folder. One that
+crashed or was told to end is replaced.
 """
 
 from __future__ import annotations
 
 import asyncio
-import json
-import os
+import shutil
 import signal
-import struct
-import sys
-import time
+import tempfile
+from collections import deque
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from hyper_worker.core.model import Exit, Job
-from hyper_worker.runner.base import Output
+from hyper_worker.core.model import Exit, Job, Key
+from hyper_worker.runner.base import Sink
 from hyper_worker.runner.environment import base_environment
 from hyper_worker.runner.guard import Guard
-from hyper_worker.runner.launch import Process, launch
-from hyper_worker.runner.pipe import OutputPipe
-from hyper_worker.runner.usage import Usage
-
-_LENGTH = struct.Struct(">I")
-_FRAME_BYTES_MAX = 1 << 20
+from hyper_worker.runner.warm import Answer, Warm
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,214 +35,189 @@ class _Kind:
     workdir: str
 
 
-class _Warm:
-    """One warm process and its three pipes."""
-
-    def __init__(
-        self,
-        kind: _Kind,
-        process: Process,
-        requests: asyncio.WriteTransport,
-        responses: asyncio.StreamReader,
-        response_transport: asyncio.ReadTransport,
-        pipe: OutputPipe,
-    ) -> None:
-        self.kind, self.process, self.pipe = kind, process, pipe
-        self._requests, self._responses = requests, responses
-        self._response_transport = response_transport
-
-    def send(self, items: list[dict[str, Any]]) -> None:
-        """Hand requests over; they are answered in order."""
-        data = json.dumps(items).encode()
-        self._requests.write(_LENGTH.pack(len(data)) + data)
-
-    async def receive(self) -> list[dict[str, Any]]:
-        """The next answers.
-
-        Raises:
-            EOFError: the process has ended.
-        """
-        try:
-            (size,) = _LENGTH.unpack(await self._responses.readexactly(_LENGTH.size))
-            if size > _FRAME_BYTES_MAX:
-                raise EOFError("the warm process sent a malformed answer")
-            items: list[dict[str, Any]] = json.loads(await self._responses.readexactly(size))
-        except (asyncio.IncompleteReadError, ConnectionError) as error:
-            raise EOFError("the warm process has ended") from error
-        return items
-
-    async def close(self) -> None:
-        """Kill it and free its pipes."""
-        self.process.signal(signal.SIGKILL)
-        await self.process.wait()
-        self.pipe.close()
-        if not self._requests.is_closing():
-            self._requests.abort()
-        self._response_transport.close()
-
-
 class FunctionRunner:
-    """Runs the function of a job in a warm process.
+    """Runs the functions of jobs in warm processes.
 
     Args:
         guard: ends the processes if the agent dies.
         endpoint: of the scheduler, for `HYPER_ENDPOINT`.
         processes_max: how many are kept, running or idle.
+        scratch: where the processes' own folders are made.
     """
 
-    def __init__(self, guard: Guard, endpoint: str, processes_max: int) -> None:
+    def __init__(
+        self, guard: Guard, endpoint: str, processes_max: int, scratch: Path | None = None
+    ) -> None:
         self._guard, self._endpoint = guard, endpoint
-        self._processes_max = processes_max
-        self._idle: list[_Warm] = []
-        self._busy: set[_Warm] = set()
+        self._processes_max, self._scratch = processes_max, scratch
+        self._idle: list[tuple[_Kind, Warm]] = []
+        self._busy: set[Warm] = set()
 
-    async def start(self, job: Job, folder: Path, output: Output) -> _Call:
-        """Hand the call to a warm process; see `Runner.start`."""
-        kind = _Kind(job.env, job.workdir)
+    async def start(self, jobs: Sequence[Job], folder: Path, sink: Sink) -> Bundle:
+        """Hand calls to a warm process; see `Runner.start`."""
+        kind = _Kind(jobs[0].env, jobs[0].workdir)
         warm = await self._take(kind, folder)
         self._busy.add(warm)
-        warm.pipe.output = output
-        warm.send(
-            [
-                {
-                    "task": job.key.task,
-                    "attempt": [job.key.epoch, job.key.number],
-                    "function": job.function,
-                    "parameters": job.parameters_json or "{}",
-                    "folder": str(folder),
-                }
-            ]
-        )
-        return _Call(self, warm)
+        return Bundle(self, kind, warm, jobs, sink)
 
     async def close(self) -> None:
         """End every process."""
-        for warm in [*self._idle, *self._busy]:
+        for warm in [*(warm for _, warm in self._idle), *self._busy]:
             await warm.close()
         self._idle.clear()
         self._busy.clear()
 
-    async def give_back(self, warm: _Warm, *, reusable: bool) -> None:
-        """A call is over: keep its process warm, or end it."""
+    def keep(self, kind: _Kind, warm: Warm) -> None:
+        """A bundle is over: its process stays for the next."""
         self._busy.discard(warm)
-        warm.pipe.output = None
-        if reusable and not warm.process.ended:
-            self._idle.append(warm)
-        else:
-            await warm.close()
+        self._idle.append((kind, warm))
 
-    async def _take(self, kind: _Kind, folder: Path) -> _Warm:
-        for warm in [warm for warm in self._idle if warm.process.ended]:
-            self._idle.remove(warm)
-            await warm.close()
-        for warm in reversed(self._idle):
-            if warm.kind == kind:
-                self._idle.remove(warm)
-                return warm
+    async def discard(self, warm: Warm) -> None:
+        """A bundle is over: end its process."""
+        self._busy.discard(warm)
+        await warm.close()
+
+    async def _take(self, kind: _Kind, folder: Path) -> Warm:
+        for item in [item for item in self._idle if item[1].process.ended]:
+            self._idle.remove(item)
+            await item[1].close()
+        for item in reversed(self._idle):
+            if item[0] == kind:
+                self._idle.remove(item)
+                return item[1]
         while self._idle and len(self._idle) + len(self._busy) >= self._processes_max:
-            await self._idle.pop(0).close()
-        return await self._spawn(kind, folder)
-
-    async def _spawn(self, kind: _Kind, folder: Path) -> _Warm:
-        loop = asyncio.get_running_loop()
-        response_read, response_write = os.pipe()
-        pipe = OutputPipe()
+            await self._idle.pop(0)[1].close()
+        scratch = Path(tempfile.mkdtemp(prefix="calls-", dir=self._scratch))
         try:
-            process, request_write = launch(
-                [
-                    *(sys.executable, "-P", "-m", "hyper_worker.runner.child"),
-                    *(str(response_write), str(folder) if kind.workdir else ""),
-                ],
-                guard=self._guard,
-                env=base_environment(self._endpoint, dict(kind.env)),
-                cwd=folder,
-                output=pipe.write_end,
-                requests=True,
-                pass_fds=(response_write,),
-            )
+            environment = base_environment(self._endpoint, dict(kind.env))
+            workdir = str(folder) if kind.workdir else ""
+            return await Warm.spawn(self._guard, environment, scratch, workdir)
         except BaseException:
-            os.close(response_read)
-            pipe.close()
+            shutil.rmtree(scratch, ignore_errors=True)
             raise
-        finally:
-            os.close(response_write)
-            pipe.started()
-        responses = asyncio.StreamReader()
-        response_transport, _ = await loop.connect_read_pipe(
-            lambda: asyncio.StreamReaderProtocol(responses), os.fdopen(response_read, "rb", 0)
-        )
-        requests, _ = await loop.connect_write_pipe(
-            asyncio.BaseProtocol, os.fdopen(request_write, "wb", 0)
-        )
-        return _Warm(kind, process, requests, responses, response_transport, pipe)
 
 
-class _Call:
-    """A function that runs."""
+class Bundle:
+    """Calls of one warm process, one after the other."""
 
-    def __init__(self, runner: FunctionRunner, warm: _Warm) -> None:
-        self._runner, self._warm = runner, warm
-        self._start = time.monotonic()
-        self._signalled = False
+    def __init__(
+        self, runner: FunctionRunner, kind: _Kind, warm: Warm, jobs: Sequence[Job], sink: Sink
+    ) -> None:
+        self._runner, self._kind, self._warm, self._sink = runner, kind, warm, sink
+        self._unsent = deque(jobs)
+        self._calls: dict[int, Key] = {}  # sent and not answered, in order
+        self._signalled: Key | None = None
+        self._done = asyncio.Event()
+        self._kept = False
+        warm.begin(alone=len(jobs) == 1)
+        warm.on_answers, warm.on_output, warm.on_stuck = self._answers, self._output, self._stuck
+        self._send()
 
-    @property
-    def pid(self) -> int:
-        """The warm process, which leads its group."""
-        return self._warm.process.pid
-
-    async def wait(self) -> Exit:
-        """Wait for the answer, or for the end of the process."""
-        usage = Usage(self.pid)
-        answer: dict[str, Any] | None = None
-        async with asyncio.TaskGroup() as group:
-            watching = group.create_task(usage.watch())
-            receiving = group.create_task(self._answer())
-            ending = group.create_task(self._warm.process.wait())
-            await asyncio.wait({receiving, ending}, return_when=asyncio.FIRST_COMPLETED)
-            if receiving.done():
-                answer = receiving.result()
-            if answer is None:
-                await ending
-            for task in (watching, receiving, ending):
-                task.cancel()
-        self._warm.pipe.drain()
-        exit_code = self._warm.process.exit_code
-        reusable = answer is not None and not self._signalled
-        await self._runner.give_back(self._warm, reusable=reusable)
-        wall_s = time.monotonic() - self._start
-        if answer is None:
-            return Exit(
-                exit_code=exit_code or 1,
-                message=_crash(exit_code),
-                wall_s=wall_s,
-                cpu_s=usage.cpu_s,
-                peak_rss_bytes=usage.peak_rss_bytes,
-            )
-        return Exit(
-            exit_code=0 if answer["ok"] else 1,
-            message=answer.get("message", ""),
-            result_json=answer.get("result", ""),
-            returned=answer["ok"],
-            wall_s=wall_s,
-            cpu_s=answer["cpu_s"],
-            peak_rss_bytes=max(answer["peak_rss_bytes"], usage.peak_rss_bytes),
-        )
-
-    def terminate(self) -> None:
-        """Raise `TaskStopped` in the function (SIGTERM to its group)."""
-        self._signalled = True
-        self._warm.process.signal(signal.SIGTERM)
-
-    def kill(self) -> None:
-        """SIGKILL to the group."""
-        self._signalled = True
-        self._warm.process.signal(signal.SIGKILL)
-
-    async def _answer(self) -> dict[str, Any] | None:
+    async def wait(self) -> None:
+        """Wait for the last answer, or for the end of the process."""
+        ending = asyncio.create_task(self._warm.process.wait())
+        done = asyncio.create_task(self._done.wait())
         try:
-            return (await self._warm.receive())[0]
-        except EOFError:
-            return None
+            await asyncio.wait({ending, done}, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for task in (ending, done):
+                task.cancel()
+        if self._kept:
+            return
+        if not self._done.is_set():
+            self._warm.read_answers()  # the last ones before it ended
+            self._crashed()
+        await self._runner.discard(self._warm)
+
+    def terminate(self, key: Key) -> None:
+        """Raise `TaskStopped` in the function (SIGTERM to its group), if it has begun."""
+        self._signal(key, signal.SIGTERM)
+
+    def kill(self, key: Key) -> None:
+        """SIGKILL to the group, if the call has begun."""
+        self._signal(key, signal.SIGKILL)
+
+    def _signal(self, key: Key, number: signal.Signals) -> None:
+        if self._done.is_set():
+            return
+        self._give_back()
+        self._warm.read_answers()
+        if key in self._calls.values():
+            self._signalled = key
+            self._warm.process.signal(number)
+
+    def _send(self) -> None:
+        while self._unsent:
+            number = self._warm.send(self._unsent[0])
+            if number is None:
+                return  # the socket is full: more after the next answer
+            self._calls[number] = self._unsent.popleft().key
+
+    def _give_back(self) -> None:
+        """Whatever has not begun goes back."""
+        back = [self._calls.pop(number) for number in self._warm.revoke()]
+        back += [job.key for job in self._unsent]
+        self._unsent.clear()
+        if back:
+            self._sink.returned(back)
+        self._check_done()
+
+    def _check_done(self) -> None:
+        if not self._calls and not self._unsent and not self._done.is_set():
+            self._done.set()
+            if self._signalled is None and not self._warm.process.ended:
+                self._warm.end()
+                self._kept = True
+                self._runner.keep(self._kind, self._warm)
+
+    def _answers(self, answers: list[Answer]) -> None:
+        ends: list[tuple[Key, Exit]] = []
+        for answer in answers:
+            key = self._calls.pop(answer.number)
+            ends.append((key, answer.exit))
+        self._send()
+        self._check_done()  # before others hear of it: the next bundle shall find the process
+        self._sink.ended(ends)
+
+    def _output(self, data: bytes) -> None:
+        """Output of the call that is under way: the oldest without an answer."""
+        key = next(iter(self._calls.values()), None)
+        if key is not None:
+            self._sink.output(key).write(data)
+
+    def _stuck(self) -> None:
+        """A call takes long: those behind it need not wait."""
+        if len(self._calls) + len(self._unsent) > 1:
+            self._give_back()
+
+    def _crashed(self) -> None:
+        """The process has ended: by the call that it had begun."""
+        back = self._warm.revoke()
+        if not self._warm.answered:
+            back = [number for number in back if number != min(self._calls)]  # it cannot start
+        returned = [self._calls.pop(number) for number in back]
+        returned += [job.key for job in self._unsent]
+        self._warm.drain_output()
+        exit_code, usage = self._warm.process.exit_code, self._warm.usage
+        ends = [
+            (
+                key,
+                Exit(
+                    exit_code=exit_code or 1,
+                    message=_crash(exit_code),
+                    wall_s=self._warm.head_wall_s(),
+                    cpu_s=usage.cpu_s,
+                    peak_rss_bytes=usage.peak_rss_bytes,
+                ),
+            )
+            for key in self._calls.values()
+        ]
+        self._calls.clear()
+        if ends:
+            self._sink.ended(ends)
+        self._unsent.clear()
+        if returned:
+            self._sink.returned(returned)
 
 
 def _crash(exit_code: int) -> str:

@@ -37,6 +37,8 @@ class _OutcomeEnumTypeWrapper(google.protobuf.internal.enum_type_wrapper._EnumTy
     """on request"""
     OUTCOME_PREEMPTED: _Outcome.ValueType  # 5
     """the machine goes away; never counts as a failure"""
+    OUTCOME_RETURNED: _Outcome.ValueType  # 6
+    """was never started: long tasks are before it; give it to another worker"""
 
 class Outcome(_Outcome, metaclass=_OutcomeEnumTypeWrapper): ...
 
@@ -50,6 +52,8 @@ OUTCOME_STOPPED: Outcome.ValueType  # 4
 """on request"""
 OUTCOME_PREEMPTED: Outcome.ValueType  # 5
 """the machine goes away; never counts as a failure"""
+OUTCOME_RETURNED: Outcome.ValueType  # 6
+"""was never started: long tasks are before it; give it to another worker"""
 Global___Outcome: typing_extensions.TypeAlias = Outcome
 
 @typing.final
@@ -242,19 +246,60 @@ class TaskBatch(google.protobuf.message.Message):
 
     SPECS_FIELD_NUMBER: builtins.int
     STARTS_FIELD_NUMBER: builtins.int
+    GROUPS_FIELD_NUMBER: builtins.int
     @property
     def specs(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___TaskSpec]: ...
     @property
     def starts(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___TaskStart]: ...
+    @property
+    def groups(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___StartGroup]: ...
     def __init__(
         self,
         *,
         specs: collections.abc.Iterable[Global___TaskSpec] | None = ...,
         starts: collections.abc.Iterable[Global___TaskStart] | None = ...,
+        groups: collections.abc.Iterable[Global___StartGroup] | None = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["specs", b"specs", "starts", b"starts"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["groups", b"groups", "specs", b"specs", "starts", b"starts"]) -> None: ...
 
 Global___TaskBatch: typing_extensions.TypeAlias = TaskBatch
+
+@typing.final
+class StartGroup(google.protobuf.message.Message):
+    """Attempts of one experiment and epoch, column by column: cheap for very many short tasks."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    EXPERIMENT_FIELD_NUMBER: builtins.int
+    EPOCH_FIELD_NUMBER: builtins.int
+    INDICES_FIELD_NUMBER: builtins.int
+    NUMBERS_FIELD_NUMBER: builtins.int
+    PARAMETERS_JSON_FIELD_NUMBER: builtins.int
+    experiment: builtins.str
+    """which spec"""
+    epoch: builtins.int
+    @property
+    def indices(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.int]:
+        """of the tasks within the experiment"""
+
+    @property
+    def numbers(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.int]:
+        """of the attempts within the epoch"""
+
+    @property
+    def parameters_json(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]: ...
+    def __init__(
+        self,
+        *,
+        experiment: builtins.str = ...,
+        epoch: builtins.int = ...,
+        indices: collections.abc.Iterable[builtins.int] | None = ...,
+        numbers: collections.abc.Iterable[builtins.int] | None = ...,
+        parameters_json: collections.abc.Iterable[builtins.str] | None = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["epoch", b"epoch", "experiment", b"experiment", "indices", b"indices", "numbers", b"numbers", "parameters_json", b"parameters_json"]) -> None: ...
+
+Global___StartGroup: typing_extensions.TypeAlias = StartGroup
 
 @typing.final
 class TaskSpec(google.protobuf.message.Message):
@@ -398,18 +443,67 @@ class StatusBatch(google.protobuf.message.Message):
 
     SEQUENCE_FIELD_NUMBER: builtins.int
     STATUSES_FIELD_NUMBER: builtins.int
+    SUCCESSES_FIELD_NUMBER: builtins.int
     sequence: builtins.int
     @property
     def statuses(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___TaskStatus]: ...
+    @property
+    def successes(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___SuccessGroup]: ...
     def __init__(
         self,
         *,
         sequence: builtins.int = ...,
         statuses: collections.abc.Iterable[Global___TaskStatus] | None = ...,
+        successes: collections.abc.Iterable[Global___SuccessGroup] | None = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["sequence", b"sequence", "statuses", b"statuses"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["sequence", b"sequence", "statuses", b"statuses", "successes", b"successes"]) -> None: ...
 
 Global___StatusBatch: typing_extensions.TypeAlias = StatusBatch
+
+@typing.final
+class SuccessGroup(google.protobuf.message.Message):
+    """Attempts of one experiment and epoch that succeeded, column by column."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    EXPERIMENT_FIELD_NUMBER: builtins.int
+    EPOCH_FIELD_NUMBER: builtins.int
+    INDICES_FIELD_NUMBER: builtins.int
+    NUMBERS_FIELD_NUMBER: builtins.int
+    RESULTS_JSON_FIELD_NUMBER: builtins.int
+    WALL_S_FIELD_NUMBER: builtins.int
+    CPU_S_FIELD_NUMBER: builtins.int
+    PEAK_RSS_BYTES_FIELD_NUMBER: builtins.int
+    experiment: builtins.str
+    """full resource name"""
+    epoch: builtins.int
+    @property
+    def indices(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.int]: ...
+    @property
+    def numbers(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.int]: ...
+    @property
+    def results_json(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]: ...
+    @property
+    def wall_s(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.float]: ...
+    @property
+    def cpu_s(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.float]: ...
+    @property
+    def peak_rss_bytes(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.int]: ...
+    def __init__(
+        self,
+        *,
+        experiment: builtins.str = ...,
+        epoch: builtins.int = ...,
+        indices: collections.abc.Iterable[builtins.int] | None = ...,
+        numbers: collections.abc.Iterable[builtins.int] | None = ...,
+        results_json: collections.abc.Iterable[builtins.str] | None = ...,
+        wall_s: collections.abc.Iterable[builtins.float] | None = ...,
+        cpu_s: collections.abc.Iterable[builtins.float] | None = ...,
+        peak_rss_bytes: collections.abc.Iterable[builtins.int] | None = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["cpu_s", b"cpu_s", "epoch", b"epoch", "experiment", b"experiment", "indices", b"indices", "numbers", b"numbers", "peak_rss_bytes", b"peak_rss_bytes", "results_json", b"results_json", "wall_s", b"wall_s"]) -> None: ...
+
+Global___SuccessGroup: typing_extensions.TypeAlias = SuccessGroup
 
 @typing.final
 class StatusAck(google.protobuf.message.Message):

@@ -1,0 +1,1 @@
+"""The scheduler and its peers: the same tasks, in turn."""

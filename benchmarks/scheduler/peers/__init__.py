@@ -1,0 +1,1 @@
+"""Peers, run by the interpreter of .venv-bench."""

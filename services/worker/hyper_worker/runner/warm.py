@@ -1,0 +1,286 @@
+"""One warm process, seen from the agent: its socket of calls, its answers, its output."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import fcntl
+import os
+import shutil
+import signal
+import socket
+import sys
+import termios
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from hyper_worker.core.model import Exit, Job
+from hyper_worker.runner.child import (
+    ANSWER,
+    FILE,
+    OK,
+    OUTPUT,
+    PACKET_BYTES_MAX,
+    RESULT_BYTES_MAX,
+    pack_request,
+    packet_number,
+)
+from hyper_worker.runner.guard import Guard
+from hyper_worker.runner.launch import Process, launch
+from hyper_worker.runner.usage import Usage
+
+STUCK_S = 0.1  # a call that takes longer lets those behind it go elsewhere
+_PAUSE_S = 0.002  # between readings: many answers then cost one wake-up
+_SAMPLE_MAX_S = 0.5
+_READ_BYTES = 1 << 16
+_TEXT_BYTES_MAX = RESULT_BYTES_MAX + 4096
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What a call has come to."""
+
+    number: int
+    exit: Exit
+
+
+def _ignore(_: object) -> None:
+    return None
+
+
+class Warm:
+    """One warm process and what connects it; `begin` and `end` enclose a bundle of calls."""
+
+    def __init__(
+        self,
+        process: Process,
+        sockets: tuple[socket.socket, socket.socket],
+        answers: int,
+        go: int,
+        output: int,
+        scratch: Path,
+    ) -> None:
+        self.process = process
+        self.usage = Usage(process.pid)
+        self.on_answers: Callable[[list[Answer]], None] = _ignore
+        self.on_output: Callable[[bytes], None] = _ignore
+        self.on_stuck: Callable[[], None] = lambda: None
+        self._to, self._back = sockets
+        self._answers, self._go, self._out = answers, go, output
+        self._scratch = scratch
+        self._loop = asyncio.get_running_loop()
+        self._rest = bytearray()
+        self._number = 0
+        self._timers: dict[str, asyncio.TimerHandle] = {}
+        self._closed = self._out_closed = False
+        self._moved_at = 0.0
+        self._sample_s = STUCK_S
+        self.answered = 0  # calls since it was started
+
+    @classmethod
+    async def spawn(
+        cls, guard: Guard, environment: Mapping[str, str], scratch: Path, workdir: str
+    ) -> Warm:
+        """Start a process that waits for calls."""
+        to, back = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        to.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1 << 20)
+        to.setblocking(False)
+        answers, answers_end = os.pipe()
+        go_end, go = os.pipe()
+        output, output_end = os.pipe()
+        ends = (answers_end, go_end, output_end)
+        passed = (back.fileno(), answers_end, go_end)
+        try:
+            process, _ = launch(
+                [
+                    *(sys.executable, "-P", "-m", "hyper_worker.runner.child"),
+                    *map(str, passed),
+                    *(str(scratch), workdir),
+                ],
+                guard=guard,
+                env=environment,
+                cwd=scratch,
+                output=output_end,
+                pass_fds=passed,
+            )
+        except BaseException:
+            for descriptor in (answers, go, output):
+                os.close(descriptor)
+            to.close()
+            back.close()
+            raise
+        finally:
+            for descriptor in ends:
+                os.close(descriptor)
+        os.set_blocking(answers, False)
+        os.set_blocking(output, False)
+        return cls(process, (to, back), answers, go, output, scratch)
+
+    def begin(self, *, alone: bool) -> None:
+        """Calls will be sent: listen; what was printed since the last bundle belongs to nobody."""
+        self.drain_output()
+        self.usage = Usage(self.process.pid)
+        self._moved_at, self._sample_s = time.monotonic(), STUCK_S
+        self._listen()
+        if not self._out_closed:
+            self._loop.add_reader(self._out, self._read_output)
+        self._later("watch", 0.05 if alone else STUCK_S, self._watch)
+
+    def end(self) -> None:
+        """The bundle is over."""
+        for timer in self._timers.values():
+            timer.cancel()
+        self._timers.clear()
+        self._loop.remove_reader(self._answers)
+        self._loop.remove_reader(self._out)
+        self.on_answers, self.on_output, self.on_stuck = _ignore, _ignore, lambda: None
+
+    def send(self, job: Job) -> int | None:
+        """Hand a call over; its number, or None while the socket is full."""
+        packet = pack_request(self._number + 1, job, str(self._scratch))
+        try:
+            self._to.send(packet)
+        except BlockingIOError:
+            if packet[:1] == FILE:
+                Path(packet[5:].decode()).unlink(missing_ok=True)
+            return None
+        except OSError:  # it has ended: whoever waits for it will see
+            pass
+        self._number += 1
+        return self._number
+
+    def revoke(self) -> list[int]:
+        """Take back every call that has not begun; their numbers, in order."""
+        numbers: list[int] = []
+        while True:
+            try:
+                packet = self._back.recv(PACKET_BYTES_MAX + 1024, socket.MSG_DONTWAIT)
+            except BlockingIOError:
+                return numbers
+            if packet[:1] == FILE:
+                Path(packet[5:].decode()).unlink(missing_ok=True)
+            numbers.append(packet_number(packet))
+
+    def head_wall_s(self) -> float:
+        """For how long the call under way has been running."""
+        return time.monotonic() - self._moved_at
+
+    def read_answers(self) -> None:
+        """Take in all answers that are there."""
+        while True:
+            try:
+                data = os.read(self._answers, _READ_BYTES)
+            except BlockingIOError:
+                break
+            if not data:
+                self._loop.remove_reader(self._answers)
+                break
+            self._rest += data
+            if len(data) < _READ_BYTES:
+                break
+        found = self._parse()
+        if found:
+            self.answered += len(found)
+            self._moved_at, self._sample_s = time.monotonic(), STUCK_S
+            self.usage.peak_rss_bytes = 0
+            self.on_answers(found)
+
+    def drain_output(self) -> None:
+        """Pass on all output that is there."""
+        while not self._out_closed and (count := self._waiting_output()):
+            self._pass_on(count)
+
+    async def close(self) -> None:
+        """Kill it and free what connects it."""
+        if self._closed:
+            return
+        self._closed = True
+        self.end()
+        self.process.signal(signal.SIGKILL)
+        await self.process.wait()
+        self.revoke()
+        self._to.close()
+        self._back.close()
+        for descriptor in (self._answers, self._go, self._out):
+            os.close(descriptor)
+        shutil.rmtree(self._scratch, ignore_errors=True)
+
+    def _parse(self) -> list[Answer]:
+        found: list[Answer] = []
+        data, position = self._rest, 0
+        while len(data) - position >= ANSWER.size:
+            size, number, flags, wall_s, cpu_s, peak_bytes = ANSWER.unpack_from(data, position)
+            if size > _TEXT_BYTES_MAX:
+                self.process.signal(signal.SIGKILL)  # a function wrote where it must not
+                break
+            start = position + ANSWER.size
+            if len(data) - start < size:
+                break
+            position = start + size
+            text = data[start:position].decode(errors="replace")
+            if flags & OUTPUT:  # the process waits, so all output there is belongs to this call
+                if found:
+                    self.on_answers(found)
+                    found = []
+                self.drain_output()
+                with contextlib.suppress(BrokenPipeError):
+                    os.write(self._go, b"g")
+            ok = bool(flags & OK)
+            peak_bytes = max(peak_bytes, self.usage.peak_rss_bytes)
+            message, result = ("", text) if ok else (text, "")
+            exit_ = Exit(int(not ok), message, result, ok, wall_s, cpu_s, peak_bytes)
+            found.append(Answer(number, exit_))
+        del data[:position]
+        return found
+
+    def _listen(self) -> None:
+        self._timers.pop("listen", None)
+        self._loop.add_reader(self._answers, self._readable)
+
+    def _readable(self) -> None:
+        self._loop.remove_reader(self._answers)
+        self._later("listen", _PAUSE_S, self._listen)
+        self.read_answers()
+
+    def _waiting_output(self) -> int:
+        raw = fcntl.ioctl(self._out, termios.FIONREAD, b"\0\0\0\0")
+        return int.from_bytes(raw, sys.byteorder)
+
+    def _read_output(self) -> None:
+        """What is there now was written before any answer that comes later: see the module."""
+        count = self._waiting_output()
+        self.read_answers()
+        if not self._out_closed:
+            left = min(count, self._waiting_output())
+            if left or not count:
+                self._pass_on(left or 1)
+
+    def _pass_on(self, count: int) -> None:
+        try:
+            data = os.read(self._out, min(count, _READ_BYTES))
+        except BlockingIOError:
+            return
+        if not data:
+            self._out_closed = True
+            self._loop.remove_reader(self._out)
+            return
+        self.on_output(data)
+
+    def _watch(self) -> None:
+        """A call takes long: look at what it uses, let those behind it go elsewhere."""
+        self.read_answers()
+        quiet_s = time.monotonic() - self._moved_at
+        if quiet_s >= 0.04:
+            self.usage.sample()
+        if quiet_s >= STUCK_S:
+            self.on_stuck()
+            self._sample_s = min(2 * self._sample_s, _SAMPLE_MAX_S)
+        self._later("watch", self._sample_s, self._watch)
+
+    def _later(self, name: str, delay_s: float, action: Callable[[], None]) -> None:
+        timer = self._timers.pop(name, None)
+        if timer is not None:
+            timer.cancel()
+        self._timers[name] = self._loop.call_later(delay_s, action)

@@ -23,6 +23,7 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore::DeprecationWarning"),
     pytest.mark.filterwarnings("ignore::UserWarning"),
     pytest.mark.filterwarnings("ignore::FutureWarning"),
+    pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning"),
 ]
 NETS = {
     "nnunet": (nets.PlainNnUNet, (2, 1, 8, 20, 36)),
@@ -167,6 +168,17 @@ def test_saved_programs_are_read_without_running_what_they_hold(
             with pytest.raises(InvalidModelError):
                 pt2.load(target.getvalue())
     assert "a pickle ran" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("name", ["seg_res_net", "monai_unet", "nnunet_residual"])
+def test_nets_by_onnx(name: str) -> None:
+    make, shape = NETS[name]
+    module, x = prepared(make()), torch.randn(1, *shape[1:])
+    file = io.BytesIO()
+    torch.onnx.export(module, (x,), file, dynamo=False, opset_version=17)
+    actual = hyper_inference.compile(file.getvalue(), x)(x)
+    expected = module(x)
+    assert float((actual - expected).abs().max() / expected.abs().max()) < 1e-4
 
 
 class Uncovered(nn.Module):

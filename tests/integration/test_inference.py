@@ -61,8 +61,8 @@ def client(services: dict[str, str]) -> Iterator[Client]:
             session.write("broken.onnx", bandpass_model()[:500])
             session.write("text.onnx", b"no model at all")
             weights = {"w": np.ones((1, 1), np.float32)}
-            node = hyper_node("Softmax", ["x"], ["y"], name="head")
-            session.write("softmax.onnx", onnx_model([node], weights, [1, 1, "h", "w"]))
+            node = hyper_node("CumSum", ["x"], ["y"], name="head")
+            session.write("cumsum.onnx", onnx_model([node], weights, [1, 1, "h", "w"]))
         yield client
 
 
@@ -111,7 +111,7 @@ def test_get_model_shows_inputs_outputs_and_graph(client: Client) -> None:
     [
         ("broken.onnx", "cut off|nothing makes|impossible", "INVALID_MODEL"),
         ("text.onnx", "ONNX", "INVALID_MODEL"),
-        ("softmax.onnx", "Softmax", "INVALID_MODEL"),
+        ("cumsum.onnx", "CumSum", "INVALID_MODEL"),
         ("net.pt2", "ONNX", "INVALID_MODEL"),
         ("nets/unet.onnx", "does not fit", "SHAPE_MISMATCH"),
     ],

@@ -1,0 +1,369 @@
+"""How each ONNX op becomes nodes of the graph."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from hyper_inference.compiler.frontend.builder import taps_of
+from hyper_inference.compiler.frontend.onnx_call import Call, Grouped
+from hyper_inference.compiler.ir import Activation, Taps
+
+
+def _conv(call: Call) -> str:
+    weight = call.constant(1)
+    ones = [1] * call.builder.spatial
+    stride, dilation = call.get("strides", ones), call.get("dilations", ones)
+    before, after = call.pads(weight.shape[2:], stride, dilation)
+    return call.builder.conv(
+        call.tensor(), weight, call.constant(2), call.where,
+        stride=stride, dilation=dilation, pad_before=before, pad_after=after,
+        groups=call.get("group", 1),
+    )  # fmt: skip
+
+
+def _conv_transpose(call: Call) -> str:
+    if call.get("auto_pad", "NOTSET") not in ("NOTSET", "VALID"):
+        raise call.refuse("with auto_pad")
+    if "output_shape" in call.attributes:
+        raise call.refuse("with output_shape")
+    spatial = call.builder.spatial
+    ones, zeros = [1] * spatial, [0] * spatial
+    pads = list(call.get("pads", [0] * (2 * spatial)))
+    before, after = pads[:spatial], pads[spatial:]
+    # Padding after that is smaller than before is output padding.
+    more = [
+        b - a + n for b, a, n in zip(before, after, call.get("output_padding", zeros), strict=True)
+    ]
+    if min(more) < 0:
+        raise call.refuse("with more padding after than before")
+    return call.builder.conv_transpose(
+        call.tensor(), call.constant(1), call.constant(2), call.where,
+        stride=call.get("strides", ones), padding=before, output_padding=more,
+        dilation=call.get("dilations", ones), groups=call.get("group", 1),
+    )  # fmt: skip
+
+
+def _batch_norm(call: Call) -> str:
+    if call.get("training_mode", 0):
+        raise call.refuse("in training mode; export the net in eval mode")
+    scale, bias, mean, variance = (call.constant(i) for i in range(1, 5))
+    return call.builder.batch_norm(
+        call.tensor(), scale, bias, mean, variance, call.get("epsilon", 1e-5), call.where
+    )
+
+
+def _activation(kind: Any, default_alpha: float = 0.0) -> Callable[[Call], str]:
+    def handler(call: Call) -> str:
+        activation = Activation(kind, float(call.get("alpha", default_alpha)))
+        return call.builder.activation(call.tensor(), activation, call.where)
+
+    return handler
+
+
+def _arithmetic(kind: str) -> Callable[[Call], str]:
+    def handler(call: Call) -> str:
+        return call.builder.arithmetic(kind, call.inputs[0], call.inputs[1], call.where)
+
+    return handler
+
+
+def _concat(call: Call) -> str:
+    values = [call.tensor(index) for index in range(len(call.inputs))]
+    rank = call.builder.spatial + 2
+    if call.get("axis", 1) % rank != 1:
+        raise call.refuse("along another axis than the channels")
+    return call.builder.concat(values, call.where)
+
+
+def _pool(kind: Any) -> Callable[[Call], str]:
+    def handler(call: Call) -> str:
+        ones = [1] * call.builder.spatial
+        kernel, stride = call.attributes["kernel_shape"], call.get("strides", ones)
+        if any(n != 1 for n in call.get("dilations", ones)):
+            raise call.refuse("with dilation")
+        before, after = call.pads(kernel, stride, ones)
+        return call.builder.pool(
+            call.tensor(), kind, call.where, kernel=kernel, stride=stride,
+            pad_before=before, pad_after=after,
+            count_pad=bool(call.get("count_include_pad", 0)),
+            ceil=bool(call.get("ceil_mode", 0)),
+        )  # fmt: skip
+
+    return handler
+
+
+def _resize(call: Call) -> str:
+    old = call.op == "Upsample"
+    scales = call.constant(1 if old else 2)
+    sizes = None if old else call.constant(3)
+    if old and scales is None:
+        scales = np.asarray(call.attributes["scales"])
+    mode = call.get("mode", "nearest")
+    if mode not in ("nearest", "linear"):
+        raise call.refuse(f"mode {mode!r}")
+    default = "asymmetric" if old else "half_pixel"
+    coordinates = call.get("coordinate_transformation_mode", default)
+    if coordinates not in ("half_pixel", "pytorch_half_pixel", "align_corners", "asymmetric"):
+        raise call.refuse(f"coordinates {coordinates!r}")
+    rounding = "floor" if old else call.get("nearest_mode", "round_prefer_floor")
+    shape = call.builder.shape(call.tensor())
+    by_size = sizes is not None and np.size(sizes)
+    given = np.ravel(np.asarray(sizes if by_size else scales))
+    if len(given) == len(shape) - 2 and "axes" in call.attributes:
+        given = np.concatenate([shape[:2] if by_size else [1, 1], given])
+    if len(given) != len(shape) or call.get("antialias", 0):
+        raise call.refuse("sizes of other axes, or with antialias")
+    if not np.all(np.isfinite(given)) or np.any(given <= 0):
+        raise call.refuse("sizes that are not positive")
+    taps: list[Taps] = []
+    for axis, size in enumerate(shape):
+        scale = given[axis] / size if by_size else float(given[axis])
+        out = int(given[axis]) if by_size else int(np.floor(size * scale))
+        if axis < 2:
+            if out != size:
+                raise call.refuse("of the batch or channel axis")
+            continue
+        taps.append(
+            taps_of(size, out, linear=mode == "linear", coordinates=coordinates,
+                    step=1 / scale, rounding=rounding)
+        )  # fmt: skip
+    return call.builder.resize(call.tensor(), taps, mode == "linear", call.where)
+
+
+def _pad(call: Call) -> str:
+    pads = call.constant(1) if len(call.inputs) > 1 else call.attributes["pads"]
+    value = call.constant(2, call.get("value", 0.0))
+    rank = call.builder.spatial + 2
+    axes = [int(axis) % rank for axis in np.ravel(call.constant(3, np.arange(rank)))]
+    listed = [int(n) for n in np.ravel(pads)]
+    before, after = [0] * rank, [0] * rank
+    for index, axis in enumerate(axes):
+        before[axis], after[axis] = listed[index], listed[index + len(axes)]
+    mode = call.get("mode", "constant")
+    if mode not in ("constant", "reflect", "edge", "wrap"):
+        raise call.refuse(f"mode {mode!r}")
+    number = float(np.ravel(value)[0])
+    return call.builder.pad(call.tensor(), before, after, call.where, mode=mode, value=number)
+
+
+def _slice(call: Call) -> str:
+    shape = call.builder.shape(call.tensor())
+    if len(call.inputs) > 1:
+        starts, ends = call.constant(1), call.constant(2)
+        axes = call.constant(3, np.arange(len(starts)))
+        steps = call.constant(4, np.ones(len(starts), np.int64))
+    else:
+        starts, ends = call.attributes["starts"], call.attributes["ends"]
+        axes, steps = call.get("axes", list(range(len(starts)))), [1] * len(starts)
+    start, stop, step = [0] * len(shape), list(shape), [1] * len(shape)
+    for axis, a, b, s in zip(axes, starts, ends, steps, strict=True):
+        if int(s) < 1:
+            raise call.refuse("backwards")
+        at = int(axis) % len(shape)
+        start[at], stop[at], step[at] = slice(int(a), int(b), int(s)).indices(shape[at])
+    return call.builder.slice(call.tensor(), start, stop, step, call.where)
+
+
+def _same(call: Call) -> str:
+    return call.tensor()
+
+
+def _instance_norm(call: Call) -> Any:
+    value = call.inputs[0]
+    weight, bias = np.ravel(call.constant(1)), np.ravel(call.constant(2))
+    epsilon = call.get("epsilon", 1e-5)
+    if not isinstance(value, Grouped):
+        channels = call.builder.shape(call.tensor())[1]
+        return call.builder.norm(call.tensor(), channels, weight, bias, epsilon, call.where)
+    if np.any(weight != weight[0]) or np.any(bias != bias[0]):
+        raise call.refuse("of groups with weights of their own")
+    channels = call.builder.shape(value.value)[1]
+    scales, shifts = np.full(channels, weight[0]), np.full(channels, bias[0])
+    result = call.builder.norm(value.value, value.groups, scales, shifts, epsilon, call.where)
+    return Grouped(result, value.groups)
+
+
+def _reshape(call: Call) -> Any:
+    """Channels in groups, and back: how exporters write group norm; nothing else."""
+    value, shape = call.inputs[0], [int(n) for n in np.ravel(call.constant(1))]
+    grouped = isinstance(value, Grouped)
+    have = call.builder.shape(value.value if grouped else call.tensor())
+    if not call.get("allowzero", 0):
+        shape = [have[at] if n == 0 and at < len(have) else n for at, n in enumerate(shape)]
+    known = int(np.prod([n for n in shape if n > 0]))
+    total = int(np.prod(have))
+    if shape.count(-1) == 1 and known and total % known == 0:
+        shape = [total // known if n == -1 else n for n in shape]
+    if tuple(shape) == have:
+        return value.value if grouped else value
+    three = len(shape) == 3 and not grouped and shape[0] == 1 and shape[1] > 0
+    if three and have[1] % shape[1] == 0 and shape[1] * shape[2] == total:
+        return Grouped(call.tensor(), shape[1])
+    raise call.refuse(f"{have} to {tuple(shape)[:8]}")
+
+
+def _group_norm(call: Call) -> str:
+    value, groups = call.tensor(), int(call.attributes["num_groups"])
+    channels = call.builder.shape(value)[1]
+    weight, bias = np.ravel(call.constant(1)), np.ravel(call.constant(2))
+    if len(weight) == groups != channels:  # opset 18: one a group
+        weight, bias = np.repeat(weight, channels // groups), np.repeat(bias, channels // groups)
+    return call.builder.norm(value, groups, weight, bias, call.get("epsilon", 1e-5), call.where)
+
+
+def _layer_norm(call: Call) -> str:
+    value = call.tensor()
+    shape = call.builder.shape(value)
+    if int(call.get("axis", -1)) % len(shape) != 1:
+        raise call.refuse("over other axes than all but the batch")
+    affine: list[Any] = []
+    for index in (1, 2):
+        given = call.constant(index)
+        if given is None:
+            affine.append(None)
+            continue
+        spread = np.broadcast_to(given, shape[1:]).reshape(shape[1], -1)
+        if np.any(spread != spread[:, :1]):
+            raise call.refuse("with a weight for every voxel")
+        affine.append(spread[:, 0])
+    weight, bias = affine
+    return call.builder.norm(value, 1, weight, bias, call.get("epsilon", 1e-5), call.where)
+
+
+def _prelu(call: Call) -> str:
+    slope = call.constant(1)
+    channels = call.builder.shape(call.tensor())[1]
+    if np.size(slope) not in (1, channels) or (np.ndim(slope) and np.shape(slope)[-1] not in (
+        1, np.size(slope)
+    )):  # fmt: skip
+        raise call.refuse("with a slope for every voxel")
+    return call.builder.prelu(call.tensor(), slope, call.where)
+
+
+def _gelu(call: Call) -> str:
+    kind: Any = "gelu_tanh" if call.get("approximate", "none") == "tanh" else "gelu"
+    return call.builder.activation(call.tensor(), Activation(kind), call.where)
+
+
+def _clip(call: Call) -> str:
+    low, high = (
+        call.get(name, default) if call.constant(index) is None else call.constant(index)
+        for index, name, default in ((1, "min", -np.inf), (2, "max", np.inf))
+    )
+    clip = Activation("clip", float(np.ravel(low)[0]), float(np.ravel(high)[0]))
+    return call.builder.activation(call.tensor(), clip, call.where)
+
+
+def _hard_sigmoid(call: Call) -> str:
+    scaled = call.builder.arithmetic("mul", call.tensor(), call.get("alpha", 0.2), call.where)
+    moved = call.builder.arithmetic("add", scaled, call.get("beta", 0.5), call.where)
+    return call.builder.activation(moved, Activation("clip", 0.0, 1.0), call.where)
+
+
+def _softmax(call: Call) -> str:
+    return call.builder.softmax(call.tensor(), int(call.get("axis", -1)), call.where)
+
+
+def _global_pool(call: Call) -> str:
+    value = call.tensor()
+    if call.op == "GlobalMaxPool":
+        return call.builder.global_max(value, call.where)
+    return call.builder.mean(value, range(2, call.builder.spatial + 2), call.where)
+
+
+def _reduce_mean(call: Call) -> str:
+    axes = call.constant(1, call.get("axes", None))
+    if axes is None or not call.get("keepdims", 1):
+        raise call.refuse("of all axes, or without keepdims")
+    return call.builder.mean(call.tensor(), [int(n) for n in np.ravel(axes)], call.where)
+
+
+def _depth_to_space(call: Call) -> str:
+    if call.get("mode", "DCR") != "CRD":
+        raise call.refuse("in mode DCR")
+    return call.builder.depth_to_space(call.tensor(), call.attributes["blocksize"], call.where)
+
+
+def _negative(call: Call) -> str:
+    return call.builder.arithmetic("mul", call.tensor(), -1.0, call.where)
+
+
+def _power(call: Call) -> str:
+    if np.any(np.ravel(call.constant(1)) != 2):
+        raise call.refuse("to another power than 2")
+    return call.builder.arithmetic("mul", call.tensor(), call.tensor(), call.where)
+
+
+def _sum(call: Call) -> str:
+    total = call.tensor()
+    for index in range(1, len(call.inputs)):
+        total = call.builder.arithmetic("add", total, call.inputs[index], call.where)
+    return total
+
+
+def _split(call: Call) -> tuple[str, ...]:
+    value = call.tensor()
+    shape = call.builder.shape(value)
+    axis = int(call.get("axis", 0)) % len(shape)
+    sizes = call.constant(1, call.get("split", None))
+    if sizes is None:
+        count = int(call.get("num_outputs", call.outputs))
+        each = -(-shape[axis] // max(1, count))
+        sizes = [min(each, shape[axis] - at) for at in range(0, shape[axis], each)]
+    parts, at = [], 0
+    for length in np.ravel(sizes):
+        start, stop = [0] * len(shape), list(shape)
+        start[axis], stop[axis] = at, at + int(length)
+        if length < 1 or stop[axis] > shape[axis]:
+            raise call.refuse("into parts that do not fit")
+        parts.append(call.builder.slice(value, start, stop, [1] * len(shape), call.where))
+        at += int(length)
+    return tuple(parts)
+
+
+HANDLERS: dict[str, Callable[[Call], Any]] = {
+    "Conv": _conv,
+    "ConvTranspose": _conv_transpose,
+    "BatchNormalization": _batch_norm,
+    "Relu": _activation("relu"),
+    "LeakyRelu": _activation("leaky_relu", 0.01),
+    "Elu": _activation("elu", 1.0),
+    "Sigmoid": _activation("sigmoid"),
+    "Tanh": _activation("tanh"),
+    "Add": _arithmetic("add"),
+    "Sub": _arithmetic("sub"),
+    "Mul": _arithmetic("mul"),
+    "Div": _arithmetic("div"),
+    "Sum": _sum,
+    "Neg": _negative,
+    "Pow": _power,
+    "Abs": _activation("abs"),
+    "Erf": _activation("erf"),
+    "HardSwish": _activation("hardswish"),
+    "HardSigmoid": _hard_sigmoid,
+    "Gelu": _gelu,
+    "Clip": _clip,
+    "PRelu": _prelu,
+    "Softmax": _softmax,
+    "InstanceNormalization": _instance_norm,
+    "GroupNormalization": _group_norm,
+    "LayerNormalization": _layer_norm,
+    "Reshape": _reshape,
+    "GlobalAveragePool": _global_pool,
+    "GlobalMaxPool": _global_pool,
+    "ReduceMean": _reduce_mean,
+    "DepthToSpace": _depth_to_space,
+    "Split": _split,
+    "Concat": _concat,
+    "MaxPool": _pool("max"),
+    "AveragePool": _pool("average"),
+    "Resize": _resize,
+    "Upsample": _resize,
+    "Pad": _pad,
+    "Slice": _slice,
+    "Identity": _same,
+    "Dropout": _same,
+}

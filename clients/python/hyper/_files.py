@@ -184,22 +184,23 @@ class Tree:
         digest = hashlib.sha256()
         try:
             with partial.open("wb") as file:
-                if info.size_bytes <= _DOWNLOAD_BYTES:
-                    data = self.read_file(info)
+                for data in self.read_parts(info):
                     digest.update(data)
                     file.write(data)
-                else:
-                    for start in range(0, info.size_bytes, _DOWNLOAD_BYTES):
-                        stop = min(start + _DOWNLOAD_BYTES, info.size_bytes)
-                        data = self._fetch(info, start, stop)
-                        digest.update(data)
-                        file.write(data)
             if digest.hexdigest() != info.sha256:
                 raise _damaged(self._name, info)
             partial.replace(target)
         finally:
             partial.unlink(missing_ok=True)
         return target
+
+    def read_parts(self, info: FileInfo) -> Iterator[bytes]:
+        """A file's bytes in parts of bounded size; a small file's are checked against crc32c."""
+        if info.size_bytes <= _DOWNLOAD_BYTES:
+            yield self.read_file(info)
+            return
+        for start in range(0, info.size_bytes, _DOWNLOAD_BYTES):
+            yield self._fetch(info, start, min(start + _DOWNLOAD_BYTES, info.size_bytes))
 
     def _fetch(self, info: FileInfo, start: int, stop: int) -> bytes:
         if stop <= start:

@@ -55,13 +55,18 @@ def check_path(path: str) -> str:
     return path
 
 
+def is_tag(text: str) -> bool:
+    """Whether `text` can name a version: a part that begins with a letter, and is not "head"."""
+    return bool(_PART.match(text)) and ".." not in text and text[0].isalpha() and text != "head"
+
+
 @dataclass(frozen=True, slots=True)
 class Address:
     """What `tenant/name[@version][/array]` says."""
 
     tenant: str
     dataset: str
-    version: int | None = None
+    version: int | str | None = None  # a number or a tag
     array: str | None = None
 
     @property
@@ -89,11 +94,13 @@ def parse_address(text: str) -> Address:
         )
     tenant, dataset, *array = parts
     dataset, at, version_text = dataset.partition("@")
-    version: int | None = None
-    if at:
+    version: int | str | None = None
+    if at and is_tag(version_text):
+        version = version_text
+    elif at:
         if not version_text.isdecimal() or not 0 < int(version_text[:19]) < 2**63:
             raise InvalidArgumentError(
-                f"{version_text[:80]!r} in {text[:80]!r} is not a version: write 1 or more",
+                f"{version_text[:80]!r} in {text[:80]!r} is no version: write 1 or more, or a tag",
                 reason="INVALID_NAME",
             )
         version = int(version_text)

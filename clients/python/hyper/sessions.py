@@ -38,6 +38,7 @@ COMMIT_TIMEOUT_S = 600.0
 _UPLOADS_AT_ONCE = 2
 _FILES_A_CALL = 2048
 _CALL_BYTES = 2**20
+_PATHS_A_CALL = 2048
 _HASH_BYTES = 2**20
 
 Contents = bytes | bytearray | memoryview | str | Path
@@ -176,6 +177,22 @@ class Session(Tree):
             count += 1
         uploader.finish()
         return count
+
+    def delete(self, *paths: str) -> None:
+        """Take files out of the coming version; older versions keep them.
+
+        Raises:
+            NotFoundError: there is no such file; nothing is deleted by that call (of 4,096 paths).
+        """
+        for path in paths:
+            check_path(path)
+        for at in range(0, len(paths), _PATHS_A_CALL):
+            request = api.DeleteFilesRequest(
+                session=self.name,
+                paths=paths[at : at + _PATHS_A_CALL],
+                request_id=str(uuid.uuid4()),
+            )
+            service_call(self._client, "DeleteFiles", request)
 
     # The end
 

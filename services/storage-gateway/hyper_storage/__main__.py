@@ -19,6 +19,8 @@ from hyper_storage.catalog import Catalog
 from hyper_storage.commit import Committer
 from hyper_storage.config import Settings
 from hyper_storage.files.fragments import Fragments
+from hyper_storage.garbage import Collector
+from hyper_storage.history_servicer import HistoryServicer
 from hyper_storage.log_servicer import LogServicer
 from hyper_storage.manifests import Manifests
 from hyper_storage.servicer import DatasetServicer, Parts
@@ -26,6 +28,7 @@ from hyper_storage.sessions import Sessions
 from hyper_storage.task_logs import TaskLogs
 from hyper_storage.views import Views
 from hyperapi.storage.v1 import dataset_service_pb2_grpc as api_grpc
+from hyperapi.storage.v1 import history_service_pb2_grpc as history_grpc
 
 SERVICE = "storage-gateway"
 log = get_logger(__name__)
@@ -67,6 +70,10 @@ async def build(settings: Settings, running: Running) -> Sequence[Served]:
             _new_id,
         )
     )
+    history = HistoryServicer(
+        catalog, views, manifests, Collector(catalog, manifests, store, clock), clock,
+        grace_s=settings.gc_grace_s, grace_min_s=settings.gc_grace_min_s,
+    )  # fmt: skip
     logs = LogServicer(
         TaskLogs(store, clock, poll_s=settings.log_poll_s, followers=settings.log_followers)
     )
@@ -79,6 +86,11 @@ async def build(settings: Settings, running: Running) -> Sequence[Served]:
             "hyperapi.storage.v1.DatasetService",
             api_grpc.add_DatasetServiceServicer_to_server,
             datasets,
+        ),
+        Served(
+            "hyperapi.storage.v1.HistoryService",
+            history_grpc.add_HistoryServiceServicer_to_server,
+            history,
         ),
         Served("hyperapi.storage.v1.LogService", api_grpc.add_LogServiceServicer_to_server, logs),
     ]

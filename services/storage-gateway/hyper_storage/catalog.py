@@ -8,21 +8,24 @@ and go when it expires.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
 from hyper.errors import InvalidArgumentError, UnavailableError
-from hyper_servicekit.etcd import Compare, Etcd, KeyValue, LeaseLostError, Op
+from hyper_servicekit.etcd import Compare, Etcd, KeyValue, Lease, LeaseLostError, Op
 from hyper_storage.files.fragments import Mark
 from hyper_storage.records import (
     Head,
     RequestRecord,
     SessionRecord,
+    TagRecord,
     VersionEntry,
     decode_head,
     decode_request,
     decode_session,
+    decode_tag,
     decode_version,
 )
 from hyper_storage.resources import DatasetName
@@ -46,6 +49,21 @@ class Request:
     tenant: str
     id: str
     call: str
+
+
+@dataclass(frozen=True, slots=True)
+class EveryRoot:
+    """What is committed.
+
+    Args:
+        roots: hashes of the root of every version.
+        datasets: ids of the datasets.
+        orphans: ids of deleted datasets that have left versions behind.
+    """
+
+    roots: set[str]
+    datasets: set[str]
+    orphans: set[str]
 
 
 class Catalog:
@@ -77,6 +95,20 @@ class Catalog:
         """Where a session is."""
         return f"{self._prefix}/sessions/{session}"
 
+    def tags_prefix(self, dataset_id: str) -> str:
+        """Where a dataset's tags are."""
+        return f"{self._prefix}/tags/{dataset_id}/"
+
+    @property
+    def gc_epoch_key(self) -> str:
+        """Changed whenever manifests begin to be deleted."""
+        return f"{self._prefix}/gc/epoch"
+
+    @property
+    def gc_lock_key(self) -> str:
+        """There while manifests are deleted."""
+        return f"{self._prefix}/gc/lock"
+
     def _mark_key(self, session: str) -> str:
         return f"{self._prefix}/fragments/{session}"
 
@@ -106,6 +138,67 @@ class Catalog:
         gets = [Op.get(self.version_key(dataset_id, number)) for number in numbers]
         answer = await self._etcd.transact([], gets)
         return [decode_version(got.value) for got in answer.responses if isinstance(got, KeyValue)]
+
+    async def tag(self, dataset_id: str, tag: str) -> TagRecord | None:
+        """One tag."""
+        found = await self._etcd.get(f"{self.tags_prefix(dataset_id)}{tag}")
+        return None if found is None else decode_tag(found.value)
+
+    async def tags(self, dataset_id: str) -> list[tuple[str, TagRecord]]:
+        """A dataset's tags, in order of name."""
+        prefix = self.tags_prefix(dataset_id)
+        found, _ = await self._etcd.get_prefix(prefix)
+        return [(item.key.removeprefix(prefix), decode_tag(item.value)) for item in found]
+
+    async def every_root(self) -> EveryRoot:
+        """The roots of all versions of all datasets."""
+        prefix = f"{self._prefix}/versions/"
+        found, _ = await self._etcd.get_prefix(prefix)  # before the heads: none of them is newer
+        heads, _ = await self._etcd.get_prefix(f"{self._prefix}/heads/")
+        known = {decode_head(item.value) for item in heads}
+        ids, roots = {head.id for head in known}, {head.root for head in known}
+        orphans = set()
+        for item in found:
+            dataset_id = item.key.removeprefix(prefix).partition("/")[0]
+            if dataset_id in ids:
+                roots.add(decode_version(item.value).root)
+            else:
+                orphans.add(dataset_id)
+        return EveryRoot(roots, ids, orphans)
+
+    async def guard(self) -> list[Compare]:
+        """Conditions under which no manifest that is put after this call has been deleted.
+
+        Raises:
+            UnavailableError: manifests are being deleted right now.
+        """
+        answer = await self._etcd.transact(
+            [], [Op.get(self.gc_epoch_key), Op.get(self.gc_lock_key)]
+        )
+        epoch, lock = answer.responses
+        if lock is not None:
+            raise UnavailableError("garbage is being collected this moment; try again")
+        revision = epoch.mod_revision if isinstance(epoch, KeyValue) else 0
+        return [
+            Compare.mod_revision(self.gc_epoch_key, revision),
+            Compare.missing(self.gc_lock_key),
+        ]
+
+    @asynccontextmanager
+    async def collecting(self, ttl_s: float) -> AsyncIterator[Lease | None]:
+        """Keep commits out while manifests are deleted; None if someone else is doing so."""
+        lease = await self._etcd.grant(ttl_s)
+        try:
+            done = await self._etcd.transact(
+                [Compare.missing(self.gc_lock_key)],
+                [
+                    Op.put(self.gc_epoch_key, b"{}"),
+                    Op.put(self.gc_lock_key, b"{}", lease=lease.id),
+                ],
+            )
+            yield lease if done.succeeded else None
+        finally:
+            await lease.revoke()
 
     async def session(self, session: str) -> Stored[SessionRecord] | None:
         """A session, or None."""
@@ -186,20 +279,22 @@ class Catalog:
         closed: bool = False,
         request: Request | None = None,
         answer: Mapping[str, Any] | None = None,
+        guard: Sequence[Compare] = (),
     ) -> bool:
         """Replace a session that nobody else has changed; False if someone has."""
         key = self.session_key(after.id)
         lease = await self.lease() if closed else 0
         return await self.change(
-            [Compare.mod_revision(key, before.revision)],
+            [Compare.mod_revision(key, before.revision), *guard],
             [Op.put(key, after.encode(), lease=lease)],
             request=request,
             answer=answer,
         )
 
     async def delete_versions(self, dataset_id: str) -> None:
-        """Remove every version entry of a dataset that has no head any more."""
+        """Remove every version entry and tag of a dataset that has no head any more."""
         await self._etcd.delete_prefix(self.versions_prefix(dataset_id))
+        await self._etcd.delete_prefix(self.tags_prefix(dataset_id))
 
     async def lease(self) -> int:
         """The lease of what is remembered for a while: lives for one to two times `memory_s`."""

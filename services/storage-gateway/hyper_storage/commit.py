@@ -110,10 +110,11 @@ class Committer:
                 raise NotFoundError(
                     f"{name.dataset} was deleted after session {name.session} began; write it anew"
                 )
+            guard = await self._catalog.guard()
             root = await self._rebase(stored.value, files, head.value)
             entry = await self._describe(head.value, root, message)
             await _OBJECTS_WRITTEN.reach()
-            if await self._make_visible(name, stored, head, entry, request):
+            if await self._make_visible(name, stored, head, entry, request, guard):
                 await _VISIBLE.reach()
                 COMMITS.labels("committed").inc()
                 log.info(
@@ -218,6 +219,7 @@ class Committer:
         head: Stored[Head],
         entry: VersionEntry,
         request: Request,
+        guard: Sequence[Compare],
     ) -> bool:
         head_key = self._catalog.head_key(name.dataset)
         session_key = self._catalog.session_key(name.session)
@@ -234,6 +236,7 @@ class Committer:
             [
                 Compare.mod_revision(head_key, head.revision),
                 Compare.mod_revision(session_key, stored.revision),
+                *guard,
             ],
             [
                 Op.put(head_key, after.encode()),

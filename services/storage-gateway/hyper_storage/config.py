@@ -33,5 +33,11 @@ class Settings(ServiceSettings):
     fragment_cache_entries: int = Field(
         default=1_000_000, ge=0, description="files of open sessions kept in memory"
     )
+    gc_grace_s: float = Field(
+        default=3600.0, ge=0, description="objects younger than this are never garbage"
+    )
+    gc_grace_min_s: float = Field(
+        default=900.0, ge=0, description="least grace that a request may ask for"
+    )
     log_poll_s: float = Field(default=0.5, gt=0, description="between looks at a growing log")
     log_followers: int = Field(default=200, ge=1, description="logs followed at once")

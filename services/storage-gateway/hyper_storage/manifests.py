@@ -94,6 +94,13 @@ class Manifests:
             sources=sources(entries),
         )
 
+    def forget(self, digest: str) -> None:
+        """A manifest was deleted from the bucket."""
+        self._roots.pop(digest, None)
+        self._records.pop(digest, None)
+        dropped = self._pages.pop(digest, None)
+        self._cached_entries -= len(dropped or ())
+
     async def _get(self, digest: str) -> bytes:
         key = f"manifests/{digest}"
         for _ in range(2):

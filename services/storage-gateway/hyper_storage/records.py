@@ -4,7 +4,10 @@ Keys, below `{etcd_prefix}/storage/`:
 
     heads/{tenant}/{dataset}              Head
     versions/{dataset id}/{number:016x}   VersionEntry
+    tags/{dataset id}/{tag}               TagRecord
     sessions/{session id}                 SessionRecord
+    fragments/{session id}                the newest fragment's name, under a lease
+    gc/epoch  gc/lock                     garbage collection of manifests (see `garbage.py`)
     requests/{tenant}/{request id}        RequestRecord, under a lease
 """
 
@@ -43,6 +46,18 @@ class VersionEntry:
     files: int
     file_bytes: int
     arrays: tuple[str, ...]
+
+    def encode(self) -> bytes:
+        """The value in etcd."""
+        return _dump(asdict(self))
+
+
+@dataclass(frozen=True, slots=True)
+class TagRecord:
+    """A name for a version."""
+
+    number: int
+    updated_ns: int
 
     def encode(self) -> bytes:
         """The value in etcd."""
@@ -131,6 +146,11 @@ def decode_version(value: bytes) -> VersionEntry:
     """A version entry from etcd."""
     facts = json.loads(value)
     return VersionEntry(**{**facts, "arrays": tuple(facts["arrays"])})
+
+
+def decode_tag(value: bytes) -> TagRecord:
+    """A tag from etcd."""
+    return TagRecord(**json.loads(value))
 
 
 def decode_session(value: bytes) -> SessionRecord:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from hyper.errors import InvalidArgumentError
-from hyper.names import check_part
+from hyper.names import check_part, is_tag
 
 HEAD = "head"
 MAX_ARRAY_PARTS = 8
@@ -25,13 +25,25 @@ class DatasetName:
 
 @dataclass(frozen=True, slots=True)
 class VersionName:
-    """A dataset's version; number None is the newest."""
+    """A dataset's version: a number, or a tag, or else the newest."""
 
     dataset: DatasetName
     number: int | None
+    tag: str = ""
 
     def __str__(self) -> str:
-        return f"{self.dataset}/versions/{self.number or HEAD}"
+        return f"{self.dataset}/versions/{self.number or self.tag or HEAD}"
+
+
+@dataclass(frozen=True, slots=True)
+class TagName:
+    """A dataset's tag."""
+
+    dataset: DatasetName
+    tag: str
+
+    def __str__(self) -> str:
+        return f"{self.dataset}/tags/{self.tag}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,9 +97,23 @@ def parse_parent(text: str) -> Parent:
         return SessionName(dataset, check_part(parts[5], "session"))
     if parts[5] in (HEAD, "-"):
         return VersionName(dataset, None)
+    if is_tag(parts[5]):
+        return VersionName(dataset, None, parts[5])
     if not parts[5].isascii() or not parts[5].isdecimal() or not 0 < int(parts[5][:19]) < 2**62:
-        raise _wrong(text, "a version of 1 or more, or 'head'")
+        raise _wrong(text, "a version of 1 or more, a tag, or 'head'")
     return VersionName(dataset, int(parts[5]))
+
+
+def parse_tag(text: str) -> TagName:
+    """Read the name of a tag."""
+    parts = text.split("/")
+    if len(parts) != 6 or parts[4] != "tags" or not is_tag(parts[5]):
+        raise _wrong(
+            text,
+            "tenants/{tenant}/datasets/{dataset}/tags/{tag}; a tag begins with a letter and "
+            "is not 'head'",
+        )
+    return TagName(parse_dataset("/".join(parts[:4])), parts[5])
 
 
 def parse_version(text: str) -> VersionName:

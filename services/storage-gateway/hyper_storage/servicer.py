@@ -11,7 +11,7 @@ import google_crc32c
 import grpc.aio
 from google.protobuf.duration_pb2 import Duration
 
-from hyper.errors import ConflictError, InvalidArgumentError
+from hyper.errors import ConflictError, InvalidArgumentError, NotFoundError
 from hyper_servicekit.clock import Clock
 from hyper_servicekit.etcd import Compare, Op
 from hyper_servicekit.objects import ObjectStore
@@ -21,6 +21,7 @@ from hyper_storage.arrays.spec import zarr_json
 from hyper_storage.catalog import VERSIONS_AT_ONCE, Catalog, Request
 from hyper_storage.commit import Committer
 from hyper_storage.config import Settings
+from hyper_storage.files.entries import gone
 from hyper_storage.files.fragments import Fragments
 from hyper_storage.files.root import ArrayRef
 from hyper_storage.manifests import Manifests
@@ -214,6 +215,27 @@ class DatasetServicer(api_grpc.DatasetServiceServicer):
         await parts.sessions.check_open(name)
         return api.AddFilesResponse()
 
+    async def DeleteFiles(  # noqa: N802
+        self, request: api.DeleteFilesRequest, context: Context
+    ) -> api.DeleteFilesResponse:
+        """Take files out of the coming version; those that the session deleted before stay so."""
+        name = parse_session(request.session)
+        paths = convert.paths_of(request.paths)
+        parts = self._parts
+        now_ns = int(parts.clock.now() * NANO)
+        unique = convert.unique_of(request.request_id)
+        record = await parts.sessions.writable(name)
+        view = await parts.views.open(name)
+        found = await parts.views.find(view, paths)
+        known = {**await parts.fragments.find(record.id, paths), **found}
+        missing = [path for path in paths if path not in known]
+        if missing:
+            raise NotFoundError(f"{name} has no file {missing[0]!r}", metadata={"path": missing[0]})
+        entries = [gone(path, now_ns) for path in sorted(paths)]
+        await parts.fragments.add(record.id, entries, now_ns=now_ns, unique=unique)
+        await parts.sessions.check_open(name)
+        return api.DeleteFilesResponse()
+
     async def ListFiles(  # noqa: N802
         self, request: api.ListFilesRequest, context: Context
     ) -> api.ListFilesResponse:
@@ -265,12 +287,14 @@ class DatasetServicer(api_grpc.DatasetServiceServicer):
         parts = self._parts
         view = await parts.views.open(session)
         await parts.sessions.writable(session)
+        guard = await parts.catalog.guard()
         array_id, record = await parts.sessions.make_array(
             session,
             name.array,
             (parts.new_id(), await parts.manifests.put_record(zarr)),
             in_base=name.array in view.root.arrays,
             request=self._asked(session, request.request_id, f"CreateArray {name}"),
+            guard=guard,
         )
         ref = ArrayRef(array_prefix(array_id), record)
         return api.CreateArrayResponse(array=await self._array(name, ref, committed=False))

@@ -6,7 +6,7 @@ after an eighth of its time to live has passed, so that a call costs a read.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from hyper.errors import (
@@ -114,6 +114,7 @@ class Sessions:
         *,
         in_base: bool,
         request: Request,
+        guard: Sequence[Compare] = (),
     ) -> tuple[str, str]:
         """Add an array to the session; returns its (id, record), the first ones if repeated."""
         for _ in range(ATTEMPTS):
@@ -135,6 +136,7 @@ class Sessions:
                 stored.value.with_array(array, made),
                 request=request,
                 answer={"id": made[0], "record": made[1]},
+                guard=guard,
             )
             if done:
                 return made

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from hyper.errors import FailedPreconditionError, NotFoundError
 from hyper_storage.access import Readable, array_prefix
 from hyper_storage.catalog import Catalog
-from hyper_storage.files.entries import Entry
+from hyper_storage.files.entries import Entry, is_gone
 from hyper_storage.files.fragments import Fragments
 from hyper_storage.files.merge import page_of
 from hyper_storage.files.root import ArrayRef, Root
@@ -104,11 +104,21 @@ class Views:
                 f"{label} has no committed version yet; commit a session first",
                 reason="EMPTY_DATASET",
             )
-        number = name.number or head.number
+        number = name.number or (await self._tagged(name, head) if name.tag else head.number)
         entry = await self._catalog.version(head.id, number) if number <= head.number else None
         if entry is None:
             raise NotFoundError(f"{label} has no version {number}; see `hyper versions {label}`")
         return entry
+
+    async def _tagged(self, name: VersionName, head: Head) -> int:
+        found = await self._catalog.tag(head.id, name.tag)
+        if found is None:
+            raise NotFoundError(
+                f"{name.dataset.tenant}/{name.dataset.dataset} has no tag {name.tag!r}; see "
+                "`hyper tag`",
+                metadata={"tag": name.tag},
+            )
+        return found.number
 
     async def open(self, name: Parent) -> View:
         """What `name` shows now."""
@@ -148,8 +158,9 @@ class Views:
     async def files(self, view: View, *, prefix: str, after: str) -> AsyncIterator[Entry]:
         """The files under `prefix` whose paths come after `after`, in order of path."""
         overlay = await self._fragments.overlay(view.session.id) if view.session else []
-        own = list(_under(overlay, prefix, after))
-        replaced = {entry.path for entry in own}
+        changed = list(_under(overlay, prefix, after))
+        replaced = {entry.path for entry in changed}
+        own = [entry for entry in changed if not is_gone(entry)]
         start = 0
         for page in view.root.pages:
             if page.last <= after or page.last < prefix:
@@ -169,7 +180,7 @@ class Views:
         """Those of `paths` that a view shows."""
         own = await self._fragments.find(view.session.id, paths) if view.session else {}
         base = await self.find_files(view.root, [path for path in paths if path not in own])
-        return {**base, **own}
+        return {**base, **{path: entry for path, entry in own.items() if not is_gone(entry)}}
 
     async def find_files(self, root: Root, paths: Sequence[str]) -> Mapping[str, Entry]:
         """Those of `paths` that a root has."""

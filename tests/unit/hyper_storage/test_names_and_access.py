@@ -49,7 +49,7 @@ def test_dash_is_the_head() -> None:
         "tenants/../datasets/d",
         f"{DATASET}/versions/0",
         f"{DATASET}/versions/-1",
-        f"{DATASET}/versions/x",
+        f"{DATASET}/versions/.x",
         f"{DATASET}/versions/{'9' * 40}",
         f"{DATASET}/versions/٣",
         f"{DATASET}/sessions/../x",

@@ -27,6 +27,16 @@ class Entry(NamedTuple):
     modified_ns: int
 
 
+def gone(path: str, now_ns: int) -> Entry:
+    """What stands in a fragment for a file that is deleted."""
+    return Entry(path, -1, "", 0, bytes(_SHA256_BYTES), 0, now_ns)
+
+
+def is_gone(entry: Entry) -> bool:
+    """Whether the entry says that its path is deleted."""
+    return entry.size_bytes < 0
+
+
 def source_of(object_key: str) -> str:
     """The session that wrote a blob: the second part of `blobs/{session}/...`."""
     return object_key.split("/", 2)[1]
@@ -34,7 +44,7 @@ def source_of(object_key: str) -> str:
 
 def sources(entries: Sequence[Entry]) -> tuple[str, ...]:
     """The sessions whose blobs the entries lie in."""
-    return tuple(sorted({source_of(key) for key in {entry.object for entry in entries}}))
+    return tuple(sorted({source_of(key) for key in {entry.object for entry in entries} if key}))
 
 
 def encode_page(entries: Sequence[Entry]) -> bytes:

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
-from hyper_storage.files.entries import Entry
+from hyper_storage.files.entries import Entry, is_gone
 from hyper_storage.files.root import PageRef, Root
 
 
@@ -54,10 +54,10 @@ def plan(pages: Sequence[PageRef], paths: Sequence[str]) -> list[Step]:
 
 
 def merge(old: Sequence[Entry], changes: Sequence[Entry]) -> list[Entry]:
-    """Both sorted by path; a change replaces the old entry of its path."""
+    """Both sorted by path; a change replaces the old entry of its path, or deletes it."""
     merged = {entry.path: entry for entry in old}
     merged.update((entry.path, entry) for entry in changes)
-    return [merged[path] for path in sorted(merged)]
+    return [merged[path] for path in sorted(merged) if not is_gone(merged[path])]
 
 
 def split(entries: Sequence[Entry], limit: int) -> list[Sequence[Entry]]:

@@ -27,15 +27,15 @@ from hyperapi.common.v1 import geometry_pb2 as hyperapi_dot_common_dot_v1_dot_ge
 from hyperapi.storage.v1 import dataset_pb2 as hyperapi_dot_storage_dot_v1_dot_dataset__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n)hyperapi/storage/v1/dataset_service.proto\x12\x13hyperapi.storage.v1\x1a\x1egoogle/protobuf/duration.proto\x1a!hyperapi/common/v1/geometry.proto\x1a!hyperapi/storage/v1/dataset.proto\"!\n\x11GetDatasetRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"C\n\x12GetDatasetResponse\x12-\n\x07\x64\x61taset\x18\x01 \x01(\x0b\x32\x1c.hyperapi.storage.v1.Dataset\"L\n\x13ListDatasetsRequest\x12\x0e\n\x06parent\x18\x01 \x01(\t\x12\x11\n\tpage_size\x18\x02 \x01(\x05\x12\x12\n\npage_token\x18\x03 \x01(\t\"_\n\x14ListDatasetsResponse\x12.\n\x08\x64\x61tasets\x18\x01 \x03(\x0b\x32\x1c.hyperapi.storage.v1.Dataset\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"8\n\x14\x44\x65leteDatasetRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x12\n\nrequest_id\x18\x02 \x01(\t\"\x17\n\x15\x44\x65leteDatasetResponse\"!\n\x11GetVersionRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"C\n\x12GetVersionResponse\x12-\n\x07version\x18\x01 \x01(\x0b\x32\x1c.hyperapi.storage.v1.Version\"L\n\x13ListVersionsRequest\x12\x0e\n\x06parent\x18\x01 \x01(\t\x12\x11\n\tpage_size\x18\x02 \x01(\x05\x12\x12\n\npage_token\x18\x03 \x01(\t\"_\n\x14ListVersionsResponse\x12.\n\x08versions\x18\x01 \x03(\x0b\x32\x1c.hyperapi.storage.v1.Version\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"b\n\x14\x43reateSessionRequest\x12\x0e\n\x06parent\x18\x01 \x01(\t\x12\x12\n\nrequest_id\x18\x02 \x01(\t\x12&\n\x03ttl\x18\x03 \x01(\x0b\x32\x19.google.protobuf.Duration\"F\n\x15\x43reateSessionResponse\x12-\n\x07session\x18\x01 \x01(\x0b\x32\x1c.hyperapi.storage.v1.Session\"!\n\x11GetSessionRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"C\n\x12GetSessionResponse\x12-\n\x07session\x18\x01 \x01(\x0b\x32\x1c.hyperapi.storage.v1.Session\"I\n\x14\x43ommitSessionRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x12\n\nrequest_id\x18\x02 \x01(\t\x12\x0f\n\x07message\x18\x03 \x01(\t\"F\n\x15\x43ommitSessionResponse\x12-\n\x07version\x18\x01 \x01(\x0b\x32\x1c.hyperapi.storage.v1.Version\"7\n\x13\x41\x62ortSessionRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x12\n\nrequest_id\x18\x02 \x01(\t\"\x16\n\x14\x41\x62ortSessionResponse\"`\n\x0f\x41\x64\x64\x46ilesRequest\x12\x0f\n\x07session\x18\x01 \x01(\t\x12(\n\x05\x66iles\x18\x02 \x03(\x0b\x32\x19.hyperapi.storage.v1.File\x12\x12\n\nrequest_id\x18\x03 \x01(\t\"\x12\n\x10\x41\x64\x64\x46ilesResponse\"Y\n\x10ListFilesRequest\x12\x0e\n\x06parent\x18\x01 \x01(\t\x12\x0e\n\x06prefix\x18\x02 \x01(\t\x12\x11\n\tpage_size\x18\x03 \x01(\x05\x12\x12\n\npage_token\x18\x04 \x01(\t\"V\n\x11ListFilesResponse\x12(\n\x05\x66iles\x18\x01 \x03(\x0b\x32\x19.hyperapi.storage.v1.File\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\">\n\x0fGetFilesRequest\x12\x0e\n\x06parent\x18\x01 \x01(\t\x12\r\n\x05paths\x18\x02 \x03(\t\x12\x0c\n\x04sign\x18\x03 \x01(\x08\"w\n\x10GetFilesResponse\x12(\n\x05\x66iles\x18\x01 \x03(\x0b\x32\x19.hyperapi.storage.v1.File\x12\x0c\n\x04urls\x18\x02 \x03(\t\x12+\n\x08lifetime\x18\x03 \x01(\x0b\x32\x19.google.protobuf.Duration\"\xa2\x02\n\x12\x43reateArrayRequest\x12\x0f\n\x07session\x18\x01 \x01(\t\x12\r\n\x05\x61rray\x18\x02 \x01(\t\x12\r\n\x05shape\x18\x03 \x03(\x03\x12\r\n\x05\x64type\x18\x04 \x01(\t\x12\x13\n\x0b\x63hunk_shape\x18\x05 \x03(\x03\x12\x13\n\x0bshard_shape\x18\x06 \x03(\x03\x12\x17\n\x0f\x66ill_value_json\x18\x07 \x01(\t\x12\x31\n\nvoxel_size\x18\x08 \x01(\x0b\x32\x1d.hyperapi.common.v1.VoxelSize\x12\x17\n\x0f\x61ttributes_json\x18\t \x01(\t\x12\x17\n\x0f\x64imension_names\x18\n \x03(\t\x12\x12\n\nrequest_id\x18\x0b \x01(\t\x12\x12\n\ncompressor\x18\x0c \x01(\t\"@\n\x13\x43reateArrayResponse\x12)\n\x05\x61rray\x18\x01 \x01(\x0b\x32\x1a.hyperapi.storage.v1.Array\"\x1f\n\x0fGetArrayRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"=\n\x10GetArrayResponse\x12)\n\x05\x61rray\x18\x01 \x01(\x0b\x32\x1a.hyperapi.storage.v1.Array\"#\n\x11ListArraysRequest\x12\x0e\n\x06parent\x18\x01 \x01(\t\"@\n\x12ListArraysResponse\x12*\n\x06\x61rrays\x18\x01 \x03(\x0b\x32\x1a.hyperapi.storage.v1.Array\"6\n\x12\x44\x65leteArrayRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x12\n\nrequest_id\x18\x02 \x01(\t\"\x15\n\x13\x44\x65leteArrayResponse\"_\n\x0fSignUrlsRequest\x12\x0e\n\x06parent\x18\x01 \x01(\t\x12+\n\x06method\x18\x02 \x01(\x0e\x32\x1b.hyperapi.storage.v1.Method\x12\x0f\n\x07objects\x18\x03 \x03(\t\"M\n\x10SignUrlsResponse\x12\x0c\n\x04urls\x18\x01 \x03(\t\x12+\n\x08lifetime\x18\x02 \x01(\x0b\x32\x19.google.protobuf.Duration\"W\n\x11ReadObjectRequest\x12\x0e\n\x06parent\x18\x01 \x01(\t\x12\x0e\n\x06object\x18\x02 \x01(\t\x12\x0e\n\x06offset\x18\x03 \x01(\x03\x12\x12\n\nsize_bytes\x18\x04 \x01(\x03\"B\n\x12ReadObjectResponse\x12\x0c\n\x04\x64\x61ta\x18\x01 \x01(\x0c\x12\x0e\n\x06offset\x18\x02 \x01(\x03\x12\x0e\n\x06\x63rc32c\x18\x03 \x01(\x07\"k\n\x10\x41ppendLogRequest\x12\x0c\n\x04task\x18\x01 \x01(\t\x12\r\n\x05\x65poch\x18\x02 \x01(\x03\x12\x0e\n\x06number\x18\x03 \x01(\x03\x12\x0e\n\x06offset\x18\x04 \x01(\x03\x12\x0c\n\x04\x64\x61ta\x18\x05 \x01(\x0c\x12\x0c\n\x04last\x18\x06 \x01(\x08\"\x13\n\x11\x41ppendLogResponse\"]\n\x0eReadLogRequest\x12\x0c\n\x04task\x18\x01 \x01(\t\x12\r\n\x05\x65poch\x18\x02 \x01(\x03\x12\x0e\n\x06number\x18\x03 \x01(\x03\x12\x0e\n\x06offset\x18\x04 \x01(\x03\x12\x0e\n\x06\x66ollow\x18\x05 \x01(\x08\"N\n\x0fReadLogResponse\x12\x0c\n\x04\x64\x61ta\x18\x01 \x01(\x0c\x12\x0e\n\x06offset\x18\x02 \x01(\x03\x12\r\n\x05\x65poch\x18\x03 \x01(\x03\x12\x0e\n\x06number\x18\x04 \x01(\x03*Q\n\x06Method\x12\x16\n\x12METHOD_UNSPECIFIED\x10\x00\x12\x0e\n\nMETHOD_GET\x10\x01\x12\x0e\n\nMETHOD_PUT\x10\x02\x12\x0f\n\x0bMETHOD_HEAD\x10\x03\x32\xd8\r\n\x0e\x44\x61tasetService\x12]\n\nGetDataset\x12&.hyperapi.storage.v1.GetDatasetRequest\x1a\'.hyperapi.storage.v1.GetDatasetResponse\x12\x63\n\x0cListDatasets\x12(.hyperapi.storage.v1.ListDatasetsRequest\x1a).hyperapi.storage.v1.ListDatasetsResponse\x12\x66\n\rDeleteDataset\x12).hyperapi.storage.v1.DeleteDatasetRequest\x1a*.hyperapi.storage.v1.DeleteDatasetResponse\x12]\n\nGetVersion\x12&.hyperapi.storage.v1.GetVersionRequest\x1a\'.hyperapi.storage.v1.GetVersionResponse\x12\x63\n\x0cListVersions\x12(.hyperapi.storage.v1.ListVersionsRequest\x1a).hyperapi.storage.v1.ListVersionsResponse\x12\x66\n\rCreateSession\x12).hyperapi.storage.v1.CreateSessionRequest\x1a*.hyperapi.storage.v1.CreateSessionResponse\x12]\n\nGetSession\x12&.hyperapi.storage.v1.GetSessionRequest\x1a\'.hyperapi.storage.v1.GetSessionResponse\x12\x66\n\rCommitSession\x12).hyperapi.storage.v1.CommitSessionRequest\x1a*.hyperapi.storage.v1.CommitSessionResponse\x12\x63\n\x0c\x41\x62ortSession\x12(.hyperapi.storage.v1.AbortSessionRequest\x1a).hyperapi.storage.v1.AbortSessionResponse\x12W\n\x08\x41\x64\x64\x46iles\x12$.hyperapi.storage.v1.AddFilesRequest\x1a%.hyperapi.storage.v1.AddFilesResponse\x12Z\n\tListFiles\x12%.hyperapi.storage.v1.ListFilesRequest\x1a&.hyperapi.storage.v1.ListFilesResponse\x12W\n\x08GetFiles\x12$.hyperapi.storage.v1.GetFilesRequest\x1a%.hyperapi.storage.v1.GetFilesResponse\x12`\n\x0b\x43reateArray\x12\'.hyperapi.storage.v1.CreateArrayRequest\x1a(.hyperapi.storage.v1.CreateArrayResponse\x12W\n\x08GetArray\x12$.hyperapi.storage.v1.GetArrayRequest\x1a%.hyperapi.storage.v1.GetArrayResponse\x12]\n\nListArrays\x12&.hyperapi.storage.v1.ListArraysRequest\x1a\'.hyperapi.storage.v1.ListArraysResponse\x12`\n\x0b\x44\x65leteArray\x12\'.hyperapi.storage.v1.DeleteArrayRequest\x1a(.hyperapi.storage.v1.DeleteArrayResponse\x12W\n\x08SignUrls\x12$.hyperapi.storage.v1.SignUrlsRequest\x1a%.hyperapi.storage.v1.SignUrlsResponse\x12_\n\nReadObject\x12&.hyperapi.storage.v1.ReadObjectRequest\x1a\'.hyperapi.storage.v1.ReadObjectResponse0\x01\x32\xc0\x01\n\nLogService\x12Z\n\tAppendLog\x12%.hyperapi.storage.v1.AppendLogRequest\x1a&.hyperapi.storage.v1.AppendLogResponse\x12V\n\x07ReadLog\x12#.hyperapi.storage.v1.ReadLogRequest\x1a$.hyperapi.storage.v1.ReadLogResponse0\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n)hyperapi/storage/v1/dataset_service.proto\x12\x13hyperapi.storage.v1\x1a\x1egoogle/protobuf/duration.proto\x1a!hyperapi/common/v1/geometry.proto\x1a!hyperapi/storage/v1/dataset.proto\"!\n\x11GetDatasetRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"C\n\x12GetDatasetResponse\x12-\n\x07\x64\x61taset\x18\x01 \x01(\x0b\x32\x1c.hyperapi.storage.v1.Dataset\"L\n\x13ListDatasetsRequest\x12\x0e\n\x06parent\x18\x01 \x01(\t\x12\x11\n\tpage_size\x18\x02 \x01(\x05\x12\x12\n\npage_token\x18\x03 \x01(\t\"_\n\x14ListDatasetsResponse\x12.\n\x08\x64\x61tasets\x18\x01 \x03(\x0b\x32\x1c.hyperapi.storage.v1.Dataset\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"8\n\x14\x44\x65leteDatasetRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x12\n\nrequest_id\x18\x02 \x01(\t\"\x17\n\x15\x44\x65leteDatasetResponse\"!\n\x11GetVersionRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"C\n\x12GetVersionResponse\x12-\n\x07version\x18\x01 \x01(\x0b\x32\x1c.hyperapi.storage.v1.Version\"L\n\x13ListVersionsRequest\x12\x0e\n\x06parent\x18\x01 \x01(\t\x12\x11\n\tpage_size\x18\x02 \x01(\x05\x12\x12\n\npage_token\x18\x03 \x01(\t\"_\n\x14ListVersionsResponse\x12.\n\x08versions\x18\x01 \x03(\x0b\x32\x1c.hyperapi.storage.v1.Version\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"b\n\x14\x43reateSessionRequest\x12\x0e\n\x06parent\x18\x01 \x01(\t\x12\x12\n\nrequest_id\x18\x02 \x01(\t\x12&\n\x03ttl\x18\x03 \x01(\x0b\x32\x19.google.protobuf.Duration\"F\n\x15\x43reateSessionResponse\x12-\n\x07session\x18\x01 \x01(\x0b\x32\x1c.hyperapi.storage.v1.Session\"!\n\x11GetSessionRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"C\n\x12GetSessionResponse\x12-\n\x07session\x18\x01 \x01(\x0b\x32\x1c.hyperapi.storage.v1.Session\"I\n\x14\x43ommitSessionRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x12\n\nrequest_id\x18\x02 \x01(\t\x12\x0f\n\x07message\x18\x03 \x01(\t\"F\n\x15\x43ommitSessionResponse\x12-\n\x07version\x18\x01 \x01(\x0b\x32\x1c.hyperapi.storage.v1.Version\"7\n\x13\x41\x62ortSessionRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x12\n\nrequest_id\x18\x02 \x01(\t\"\x16\n\x14\x41\x62ortSessionResponse\"`\n\x0f\x41\x64\x64\x46ilesRequest\x12\x0f\n\x07session\x18\x01 \x01(\t\x12(\n\x05\x66iles\x18\x02 \x03(\x0b\x32\x19.hyperapi.storage.v1.File\x12\x12\n\nrequest_id\x18\x03 \x01(\t\"\x12\n\x10\x41\x64\x64\x46ilesResponse\"H\n\x12\x44\x65leteFilesRequest\x12\x0f\n\x07session\x18\x01 \x01(\t\x12\r\n\x05paths\x18\x02 \x03(\t\x12\x12\n\nrequest_id\x18\x03 \x01(\t\"\x15\n\x13\x44\x65leteFilesResponse\"Y\n\x10ListFilesRequest\x12\x0e\n\x06parent\x18\x01 \x01(\t\x12\x0e\n\x06prefix\x18\x02 \x01(\t\x12\x11\n\tpage_size\x18\x03 \x01(\x05\x12\x12\n\npage_token\x18\x04 \x01(\t\"V\n\x11ListFilesResponse\x12(\n\x05\x66iles\x18\x01 \x03(\x0b\x32\x19.hyperapi.storage.v1.File\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\">\n\x0fGetFilesRequest\x12\x0e\n\x06parent\x18\x01 \x01(\t\x12\r\n\x05paths\x18\x02 \x03(\t\x12\x0c\n\x04sign\x18\x03 \x01(\x08\"w\n\x10GetFilesResponse\x12(\n\x05\x66iles\x18\x01 \x03(\x0b\x32\x19.hyperapi.storage.v1.File\x12\x0c\n\x04urls\x18\x02 \x03(\t\x12+\n\x08lifetime\x18\x03 \x01(\x0b\x32\x19.google.protobuf.Duration\"\xa2\x02\n\x12\x43reateArrayRequest\x12\x0f\n\x07session\x18\x01 \x01(\t\x12\r\n\x05\x61rray\x18\x02 \x01(\t\x12\r\n\x05shape\x18\x03 \x03(\x03\x12\r\n\x05\x64type\x18\x04 \x01(\t\x12\x13\n\x0b\x63hunk_shape\x18\x05 \x03(\x03\x12\x13\n\x0bshard_shape\x18\x06 \x03(\x03\x12\x17\n\x0f\x66ill_value_json\x18\x07 \x01(\t\x12\x31\n\nvoxel_size\x18\x08 \x01(\x0b\x32\x1d.hyperapi.common.v1.VoxelSize\x12\x17\n\x0f\x61ttributes_json\x18\t \x01(\t\x12\x17\n\x0f\x64imension_names\x18\n \x03(\t\x12\x12\n\nrequest_id\x18\x0b \x01(\t\x12\x12\n\ncompressor\x18\x0c \x01(\t\"@\n\x13\x43reateArrayResponse\x12)\n\x05\x61rray\x18\x01 \x01(\x0b\x32\x1a.hyperapi.storage.v1.Array\"\x1f\n\x0fGetArrayRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"=\n\x10GetArrayResponse\x12)\n\x05\x61rray\x18\x01 \x01(\x0b\x32\x1a.hyperapi.storage.v1.Array\"#\n\x11ListArraysRequest\x12\x0e\n\x06parent\x18\x01 \x01(\t\"@\n\x12ListArraysResponse\x12*\n\x06\x61rrays\x18\x01 \x03(\x0b\x32\x1a.hyperapi.storage.v1.Array\"6\n\x12\x44\x65leteArrayRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x12\n\nrequest_id\x18\x02 \x01(\t\"\x15\n\x13\x44\x65leteArrayResponse\"_\n\x0fSignUrlsRequest\x12\x0e\n\x06parent\x18\x01 \x01(\t\x12+\n\x06method\x18\x02 \x01(\x0e\x32\x1b.hyperapi.storage.v1.Method\x12\x0f\n\x07objects\x18\x03 \x03(\t\"M\n\x10SignUrlsResponse\x12\x0c\n\x04urls\x18\x01 \x03(\t\x12+\n\x08lifetime\x18\x02 \x01(\x0b\x32\x19.google.protobuf.Duration\"W\n\x11ReadObjectRequest\x12\x0e\n\x06parent\x18\x01 \x01(\t\x12\x0e\n\x06object\x18\x02 \x01(\t\x12\x0e\n\x06offset\x18\x03 \x01(\x03\x12\x12\n\nsize_bytes\x18\x04 \x01(\x03\"B\n\x12ReadObjectResponse\x12\x0c\n\x04\x64\x61ta\x18\x01 \x01(\x0c\x12\x0e\n\x06offset\x18\x02 \x01(\x03\x12\x0e\n\x06\x63rc32c\x18\x03 \x01(\x07\"k\n\x10\x41ppendLogRequest\x12\x0c\n\x04task\x18\x01 \x01(\t\x12\r\n\x05\x65poch\x18\x02 \x01(\x03\x12\x0e\n\x06number\x18\x03 \x01(\x03\x12\x0e\n\x06offset\x18\x04 \x01(\x03\x12\x0c\n\x04\x64\x61ta\x18\x05 \x01(\x0c\x12\x0c\n\x04last\x18\x06 \x01(\x08\"\x13\n\x11\x41ppendLogResponse\"]\n\x0eReadLogRequest\x12\x0c\n\x04task\x18\x01 \x01(\t\x12\r\n\x05\x65poch\x18\x02 \x01(\x03\x12\x0e\n\x06number\x18\x03 \x01(\x03\x12\x0e\n\x06offset\x18\x04 \x01(\x03\x12\x0e\n\x06\x66ollow\x18\x05 \x01(\x08\"N\n\x0fReadLogResponse\x12\x0c\n\x04\x64\x61ta\x18\x01 \x01(\x0c\x12\x0e\n\x06offset\x18\x02 \x01(\x03\x12\r\n\x05\x65poch\x18\x03 \x01(\x03\x12\x0e\n\x06number\x18\x04 \x01(\x03*Q\n\x06Method\x12\x16\n\x12METHOD_UNSPECIFIED\x10\x00\x12\x0e\n\nMETHOD_GET\x10\x01\x12\x0e\n\nMETHOD_PUT\x10\x02\x12\x0f\n\x0bMETHOD_HEAD\x10\x03\x32\xba\x0e\n\x0e\x44\x61tasetService\x12]\n\nGetDataset\x12&.hyperapi.storage.v1.GetDatasetRequest\x1a\'.hyperapi.storage.v1.GetDatasetResponse\x12\x63\n\x0cListDatasets\x12(.hyperapi.storage.v1.ListDatasetsRequest\x1a).hyperapi.storage.v1.ListDatasetsResponse\x12\x66\n\rDeleteDataset\x12).hyperapi.storage.v1.DeleteDatasetRequest\x1a*.hyperapi.storage.v1.DeleteDatasetResponse\x12]\n\nGetVersion\x12&.hyperapi.storage.v1.GetVersionRequest\x1a\'.hyperapi.storage.v1.GetVersionResponse\x12\x63\n\x0cListVersions\x12(.hyperapi.storage.v1.ListVersionsRequest\x1a).hyperapi.storage.v1.ListVersionsResponse\x12\x66\n\rCreateSession\x12).hyperapi.storage.v1.CreateSessionRequest\x1a*.hyperapi.storage.v1.CreateSessionResponse\x12]\n\nGetSession\x12&.hyperapi.storage.v1.GetSessionRequest\x1a\'.hyperapi.storage.v1.GetSessionResponse\x12\x66\n\rCommitSession\x12).hyperapi.storage.v1.CommitSessionRequest\x1a*.hyperapi.storage.v1.CommitSessionResponse\x12\x63\n\x0c\x41\x62ortSession\x12(.hyperapi.storage.v1.AbortSessionRequest\x1a).hyperapi.storage.v1.AbortSessionResponse\x12W\n\x08\x41\x64\x64\x46iles\x12$.hyperapi.storage.v1.AddFilesRequest\x1a%.hyperapi.storage.v1.AddFilesResponse\x12`\n\x0b\x44\x65leteFiles\x12\'.hyperapi.storage.v1.DeleteFilesRequest\x1a(.hyperapi.storage.v1.DeleteFilesResponse\x12Z\n\tListFiles\x12%.hyperapi.storage.v1.ListFilesRequest\x1a&.hyperapi.storage.v1.ListFilesResponse\x12W\n\x08GetFiles\x12$.hyperapi.storage.v1.GetFilesRequest\x1a%.hyperapi.storage.v1.GetFilesResponse\x12`\n\x0b\x43reateArray\x12\'.hyperapi.storage.v1.CreateArrayRequest\x1a(.hyperapi.storage.v1.CreateArrayResponse\x12W\n\x08GetArray\x12$.hyperapi.storage.v1.GetArrayRequest\x1a%.hyperapi.storage.v1.GetArrayResponse\x12]\n\nListArrays\x12&.hyperapi.storage.v1.ListArraysRequest\x1a\'.hyperapi.storage.v1.ListArraysResponse\x12`\n\x0b\x44\x65leteArray\x12\'.hyperapi.storage.v1.DeleteArrayRequest\x1a(.hyperapi.storage.v1.DeleteArrayResponse\x12W\n\x08SignUrls\x12$.hyperapi.storage.v1.SignUrlsRequest\x1a%.hyperapi.storage.v1.SignUrlsResponse\x12_\n\nReadObject\x12&.hyperapi.storage.v1.ReadObjectRequest\x1a\'.hyperapi.storage.v1.ReadObjectResponse0\x01\x32\xc0\x01\n\nLogService\x12Z\n\tAppendLog\x12%.hyperapi.storage.v1.AppendLogRequest\x1a&.hyperapi.storage.v1.AppendLogResponse\x12V\n\x07ReadLog\x12#.hyperapi.storage.v1.ReadLogRequest\x1a$.hyperapi.storage.v1.ReadLogResponse0\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'hyperapi.storage.v1.dataset_service_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_METHOD']._serialized_start=3070
-  _globals['_METHOD']._serialized_end=3151
+  _globals['_METHOD']._serialized_start=3167
+  _globals['_METHOD']._serialized_end=3248
   _globals['_GETDATASETREQUEST']._serialized_start=168
   _globals['_GETDATASETREQUEST']._serialized_end=201
   _globals['_GETDATASETRESPONSE']._serialized_start=203
@@ -76,48 +76,52 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_ADDFILESREQUEST']._serialized_end=1409
   _globals['_ADDFILESRESPONSE']._serialized_start=1411
   _globals['_ADDFILESRESPONSE']._serialized_end=1429
-  _globals['_LISTFILESREQUEST']._serialized_start=1431
-  _globals['_LISTFILESREQUEST']._serialized_end=1520
-  _globals['_LISTFILESRESPONSE']._serialized_start=1522
-  _globals['_LISTFILESRESPONSE']._serialized_end=1608
-  _globals['_GETFILESREQUEST']._serialized_start=1610
-  _globals['_GETFILESREQUEST']._serialized_end=1672
-  _globals['_GETFILESRESPONSE']._serialized_start=1674
-  _globals['_GETFILESRESPONSE']._serialized_end=1793
-  _globals['_CREATEARRAYREQUEST']._serialized_start=1796
-  _globals['_CREATEARRAYREQUEST']._serialized_end=2086
-  _globals['_CREATEARRAYRESPONSE']._serialized_start=2088
-  _globals['_CREATEARRAYRESPONSE']._serialized_end=2152
-  _globals['_GETARRAYREQUEST']._serialized_start=2154
-  _globals['_GETARRAYREQUEST']._serialized_end=2185
-  _globals['_GETARRAYRESPONSE']._serialized_start=2187
-  _globals['_GETARRAYRESPONSE']._serialized_end=2248
-  _globals['_LISTARRAYSREQUEST']._serialized_start=2250
-  _globals['_LISTARRAYSREQUEST']._serialized_end=2285
-  _globals['_LISTARRAYSRESPONSE']._serialized_start=2287
-  _globals['_LISTARRAYSRESPONSE']._serialized_end=2351
-  _globals['_DELETEARRAYREQUEST']._serialized_start=2353
-  _globals['_DELETEARRAYREQUEST']._serialized_end=2407
-  _globals['_DELETEARRAYRESPONSE']._serialized_start=2409
-  _globals['_DELETEARRAYRESPONSE']._serialized_end=2430
-  _globals['_SIGNURLSREQUEST']._serialized_start=2432
-  _globals['_SIGNURLSREQUEST']._serialized_end=2527
-  _globals['_SIGNURLSRESPONSE']._serialized_start=2529
-  _globals['_SIGNURLSRESPONSE']._serialized_end=2606
-  _globals['_READOBJECTREQUEST']._serialized_start=2608
-  _globals['_READOBJECTREQUEST']._serialized_end=2695
-  _globals['_READOBJECTRESPONSE']._serialized_start=2697
-  _globals['_READOBJECTRESPONSE']._serialized_end=2763
-  _globals['_APPENDLOGREQUEST']._serialized_start=2765
-  _globals['_APPENDLOGREQUEST']._serialized_end=2872
-  _globals['_APPENDLOGRESPONSE']._serialized_start=2874
-  _globals['_APPENDLOGRESPONSE']._serialized_end=2893
-  _globals['_READLOGREQUEST']._serialized_start=2895
-  _globals['_READLOGREQUEST']._serialized_end=2988
-  _globals['_READLOGRESPONSE']._serialized_start=2990
-  _globals['_READLOGRESPONSE']._serialized_end=3068
-  _globals['_DATASETSERVICE']._serialized_start=3154
-  _globals['_DATASETSERVICE']._serialized_end=4906
-  _globals['_LOGSERVICE']._serialized_start=4909
-  _globals['_LOGSERVICE']._serialized_end=5101
+  _globals['_DELETEFILESREQUEST']._serialized_start=1431
+  _globals['_DELETEFILESREQUEST']._serialized_end=1503
+  _globals['_DELETEFILESRESPONSE']._serialized_start=1505
+  _globals['_DELETEFILESRESPONSE']._serialized_end=1526
+  _globals['_LISTFILESREQUEST']._serialized_start=1528
+  _globals['_LISTFILESREQUEST']._serialized_end=1617
+  _globals['_LISTFILESRESPONSE']._serialized_start=1619
+  _globals['_LISTFILESRESPONSE']._serialized_end=1705
+  _globals['_GETFILESREQUEST']._serialized_start=1707
+  _globals['_GETFILESREQUEST']._serialized_end=1769
+  _globals['_GETFILESRESPONSE']._serialized_start=1771
+  _globals['_GETFILESRESPONSE']._serialized_end=1890
+  _globals['_CREATEARRAYREQUEST']._serialized_start=1893
+  _globals['_CREATEARRAYREQUEST']._serialized_end=2183
+  _globals['_CREATEARRAYRESPONSE']._serialized_start=2185
+  _globals['_CREATEARRAYRESPONSE']._serialized_end=2249
+  _globals['_GETARRAYREQUEST']._serialized_start=2251
+  _globals['_GETARRAYREQUEST']._serialized_end=2282
+  _globals['_GETARRAYRESPONSE']._serialized_start=2284
+  _globals['_GETARRAYRESPONSE']._serialized_end=2345
+  _globals['_LISTARRAYSREQUEST']._serialized_start=2347
+  _globals['_LISTARRAYSREQUEST']._serialized_end=2382
+  _globals['_LISTARRAYSRESPONSE']._serialized_start=2384
+  _globals['_LISTARRAYSRESPONSE']._serialized_end=2448
+  _globals['_DELETEARRAYREQUEST']._serialized_start=2450
+  _globals['_DELETEARRAYREQUEST']._serialized_end=2504
+  _globals['_DELETEARRAYRESPONSE']._serialized_start=2506
+  _globals['_DELETEARRAYRESPONSE']._serialized_end=2527
+  _globals['_SIGNURLSREQUEST']._serialized_start=2529
+  _globals['_SIGNURLSREQUEST']._serialized_end=2624
+  _globals['_SIGNURLSRESPONSE']._serialized_start=2626
+  _globals['_SIGNURLSRESPONSE']._serialized_end=2703
+  _globals['_READOBJECTREQUEST']._serialized_start=2705
+  _globals['_READOBJECTREQUEST']._serialized_end=2792
+  _globals['_READOBJECTRESPONSE']._serialized_start=2794
+  _globals['_READOBJECTRESPONSE']._serialized_end=2860
+  _globals['_APPENDLOGREQUEST']._serialized_start=2862
+  _globals['_APPENDLOGREQUEST']._serialized_end=2969
+  _globals['_APPENDLOGRESPONSE']._serialized_start=2971
+  _globals['_APPENDLOGRESPONSE']._serialized_end=2990
+  _globals['_READLOGREQUEST']._serialized_start=2992
+  _globals['_READLOGREQUEST']._serialized_end=3085
+  _globals['_READLOGRESPONSE']._serialized_start=3087
+  _globals['_READLOGRESPONSE']._serialized_end=3165
+  _globals['_DATASETSERVICE']._serialized_start=3251
+  _globals['_DATASETSERVICE']._serialized_end=5101
+  _globals['_LOGSERVICE']._serialized_start=5104
+  _globals['_LOGSERVICE']._serialized_end=5296
 # @@protoc_insertion_point(module_scope)

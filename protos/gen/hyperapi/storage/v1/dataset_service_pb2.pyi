@@ -148,7 +148,7 @@ class GetVersionRequest(google.protobuf.message.Message):
 
     NAME_FIELD_NUMBER: builtins.int
     name: builtins.str
-    """version "head" or "-" is the newest"""
+    """version "head" or "-" is the newest; a tag stands for its version"""
     def __init__(
         self,
         *,
@@ -391,6 +391,40 @@ class AddFilesResponse(google.protobuf.message.Message):
     ) -> None: ...
 
 Global___AddFilesResponse: typing_extensions.TypeAlias = AddFilesResponse
+
+@typing.final
+class DeleteFilesRequest(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    SESSION_FIELD_NUMBER: builtins.int
+    PATHS_FIELD_NUMBER: builtins.int
+    REQUEST_ID_FIELD_NUMBER: builtins.int
+    session: builtins.str
+    request_id: builtins.str
+    @property
+    def paths(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
+        """at most 4,096"""
+
+    def __init__(
+        self,
+        *,
+        session: builtins.str = ...,
+        paths: collections.abc.Iterable[builtins.str] | None = ...,
+        request_id: builtins.str = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["paths", b"paths", "request_id", b"request_id", "session", b"session"]) -> None: ...
+
+Global___DeleteFilesRequest: typing_extensions.TypeAlias = DeleteFilesRequest
+
+@typing.final
+class DeleteFilesResponse(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+
+Global___DeleteFilesResponse: typing_extensions.TypeAlias = DeleteFilesResponse
 
 @typing.final
 class ListFilesRequest(google.protobuf.message.Message):

@@ -85,6 +85,11 @@ class DatasetServiceStub(object):
                 request_serializer=hyperapi_dot_storage_dot_v1_dot_dataset__service__pb2.AddFilesRequest.SerializeToString,
                 response_deserializer=hyperapi_dot_storage_dot_v1_dot_dataset__service__pb2.AddFilesResponse.FromString,
                 _registered_method=True)
+        self.DeleteFiles = channel.unary_unary(
+                '/hyperapi.storage.v1.DatasetService/DeleteFiles',
+                request_serializer=hyperapi_dot_storage_dot_v1_dot_dataset__service__pb2.DeleteFilesRequest.SerializeToString,
+                response_deserializer=hyperapi_dot_storage_dot_v1_dot_dataset__service__pb2.DeleteFilesResponse.FromString,
+                _registered_method=True)
         self.ListFiles = channel.unary_unary(
                 '/hyperapi.storage.v1.DatasetService/ListFiles',
                 request_serializer=hyperapi_dot_storage_dot_v1_dot_dataset__service__pb2.ListFilesRequest.SerializeToString,
@@ -197,6 +202,13 @@ class DatasetServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def DeleteFiles(self, request, context):
+        """Takes files out of the coming version. Durable on return.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def ListFiles(self, request, context):
         """Files of a version, or of a session (its base's and its own), in order of path.
         """
@@ -304,6 +316,11 @@ def add_DatasetServiceServicer_to_server(servicer, server):
                     servicer.AddFiles,
                     request_deserializer=hyperapi_dot_storage_dot_v1_dot_dataset__service__pb2.AddFilesRequest.FromString,
                     response_serializer=hyperapi_dot_storage_dot_v1_dot_dataset__service__pb2.AddFilesResponse.SerializeToString,
+            ),
+            'DeleteFiles': grpc.unary_unary_rpc_method_handler(
+                    servicer.DeleteFiles,
+                    request_deserializer=hyperapi_dot_storage_dot_v1_dot_dataset__service__pb2.DeleteFilesRequest.FromString,
+                    response_serializer=hyperapi_dot_storage_dot_v1_dot_dataset__service__pb2.DeleteFilesResponse.SerializeToString,
             ),
             'ListFiles': grpc.unary_unary_rpc_method_handler(
                     servicer.ListFiles,
@@ -617,6 +634,33 @@ class DatasetService(object):
             '/hyperapi.storage.v1.DatasetService/AddFiles',
             hyperapi_dot_storage_dot_v1_dot_dataset__service__pb2.AddFilesRequest.SerializeToString,
             hyperapi_dot_storage_dot_v1_dot_dataset__service__pb2.AddFilesResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def DeleteFiles(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/hyperapi.storage.v1.DatasetService/DeleteFiles',
+            hyperapi_dot_storage_dot_v1_dot_dataset__service__pb2.DeleteFilesRequest.SerializeToString,
+            hyperapi_dot_storage_dot_v1_dot_dataset__service__pb2.DeleteFilesResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -185,6 +185,22 @@ _DatasetServiceAddFilesType = typing_extensions.TypeVar(
     ],
 )
 
+_DatasetServiceDeleteFilesType = typing_extensions.TypeVar(
+    '_DatasetServiceDeleteFilesType',
+    grpc.UnaryUnaryMultiCallable[
+        hyperapi.storage.v1.dataset_service_pb2.DeleteFilesRequest,
+        hyperapi.storage.v1.dataset_service_pb2.DeleteFilesResponse,
+    ],
+    grpc.aio.UnaryUnaryMultiCallable[
+        hyperapi.storage.v1.dataset_service_pb2.DeleteFilesRequest,
+        hyperapi.storage.v1.dataset_service_pb2.DeleteFilesResponse,
+    ],
+    default=grpc.UnaryUnaryMultiCallable[
+        hyperapi.storage.v1.dataset_service_pb2.DeleteFilesRequest,
+        hyperapi.storage.v1.dataset_service_pb2.DeleteFilesResponse,
+    ],
+)
+
 _DatasetServiceListFilesType = typing_extensions.TypeVar(
     '_DatasetServiceListFilesType',
     grpc.UnaryUnaryMultiCallable[
@@ -313,7 +329,7 @@ _DatasetServiceReadObjectType = typing_extensions.TypeVar(
     ],
 )
 
-class DatasetServiceStub(typing.Generic[_DatasetServiceGetDatasetType, _DatasetServiceListDatasetsType, _DatasetServiceDeleteDatasetType, _DatasetServiceGetVersionType, _DatasetServiceListVersionsType, _DatasetServiceCreateSessionType, _DatasetServiceGetSessionType, _DatasetServiceCommitSessionType, _DatasetServiceAbortSessionType, _DatasetServiceAddFilesType, _DatasetServiceListFilesType, _DatasetServiceGetFilesType, _DatasetServiceCreateArrayType, _DatasetServiceGetArrayType, _DatasetServiceListArraysType, _DatasetServiceDeleteArrayType, _DatasetServiceSignUrlsType, _DatasetServiceReadObjectType]):
+class DatasetServiceStub(typing.Generic[_DatasetServiceGetDatasetType, _DatasetServiceListDatasetsType, _DatasetServiceDeleteDatasetType, _DatasetServiceGetVersionType, _DatasetServiceListVersionsType, _DatasetServiceCreateSessionType, _DatasetServiceGetSessionType, _DatasetServiceCommitSessionType, _DatasetServiceAbortSessionType, _DatasetServiceAddFilesType, _DatasetServiceDeleteFilesType, _DatasetServiceListFilesType, _DatasetServiceGetFilesType, _DatasetServiceCreateArrayType, _DatasetServiceGetArrayType, _DatasetServiceListArraysType, _DatasetServiceDeleteArrayType, _DatasetServiceSignUrlsType, _DatasetServiceReadObjectType]):
     """Names and versions; bytes flow between the client and S3 by presigned URLs."""
 
     @typing.overload
@@ -357,6 +373,10 @@ class DatasetServiceStub(typing.Generic[_DatasetServiceGetDatasetType, _DatasetS
         grpc.UnaryUnaryMultiCallable[
             hyperapi.storage.v1.dataset_service_pb2.AddFilesRequest,
             hyperapi.storage.v1.dataset_service_pb2.AddFilesResponse,
+        ],
+        grpc.UnaryUnaryMultiCallable[
+            hyperapi.storage.v1.dataset_service_pb2.DeleteFilesRequest,
+            hyperapi.storage.v1.dataset_service_pb2.DeleteFilesResponse,
         ],
         grpc.UnaryUnaryMultiCallable[
             hyperapi.storage.v1.dataset_service_pb2.ListFilesRequest,
@@ -435,6 +455,10 @@ class DatasetServiceStub(typing.Generic[_DatasetServiceGetDatasetType, _DatasetS
             hyperapi.storage.v1.dataset_service_pb2.AddFilesResponse,
         ],
         grpc.aio.UnaryUnaryMultiCallable[
+            hyperapi.storage.v1.dataset_service_pb2.DeleteFilesRequest,
+            hyperapi.storage.v1.dataset_service_pb2.DeleteFilesResponse,
+        ],
+        grpc.aio.UnaryUnaryMultiCallable[
             hyperapi.storage.v1.dataset_service_pb2.ListFilesRequest,
             hyperapi.storage.v1.dataset_service_pb2.ListFilesResponse,
         ],
@@ -495,6 +519,9 @@ class DatasetServiceStub(typing.Generic[_DatasetServiceGetDatasetType, _DatasetS
     """Adds files whose bytes were uploaded to objects of this session. Durable on return; adding the
     same paths again replaces them.
     """
+
+    DeleteFiles: _DatasetServiceDeleteFilesType
+    """Takes files out of the coming version. Durable on return."""
 
     ListFiles: _DatasetServiceListFilesType
     """Files of a version, or of a session (its base's and its own), in order of path."""
@@ -561,6 +588,10 @@ DatasetServiceAsyncStub: typing_extensions.TypeAlias = DatasetServiceStub[
     grpc.aio.UnaryUnaryMultiCallable[
         hyperapi.storage.v1.dataset_service_pb2.AddFilesRequest,
         hyperapi.storage.v1.dataset_service_pb2.AddFilesResponse,
+    ],
+    grpc.aio.UnaryUnaryMultiCallable[
+        hyperapi.storage.v1.dataset_service_pb2.DeleteFilesRequest,
+        hyperapi.storage.v1.dataset_service_pb2.DeleteFilesResponse,
     ],
     grpc.aio.UnaryUnaryMultiCallable[
         hyperapi.storage.v1.dataset_service_pb2.ListFilesRequest,
@@ -676,6 +707,14 @@ class DatasetServiceServicer(metaclass=abc.ABCMeta):
         """Adds files whose bytes were uploaded to objects of this session. Durable on return; adding the
         same paths again replaces them.
         """
+
+    @abc.abstractmethod
+    def DeleteFiles(
+        self,
+        request: hyperapi.storage.v1.dataset_service_pb2.DeleteFilesRequest,
+        context: _ServicerContext,
+    ) -> typing.Union[hyperapi.storage.v1.dataset_service_pb2.DeleteFilesResponse, collections.abc.Awaitable[hyperapi.storage.v1.dataset_service_pb2.DeleteFilesResponse]]:
+        """Takes files out of the coming version. Durable on return."""
 
     @abc.abstractmethod
     def ListFiles(

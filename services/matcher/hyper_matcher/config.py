@@ -25,7 +25,7 @@ class Settings(ServiceSettings):
     queue: int = Field(default=64, ge=0, description="calls that wait for a thread, at most")
     retry_after_s: float = Field(default=1.0, gt=0, description="told to those turned away")
     sections_cached: int = Field(
-        default=8, ge=2, description="prepared sections a call keeps for its next pairs"
+        default=8, ge=2, description="prepared sections kept for all calls"
     )
     section_pixels_max: int = Field(default=2**28, ge=1, description="of one section")
     pairs_max: int = Field(default=10_000, ge=1, description="of one call")

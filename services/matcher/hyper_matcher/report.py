@@ -176,8 +176,7 @@ def _headline(data: ReportData) -> str:
         ("Jacobian", f"{_number(result.get('jacobian_min'), 2)} to "
          f"{_number(result.get('jacobian_max'), 2)}", "area change of the mesh's triangles"),
         ("Matches", f"{data.matches:,}", f"{sum(data.rejected.values()):,} rejected"),
-        ("Time", f"{_number(result.get('seconds'), 1)} s",
-         f"{_number(result.get('cpu_seconds'), 1)} s of CPU"),
+        ("Time", f"{_number(result.get('seconds'), 1)} s", _cpu_note(data)),
     ]  # fmt: skip
     inner = "".join(
         f'<div class="card"><span>{escape(name)}</span><b>{escape(value)}</b>'
@@ -185,6 +184,15 @@ def _headline(data: ReportData) -> str:
         for name, value, note in cards
     )
     return f'<section class="cards">{inner}</section>'
+
+
+def _cpu_note(data: ReportData) -> str:
+    """CPU time where it is known; else how many tasks shared the work."""
+    cpu = data.result.get("cpu_seconds")
+    if cpu is not None:
+        return f"{cpu:.1f} s of CPU"
+    tasks = sum(stage.tasks for stage in data.stages)
+    return f"{tasks:,} tasks on {len(data.workers)} workers" if tasks else "wall clock"
 
 
 def _flagged(data: ReportData) -> str:
@@ -311,10 +319,13 @@ def _stages(data: ReportData) -> str:
         return ""
     chart = charts.bars({s.name: s.seconds for s in data.stages}, unit="s", digits=1)
     names = [stage.name for stage in data.stages]
-    rows = [
-        (s.name, str(s.tasks), f"{s.seconds:.2f}", _number(s.cpu_seconds, 2)) for s in data.stages
-    ]
-    body = chart + _table(("stage", "tasks", "wall, s", "CPU, s"), rows)
+    rows = [[s.name, str(s.tasks), f"{s.seconds:.2f}"] for s in data.stages]
+    head = ["stage", "tasks", "wall, s"]
+    if any(s.cpu_seconds is not None for s in data.stages):
+        head.append("CPU, s")
+        for row, stage in zip(rows, data.stages, strict=True):
+            row.append(_number(stage.cpu_seconds, 2))
+    body = chart + _table(head, rows)
     if data.workers:
         shares = [
             (w.worker, *(str(w.tasks.get(name, 0) or "·") for name in names),

@@ -1,12 +1,16 @@
-"""Sections of stored arrays, prepared for matching; a few are kept for the next pairs of a call."""
+"""Sections of stored arrays, prepared for matching; a few are kept for the next pairs and calls."""
 
 from __future__ import annotations
 
+import hashlib
+import threading
 from collections import OrderedDict
 from collections.abc import Sequence
+from concurrent.futures import Future
 from typing import Any, Protocol
 
 import numpy as np
+from numpy.typing import NDArray
 
 from hyper.errors import InvalidArgumentError
 from hyper_matcher.align.geometry import PairMatches
@@ -29,6 +33,47 @@ class ArrayLike(Protocol):
         """Read a selection."""
 
 
+class SectionCache:
+    """Prepared sections by their content, for all calls: neighbours share most of their sections.
+
+    A section that two calls want at once is prepared once; the other call waits for it.
+
+    Args:
+        limit: how many are kept; the least recently used goes.
+    """
+
+    def __init__(self, limit: int) -> None:
+        self._limit = limit
+        self._lock = threading.Lock()
+        self._kept: OrderedDict[tuple[bytes, MatchOptions], Future[PreparedSection]] = OrderedDict()
+
+    def prepare(self, section: NDArray[Any], options: MatchOptions) -> PreparedSection:
+        """The section (H, W) with all that its matches share.
+
+        Raises:
+            ValueError: it has no room for a template.
+        """
+        digest = hashlib.blake2b(np.ascontiguousarray(section).data, digest_size=20)
+        digest.update(repr((section.shape, section.dtype.str)).encode())
+        key = (digest.digest(), options)
+        with self._lock:
+            known = self._kept.get(key)
+            mine = known is None
+            future = known or Future()
+            self._kept[key] = future
+            self._kept.move_to_end(key)
+            while len(self._kept) > self._limit:
+                self._kept.popitem(last=False)
+        if mine:
+            try:
+                future.set_result(PreparedSection(section, options))
+            except BaseException as error:  # noqa: BLE001  (handed to all who wait)
+                with self._lock:
+                    self._kept.pop(key, None)
+                future.set_exception(error)
+        return future.result()
+
+
 class Matcher:
     """Matches pairs of one array, one after the other.
 
@@ -36,14 +81,18 @@ class Matcher:
         array: (z, y, x).
         window: (start, stop) of y and x; positions in results are relative to its start.
         options: how to match.
-        cached: how many prepared sections are kept.
+        cache: where prepared sections are kept.
     """
 
     def __init__(
-        self, array: ArrayLike, window: tuple[slice, slice], options: MatchOptions, cached: int
+        self,
+        array: ArrayLike,
+        window: tuple[slice, slice],
+        options: MatchOptions,
+        cache: SectionCache,
     ) -> None:
-        self._array, self._window, self._options, self._limit = array, window, options, cached
-        self._cache: OrderedDict[int, PreparedSection] = OrderedDict()
+        self._array, self._window, self._options, self._cache = array, window, options, cache
+        self._source: tuple[int, PreparedSection] | None = None  # mostly that of the next pair too
 
     def match(self, source_z: int, target_z: int) -> PairMatches:
         """All matches of a pair.
@@ -51,7 +100,9 @@ class Matcher:
         Raises:
             InvalidArgumentError: a section that cannot be matched.
         """
-        source, target = self._prepared(source_z), self._prepared(target_z)
+        if self._source is None or self._source[0] != source_z:
+            self._source = (source_z, self._prepared(source_z))
+        source, target = self._source[1], self._prepared(target_z)
         try:
             return match_pair(source, target, source_z, target_z)
         except ValueError as error:
@@ -60,18 +111,11 @@ class Matcher:
             ) from error
 
     def _prepared(self, z: int) -> PreparedSection:
-        prepared = self._cache.get(z)
-        if prepared is None:
-            section = finite(np.asarray(self._array[(z, *self._window)]), f"section {z}")
-            try:
-                prepared = PreparedSection(section, self._options)
-            except ValueError as error:
-                raise InvalidArgumentError(f"section {z}: {error}", field="options") from error
-            self._cache[z] = prepared
-            while len(self._cache) > self._limit:
-                self._cache.popitem(last=False)
-        self._cache.move_to_end(z)
-        return prepared
+        section = finite(np.asarray(self._array[(z, *self._window)]), f"section {z}")
+        try:
+            return self._cache.prepare(section, self._options)
+        except ValueError as error:
+            raise InvalidArgumentError(f"section {z}: {error}", field="options") from error
 
 
 def warm_up() -> None:
@@ -79,7 +123,7 @@ def warm_up() -> None:
     rng = np.random.default_rng(0)
     noise = rng.integers(0, 255, (1, 96, 96)).astype(np.uint8).repeat(2, axis=0)
     options = MatchOptions(template_px=32, spacing_px=16)
-    Matcher(noise, (slice(0, 96), slice(0, 96)), options, 2).match(0, 1)
+    Matcher(noise, (slice(0, 96), slice(0, 96)), options, SectionCache(2)).match(0, 1)
 
 
 def check_pairs(pairs: Sequence[tuple[int, int]], shape: tuple[int, ...], pairs_max: int) -> None:

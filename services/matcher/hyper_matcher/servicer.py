@@ -16,7 +16,14 @@ from hyper_matcher.align.geometry import PairMatches, Rejection
 from hyper_matcher.align.match import Found, Guess, search
 from hyper_matcher.config import Settings
 from hyper_matcher.ncc import SearchImage
-from hyper_matcher.sections import ArrayLike, Matcher, check_array, check_pairs, window_of
+from hyper_matcher.sections import (
+    ArrayLike,
+    Matcher,
+    SectionCache,
+    check_array,
+    check_pairs,
+    window_of,
+)
 from hyper_servicekit.logs import get_logger
 from hyperapi.matcher.v1 import matcher_service_pb2 as api
 from hyperapi.matcher.v1 import matcher_service_pb2_grpc as api_grpc
@@ -104,6 +111,7 @@ class MatcherServicer(api_grpc.MatcherServiceServicer):
 
     def __init__(self, settings: Settings, pool: Pool, open_array: OpenArray) -> None:
         self._settings, self._pool, self._open_array = settings, pool, open_array
+        self._cache = SectionCache(settings.sections_cached)
 
     async def Match(  # noqa: N802  (gRPC name)
         self, request: api.MatchRequest, context: Any
@@ -137,7 +145,7 @@ class MatcherServicer(api_grpc.MatcherServiceServicer):
             check_array(array, self._settings.section_pixels_max)
             check_pairs(pairs, array.shape, self._settings.pairs_max)
             window = window_of(request.array.box, array.shape)
-            matcher = Matcher(array, window, options, self._settings.sections_cached)
+            matcher = Matcher(array, window, options, self._cache)
             for source_z, target_z in pairs:
                 pair = await self._pool.run(matcher.match, source_z, target_z)
                 _observe(pair)

@@ -12,7 +12,12 @@ import numpy as np
 
 from hyper.config import INFERENCE
 from hyper.datasets import HEAD
-from hyper.errors import DataLossError, InvalidArgumentError, ResourceExhaustedError
+from hyper.errors import (
+    DataLossError,
+    InvalidArgumentError,
+    ResourceExhaustedError,
+    UnavailableError,
+)
 from hyper.names import parse_address
 from hyperapi.common.v1.geometry_pb2 import Box
 from hyperapi.common.v1.tensor_pb2 import ArrayRef, TensorSpec
@@ -123,11 +128,14 @@ def infer_volume(
     output_scale: float = 1.0,
     output_shift: float = 0.0,
     blending: str = "crop",
+    augmentation: str = "none",
+    mask: Array | None = None,
     on_progress: Callable[[VolumeProgress], None] | None = None,
 ) -> None:
     """Run `model` over an array, patch by patch, into an array of an open session.
 
-    Returns when all is written. The same call writes the same bytes, in any split into boxes.
+    Returns when all is written. The same call writes the same bytes, in any split into boxes. If
+    the service goes away, another replica goes on behind the last block that was written.
 
     Args:
         client: of the cluster.
@@ -141,6 +149,9 @@ def infer_volume(
         scale, shift: input = value * scale + shift.
         output_scale, output_shift: stored = output * output_scale + output_shift, clipped.
         blending: crop, linear or bump.
+        augmentation: none, flips, flips_zyx or rotations: the mean over views of every patch.
+        mask: (z, y, x), not 0 where results are wanted; as large as the source, or coarser by a
+            whole factor. Patches without a wanted voxel are left out.
         on_progress: is told after every patch.
     """
     span = Box() if box is None else Box(start=box[0], stop=box[1])
@@ -156,16 +167,39 @@ def infer_volume(
         output_scale=output_scale,
         output_shift=output_shift,
         blending=blending,
+        augmentation=augmentation,
+        mask=None if mask is None else ArrayRef(name=mask.name),
     )
     if 0 in (scale, output_scale):
         raise InvalidArgumentError("a scale of 0 leaves nothing of the values", field="scale")
 
-    def run() -> None:
-        for step in client.stream(INFERENCE, InferenceServiceStub, "InferVolume", request):
-            if on_progress is not None:
-                on_progress(VolumeProgress(step.done_patches, step.total_patches, step.compute_s))
+    _while_full(lambda: _follow(client, request, on_progress))
 
-    _while_full(run)
+
+def _follow(
+    client: Client,
+    request: api.InferVolumeRequest,
+    on_progress: Callable[[VolumeProgress], None] | None,
+) -> None:
+    """One call, and after a lost service another, as long as each gets on."""
+    patches, before, compute_s = 0, 0, 0.0
+    while True:
+        blocks, latest = len(request.done), 0.0
+        try:
+            for step in client.stream(INFERENCE, InferenceServiceStub, "InferVolume", request):
+                patches = patches or step.total_patches
+                before = patches - step.total_patches  # in blocks that earlier calls wrote
+                latest = step.compute_s
+                if step.HasField("written"):
+                    request.done.append(step.written)
+                if on_progress is not None:
+                    done = before + step.done_patches
+                    on_progress(VolumeProgress(done, patches, compute_s + latest))
+            return
+        except UnavailableError:
+            if len(request.done) == blocks:
+                raise
+            compute_s += latest
 
 
 def _while_full(run: Callable[[], T]) -> T:

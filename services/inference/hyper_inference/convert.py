@@ -182,6 +182,12 @@ def parse_triple(values: Sequence[int], field: str, *, least: int) -> Triple | N
     return int(values[0]), int(values[1]), int(values[2])
 
 
+def _parse_done(box: geometry_pb2.Box) -> Box:
+    if len(box.start) != 3 or len(box.stop) != 3:
+        raise InvalidArgumentError("a box that was done is (z, y, x)", field="done")
+    return Box(tuple(box.start), tuple(box.stop))
+
+
 @dataclass(frozen=True, slots=True)
 class VolumeOptions:
     """How a volume is computed."""
@@ -191,6 +197,8 @@ class VolumeOptions:
     mode: str
     conversion: Conversion
     blending: str
+    augmentation: str = "none"
+    done: tuple[Box, ...] = ()
 
 
 def parse_volume_options(request: api.InferVolumeRequest) -> VolumeOptions:
@@ -216,4 +224,6 @@ def parse_volume_options(request: api.InferVolumeRequest) -> VolumeOptions:
         parse_mode(request.mode),
         conversion,
         blending,
+        request.augmentation or "none",
+        tuple(_parse_done(box) for box in request.done),
     )

@@ -17,13 +17,15 @@ import numpy.typing as npt
 
 from hyper.errors import CancelledError, InvalidArgumentError
 from hyper_inference import metrics
+from hyper_inference.augment import augmented, check_augmentation
 from hyper_inference.compiler.compile import Compiled
 from hyper_inference.compiler.ir import Triple
-from hyper_inference.compiler.receptive_field import receptive_field
+from hyper_inference.compiler.receptive_field import receptive_field, steps
 from hyper_inference.convert import VolumeOptions
 from hyper_inference.errors import ShapeError
+from hyper_inference.mask import Mask
 from hyper_inference.models import Model, Models
-from hyper_inference.volume import Floats, Grid, Progress, check_sizes, infer_volume
+from hyper_inference.volume import Floats, Grid, Progress, Work, infer_volume, margins
 from hyper_voxels import Box
 
 _MULTIPLES = (1, 2, 4, 8, 16, 32, 64)
@@ -79,6 +81,7 @@ class Engine:
         box: Box,
         options: VolumeOptions,
         cancelled: threading.Event,
+        mask: Any = None,
     ) -> Iterator[Progress]:
         """Compute a box of the destination.
 
@@ -89,10 +92,11 @@ class Engine:
         channels = source.shape[0] if len(source.shape) == 4 else 1
         size: Triple = (source.shape[-3], source.shape[-2], source.shape[-1])
         net, patch = self._fit(model, channels, size, options)
-        overlap = options.overlap or _default_overlap(net, patch, size)
+        margin = _margin(net)
+        overlap = options.overlap or _default_overlap(net, patch, size, margin)
         if model.spatial == 2:
             overlap = (0, *overlap[1:])
-        check_sizes(net.graph.input_type.shape, net.plan.places[net.graph.output].shape)
+        check_augmentation(options.augmentation, patch)
         out_channels = net.output_shape[0]
         stored = destination.shape[0] if len(destination.shape) == 4 else 1
         if stored != out_channels:
@@ -112,11 +116,12 @@ class Engine:
             output: Floats = batch[0]
             return output if model.spatial == 3 else output[:, None]
 
-        yield from infer_volume(
-            run, source, destination, box, Grid.of(size, patch, overlap),
-            conversion=options.conversion, blending=options.blending,
-            block_bytes=self._block_bytes, out_channels=out_channels,
+        work = Work(
+            box, Grid.of(size, patch, overlap, margin), options.conversion, options.blending,
+            self._block_bytes, out_channels, None if mask is None else Mask(mask, size),
+            options.done,
         )  # fmt: skip
+        yield from infer_volume(augmented(run, options.augmentation), source, destination, work)
 
     def _run(self, net: Compiled, batch: npt.NDArray[Any]) -> tuple[Floats, float]:
         with self._compute:
@@ -162,11 +167,22 @@ def _default_patch(size: Triple, model: Model, voxels: int) -> Triple:
     return z, y, x
 
 
-def _default_overlap(net: Compiled, patch: Triple, size: Triple) -> Triple:
-    """Twice the receptive field on each side, at most half a patch; none along whole axes."""
+def _margin(net: Compiled) -> Triple:
+    """By which the net's output is smaller than its input, on each side."""
+    given, made = net.graph.input_type.shape, net.graph.types()[net.graph.output].shape
+    if given[1:] != made[1:] and any(abs(step - 1) > 1e-6 for step in steps(net.graph)):
+        raise ShapeError(
+            f"the net turns {given[1:]} into {made[1:]}, by steps of {steps(net.graph)}; over a "
+            "volume, output and input have voxels of the same size"
+        )
+    return margins(given, made)
+
+
+def _default_overlap(net: Compiled, patch: Triple, size: Triple, margin: Triple) -> Triple:
+    """What the receptive field sees beyond the margin, at most half a patch; 0 on whole axes."""
     overlap = [
-        0 if p >= n else min(2 * reach, p // 2)
-        for reach, p, n in zip(receptive_field(net.graph), patch, size, strict=True)
+        0 if p - 2 * m >= n else max(0, min(2 * (reach - m), (p - 2 * m) // 2))
+        for reach, p, n, m in zip(receptive_field(net.graph), patch, size, margin, strict=True)
     ]
     z, y, x = overlap
     return z, y, x

@@ -144,7 +144,10 @@ class InferenceServicer(api_grpc.InferenceServiceServicer):
                 raise InvalidArgumentError(
                     "the destination's box must be the source's", field="destination"
                 )
-        yield from self._engine.volume(request.model, source, destination, box, options, cancelled)
+        mask = self._array(request.mask, "mask") if request.mask.name else None
+        yield from self._engine.volume(
+            request.model, source, destination, box, options, cancelled, mask
+        )
 
     def _read_source(self, header: api.PredictHeader) -> npt.NDArray[Any]:
         array = self._array(header.source, "source")

@@ -10,11 +10,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hyper.errors import InvalidArgumentError
+from hyper_inference.augment import AUGMENTATIONS, augmented, check_augmentation
+from hyper_inference.mask import Mask
 from hyper_inference.volume import (
     Conversion,
     Grid,
-    check_sizes,
+    Work,
     infer_volume,
+    margins,
     read_patch,
     split_blocks,
     windows,
@@ -90,16 +93,16 @@ def test_blocks_are_whole_shards(start, shape, shards, voxels) -> None:
         assert block.voxels <= max(voxels, int(np.prod(shards)))
 
 
-def run(source: np.ndarray, box: Box, *, patch, overlap, blending="crop", shards=(4, 8, 8)):
+def run(
+    source: np.ndarray, box: Box, *, patch, overlap, blending="crop", shards=(4, 8, 8),
+    net=blur, margin=(0, 0, 0), check=True, **more: object,
+):  # fmt: skip
     destination = MemoryArray(np.full(source.shape, -7, np.float32), shards)
-    grid = Grid.of(source.shape, patch, overlap)
-    steps = list(
-        infer_volume(
-            blur, MemoryArray(source), destination, box, grid, conversion=Conversion(),
-            blending=blending, block_bytes=4096,
-        )
-    )  # fmt: skip
-    assert steps[-1].done_patches == steps[-1].total_patches
+    grid = Grid.of(source.shape, patch, overlap, margin)
+    work = Work(box, grid, Conversion(), blending, 6144, **more)
+    steps = list(infer_volume(net, MemoryArray(source), destination, work))
+    if check:
+        assert steps[-1].done_patches == steps[-1].total_patches
     return destination
 
 
@@ -133,8 +136,8 @@ def test_blending_of_agreeing_patches_changes_nothing(blending: str) -> None:
     flat = np.ones((6, 20, 20), np.float32)
     destination = MemoryArray(np.zeros_like(flat), (6, 20, 20))
     grid = Grid.of(flat.shape, (4, 8, 8), (2, 4, 4))
-    list(infer_volume(lambda v: 3 * v, MemoryArray(flat), destination, Box.of_shape(flat.shape),
-                      grid, conversion=Conversion(), blending=blending))  # fmt: skip
+    work = Work(Box.of_shape(flat.shape), grid, Conversion(), blending)
+    list(infer_volume(lambda v: 3 * v, MemoryArray(flat), destination, work))
     assert np.allclose(destination.data, 3, rtol=1e-6)
 
 
@@ -164,5 +167,114 @@ def test_what_does_not_fit_is_refused() -> None:
         windows(10, 4, 4)
     with pytest.raises(InvalidArgumentError, match="blending"):
         run(VOLUME, ALL, patch=(4, 8, 8), overlap=(0, 0, 0), blending="magic")
-    with pytest.raises(InvalidArgumentError, match="same size"):
-        check_sizes((1, 4, 4, 4), (1, 2, 2, 2))
+    assert margins((1, 4, 6, 8), (1, 4, 4, 2)) == (0, 1, 3)
+    for out in ((1, 3, 4, 4), (1, 5, 4, 4)):
+        with pytest.raises(InvalidArgumentError, match="middle"):
+            margins((1, 4, 4, 4), out)
+    for shape in ((9, 30), (9, 7, 26), (10, 30, 26)):
+        with pytest.raises(InvalidArgumentError, match="mask"):
+            Mask(np.ones(shape), VOLUME.shape)
+
+
+def valid(values: np.ndarray) -> np.ndarray:
+    """The same net without padding: its output lacks one voxel on each side."""
+    return blur(values)[:, 1:-1, 1:-1, 1:-1]
+
+
+@pytest.mark.parametrize("blending", ["crop", "linear", "bump"])
+def test_an_output_smaller_than_the_input(blending: str) -> None:
+    """The border sees reflected voxels, the inside is what the net gives on the whole."""
+    expected = valid(np.pad(VOLUME, 1, mode="reflect")[None])[0]
+    for patch in ((5, 9, 12), (4, 32, 28), (11, 40, 50)):
+        found = run(
+            VOLUME, ALL, patch=patch, overlap=(0, 0, 0), blending=blending, net=valid,
+            margin=(1, 1, 1),
+        ).data  # fmt: skip
+        assert np.allclose(found, expected, rtol=1e-6)
+
+
+@pytest.mark.parametrize("blending", ["crop", "bump"])
+def test_a_mask_leaves_out_patches_and_blocks(blending: str) -> None:
+    mask = np.zeros((3, 5, 5), np.uint8)  # a voxel of it is 3 x 6 x 6
+    mask[0, 0, 1] = 1
+    seen: list[int] = []
+
+    def net(values: np.ndarray) -> np.ndarray:
+        seen.append(1)
+        return blur(values)
+
+    options = {"patch": (3, 6, 6), "overlap": (0, 0, 0), "blending": blending}
+    found = run(VOLUME, ALL, net=net, mask=Mask(mask, VOLUME.shape), **options)
+    everything = run(VOLUME, ALL, **options).data
+    assert len(seen) < 12
+    wanted = (slice(0, 3), slice(0, 6), slice(6, 12))
+    if blending == "crop":
+        assert np.array_equal(found.data[wanted], everything[wanted])
+    assert set(np.unique(found.data[6:])) == {-7}  # never written
+    assert len(found.written) < 6
+    parts = np.full_like(found.data, -7)
+    for y in ((0, 8), (8, 30)):
+        box = Box((0, y[0], 0), (9, y[1], 26))
+        more = run(VOLUME, box, mask=Mask(mask, VOLUME.shape), check=False, **options).data
+        parts[box.slices] = more[box.slices]
+    assert np.array_equal(np.maximum(parts, 0), np.maximum(found.data, 0))
+    nothing = run(VOLUME, ALL, mask=Mask(mask * 0, VOLUME.shape), check=False, **options)
+    assert nothing.written == []
+
+
+def test_a_stopped_run_goes_on_where_it_stopped() -> None:
+    options = {"patch": (4, 11, 13), "overlap": (2, 4, 5)}
+    whole = run(VOLUME, ALL, **options)
+    grid = Grid.of(VOLUME.shape, (4, 11, 13), (2, 4, 5))
+    destination = MemoryArray(np.full(VOLUME.shape, -7, np.float32), (4, 8, 8))
+    done: list[Box] = []
+    for step in infer_volume(
+        blur, MemoryArray(VOLUME), destination, Work(ALL, grid, Conversion(), "crop", 6144)
+    ):
+        done += [step.written] if step.written is not None else []
+        if len(done) == 3:
+            break
+    written = len(destination.written)
+    assert 3 <= written < len(whole.written)
+    work = Work(ALL, grid, Conversion(), "crop", 6144, done=tuple(done))
+    list(infer_volume(blur, MemoryArray(VOLUME), destination, work))
+    assert len(destination.written) <= len(whole.written) + written - 3
+    assert np.array_equal(destination.data, whole.data)
+
+
+def test_errors_of_reading_and_writing_come_out() -> None:
+    class Broken(MemoryArray):
+        def __getitem__(self, key: object) -> np.ndarray:
+            raise OSError("gone")
+
+        def __setitem__(self, key: object, value: np.ndarray) -> None:
+            raise OSError("full")
+
+    work = Work(ALL, Grid.of(VOLUME.shape, (4, 11, 13), (0, 0, 0)), Conversion())
+    good, bad = MemoryArray(VOLUME.copy(), (4, 8, 8)), Broken(VOLUME, (4, 8, 8))
+    with pytest.raises(OSError, match="gone"):
+        list(infer_volume(blur, bad, good, work))
+    with pytest.raises(OSError, match="full"):
+        list(infer_volume(blur, good, bad, work))
+
+
+@pytest.mark.parametrize("name", AUGMENTATIONS)
+def test_augmentation_of_a_symmetric_net_changes_little(name: str) -> None:
+    x = np.random.default_rng(0).standard_normal((1, 3, 6, 6)).astype(np.float32)
+    assert np.allclose(augmented(blur, name)(x), blur(x), rtol=1e-5, atol=1e-5)
+    calls: list[np.ndarray] = []
+
+    def net(values: np.ndarray) -> np.ndarray:
+        calls.append(values)
+        return values
+
+    assert np.allclose(augmented(net, name)(x), x)
+    different = {values.tobytes() for values in calls}
+    assert len(different) == {"none": 1, "flips": 4, "flips_zyx": 8, "rotations": 8}[name]
+
+
+def test_augmentation_refuses_what_cannot_be_turned() -> None:
+    check_augmentation("flips", (1, 2, 3))
+    for name, patch in (("rotations", (1, 2, 3)), ("magic", (1, 2, 2))):
+        with pytest.raises(InvalidArgumentError):
+            check_augmentation(name, patch)

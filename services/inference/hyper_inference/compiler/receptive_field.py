@@ -29,7 +29,17 @@ class _Reach:
 
 
 def receptive_field(graph: Graph) -> Triple:
-    """Voxels on each side along z, y and x."""
+    """Voxels on each side along z, y and x; norms over whole values are not counted."""
+    z, y, x = (math.ceil(axis.reach) for axis in _output(graph))
+    return z, y, x
+
+
+def steps(graph: Graph) -> tuple[float, ...]:
+    """Input voxels between neighbouring output voxels, along z, y and x."""
+    return tuple(axis.jump for axis in _output(graph))
+
+
+def _output(graph: Graph) -> tuple[_Reach, ...]:
     types = graph.types()
     values: dict[str, tuple[_Reach, ...]] = {graph.input: (_Reach(),) * 3}
     for node in graph.nodes:
@@ -38,8 +48,7 @@ def receptive_field(graph: Graph) -> Triple:
         values[node.name] = tuple(
             _through(node, axis, [value[axis] for value in inputs], size) for axis in range(3)
         )
-    z, y, x = (math.ceil(axis.reach) for axis in values[graph.output])
-    return z, y, x
+    return values[graph.output]
 
 
 def _through(node: Node, axis: int, inputs: list[_Reach], source: Shape) -> _Reach:

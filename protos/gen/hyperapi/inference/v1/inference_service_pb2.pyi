@@ -200,6 +200,9 @@ class InferVolumeRequest(google.protobuf.message.Message):
     OUTPUT_SCALE_FIELD_NUMBER: builtins.int
     OUTPUT_SHIFT_FIELD_NUMBER: builtins.int
     BLENDING_FIELD_NUMBER: builtins.int
+    AUGMENTATION_FIELD_NUMBER: builtins.int
+    MASK_FIELD_NUMBER: builtins.int
+    DONE_FIELD_NUMBER: builtins.int
     model: builtins.str
     mode: builtins.str
     scale: builtins.float
@@ -210,6 +213,8 @@ class InferVolumeRequest(google.protobuf.message.Message):
     output_shift: builtins.float
     blending: builtins.str
     """crop (default) | linear | bump"""
+    augmentation: builtins.str
+    """none (default) | flips | flips_zyx | rotations: the mean over views"""
     @property
     def source(self) -> hyperapi.common.v1.tensor_pb2.ArrayRef:
         """(z, y, x) or (c, z, y, x); the box in source voxels"""
@@ -226,6 +231,14 @@ class InferVolumeRequest(google.protobuf.message.Message):
     def overlap(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.int]:
         """(z, y, x) voxels shared by neighbouring patches; empty: the receptive field"""
 
+    @property
+    def mask(self) -> hyperapi.common.v1.tensor_pb2.ArrayRef:
+        """(z, y, x), not 0 where results are wanted; may be coarser"""
+
+    @property
+    def done(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[hyperapi.common.v1.geometry_pb2.Box]:
+        """written by an earlier call: left out"""
+
     def __init__(
         self,
         *,
@@ -240,9 +253,12 @@ class InferVolumeRequest(google.protobuf.message.Message):
         output_scale: builtins.float = ...,
         output_shift: builtins.float = ...,
         blending: builtins.str = ...,
+        augmentation: builtins.str = ...,
+        mask: hyperapi.common.v1.tensor_pb2.ArrayRef | None = ...,
+        done: collections.abc.Iterable[hyperapi.common.v1.geometry_pb2.Box] | None = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["destination", b"destination", "source", b"source"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["blending", b"blending", "destination", b"destination", "mode", b"mode", "model", b"model", "output_scale", b"output_scale", "output_shift", b"output_shift", "overlap", b"overlap", "patch", b"patch", "scale", b"scale", "shift", b"shift", "source", b"source"]) -> None: ...
+    def HasField(self, field_name: typing.Literal["destination", b"destination", "mask", b"mask", "source", b"source"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["augmentation", b"augmentation", "blending", b"blending", "destination", b"destination", "done", b"done", "mask", b"mask", "mode", b"mode", "model", b"model", "output_scale", b"output_scale", "output_shift", b"output_shift", "overlap", b"overlap", "patch", b"patch", "scale", b"scale", "shift", b"shift", "source", b"source"]) -> None: ...
 
 Global___InferVolumeRequest: typing_extensions.TypeAlias = InferVolumeRequest
 

@@ -247,6 +247,25 @@ async def test_what_a_command_leaves_behind_is_killed(
         await until_gone(int(await scheduler.log_closed(0)))
 
 
+async def test_daemons_end_with_their_task_and_no_other(
+    scheduler: FakeScheduler, tmp_path: Path
+) -> None:
+    daemon = "(setsid sh -c 'echo $$; (setsid sleep 601 &); exec sleep 600' &); sleep 0.2"
+    async with agent(scheduler, tmp_path):
+        scheduler.assign(0, command=f"{daemon}; sleep 600")
+        await scheduler.logged(0, b"\n")
+        scheduler.assign(1, command=daemon)
+        assert (await scheduler.ended(1)).outcome == wire.OUTCOME_SUCCEEDED
+        await until_gone(int(await scheduler.log_closed(1)))
+        bystander = int(scheduler.log(0))
+        assert not gone(bystander)
+        scheduler.stop_tasks(task_key(0))
+        await scheduler.ended(0)
+        await until_gone(bystander)
+    left = [p for p in psutil.process_iter(["cmdline"]) if p.info["cmdline"] == ["sleep", "601"]]
+    assert left == []
+
+
 async def test_slots_bound_what_runs_and_a_queued_task_can_be_stopped(
     scheduler: FakeScheduler, tmp_path: Path
 ) -> None:

@@ -18,6 +18,7 @@ from hyper_worker.folders import Folders
 from hyper_worker.logs import Shipper, send_with
 from hyper_worker.runner.function import FunctionRunner
 from hyper_worker.runner.guard import Guard
+from hyper_worker.runner.orphans import adopt_orphans
 from hyper_worker.runner.process import ProcessRunner
 
 log = get_logger(__name__)
@@ -33,6 +34,7 @@ async def build(settings: WorkerSettings, running: Running) -> None:
     stack.callback(files_client.close)
     folders = Folders(settings.workdir, files_client)
     stack.callback(folders.close)
+    adopt_orphans()
     guard = Guard()
     stack.callback(guard.close)
     endpoint_of_tasks = endpoint or ",".join(addresses)

@@ -29,6 +29,11 @@ class Guard:
         """The guard process."""
         return self._process.pid
 
+    @property
+    def children(self) -> frozenset[int]:
+        """Processes that the agent has started and waits for."""
+        return frozenset((self.pid, *self._groups))
+
     def watch(self, group: int) -> None:
         """The guard knows of this process group on return."""
         self._groups.add(group)

@@ -3,6 +3,7 @@
 It gets a session and process group of its own and starts as a tiny shell that waits for one
 line on its stdin; only when the guard knows its group does it get that line and becomes the
 real program (exec, same pid). If the agent dies before, the pipe closes and the shell ends.
+Daemons, which leave group and parent, are found by a mark in their environment (`orphans.py`).
 """
 
 from __future__ import annotations
@@ -12,22 +13,24 @@ import contextlib
 import os
 import signal
 import subprocess
+import uuid
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import psutil
 
 from hyper_worker.runner.guard import Guard, signal_group
+from hyper_worker.runner.orphans import MARK, end_orphans
 from hyper_worker.runner.usage import tree
 
 _GATE = 'read -r go || exit 125; exec "$@"'
 
 
 class Process:
-    """A started process group. When its leader ends, all that it left in the group is killed."""
+    """A started process group. When its leader ends, all that it left running is killed."""
 
-    def __init__(self, popen: subprocess.Popen[bytes], guard: Guard) -> None:
-        self._popen, self._guard = popen, guard
+    def __init__(self, popen: subprocess.Popen[bytes], guard: Guard, mark: str) -> None:
+        self._popen, self._guard, self._mark = popen, guard, mark
         self.pid = popen.pid
         self._loop = asyncio.get_running_loop()
         self._descriptor = os.pidfd_open(popen.pid)
@@ -67,6 +70,7 @@ class Process:
         signal_group(self.pid, signal.SIGKILL)
         _, status, usage = os.wait4(self.pid, 0)
         self._guard.forget(self.pid)
+        end_orphans(self._mark, self._guard.children)
         self.exit_code = os.waitstatus_to_exitcode(status)
         self.cpu_s = usage.ru_utime + usage.ru_stime
         self._popen.returncode = self.exit_code
@@ -91,6 +95,7 @@ def launch(
     Raises:
         OSError: it cannot be started.
     """
+    mark = uuid.uuid4().hex
     gate, opener = os.pipe()
     try:
         popen = subprocess.Popen(
@@ -99,12 +104,12 @@ def launch(
             stdout=output,
             stderr=output,
             cwd=cwd,
-            env=dict(env),
+            env={**env, MARK: mark},
             start_new_session=True,
             pass_fds=pass_fds,
         )
         guard.watch(popen.pid)
-        process = Process(popen, guard)
+        process = Process(popen, guard, mark)
         with contextlib.suppress(BrokenPipeError):  # killed already: `wait` tells
             os.write(opener, b"go\n")
     except BaseException:

@@ -2,9 +2,25 @@
 
 from __future__ import annotations
 
-from pydantic import Field
+from pydantic import BaseModel, ConfigDict, Field
 
+from hyper_scheduler.core.state import Quota
 from hyper_servicekit.config import S3Settings, ServiceSettings, settings_config
+
+
+class TenantSettings(BaseModel):
+    """What one tenant may have; 0: no bound."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    weight: float = Field(default=1.0, gt=0, description="its share of slots that several want")
+    workflows: int = Field(default=0, ge=0, description="that have not ended")
+    tasks: int = Field(default=0, ge=0, description="of these workflows")
+    slots: int = Field(default=0, ge=0, description="in use at once")
+
+    def quota(self) -> Quota:
+        """As the core has it."""
+        return Quota(self.weight, self.workflows, self.tasks, self.slots)
 
 
 class SchedulerSettings(ServiceSettings):
@@ -24,3 +40,9 @@ class SchedulerSettings(ServiceSettings):
     max_link_messages: int = Field(default=10_000, gt=0, description="that wait for one worker")
     max_page_size: int = Field(default=1_000, gt=0, description="items in a page of a list")
     max_slots: int = Field(default=4_096, gt=0, description="slots that one worker may offer")
+    tenants: dict[str, TenantSettings] = Field(
+        default_factory=dict, description="weights and quotas by tenant"
+    )
+    other_tenants: TenantSettings = Field(
+        default=TenantSettings(), description="of tenants that `tenants` does not name"
+    )

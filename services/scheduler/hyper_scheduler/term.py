@@ -13,6 +13,7 @@ from hyper.errors import (
     HyperError,
     InvalidArgumentError,
     NotFoundError,
+    ResourceExhaustedError,
 )
 from hyper_scheduler import convert, metrics
 from hyper_scheduler.config import SchedulerSettings
@@ -38,6 +39,7 @@ _REFUSALS: dict[str, tuple[type[HyperError], str]] = {
     "finished": (FailedPreconditionError, "WORKFLOW_FINISHED"),
     "conflict": (ConflictError, "CONFLICT"),
     "invalid": (InvalidArgumentError, "INVALID_REQUEST"),
+    "quota": (ResourceExhaustedError, "QUOTA_EXCEEDED"),
 }
 Change = e.Submit | e.Cancel | e.Retry | e.DrainWorker
 
@@ -106,7 +108,12 @@ class Term:
     async def load(self) -> None:
         """Read the stored state; afterwards the term can take events."""
         stored = await self._store.load()
-        limits = Limits(lease_s=self._settings.lease_s, gather_s=self._settings.gather_s)
+        limits = Limits(
+            lease_s=self._settings.lease_s,
+            gather_s=self._settings.gather_s,
+            tenants={name: each.quota() for name, each in self._settings.tenants.items()},
+            other_tenants=self._settings.other_tenants.quota(),
+        )
         self.state = restore(
             stored.workflows, stored.requests, stored.drained,
             epoch=self.epoch, now=self._clock.now(), limits=limits,

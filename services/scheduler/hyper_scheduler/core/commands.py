@@ -104,7 +104,7 @@ class Refuse:
     """A change cannot be made; `kind` names the error's class."""
 
     request_id: str
-    kind: str  # not_found | finished | conflict | invalid
+    kind: str  # not_found | finished | conflict | invalid | quota
     message: str
 
 

@@ -1,6 +1,7 @@
 """Which task goes to which worker next.
 
-Higher priority first; workflows of one priority in turn; within one, its experiments in turn;
+Higher priority first; within a priority the tenant that is furthest behind its weighted share of
+slot-seconds; a tenant's workflows in turn; within one, its experiments in turn;
 within an experiment in order of index. Workers with a free slot are taken in turn.
 """
 
@@ -10,7 +11,7 @@ from collections import deque
 
 from hyper_scheduler.core.commands import Command, Start
 from hyper_scheduler.core.model import Attempt, TaskId
-from hyper_scheduler.core.state import SLOT, RunState, State, WorkerRun, WorkflowRun
+from hyper_scheduler.core.state import SLOT, RunState, State, TenantUse, WorkerRun, WorkflowRun
 from hyper_scheduler.core.tasks import assign, fits
 
 
@@ -24,25 +25,72 @@ def dispatch(state: State, now: float) -> list[Command]:
         return []
     batches: dict[str, list[tuple[TaskId, Attempt]]] = {}
     names = [name for name in state.active if name not in state.held]
-    turns = deque(sorted(names, key=lambda name: -state.workflows[name].recipe.priority))
-    while turns and state.ready:
-        level = state.workflows[turns[0]].recipe.priority
-        same = deque[str]()
-        while turns and state.workflows[turns[0]].recipe.priority == level:
-            same.append(turns.popleft())
-        while same and state.ready:
-            name = same.popleft()
-            given = _serve(state, state.workflows[name], now)
-            if given is None:
-                continue
+    _arrivals(state, {state.workflows[name].tenant for name in names})
+    levels: dict[int, dict[str, deque[str]]] = {}
+    for name in names:
+        workflow = state.workflows[name]
+        level = levels.setdefault(workflow.recipe.priority, {})
+        level.setdefault(workflow.tenant, deque()).append(name)
+    for priority in sorted(levels, reverse=True):
+        _serve_level(state, levels[priority], batches, now)
+    return [
+        Start(name, state.workers[name].session, tuple(tasks)) for name, tasks in batches.items()
+    ]
+
+
+def _serve_level(
+    state: State,
+    waiting: dict[str, deque[str]],
+    batches: dict[str, list[tuple[TaskId, Attempt]]],
+    now: float,
+) -> None:
+    """Workflows of one priority: the tenant that is furthest behind its share comes first."""
+    while waiting and state.ready:
+        tenant = min(waiting, key=lambda name: _ahead(state, name))
+        name = waiting[tenant].popleft()
+        given = None if _at_quota(state, tenant) else _serve(state, state.workflows[name], now)
+        if given is not None:
             worker, tasks = given
             batches.setdefault(worker.name, []).extend(tasks)
             state.active.pop(name)
             state.active[name] = None  # to the end of its turn
-            same.append(name)
-    return [
-        Start(name, state.workers[name].session, tuple(tasks)) for name, tasks in batches.items()
-    ]
+            waiting[tenant].append(name)
+        elif not waiting[tenant]:
+            del waiting[tenant]
+
+
+def _ahead(state: State, tenant: str) -> float:
+    """What a tenant has had, and has now for a second to come, over its weight."""
+    use = state.tenants[tenant]
+    return use.had + use.used / SLOT / state.limits.quota(tenant).weight
+
+
+def _at_quota(state: State, tenant: str) -> bool:
+    slots = state.limits.quota(tenant).slots
+    return bool(slots) and state.tenants[tenant].used >= slots * SLOT
+
+
+def count_use(state: State, now: float) -> None:
+    """Add up slot-seconds since the last time; before anything changes who uses what."""
+    passed_s = max(0.0, now - state.shared_at)
+    state.shared_at = now
+    for name, use in state.tenants.items():
+        if use.used:
+            use.had += use.used / SLOT * passed_s / state.limits.quota(name).weight
+
+
+def _arrivals(state: State, active: set[str]) -> None:
+    """Who comes anew starts where the others are; who has gone is forgotten."""
+    for name, use in list(state.tenants.items()):
+        if not use.used and name not in active:
+            del state.tenants[name]
+    floor = min((use.had for use in state.tenants.values() if use.active), default=0.0)
+    for name in active:
+        use = state.tenants.setdefault(name, TenantUse())
+        if not use.active:
+            use.had = max(use.had, floor)
+    for name, use in state.tenants.items():
+        use.active = name in active
 
 
 def _serve(

@@ -21,8 +21,20 @@ def check_invariants(state: State) -> None:
     for workflow in state.workflows.values():
         for task, entry in _check_workflow(state, workflow):
             running[task] = entry
+    _check_tenants(state)
     assert running == held, "records and workers disagree on what runs"
     assert not state.unsettled, "a step has left something unsettled"
+
+
+def _check_tenants(state: State) -> None:
+    used: dict[str, int] = {}
+    for worker in state.workers.values():
+        for task in worker.running:
+            workflow = state.workflows[task.workflow]
+            record = workflow.experiments[task.experiment].page(task.index).records[task.index]
+            used[workflow.tenant] = used.get(workflow.tenant, 0) + record.share
+    known = {name: use.used for name, use in state.tenants.items() if use.used}
+    assert known == used, "tenants use other slots than their tasks do"
 
 
 def _check_worker(state: State, worker: WorkerRun) -> None:

@@ -19,6 +19,7 @@ from hyper_scheduler.core.state import (
     WorkerRun,
     WorkflowRun,
 )
+from hyper_scheduler.core.tasks import take_share
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,7 +107,6 @@ def _expect_workers(state: State, workflow: WorkflowRun, run: ExperimentRun, now
     """A stand-in for each worker that held a task; lost unless it comes back in time."""
     if not run.running:
         return
-    need = run.spec.hardware
     for number in sorted(run.pages):
         for index, record in run.pages[number].records.items():
             if record.status is not Status.RUNNING or record.attempt is None:
@@ -117,7 +117,4 @@ def _expect_workers(state: State, workflow: WorkflowRun, run: ExperimentRun, now
                 worker.draining = record.worker in state.drained
                 state.workers[record.worker] = worker
             worker.running[TaskId(workflow.name, run.spec.name, index)] = record.attempt
-            worker.load += record.share
-            worker.cpus_used += need.cpus
-            worker.memory_used += need.memory_bytes
-            worker.gpus_used += need.gpus
+            take_share(state, workflow, run.spec.name, worker, record.share)

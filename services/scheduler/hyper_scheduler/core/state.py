@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import heapq
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 
@@ -143,6 +143,11 @@ class WorkflowRun:
     turn: int = 0  # which experiment is served next
 
     @property
+    def tenant(self) -> str:
+        """Whose it is."""
+        return self.name.split("/", 2)[1]
+
+    @property
     def running(self) -> int:
         """Attempts that a worker holds."""
         return sum(each.running for each in self.experiments.values())
@@ -211,14 +216,40 @@ class Pending:
 
 
 @dataclass(frozen=True, slots=True)
+class Quota:
+    """What one tenant may have; 0: no bound."""
+
+    weight: float = 1.0  # its share of the slots where several want them
+    workflows: int = 0  # that have not ended
+    tasks: int = 0  # of these workflows
+    slots: int = 0  # in use at once
+
+
+@dataclass(slots=True)
+class TenantUse:
+    """What a tenant has of the slots now, and what it has had since it came."""
+
+    used: int = 0  # in parts of a slot
+    had: float = 0.0  # slot-seconds over its weight
+    active: bool = False  # has something to give out
+
+
+@dataclass(frozen=True, slots=True)
 class Limits:
     """Bounds and delays."""
+
+    tenants: Mapping[str, Quota] = field(default_factory=dict)
+    other_tenants: Quota = Quota()  # those not named in `tenants`
 
     lease_s: float = 6.0  # silent for longer: the node counts as lost
     gather_s: float = 0.05  # completions are gathered for this long
     requests: int = 100_000  # answers remembered
     results: int = 50_000  # results that may wait to be written before dispatch pauses
     workers_lost: int = 1_000  # remembered for people to see
+
+    def quota(self, tenant: str) -> Quota:
+        """What a tenant may have."""
+        return self.tenants.get(tenant, self.other_tenants)
 
 
 @dataclass(slots=True)
@@ -242,6 +273,8 @@ class State:
     expected: dict[str, None] = field(default_factory=dict)  # workers an earlier leader knew
     held: dict[str, None] = field(default_factory=dict)  # workflows that wait for these to come
     hold_until: float = 0.0  # at most
+    tenants: dict[str, TenantUse] = field(default_factory=dict)  # that use or want something
+    shared_at: float = 0.0  # up to when their use has been counted
     wake: bool = False  # dispatch may have something to do
     checked_at: float = 0.0  # when leases and deadlines were looked at
     unsettled: dict[str, None] = field(default_factory=dict)  # workflows that may go on or end

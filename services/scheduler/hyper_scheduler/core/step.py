@@ -14,7 +14,7 @@ from hyper_scheduler.core.commands import (
     Welcome,
 )
 from hyper_scheduler.core.commit import committed, flush
-from hyper_scheduler.core.dispatch import dispatch
+from hyper_scheduler.core.dispatch import count_use, dispatch
 from hyper_scheduler.core.events import (
     Cancel,
     Committed,
@@ -55,6 +55,7 @@ DEAF_S = 1.0  # looked at later than this, the scheduler cannot tell who was sil
 
 def step(state: State, event: Event) -> list[Command]:
     """Change `state` by `event`; returns what the shell must do, in order."""
+    count_use(state, event.now)
     commands = _handle(state, event)
     while state.unsettled:
         name = next(iter(state.unsettled))

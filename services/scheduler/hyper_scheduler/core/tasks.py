@@ -8,7 +8,15 @@ from json.encoder import encode_basestring_ascii as _quoted
 from hyper_scheduler.core.events import Outcome, Report
 from hyper_scheduler.core.model import Attempt, Experiment, Hardware, TaskId
 from hyper_scheduler.core.pages import PAGE_TASKS, PageKey, Record, Status
-from hyper_scheduler.core.state import SLOT, ExperimentRun, RunState, State, WorkerRun
+from hyper_scheduler.core.state import (
+    SLOT,
+    ExperimentRun,
+    RunState,
+    State,
+    TenantUse,
+    WorkerRun,
+    WorkflowRun,
+)
 
 MAX_MESSAGE = 1024
 
@@ -76,16 +84,29 @@ def assign(state: State, task: TaskId, attempt: Attempt, worker: WorkerRun, now:
     record.start_time, record.end_time, record.reported = now, 0.0, False
     run.running += 1
     worker.running[task] = attempt
-    _occupy(worker, run, record, run.share)
+    _occupy(state, task, worker, record, run.share)
     refresh_ready(state, worker)
     touch(state, task, now)
     count_move(state, "running")
 
 
-def _occupy(worker: WorkerRun, run: ExperimentRun, record: Record, share: int) -> None:
+def _occupy(state: State, task: TaskId, worker: WorkerRun, record: Record, share: int) -> None:
+    """The task takes `share` of a slot."""
     record.share = share
+    take_share(state, state.workflows[task.workflow], task.experiment, worker, share)
+
+
+def take_share(
+    state: State, workflow: WorkflowRun, experiment: str, worker: WorkerRun, share: int
+) -> None:
+    """A part of a slot of the worker, with the hardware that goes with it; less than 0: back."""
     worker.load += share
-    _use(worker, run.spec.hardware, share / SLOT)
+    _use(worker, workflow.experiments[experiment].spec.hardware, share / SLOT)
+    tenant = workflow.tenant
+    use = state.tenants.get(tenant)
+    if use is None:
+        use = state.tenants[tenant] = TenantUse()
+    use.used += share
 
 
 def _use(worker: WorkerRun, need: Hardware, part: float) -> None:
@@ -103,19 +124,18 @@ def release(state: State, task: TaskId, record: Record) -> None:
     worker = state.workers[record.worker]
     del worker.running[task]
     worker.doubtful.pop(task, None)
-    worker.load -= record.share
-    _use(worker, run.spec.hardware, -record.share / SLOT)
+    workflow = state.workflows[task.workflow]
+    take_share(state, workflow, task.experiment, worker, -record.share)
     refresh_ready(state, worker)
 
 
 def fill_slots(state: State, worker: WorkerRun) -> None:
     """The worker has given tasks back, so that what it keeps takes long: a slot each."""
     for task in worker.running:
-        run = state.workflows[task.workflow].experiments[task.experiment]
-        record = run.page(task.index).records[task.index]
-        worker.load -= record.share
-        _use(worker, run.spec.hardware, -record.share / SLOT)
-        _occupy(worker, run, record, SLOT)
+        workflow = state.workflows[task.workflow]
+        record = workflow.experiments[task.experiment].page(task.index).records[task.index]
+        take_share(state, workflow, task.experiment, worker, -record.share)
+        _occupy(state, task, worker, record, SLOT)
     refresh_ready(state, worker)
 
 

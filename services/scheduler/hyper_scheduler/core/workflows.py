@@ -44,19 +44,45 @@ def submit(state: State, event: Submit) -> list[Command]:
         return answer
     if event.name in state.workflows:
         return [Refuse(event.request_id, "conflict", f"{event.name} exists already")]
-    state.workflows[event.name] = WorkflowRun(
+    workflow = WorkflowRun(
         name=event.name,
         recipe=event.recipe,
         recipe_yaml=event.recipe_yaml,
         experiments={each.name: ExperimentRun.fresh(each) for each in event.recipe.experiments},
         create_time=event.now,
     )
+    if text := _over_quota(state, workflow):
+        return [Refuse(event.request_id, "quota", text)]
+    state.workflows[event.name] = workflow
     state.active[event.name] = None
     state.pending.recipes[event.name] = None
     touch_head(state, event.name, event.now)
     remember(state, request, event.now)
     state.unsettled[event.name] = None
     return []
+
+
+def _over_quota(state: State, workflow: WorkflowRun) -> str:
+    """Why the tenant may not have this workflow too; empty when it may."""
+    tenant = workflow.tenant
+    quota = state.limits.quota(tenant)
+    if not (quota.workflows or quota.tasks):
+        return ""
+    mine = [
+        each for each in state.workflows.values() if each.tenant == tenant and not each.state.ended
+    ]
+    if quota.workflows and len(mine) >= quota.workflows:
+        return (
+            f"tenant {tenant} may have {quota.workflows} workflows at once; "
+            "wait for the end of one, or cancel it"
+        )
+    tasks = sum(run.total for each in (*mine, workflow) for run in each.experiments.values())
+    if quota.tasks and tasks > quota.tasks:
+        return (
+            f"tenant {tenant} may have {quota.tasks} tasks at once, and would have {tasks}; "
+            "wait for the end of a workflow, or submit fewer tasks"
+        )
+    return ""
 
 
 def cancel(state: State, event: Cancel) -> list[Command]:

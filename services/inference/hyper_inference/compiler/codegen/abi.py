@@ -5,7 +5,7 @@
 
 Every thread calls it with the same arguments. Each step has two counters in `state`: chunks taken
 and chunks done. A thread takes chunks until none is left, then waits until all are done, then goes
-to the next step. Nobody waits for a thread to arrive: one that comes late finds all chunks taken,
+to the next step. Waiting is a short spin, then sleep (`waiting.py`). Nobody waits for a thread to arrive: one that comes late finds all chunks taken,
 and a single thread finishes the net alone. The first thing a thread takes is its number, and with
 it its part of the scratch memory. What a chunk writes does not depend on who takes it, so
 any number of threads gives the same bits.
@@ -24,12 +24,15 @@ import llvmlite.ir as ir
 from hyper_inference.compiler.codegen.emitter import I64, POINTER, Emitter
 from hyper_inference.compiler.codegen.kernel import Arguments, Kernel, Step
 from hyper_inference.compiler.codegen.target import Target
+from hyper_inference.compiler.codegen.waiting import Waiting
 
 NET = "net"
 STATE_STRIDE = 16
 """64-bit numbers a step: the two counters lie on cache lines of their own."""
-SPINS = 2000
-"""Looks at a counter before the thread gives way to others."""
+CLOCK = 9
+"""Where in a step's state the time is noted at which it was done; behind all: of the start."""
+SPINS = 400
+"""Looks at a counter, each a pause of some ten nanoseconds, before the thread sleeps."""
 
 FUNCTION = ctypes.CFUNCTYPE(None, *[ctypes.c_void_p] * 6)
 """ctypes releases the GIL while it runs."""
@@ -85,8 +88,9 @@ def _net(module: Any, steps: Sequence[Step], functions: dict[Kernel, Any], targe
     function = ir.Function(module, ir.FunctionType(ir.VoidType(), [POINTER] * 6), NET)
     arena, constants, source, result, scratch, state = function.args
     e = Emitter(module, function, target)
-    give_way = ir.Function(module, ir.FunctionType(ir.IntType(32), []), "sched_yield")
+    waiting = Waiting(e)
     offsets, _ = constant_offsets(steps)
+    _stamp(e, e.b.gep(state, [e.i64(len(steps) * STATE_STRIDE + CLOCK)], source_etype=I64))
     last = e.b.gep(state, [e.i64(len(steps) * STATE_STRIDE)], source_etype=I64)
     me = e.b.atomic_rmw("add", last, e.i64(1), "monotonic")
     scratch = e.at(scratch, e.mul(me, scratch_floats(steps)))
@@ -116,7 +120,9 @@ def _net(module: Any, steps: Sequence[Step], functions: dict[Kernel, Any], targe
         rows = e.i64(step.rows)
         end = b.select(b.icmp_signed("<", stop, rows), stop, rows)
         b.call(functions[step.kernel], [*pointers, begin, end])
-        b.atomic_rmw("add", done, e.i64(1), "release")
+        before = b.atomic_rmw("add", done, e.i64(1), "release")
+        with b.if_then(b.icmp_signed("==", before, e.i64(chunks - 1)), likely=False):
+            waiting.wake(done)
         b.branch(take)
         b.position_at_end(wait)
         spins = b.phi(I64)
@@ -125,12 +131,26 @@ def _net(module: Any, steps: Sequence[Step], functions: dict[Kernel, Any], targe
         b.cbranch(b.icmp_signed("<", seen, e.i64(chunks)), check, following)
         b.position_at_end(check)
         more = b.add(spins, e.i64(1))
-        with b.if_then(b.icmp_signed(">", more, e.i64(SPINS)), likely=False):
-            b.call(give_way, [])
+        with b.if_else(b.icmp_signed(">", more, e.i64(SPINS)), likely=False) as (sleep, spin):
+            with sleep:
+                waiting.sleep(done, seen)
+            with spin:
+                waiting.pause()
         spins.add_incoming(more, b.block)
         b.branch(wait)
         b.position_at_end(following)
+        _stamp(e, b.gep(state, [e.i64(number * STATE_STRIDE + CLOCK)], source_etype=I64))
     e.b.ret_void()
+
+
+def _stamp(e: Emitter, to: Any) -> None:
+    """Note the time stamp counter; threads that pass a step together write nearly the same."""
+    if not e.target.has_clock:
+        return
+    clock = e.module.globals.get("llvm.readcyclecounter")
+    if clock is None:
+        clock = ir.Function(e.module, ir.FunctionType(I64, []), "llvm.readcyclecounter")
+    e.b.atomic_rmw("xchg", to, e.b.call(clock, []), "monotonic")
 
 
 def fingerprint(text: str, target: Target) -> str:

@@ -32,6 +32,11 @@ class Target:
     features: str
 
     @property
+    def has_clock(self) -> bool:
+        """Programs may read a counter of cycles."""
+        return platform.machine() in ("x86_64", "AMD64")
+
+    @property
     def key(self) -> str:
         """All that distinguishes its machine code."""
         return f"{self.name}/{self.width}/{self.cpu}/{self.features}"

@@ -8,6 +8,7 @@ the last task's commit, or not at all.
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -18,7 +19,7 @@ import yaml
 
 from hyper import images
 from hyper.errors import HyperError, InvalidArgumentError, WorkFailedError
-from hyper.names import parse_address
+from hyper.names import Address, parse_address
 
 if TYPE_CHECKING:
     from hyper.client import Client
@@ -29,6 +30,8 @@ RESULT_FILE = "align/result.json"
 REPORT_FILE = "align/report.html"
 SMALLEST_PX = 96  # of a section's shorter edge: below, no block of it can be told from another
 Say = Callable[[str], None]
+# What the matcher service takes (hyper_matcher.align.match).
+_LIMITS_PX = {"template_px": (16, 4096), "search_px": (1, 4096), "spacing_px": (4, 65536)}
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,11 +61,18 @@ class AlignOptions:
     def __post_init__(self) -> None:
         if not 1 <= self.neighbours <= 8:
             raise InvalidArgumentError("neighbours must be from 1 to 8", field="neighbours")
-        for name in ("template_px", "search_px", "spacing_px"):
-            if getattr(self, name) < 0:
-                raise InvalidArgumentError(f"{name} cannot be negative", field=name)
-        if self.voxel_size_nm is not None and min(self.voxel_size_nm) <= 0:
-            raise InvalidArgumentError("voxel sizes must be positive", field="voxel_size")
+        for name, (low, high) in _LIMITS_PX.items():
+            value = getattr(self, name)
+            if value != 0 and not low <= value <= high:
+                raise InvalidArgumentError(
+                    f"{name} is {value}: choose {low} to {high}, or 0 to have it chosen", field=name
+                )
+        if self.voxel_size_nm is not None and not all(
+            0 < length < math.inf for length in self.voxel_size_nm
+        ):
+            raise InvalidArgumentError(
+                "voxel sizes must be positive numbers of nanometres", field="voxel_size"
+            )
 
 
 @dataclass(frozen=True, slots=True)
@@ -208,8 +218,8 @@ def check_lengths(source: Source, options: AlignOptions) -> None:
     """Refuse lengths that the sections have no room for.
 
     Raises:
-        InvalidArgumentError: a template over half of the shorter edge, or a search that with its
-            template does not fit.
+        InvalidArgumentError: a template or spacing over half of the shorter edge, or a search that
+            with its template does not fit.
     """
     edge = min(source.shape[1:])
     if options.template_px > edge // 2:
@@ -225,6 +235,13 @@ def check_lengths(source: Source, options: AlignOptions) -> None:
             f"a search of {options.search_px} px round a template leaves sections of "
             f"{source.shape[1]} x {source.shape[2]} px: at most {room} px, or 0 to have it chosen",
             field="search_px",
+        )
+    if options.spacing_px > edge // 2:
+        raise InvalidArgumentError(
+            f"a mesh spacing of {options.spacing_px:g} px is too coarse for sections of "
+            f"{source.shape[1]} x {source.shape[2]} px: at most {edge // 2} px, or 0 to have it "
+            "chosen",
+            field="spacing_px",
         )
 
 
@@ -257,6 +274,20 @@ def recipe(session: str, source: Source, options: AlignOptions, *, name: str) ->
     return yaml.safe_dump(document, sort_keys=False)
 
 
+def check_destination(destination: str) -> Address:
+    """Read `tenant/name`.
+
+    Raises:
+        InvalidArgumentError: it is anything else.
+    """
+    address = parse_address(destination)
+    if address.array is not None or address.version is not None:
+        raise InvalidArgumentError(
+            f"{destination}: the destination is a dataset: write tenant/name", field="destination"
+        )
+    return address
+
+
 def submit(
     client: Client, source: Source, destination: str, options: AlignOptions, *, say: Say
 ) -> AlignJob:
@@ -264,11 +295,7 @@ def submit(
 
     On any error, and on Ctrl-C, the session is aborted: nothing half-written stays.
     """
-    address = parse_address(destination)
-    if address.array is not None or address.version is not None:
-        raise InvalidArgumentError(
-            f"{destination}: the destination is a dataset: write tenant/name", field="destination"
-        )
+    address = check_destination(destination)
     check_lengths(source, options)
     session = client.session(destination)
     try:

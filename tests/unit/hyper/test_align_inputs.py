@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -62,9 +64,13 @@ def test_sections_too_small_to_align(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("options", "words"),
-    [({"template_px": 160}, "160 px are too large.*at most 50"), ({"search_px": 60}, "at most 37")],
+    [
+        ({"template_px": 160}, "160 px are too large.*at most 50"),
+        ({"search_px": 60}, "at most 37"),
+        ({"spacing_px": 51.0}, "at most 50"),
+    ],
 )
-def test_lengths_that_do_not_fit(folder: Path, options: dict[str, int], words: str) -> None:
+def test_lengths_that_do_not_fit(folder: Path, options: dict[str, Any], words: str) -> None:
     source = align.inspect_folder(folder)
     align.check_lengths(source, align.AlignOptions(template_px=50, search_px=25))
     with pytest.raises(InvalidArgumentError, match=words):
@@ -95,3 +101,23 @@ def test_an_array_needs_no_ingest() -> None:
     text = align.recipe("tenants/t/datasets/d/sessions/s", source, align.AlignOptions(), name="a")
     experiments = yaml.safe_load(text)["experiments"]
     assert "ingest" not in experiments and experiments["features"]["depends_on"] == ["prepare"]
+
+
+@pytest.mark.parametrize(
+    "chosen",
+    [
+        {"spacing_px": 0.001}, {"spacing_px": math.nan}, {"spacing_px": 1e9}, {"template_px": 3},
+        {"template_px": 100_000}, {"search_px": 1_000_000}, {"search_px": -1}, {"neighbours": 9},
+        {"voxel_size_nm": (math.nan, 1.0, 1.0)}, {"voxel_size_nm": (1.0, math.inf, 1.0)},
+        {"voxel_size_nm": (40.0, 4.0, 0.0)},
+    ],
+)  # fmt: skip
+def test_options_that_cannot_work_are_refused_at_once(chosen: dict[str, Any]) -> None:
+    with pytest.raises(InvalidArgumentError, match=next(iter(chosen)).split("_")[0]):
+        align.AlignOptions(**chosen)
+
+
+@pytest.mark.parametrize("name", ["lab/x@2", "lab/x/raw", "lab", "lab/..", ""])
+def test_the_destination_is_a_dataset(name: str) -> None:
+    with pytest.raises(InvalidArgumentError):
+        align.check_destination(name)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,6 @@ from hyper.cli import output, watch
 from hyper.client import Client
 from hyper.config import CLUSTER_FILE, hyper_home
 from hyper.errors import HyperError, InvalidArgumentError, WorkFailedError
-from hyper.names import parse_address
 from hyper.usage import UsageSampler
 
 
@@ -28,10 +28,12 @@ def run(
     as_json: bool,
 ) -> None:
     """Align `source` into `destination` and say at every step what happens."""
-    parse_address(destination)
+    align.check_destination(destination)
+    if not source.strip():
+        raise InvalidArgumentError("SRC is empty: name a folder of sections, or tenant/name/array")
     for file in (report, result_file):
-        if file is not None and not file.absolute().parent.is_dir():
-            raise InvalidArgumentError(f"{file}: its folder does not exist; make it first")
+        if file is not None:
+            _check_writable(file)
     with ExitStack() as stack:
         client = stack.enter_context(Client(notice=output.say))
         checked = _inspect(client, source, options)
@@ -52,6 +54,17 @@ def run(
     if result_file is not None:
         result_file.write_text(json.dumps(result, indent=1) + "\n")
     output.emit(result, _summary(result), as_json=as_json)
+
+
+def _check_writable(file: Path) -> None:
+    """So that no result is lost for want of a place, after all the work."""
+    folder = file.absolute().parent
+    if not folder.is_dir():
+        raise InvalidArgumentError(f"{file}: its folder does not exist; make it first")
+    if file.is_dir():
+        raise InvalidArgumentError(f"{file}: is a folder; name a file in it")
+    if not os.access(file if file.exists() else folder, os.W_OK):
+        raise InvalidArgumentError(f"{file}: you may not write there; name another file")
 
 
 def _inspect(client: Client, source: str, options: align.AlignOptions) -> align.Source:
@@ -98,7 +111,7 @@ def _follow(client: Client, job: align.AlignJob) -> dict[str, Any]:
 def _cluster_processes() -> list[int]:
     """Process ids of the local cluster; none where the cluster is elsewhere."""
     path = hyper_home() / CLUSTER_FILE
-    if not path.exists():
+    if os.environ.get("HYPER_ENDPOINT") or not path.exists():
         return []
     facts = json.loads(path.read_text())
     return [int(process["pid"]) for process in facts.get("processes", [])]

@@ -18,8 +18,9 @@ import numpy.typing as npt
 from hyper.errors import CancelledError, InvalidArgumentError
 from hyper_inference import metrics
 from hyper_inference.augment import augmented, check_augmentation
-from hyper_inference.compiler.compile import Compiled
+from hyper_inference.compiler.compile import Compiled, load_graph
 from hyper_inference.compiler.ir import Triple
+from hyper_inference.compiler.pipeline import run_pipeline
 from hyper_inference.compiler.receptive_field import receptive_field, steps
 from hyper_inference.convert import VolumeOptions
 from hyper_inference.errors import ShapeError
@@ -40,6 +41,15 @@ class Prediction:
     compute_s: float
 
 
+@dataclass(frozen=True, slots=True)
+class Description:
+    """A model, the shape of its output (-1: any), and its graph for people."""
+
+    model: Model
+    output_shape: tuple[int, ...]
+    graph: str
+
+
 class Engine:
     """Models, and the lock that lets one net compute at a time."""
 
@@ -49,15 +59,19 @@ class Engine:
         self._block_bytes = block_bytes
         self._compute = threading.Lock()
 
-    def describe(self, name: str) -> tuple[Model, str]:
+    def describe(self, name: str) -> Description:
         """A model, and its graph where its input size is known (or a size of 64 fits)."""
         model = self._models.model(name)
         shape = tuple(n if n > 0 else 64 for n in model.input_shape[1:])
+        output = model.output_shape
         try:
-            net = self._models.net(model, (1, *shape), "fast")
+            graph = run_pipeline(load_graph(model.proto, (1, *shape)))
         except ShapeError as error:
-            return model, f"the graph depends on the input's size ({error})"
-        return model, str(net.graph)
+            return Description(model, output, f"the graph depends on the input's size ({error})")
+        if len(output) != model.spatial + 2:
+            output = (-1,) * (model.spatial + 2)
+        channels = graph.types()[graph.output].shape[0]
+        return Description(model, (output[0], channels, *output[2:]), str(graph))
 
     def predict(self, name: str, tensor: npt.NDArray[Any], mode: str) -> Prediction:
         """The model's output on a batch."""

@@ -80,6 +80,11 @@ class Model:
         return onnx_frontend.input_shape(self.proto)
 
     @property
+    def output_shape(self) -> tuple[int, ...]:
+        """Declared, with -1 where it depends on the input; empty if not declared."""
+        return onnx_frontend.output_shape(self.proto)
+
+    @property
     def spatial(self) -> int:
         """2 or 3."""
         return len(self.input_shape) - 2

@@ -17,7 +17,6 @@ from hyper.arrays import get_array as open_array
 from hyper.client import Client
 from hyper.errors import InvalidArgumentError
 from hyper_inference import convert
-from hyper_inference.compiler.frontend.onnx import output_shape
 from hyper_inference.engine import Engine, Prediction, volume_to_batch
 from hyper_inference.slots import Slots
 from hyper_inference.volume import Progress
@@ -56,14 +55,13 @@ class InferenceServicer(api_grpc.InferenceServiceServicer):
     ) -> api.GetModelResponse:
         """Inputs, outputs and graph of a model."""
         async with self._slots.one():
-            model, graph = await self._blocking(self._engine.describe, request.name)
+            found = await self._blocking(self._engine.describe, request.name)
+        proto = found.model.proto
         return api.GetModelResponse(
             name=request.name,
-            inputs=[convert.tensor_spec(model.proto.graph.input[0].name, model.input_shape)],
-            outputs=[
-                convert.tensor_spec(model.proto.graph.output[0].name, output_shape(model.proto))
-            ],
-            graph=graph,
+            inputs=[convert.tensor_spec(proto.graph.input[0].name, found.model.input_shape)],
+            outputs=[convert.tensor_spec(proto.graph.output[0].name, found.output_shape)],
+            graph=found.graph,
         )
 
     async def Predict(  # noqa: N802

@@ -27,6 +27,7 @@ _COMMAND_MODULES = (
     "hyper.cli.data",
     "hyper.cli.history",
     "hyper.cli.align",
+    "hyper.cli.infer",
 )
 _INTERRUPTED = 130
 _USAGE = 2

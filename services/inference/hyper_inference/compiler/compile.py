@@ -179,6 +179,7 @@ class Compiled:
     stages: tuple[tuple[str, Graph], ...]
     _code: Code
     _constants: Floats
+    _shares: list[float] | None = None
     _free: deque[_Workspace] = field(default_factory=deque)
     _lock: Any = field(default_factory=threading.Lock)
 
@@ -245,6 +246,7 @@ class Compiled:
             for helper in helpers:
                 if not helper.cancel():
                     helper.result()  # it reads `state` until it returns
+            self._shares = abi.step_shares(self.steps, work.state)
 
     @contextlib.contextmanager
     def _workspace(self) -> Iterator[_Workspace]:
@@ -261,7 +263,10 @@ class Compiled:
                 self._free.append(work)
 
     def explain(self) -> str:
-        """The graph as it came and as it runs, the kernels, operations and memory."""
+        """The graph as it came and as it runs, kernels, operations, memory, time of each step.
+
+        The times are those of the last run, if there was one.
+        """
         head = (
             f"{self.graph.name}: {self.target.name} x{self.target.width}, mode {self.mode}, "
             f"{self.threads} threads, compiled in {self.compile_s:.2f} s\n"
@@ -278,12 +283,14 @@ class Compiled:
             str(self.graph),
             "",
         ]
-        lines.append(f"{'step':<28}{'kernel':<22}{'MFLOP':>10}{'rows':>8}{'chunk':>7}")
-        for step in self.steps:
+        shares = self._shares or [None] * len(self.steps)
+        lines.append(f"{'step':<28}{'kernel':<34}{'MFLOP':>10}{'rows':>8}{'chunk':>7}{'time':>8}")
+        for step, share in zip(self.steps, shares, strict=True):
             kind = type(step.kernel).__name__
             block = getattr(step.kernel, "block", "")
             lines.append(
-                f"{step.name[:27]:<28}{f'{kind} {block}'.strip()[:21]:<22}"
+                f"{step.name[:27]:<28}{f'{kind} {block}'.strip()[:33]:<34}"
                 f"{step.flops / 1e6:>10.1f}{step.rows:>8}{step.chunk:>7}"
+                f"{'' if share is None else f'{share:.1%}':>8}"
             )
         return "\n".join(lines)

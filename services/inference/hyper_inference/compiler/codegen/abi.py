@@ -5,16 +5,19 @@
 
 Every thread calls it with the same arguments. Each step has two counters in `state`: chunks taken
 and chunks done. A thread takes chunks until none is left, then waits until all are done, then goes
-to the next step. Waiting is a short spin, then sleep (`waiting.py`). Nobody waits for a thread to arrive: one that comes late finds all chunks taken,
-and a single thread finishes the net alone. The first thing a thread takes is its number, and with
-it its part of the scratch memory. What a chunk writes does not depend on who takes it, so
-any number of threads gives the same bits.
+to the next step. Waiting is a short spin, then sleep (`waiting.py`). Nobody waits for a thread to
+arrive: one that comes late finds all chunks taken, and a single thread finishes the net alone. The
+first thing a thread takes is its number, and with it its part of the scratch memory. What a chunk
+writes does not depend on who takes it, so any number of threads gives the same bits.
+
+Where the CPU has a counter of cycles, the state also holds when each step was done, for `explain`.
 """
 
 from __future__ import annotations
 
 import ctypes
 import hashlib
+import itertools
 from collections.abc import Sequence
 from typing import Any
 
@@ -56,6 +59,16 @@ def scratch_floats(steps: Sequence[Step]) -> int:
 def state_words(steps: Sequence[Step]) -> int:
     """64-bit numbers of state, zero when a run begins."""
     return STATE_STRIDE * (len(steps) + 1)
+
+
+def step_shares(steps: Sequence[Step], state: Any) -> list[float] | None:
+    """Each step's part of the time of the run that left `state`; None where there is no clock."""
+    clocks = [int(n) for n in state.reshape(-1, STATE_STRIDE)[:, CLOCK]]
+    ends = [clocks[-1], *clocks[: len(steps)]]
+    total = ends[-1] - ends[0]
+    if clocks[-1] == 0 or total <= 0:
+        return None
+    return [max(0, after - before) / total for before, after in itertools.pairwise(ends)]
 
 
 def build_module(steps: Sequence[Step], target: Target) -> str:

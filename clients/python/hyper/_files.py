@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import google_crc32c
 
@@ -22,6 +22,7 @@ from hyperapi.storage.v1 import dataset_service_pb2 as api
 
 if TYPE_CHECKING:
     from hyper.client import Client
+    from hyper.training import Loader
 
 _PAGE = 4096
 _CHECKED_WHOLE_BYTES = 2**20  # a range of a file up to this size is cut from the checked whole
@@ -201,6 +202,42 @@ class Tree:
             return
         for start in range(0, info.size_bytes, _DOWNLOAD_BYTES):
             yield self._fetch(info, start, min(start + _DOWNLOAD_BYTES, info.size_bytes))
+
+    def torch(
+        self,
+        prefix: str = "",
+        *,
+        batch_size: int = 1,
+        decode: Callable[[str, bytes], Any] | None = None,
+        shuffle: bool = False,
+        seed: int = 0,
+        rank: int | None = None,
+        world: int | None = None,
+        drop_last: bool = False,
+        resume: Mapping[str, Any] | None = None,
+        **options: Any,
+    ) -> Loader:
+        """Batches of the files under `prefix`, for training.
+
+        Args:
+            prefix: of paths.
+            batch_size: samples a batch.
+            decode: (path, bytes) to a sample; by default images and .npy become arrays.
+            shuffle: a new permutation every epoch.
+            seed: of the permutations.
+            rank: of this process; by default as torch's launcher says.
+            world: processes that train together.
+            drop_last: leave out a last batch that is smaller.
+            resume: a `Loader.state()` to go on from.
+            options: of `torch.utils.data.DataLoader`: num_workers, pin_memory, collate_fn, ...
+        """
+        from hyper import training
+
+        source = training.FileSource(self, self._client, prefix, decode or training.decode)
+        return training.make_loader(
+            source, self._name, batch_size=batch_size, shuffle=shuffle, seed=seed, rank=rank,
+            world=world, drop_last=drop_last, resume=resume, options=options,
+        )  # fmt: skip
 
     def _fetch(self, info: FileInfo, start: int, stop: int) -> bytes:
         if stop <= start:

@@ -37,6 +37,7 @@ if TYPE_CHECKING:
 
 CONNECTIONS = 32
 THREADS = 16
+DECODERS = 4
 SIGN_BATCH = 1024
 URLS_KEPT = 50_000
 READ_ATTEMPTS = 4
@@ -68,6 +69,8 @@ class _Process:
             timeout=urllib3.Timeout(connect=_CONNECT_S, read=_PUT_SILENCE_S),
         )
         self.threads = ThreadPoolExecutor(THREADS, thread_name_prefix="hyper-s3")
+        # Those who wait for `threads` need threads of their own.
+        self.decoders = ThreadPoolExecutor(DECODERS, thread_name_prefix="hyper-decode")
 
 
 _process: _Process | None = None
@@ -88,6 +91,20 @@ def _here() -> _Process:
 def threads() -> ThreadPoolExecutor:
     """The bounded pool that transfers run in."""
     return _here().threads
+
+
+def decoders() -> ThreadPoolExecutor:
+    """The pool of those who wait for transfers and decode what they bring."""
+    return _here().decoders
+
+
+def _after_fork() -> None:
+    """A lock that another thread held when we were forked would never be free again."""
+    global _process, _process_lock
+    _process, _process_lock = None, threading.Lock()
+
+
+os.register_at_fork(after_in_child=_after_fork)
 
 
 @dataclass(frozen=True, slots=True)

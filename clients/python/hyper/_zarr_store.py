@@ -55,6 +55,7 @@ class PresignedStore(Store):  # type: ignore[misc]  # zarr's types are not follo
         self._prefix = prefix
         self._zarr_json = zarr_json
         self._overwrites = overwrites
+        self.may_put: Callable[[], None] | None = None  # raises where a write comes too late
         self._tails: dict[tuple[str, int], bytes | None] | None = {} if keep_tails else None
         self._tail_bytes = 0
 
@@ -125,6 +126,8 @@ class PresignedStore(Store):  # type: ignore[misc]  # zarr's types are not follo
     async def set(self, key: str, value: Buffer) -> None:
         """Store a whole object."""
         self._check_writable()
+        if self.may_put is not None:
+            self.may_put()
         put = partial(self._remote.put, f"{self._prefix}/{key}", value.as_numpy_array().data)
         await asyncio.get_running_loop().run_in_executor(threads(), put)
 

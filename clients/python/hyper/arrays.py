@@ -2,31 +2,39 @@
 
 An array of a committed version is read-only. One made in a session is written by any number of
 processes that hold the session's name, each its own shards: a write of whole shards needs no read,
-any other reads the shard, changes it and writes it back, and two processes doing that to one shard
-at the same time lose one of the changes.
+any other reserves the shard, reads it, changes it and writes it back; a second one that wants a
+part of it meanwhile waits, and is refused (`ConflictError`) when it has waited for too long.
 """
 
 from __future__ import annotations
 
 import itertools
 import json
+import math
+import random
 import threading
-from collections.abc import Callable, Iterable, Iterator
+import time
+import uuid
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 
 from hyper._s3 import Remote, service_call
-from hyper.errors import DataLossError, HyperError, InvalidArgumentError
+from hyper.errors import ConflictError, DataLossError, HyperError, InvalidArgumentError
 from hyperapi.storage.v1 import dataset_pb2
 from hyperapi.storage.v1 import dataset_service_pb2 as api
 
 if TYPE_CHECKING:
     from hyper._zarr_store import PresignedStore
     from hyper.client import Client
+    from hyper.training import Loader
 
 _SIGN_AHEAD = 4096
+_LEASE_BATCH = 100
+_LEASE_PAUSE_S = 0.1
+_LEASE_SAFE = 0.5  # of a lease's life: later than that no write begins
 _LOCKS = [threading.Lock() for _ in range(64)]  # of partial writes, by array
 
 
@@ -150,9 +158,82 @@ class Array:
         if selection.whole(self.shards, self.shape):
             self._open(store).set_basic_selection(selection.forward, data)
             return
-        with _LOCKS[hash(self.name) % len(_LOCKS)]:
+        with _LOCKS[hash(self.name) % len(_LOCKS)], self._leased(selection) as lease:
+            store.may_put = lease.check
             self._sign(selection, "GET")
             self._open(store).set_basic_selection(selection.forward, data)
+
+    def resize(self, shape: Sequence[int]) -> None:
+        """Let the array grow, in a session; what is new holds the fill value.
+
+        Raises:
+            ConflictError: someone else has resized it meanwhile.
+            InvalidArgumentError: an axis would shrink.
+        """
+        wanted = tuple(int(n) for n in shape)
+        self._update(api.UpdateArrayRequest(expected_shape=self.shape, shape=wanted))
+
+    def append(self, data: Any, axis: int = 0) -> None:
+        """Grow along `axis` by `data` and write it there, in a session.
+
+        Of two processes that append at once one gets ConflictError before it has written.
+        """
+        block = np.asarray(data)
+        if block.ndim != self.ndim:
+            raise InvalidArgumentError(
+                f"{self.name}: appended data has {block.ndim} axes, not {self.ndim}",
+                reason="SHAPE_MISMATCH",
+            )
+        axis %= self.ndim
+        before = self.shape
+        self.resize([n + block.shape[axis] * (a == axis) for a, n in enumerate(before)])
+        self[(*(slice(None),) * axis, slice(before[axis], None))] = block
+
+    def set_attributes(self, attributes: Mapping[str, Any]) -> None:
+        """Replace the attributes, in a session; the voxel size stays."""
+        text = json.dumps(dict(attributes))
+        self._update(api.UpdateArrayRequest(attributes_json=text))
+
+    def torch(
+        self,
+        patch: Sequence[int],
+        *,
+        stride: Sequence[int] | None = None,
+        batch_size: int = 1,
+        shuffle: bool = False,
+        seed: int = 0,
+        rank: int | None = None,
+        world: int | None = None,
+        drop_last: bool = False,
+        resume: Mapping[str, Any] | None = None,
+        **options: Any,
+    ) -> Loader:
+        """Batches of patches, for training; one begins every `stride` (by default `patch`).
+
+        The rest is as for files: `Dataset.torch`.
+        """
+        from hyper import training
+
+        source = training.PatchSource(self, self._client, patch, stride or patch)
+        return training.make_loader(
+            source, self.name, batch_size=batch_size, shuffle=shuffle, seed=seed, rank=rank,
+            world=world, drop_last=drop_last, resume=resume, options=options,
+        )  # fmt: skip
+
+    def _update(self, request: api.UpdateArrayRequest) -> None:
+        request.name, request.request_id = self.name, str(uuid.uuid4())
+        self._message = service_call(self._client, "UpdateArray", request).array
+        self._store = self._make_store(None)
+        self._zarr = self._open(self._store)
+
+    def _leased(self, selection: Selection) -> ShardLease:
+        """The shards of which `selection` is a part, reserved while it is written."""
+        covers = selection.covers(self.shards, self.shape)
+        keys = (
+            "c/" + "/".join(map(str, i)) for i in itertools.product(*selection.shards(self.shards))
+        )
+        partial = [f"{self._message.prefix}/{key}" for key in keys if not covers(key)]
+        return ShardLease(self._client, self._remote.parent, partial)
 
     def _read(self, selection: Selection) -> np.ndarray:
         if selection.empty:
@@ -201,6 +282,72 @@ class Array:
             for index in itertools.islice(itertools.product(*touched), _SIGN_AHEAD)
         )
         self._remote.sign(keys, method)
+
+
+class ShardLease:
+    """Shards reserved for one writer, as a context manager; others wait for it or are refused.
+
+    Args:
+        client: reaches the gateway; its patience is how long we wait for another writer.
+        session: resource name.
+        shards: keys.
+    """
+
+    def __init__(self, client: Client, session: str, shards: Sequence[str]) -> None:
+        self._client = client
+        self._session = session
+        self._shards = sorted(shards)
+        self._owner = str(uuid.uuid4())
+        self._held: list[list[str]] = []
+        self._until = 0.0
+
+    def __enter__(self) -> Self:
+        self._until = math.inf
+        give_up_at = time.monotonic() + self._client.patience_s
+        try:
+            for at in range(0, len(self._shards), _LEASE_BATCH):
+                self._take(self._shards[at : at + _LEASE_BATCH], give_up_at)
+        except BaseException:
+            self._release()
+            raise
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._release()
+
+    def check(self) -> None:
+        """Raise where it is too late to write: the reservation may end before the bytes arrive."""
+        if time.monotonic() > self._until:
+            raise ConflictError(
+                f"{self._session}: a part of a shard took too long to write; write it again"
+            )
+
+    def _take(self, shards: list[str], give_up_at: float) -> None:
+        request = api.LeaseShardsRequest(session=self._session, objects=shards, owner=self._owner)
+        while True:
+            asked_at = time.monotonic()
+            try:
+                response = service_call(self._client, "LeaseShards", request)
+            except ConflictError:
+                if time.monotonic() >= give_up_at:
+                    raise
+                time.sleep(_LEASE_PAUSE_S * (0.5 + random.random()))
+                continue
+            lifetime_s = response.lifetime.ToNanoseconds() / 1e9
+            self._until = min(self._until, asked_at + lifetime_s * _LEASE_SAFE)
+            self._held.append(shards)
+            return
+
+    def _release(self) -> None:
+        held, self._held = self._held, []
+        for shards in held:
+            request = api.ReleaseShardsRequest(
+                session=self._session, objects=shards, owner=self._owner
+            )
+            try:
+                service_call(self._client, "ReleaseShards", request)
+            except HyperError as error:
+                self._client.notify(f"shards stay reserved until their time is over ({error})")
 
 
 @dataclass(frozen=True, slots=True)

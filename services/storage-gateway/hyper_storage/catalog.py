@@ -13,7 +13,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
-from hyper.errors import InvalidArgumentError, UnavailableError
+from hyper.errors import ConflictError, InvalidArgumentError, UnavailableError
 from hyper_servicekit.etcd import Compare, Etcd, KeyValue, Lease, LeaseLostError, Op
 from hyper_storage.files.fragments import Mark
 from hyper_storage.records import (
@@ -108,6 +108,9 @@ class Catalog:
     def gc_lock_key(self) -> str:
         """There while manifests are deleted."""
         return f"{self._prefix}/gc/lock"
+
+    def _shard_key(self, session: str, shard: str) -> str:
+        return f"{self._prefix}/shards/{session}/{shard}"
 
     def _mark_key(self, session: str) -> str:
         return f"{self._prefix}/fragments/{session}"
@@ -290,6 +293,52 @@ class Catalog:
             request=request,
             answer=answer,
         )
+
+    async def lease_shards(
+        self, session: str, shards: Sequence[str], owner: str, ttl_s: float
+    ) -> None:
+        """Reserve all of `shards` for `owner`, or none.
+
+        Raises:
+            ConflictError: another owner holds one.
+        """
+        keys = [self._shard_key(session, shard) for shard in shards]
+        lease = await self._etcd.grant(ttl_s)
+        try:
+            done = await self._etcd.transact(
+                [Compare.missing(key) for key in keys],
+                [Op.put(key, owner.encode(), lease=lease.id) for key in keys],
+                [Op.get(key) for key in keys],
+            )
+        except LeaseLostError as error:
+            raise UnavailableError(
+                "etcd has dropped the lease; try again", reason="ETCD_UNREACHABLE"
+            ) from error
+        if done.succeeded:
+            return
+        await lease.revoke()
+        held = [found for found in done.responses if isinstance(found, KeyValue)]
+        if len(held) == len(keys) and all(found.value == owner.encode() for found in held):
+            return  # a repeat after a lost reply
+        shard = next(
+            shard
+            for shard, found in zip(shards, done.responses, strict=True)
+            if isinstance(found, KeyValue)
+        )
+        raise ConflictError(
+            f"someone else is changing a part of shard {shard}; wait, or let each writer have "
+            "whole shards",
+            metadata={"object": shard},
+        )
+
+    async def release_shards(self, session: str, shards: Sequence[str], owner: str) -> None:
+        """Give back those of `shards` that `owner` holds."""
+        keys = [self._shard_key(session, shard) for shard in shards]
+        mine = [Compare.value(key, owner.encode()) for key in keys]
+        if (await self._etcd.transact(mine, [Op.delete(key) for key in keys])).succeeded:
+            return
+        for key, compare in zip(keys, mine, strict=True):
+            await self._etcd.transact([compare], [Op.delete(key)])
 
     async def delete_versions(self, dataset_id: str) -> None:
         """Remove every version entry and tag of a dataset that has no head any more."""

@@ -33,6 +33,9 @@ class Settings(ServiceSettings):
     fragment_cache_entries: int = Field(
         default=1_000_000, ge=0, description="files of open sessions kept in memory"
     )
+    shard_lease_s: float = Field(
+        default=120.0, gt=0, description="how long a shard is reserved for a partial write"
+    )
     gc_grace_s: float = Field(
         default=3600.0, ge=0, description="objects younger than this are never garbage"
     )

@@ -32,6 +32,7 @@ from hyperapi.storage.v1 import dataset_pb2, dataset_service_pb2
 
 MAX_FILES_A_CALL = 4096
 MAX_OBJECTS_A_CALL = 4096
+MAX_SHARDS_A_CALL = 100
 MAX_FILE_BYTES = 2**62
 MAX_MESSAGE_CHARS = 4096
 NANO = 1_000_000_000
@@ -115,6 +116,27 @@ def paths_of(paths: Any) -> list[str]:
             f"a call asks for 1 to {MAX_FILES_A_CALL} files, not {len(paths)}", field="paths"
         )
     return [check_path(path) for path in dict.fromkeys(paths)]
+
+
+def owner_of(owner: str) -> str:
+    """Who reserves shards."""
+    if not _REQUEST_ID.match(owner):
+        raise InvalidArgumentError("owner must be a UUID", field="owner")
+    return owner
+
+
+def shards_of(objects: Any) -> list[str]:
+    """Keys of shards, each once, in order."""
+    if not 1 <= len(objects) <= MAX_SHARDS_A_CALL:
+        raise InvalidArgumentError(
+            f"a call reserves 1 to {MAX_SHARDS_A_CALL} shards, not {len(objects)}", field="objects"
+        )
+    keys = sorted(set(objects))
+    for key in keys:
+        if not key.startswith("arrays/"):
+            raise InvalidArgumentError(f"{key[:120]!r} is not a shard", field="objects")
+        check_path(key)
+    return keys
 
 
 def method_of(method: int) -> str:

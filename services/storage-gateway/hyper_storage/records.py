@@ -7,6 +7,7 @@ Keys, below `{etcd_prefix}/storage/`:
     tags/{dataset id}/{tag}               TagRecord
     sessions/{session id}                 SessionRecord
     fragments/{session id}                the newest fragment's name, under a lease
+    shards/{session id}/{shard}           who is changing a part of it, under a lease
     gc/epoch  gc/lock                     garbage collection of manifests (see `garbage.py`)
     requests/{tenant}/{request id}        RequestRecord, under a lease
 """

@@ -17,7 +17,7 @@ from hyper_servicekit.etcd import Compare, Op
 from hyper_servicekit.objects import ObjectStore
 from hyper_storage import convert
 from hyper_storage.access import Writable, array_prefix
-from hyper_storage.arrays.spec import zarr_json
+from hyper_storage.arrays.spec import updated_zarr, zarr_json
 from hyper_storage.catalog import VERSIONS_AT_ONCE, Catalog, Request
 from hyper_storage.commit import Committer
 from hyper_storage.config import Settings
@@ -338,6 +338,63 @@ class DatasetServicer(api_grpc.DatasetServiceServicer):
             request=self._asked(name.parent, request.request_id, f"DeleteArray {name}"),
         )
         return api.DeleteArrayResponse()
+
+    async def UpdateArray(  # noqa: N802
+        self, request: api.UpdateArrayRequest, context: Context
+    ) -> api.UpdateArrayResponse:
+        """Grow an array of a session, or replace its attributes."""
+        name = parse_array(request.name)
+        if not isinstance(name.parent, SessionName):
+            raise InvalidArgumentError("a version never changes", field="name")
+        parts = self._parts
+        asked = self._asked(name.parent, request.request_id, f"UpdateArray {name}")
+        if await parts.catalog.answer(asked) is not None:
+            view = await parts.views.open(name.parent)
+            ref = view.array(name.array)
+            return api.UpdateArrayResponse(array=await self._array(name, ref, committed=False))
+        guard = await parts.catalog.guard()
+        made, seen = await parts.sessions.own_array(name.parent, name.array)
+        changed = updated_zarr(
+            await parts.manifests.record(made[1]),
+            expected=tuple(request.expected_shape),
+            shape=tuple(request.shape),
+            attributes_json=request.attributes_json,
+        )
+        after = (made[0], await parts.manifests.put_record(changed))
+        await parts.sessions.change_array(
+            name.parent,
+            name.array,
+            (seen, after),
+            request=asked,
+            guard=guard,
+        )
+        ref = ArrayRef(array_prefix(after[0]), after[1])
+        return api.UpdateArrayResponse(array=await self._array(name, ref, committed=False))
+
+    async def LeaseShards(  # noqa: N802
+        self, request: api.LeaseShardsRequest, context: Context
+    ) -> api.LeaseShardsResponse:
+        """Reserve shards for one who reads, changes and writes them."""
+        name, owner = parse_session(request.session), convert.owner_of(request.owner)
+        objects = convert.shards_of(request.objects)
+        record = await self._parts.sessions.writable(name)
+        writable = Writable(record.id, await self._parts.views.own_grids(record, objects))
+        for key in objects:
+            writable.check(key)
+        lifetime_s = self._parts.settings.shard_lease_s
+        await self._parts.catalog.lease_shards(record.id, objects, owner, lifetime_s)
+        response = api.LeaseShardsResponse()
+        response.lifetime.FromNanoseconds(int(lifetime_s * NANO))
+        return response
+
+    async def ReleaseShards(  # noqa: N802
+        self, request: api.ReleaseShardsRequest, context: Context
+    ) -> api.ReleaseShardsResponse:
+        """Give shards back; those of another owner stay as they are."""
+        name, owner = parse_session(request.session), convert.owner_of(request.owner)
+        objects = convert.shards_of(request.objects)
+        await self._parts.catalog.release_shards(name.session, objects, owner)
+        return api.ReleaseShardsResponse()
 
     # Bytes
 

@@ -142,6 +142,42 @@ class Sessions:
                 return made
         raise _busy(str(name))
 
+    async def own_array(
+        self, name: SessionName, array: str
+    ) -> tuple[tuple[str, str], Stored[SessionRecord]]:
+        """(id, record) of an array that the session made, and the session as it was then."""
+        stored = await self._writable(name)
+        made = stored.value.arrays.get(array)
+        if made is None:
+            raise NotFoundError(
+                f"{name} has made no array {array!r}; one of an older version never changes: copy "
+                "it into a new array"
+            )
+        return made, stored
+
+    async def change_array(
+        self,
+        name: SessionName,
+        array: str,
+        change: tuple[Stored[SessionRecord], tuple[str, str]],
+        *,
+        request: Request,
+        guard: Sequence[Compare],
+    ) -> None:
+        """Give an array another record, if its record is still the one that was seen."""
+        seen, after = change
+        before = seen.value.arrays[array]
+        for _ in range(ATTEMPTS):
+            if await self._catalog.answer(request) is not None:
+                return
+            stored = await self._writable(name)
+            if stored.value.arrays.get(array) != before:
+                raise ConflictError(f"{name}: array {array!r} was changed by someone else")
+            record = stored.value.with_array(array, after)
+            if await self._catalog.put_session(stored, record, request=request, guard=guard):
+                return
+        raise _busy(str(name))
+
     async def drop_array(
         self, name: SessionName, array: str, *, in_base: bool, request: Request
     ) -> None:

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from hyper.errors import InvalidArgumentError
+from hyper.errors import ConflictError, InvalidArgumentError
 
 DTYPES = {  # bytes an element
     "bool": 1, "int8": 1, "int16": 2, "int32": 4, "int64": 8,
@@ -227,6 +227,51 @@ def zarr_json(spec: ArraySpec) -> bytes:
     if spec.dimension_names:
         document["dimension_names"] = spec.dimension_names
     return json.dumps(document, indent=1).encode()
+
+
+def updated_zarr(
+    zarr: bytes, *, expected: tuple[int, ...], shape: tuple[int, ...], attributes_json: str
+) -> bytes:
+    """An array's `zarr.json` after it has grown or got other attributes.
+
+    Raises:
+        ConflictError: its shape is not the expected one.
+        InvalidArgumentError: an axis would shrink, or the result cannot be stored.
+    """
+    document = json.loads(zarr)
+    now = tuple(document["shape"])
+    attributes = document["attributes"]
+    if attributes_json:
+        voxel = attributes.get("voxel_size_nm")
+        attributes = read_attributes(attributes_json)
+        if voxel is not None:
+            attributes["voxel_size_nm"] = voxel
+    if shape:
+        if expected and expected != now:
+            raise ConflictError(f"the array has shape {_short(now)} by now, not {_short(expected)}")
+        if len(shape) != len(now) or any(a < b for a, b in zip(shape, now, strict=True)):
+            raise _bad(
+                "shape",
+                f"an array of shape {_short(now)} only grows, not to {_short(shape)}",
+                shape=True,
+            )
+    sharding = document["codecs"][0]["configuration"]
+    check(
+        ArraySpec(
+            shape=shape or now,
+            dtype=document["data_type"],
+            chunks=tuple(sharding["chunk_shape"]),
+            shards=tuple(document["chunk_grid"]["configuration"]["chunk_shape"]),
+            fill_value=document["fill_value"],
+            compressor="zstd",
+            dimension_names=(),
+            voxel_size_nm=None,
+            attributes=attributes,
+        )
+    )
+    return json.dumps(
+        {**document, "shape": shape or now, "attributes": attributes}, indent=1
+    ).encode()
 
 
 def _bad(field: str, message: str, *, shape: bool = False) -> InvalidArgumentError:

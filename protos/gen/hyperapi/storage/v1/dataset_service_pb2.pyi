@@ -693,6 +693,132 @@ class DeleteArrayResponse(google.protobuf.message.Message):
 Global___DeleteArrayResponse: typing_extensions.TypeAlias = DeleteArrayResponse
 
 @typing.final
+class UpdateArrayRequest(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: builtins.int
+    EXPECTED_SHAPE_FIELD_NUMBER: builtins.int
+    SHAPE_FIELD_NUMBER: builtins.int
+    ATTRIBUTES_JSON_FIELD_NUMBER: builtins.int
+    REQUEST_ID_FIELD_NUMBER: builtins.int
+    name: builtins.str
+    """in a session"""
+    attributes_json: builtins.str
+    """empty: as they are"""
+    request_id: builtins.str
+    @property
+    def expected_shape(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.int]:
+        """what `shape` grows from; ABORTED if it is another by now"""
+
+    @property
+    def shape(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.int]:
+        """empty: as it is; no axis shrinks"""
+
+    def __init__(
+        self,
+        *,
+        name: builtins.str = ...,
+        expected_shape: collections.abc.Iterable[builtins.int] | None = ...,
+        shape: collections.abc.Iterable[builtins.int] | None = ...,
+        attributes_json: builtins.str = ...,
+        request_id: builtins.str = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["attributes_json", b"attributes_json", "expected_shape", b"expected_shape", "name", b"name", "request_id", b"request_id", "shape", b"shape"]) -> None: ...
+
+Global___UpdateArrayRequest: typing_extensions.TypeAlias = UpdateArrayRequest
+
+@typing.final
+class UpdateArrayResponse(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    ARRAY_FIELD_NUMBER: builtins.int
+    @property
+    def array(self) -> hyperapi.storage.v1.dataset_pb2.Array: ...
+    def __init__(
+        self,
+        *,
+        array: hyperapi.storage.v1.dataset_pb2.Array | None = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["array", b"array"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["array", b"array"]) -> None: ...
+
+Global___UpdateArrayResponse: typing_extensions.TypeAlias = UpdateArrayResponse
+
+@typing.final
+class LeaseShardsRequest(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    SESSION_FIELD_NUMBER: builtins.int
+    OBJECTS_FIELD_NUMBER: builtins.int
+    OWNER_FIELD_NUMBER: builtins.int
+    session: builtins.str
+    owner: builtins.str
+    """a UUID; the same again gets the same lease"""
+    @property
+    def objects(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
+        """keys of shards; at most 100"""
+
+    def __init__(
+        self,
+        *,
+        session: builtins.str = ...,
+        objects: collections.abc.Iterable[builtins.str] | None = ...,
+        owner: builtins.str = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["objects", b"objects", "owner", b"owner", "session", b"session"]) -> None: ...
+
+Global___LeaseShardsRequest: typing_extensions.TypeAlias = LeaseShardsRequest
+
+@typing.final
+class LeaseShardsResponse(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    LIFETIME_FIELD_NUMBER: builtins.int
+    @property
+    def lifetime(self) -> google.protobuf.duration_pb2.Duration: ...
+    def __init__(
+        self,
+        *,
+        lifetime: google.protobuf.duration_pb2.Duration | None = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["lifetime", b"lifetime"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["lifetime", b"lifetime"]) -> None: ...
+
+Global___LeaseShardsResponse: typing_extensions.TypeAlias = LeaseShardsResponse
+
+@typing.final
+class ReleaseShardsRequest(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    SESSION_FIELD_NUMBER: builtins.int
+    OBJECTS_FIELD_NUMBER: builtins.int
+    OWNER_FIELD_NUMBER: builtins.int
+    session: builtins.str
+    owner: builtins.str
+    @property
+    def objects(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]: ...
+    def __init__(
+        self,
+        *,
+        session: builtins.str = ...,
+        objects: collections.abc.Iterable[builtins.str] | None = ...,
+        owner: builtins.str = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["objects", b"objects", "owner", b"owner", "session", b"session"]) -> None: ...
+
+Global___ReleaseShardsRequest: typing_extensions.TypeAlias = ReleaseShardsRequest
+
+@typing.final
+class ReleaseShardsResponse(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+
+Global___ReleaseShardsResponse: typing_extensions.TypeAlias = ReleaseShardsResponse
+
+@typing.final
 class SignUrlsRequest(google.protobuf.message.Message):
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 

@@ -120,6 +120,21 @@ class DatasetServiceStub(object):
                 request_serializer=hyperapi_dot_storage_dot_v1_dot_dataset__service__pb2.DeleteArrayRequest.SerializeToString,
                 response_deserializer=hyperapi_dot_storage_dot_v1_dot_dataset__service__pb2.DeleteArrayResponse.FromString,
                 _registered_method=True)
+        self.UpdateArray = channel.unary_unary(
+                '/hyperapi.storage.v1.DatasetService/UpdateArray',
+                request_serializer=hyperapi_dot_storage_dot_v1_dot_dataset__service__pb2.UpdateArrayRequest.SerializeToString,
+                response_deserializer=hyperapi_dot_storage_dot_v1_dot_dataset__service__pb2.UpdateArrayResponse.FromString,
+                _registered_method=True)
+        self.LeaseShards = channel.unary_unary(
+                '/hyperapi.storage.v1.DatasetService/LeaseShards',
+                request_serializer=hyperapi_dot_storage_dot_v1_dot_dataset__service__pb2.LeaseShardsRequest.SerializeToString,
+                response_deserializer=hyperapi_dot_storage_dot_v1_dot_dataset__service__pb2.LeaseShardsResponse.FromString,
+                _registered_method=True)
+        self.ReleaseShards = channel.unary_unary(
+                '/hyperapi.storage.v1.DatasetService/ReleaseShards',
+                request_serializer=hyperapi_dot_storage_dot_v1_dot_dataset__service__pb2.ReleaseShardsRequest.SerializeToString,
+                response_deserializer=hyperapi_dot_storage_dot_v1_dot_dataset__service__pb2.ReleaseShardsResponse.FromString,
+                _registered_method=True)
         self.SignUrls = channel.unary_unary(
                 '/hyperapi.storage.v1.DatasetService/SignUrls',
                 request_serializer=hyperapi_dot_storage_dot_v1_dot_dataset__service__pb2.SignUrlsRequest.SerializeToString,
@@ -249,6 +264,28 @@ class DatasetServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def UpdateArray(self, request, context):
+        """Grows an array that the session made, or replaces its attributes. Of two that grow it from the
+        same shape one gets ABORTED, CONFLICT.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def LeaseShards(self, request, context):
+        """Reserves shards of the session's arrays for one owner who reads, changes and writes them. All or
+        none: ABORTED, CONFLICT if another owner holds one. Held until released or the lifetime is over.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ReleaseShards(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def SignUrls(self, request, context):
         """URLs for reading objects of a version or session, or for writing objects of a session.
         Each covers one object and lives at most 15 minutes.
@@ -351,6 +388,21 @@ def add_DatasetServiceServicer_to_server(servicer, server):
                     servicer.DeleteArray,
                     request_deserializer=hyperapi_dot_storage_dot_v1_dot_dataset__service__pb2.DeleteArrayRequest.FromString,
                     response_serializer=hyperapi_dot_storage_dot_v1_dot_dataset__service__pb2.DeleteArrayResponse.SerializeToString,
+            ),
+            'UpdateArray': grpc.unary_unary_rpc_method_handler(
+                    servicer.UpdateArray,
+                    request_deserializer=hyperapi_dot_storage_dot_v1_dot_dataset__service__pb2.UpdateArrayRequest.FromString,
+                    response_serializer=hyperapi_dot_storage_dot_v1_dot_dataset__service__pb2.UpdateArrayResponse.SerializeToString,
+            ),
+            'LeaseShards': grpc.unary_unary_rpc_method_handler(
+                    servicer.LeaseShards,
+                    request_deserializer=hyperapi_dot_storage_dot_v1_dot_dataset__service__pb2.LeaseShardsRequest.FromString,
+                    response_serializer=hyperapi_dot_storage_dot_v1_dot_dataset__service__pb2.LeaseShardsResponse.SerializeToString,
+            ),
+            'ReleaseShards': grpc.unary_unary_rpc_method_handler(
+                    servicer.ReleaseShards,
+                    request_deserializer=hyperapi_dot_storage_dot_v1_dot_dataset__service__pb2.ReleaseShardsRequest.FromString,
+                    response_serializer=hyperapi_dot_storage_dot_v1_dot_dataset__service__pb2.ReleaseShardsResponse.SerializeToString,
             ),
             'SignUrls': grpc.unary_unary_rpc_method_handler(
                     servicer.SignUrls,
@@ -823,6 +875,87 @@ class DatasetService(object):
             '/hyperapi.storage.v1.DatasetService/DeleteArray',
             hyperapi_dot_storage_dot_v1_dot_dataset__service__pb2.DeleteArrayRequest.SerializeToString,
             hyperapi_dot_storage_dot_v1_dot_dataset__service__pb2.DeleteArrayResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def UpdateArray(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/hyperapi.storage.v1.DatasetService/UpdateArray',
+            hyperapi_dot_storage_dot_v1_dot_dataset__service__pb2.UpdateArrayRequest.SerializeToString,
+            hyperapi_dot_storage_dot_v1_dot_dataset__service__pb2.UpdateArrayResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def LeaseShards(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/hyperapi.storage.v1.DatasetService/LeaseShards',
+            hyperapi_dot_storage_dot_v1_dot_dataset__service__pb2.LeaseShardsRequest.SerializeToString,
+            hyperapi_dot_storage_dot_v1_dot_dataset__service__pb2.LeaseShardsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ReleaseShards(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/hyperapi.storage.v1.DatasetService/ReleaseShards',
+            hyperapi_dot_storage_dot_v1_dot_dataset__service__pb2.ReleaseShardsRequest.SerializeToString,
+            hyperapi_dot_storage_dot_v1_dot_dataset__service__pb2.ReleaseShardsResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -297,6 +297,54 @@ _DatasetServiceDeleteArrayType = typing_extensions.TypeVar(
     ],
 )
 
+_DatasetServiceUpdateArrayType = typing_extensions.TypeVar(
+    '_DatasetServiceUpdateArrayType',
+    grpc.UnaryUnaryMultiCallable[
+        hyperapi.storage.v1.dataset_service_pb2.UpdateArrayRequest,
+        hyperapi.storage.v1.dataset_service_pb2.UpdateArrayResponse,
+    ],
+    grpc.aio.UnaryUnaryMultiCallable[
+        hyperapi.storage.v1.dataset_service_pb2.UpdateArrayRequest,
+        hyperapi.storage.v1.dataset_service_pb2.UpdateArrayResponse,
+    ],
+    default=grpc.UnaryUnaryMultiCallable[
+        hyperapi.storage.v1.dataset_service_pb2.UpdateArrayRequest,
+        hyperapi.storage.v1.dataset_service_pb2.UpdateArrayResponse,
+    ],
+)
+
+_DatasetServiceLeaseShardsType = typing_extensions.TypeVar(
+    '_DatasetServiceLeaseShardsType',
+    grpc.UnaryUnaryMultiCallable[
+        hyperapi.storage.v1.dataset_service_pb2.LeaseShardsRequest,
+        hyperapi.storage.v1.dataset_service_pb2.LeaseShardsResponse,
+    ],
+    grpc.aio.UnaryUnaryMultiCallable[
+        hyperapi.storage.v1.dataset_service_pb2.LeaseShardsRequest,
+        hyperapi.storage.v1.dataset_service_pb2.LeaseShardsResponse,
+    ],
+    default=grpc.UnaryUnaryMultiCallable[
+        hyperapi.storage.v1.dataset_service_pb2.LeaseShardsRequest,
+        hyperapi.storage.v1.dataset_service_pb2.LeaseShardsResponse,
+    ],
+)
+
+_DatasetServiceReleaseShardsType = typing_extensions.TypeVar(
+    '_DatasetServiceReleaseShardsType',
+    grpc.UnaryUnaryMultiCallable[
+        hyperapi.storage.v1.dataset_service_pb2.ReleaseShardsRequest,
+        hyperapi.storage.v1.dataset_service_pb2.ReleaseShardsResponse,
+    ],
+    grpc.aio.UnaryUnaryMultiCallable[
+        hyperapi.storage.v1.dataset_service_pb2.ReleaseShardsRequest,
+        hyperapi.storage.v1.dataset_service_pb2.ReleaseShardsResponse,
+    ],
+    default=grpc.UnaryUnaryMultiCallable[
+        hyperapi.storage.v1.dataset_service_pb2.ReleaseShardsRequest,
+        hyperapi.storage.v1.dataset_service_pb2.ReleaseShardsResponse,
+    ],
+)
+
 _DatasetServiceSignUrlsType = typing_extensions.TypeVar(
     '_DatasetServiceSignUrlsType',
     grpc.UnaryUnaryMultiCallable[
@@ -329,7 +377,7 @@ _DatasetServiceReadObjectType = typing_extensions.TypeVar(
     ],
 )
 
-class DatasetServiceStub(typing.Generic[_DatasetServiceGetDatasetType, _DatasetServiceListDatasetsType, _DatasetServiceDeleteDatasetType, _DatasetServiceGetVersionType, _DatasetServiceListVersionsType, _DatasetServiceCreateSessionType, _DatasetServiceGetSessionType, _DatasetServiceCommitSessionType, _DatasetServiceAbortSessionType, _DatasetServiceAddFilesType, _DatasetServiceDeleteFilesType, _DatasetServiceListFilesType, _DatasetServiceGetFilesType, _DatasetServiceCreateArrayType, _DatasetServiceGetArrayType, _DatasetServiceListArraysType, _DatasetServiceDeleteArrayType, _DatasetServiceSignUrlsType, _DatasetServiceReadObjectType]):
+class DatasetServiceStub(typing.Generic[_DatasetServiceGetDatasetType, _DatasetServiceListDatasetsType, _DatasetServiceDeleteDatasetType, _DatasetServiceGetVersionType, _DatasetServiceListVersionsType, _DatasetServiceCreateSessionType, _DatasetServiceGetSessionType, _DatasetServiceCommitSessionType, _DatasetServiceAbortSessionType, _DatasetServiceAddFilesType, _DatasetServiceDeleteFilesType, _DatasetServiceListFilesType, _DatasetServiceGetFilesType, _DatasetServiceCreateArrayType, _DatasetServiceGetArrayType, _DatasetServiceListArraysType, _DatasetServiceDeleteArrayType, _DatasetServiceUpdateArrayType, _DatasetServiceLeaseShardsType, _DatasetServiceReleaseShardsType, _DatasetServiceSignUrlsType, _DatasetServiceReadObjectType]):
     """Names and versions; bytes flow between the client and S3 by presigned URLs."""
 
     @typing.overload
@@ -401,6 +449,18 @@ class DatasetServiceStub(typing.Generic[_DatasetServiceGetDatasetType, _DatasetS
         grpc.UnaryUnaryMultiCallable[
             hyperapi.storage.v1.dataset_service_pb2.DeleteArrayRequest,
             hyperapi.storage.v1.dataset_service_pb2.DeleteArrayResponse,
+        ],
+        grpc.UnaryUnaryMultiCallable[
+            hyperapi.storage.v1.dataset_service_pb2.UpdateArrayRequest,
+            hyperapi.storage.v1.dataset_service_pb2.UpdateArrayResponse,
+        ],
+        grpc.UnaryUnaryMultiCallable[
+            hyperapi.storage.v1.dataset_service_pb2.LeaseShardsRequest,
+            hyperapi.storage.v1.dataset_service_pb2.LeaseShardsResponse,
+        ],
+        grpc.UnaryUnaryMultiCallable[
+            hyperapi.storage.v1.dataset_service_pb2.ReleaseShardsRequest,
+            hyperapi.storage.v1.dataset_service_pb2.ReleaseShardsResponse,
         ],
         grpc.UnaryUnaryMultiCallable[
             hyperapi.storage.v1.dataset_service_pb2.SignUrlsRequest,
@@ -483,6 +543,18 @@ class DatasetServiceStub(typing.Generic[_DatasetServiceGetDatasetType, _DatasetS
             hyperapi.storage.v1.dataset_service_pb2.DeleteArrayResponse,
         ],
         grpc.aio.UnaryUnaryMultiCallable[
+            hyperapi.storage.v1.dataset_service_pb2.UpdateArrayRequest,
+            hyperapi.storage.v1.dataset_service_pb2.UpdateArrayResponse,
+        ],
+        grpc.aio.UnaryUnaryMultiCallable[
+            hyperapi.storage.v1.dataset_service_pb2.LeaseShardsRequest,
+            hyperapi.storage.v1.dataset_service_pb2.LeaseShardsResponse,
+        ],
+        grpc.aio.UnaryUnaryMultiCallable[
+            hyperapi.storage.v1.dataset_service_pb2.ReleaseShardsRequest,
+            hyperapi.storage.v1.dataset_service_pb2.ReleaseShardsResponse,
+        ],
+        grpc.aio.UnaryUnaryMultiCallable[
             hyperapi.storage.v1.dataset_service_pb2.SignUrlsRequest,
             hyperapi.storage.v1.dataset_service_pb2.SignUrlsResponse,
         ],
@@ -539,6 +611,18 @@ class DatasetServiceStub(typing.Generic[_DatasetServiceGetDatasetType, _DatasetS
     ListArrays: _DatasetServiceListArraysType
 
     DeleteArray: _DatasetServiceDeleteArrayType
+
+    UpdateArray: _DatasetServiceUpdateArrayType
+    """Grows an array that the session made, or replaces its attributes. Of two that grow it from the
+    same shape one gets ABORTED, CONFLICT.
+    """
+
+    LeaseShards: _DatasetServiceLeaseShardsType
+    """Reserves shards of the session's arrays for one owner who reads, changes and writes them. All or
+    none: ABORTED, CONFLICT if another owner holds one. Held until released or the lifetime is over.
+    """
+
+    ReleaseShards: _DatasetServiceReleaseShardsType
 
     SignUrls: _DatasetServiceSignUrlsType
     """URLs for reading objects of a version or session, or for writing objects of a session.
@@ -616,6 +700,18 @@ DatasetServiceAsyncStub: typing_extensions.TypeAlias = DatasetServiceStub[
     grpc.aio.UnaryUnaryMultiCallable[
         hyperapi.storage.v1.dataset_service_pb2.DeleteArrayRequest,
         hyperapi.storage.v1.dataset_service_pb2.DeleteArrayResponse,
+    ],
+    grpc.aio.UnaryUnaryMultiCallable[
+        hyperapi.storage.v1.dataset_service_pb2.UpdateArrayRequest,
+        hyperapi.storage.v1.dataset_service_pb2.UpdateArrayResponse,
+    ],
+    grpc.aio.UnaryUnaryMultiCallable[
+        hyperapi.storage.v1.dataset_service_pb2.LeaseShardsRequest,
+        hyperapi.storage.v1.dataset_service_pb2.LeaseShardsResponse,
+    ],
+    grpc.aio.UnaryUnaryMultiCallable[
+        hyperapi.storage.v1.dataset_service_pb2.ReleaseShardsRequest,
+        hyperapi.storage.v1.dataset_service_pb2.ReleaseShardsResponse,
     ],
     grpc.aio.UnaryUnaryMultiCallable[
         hyperapi.storage.v1.dataset_service_pb2.SignUrlsRequest,
@@ -762,6 +858,33 @@ class DatasetServiceServicer(metaclass=abc.ABCMeta):
         request: hyperapi.storage.v1.dataset_service_pb2.DeleteArrayRequest,
         context: _ServicerContext,
     ) -> typing.Union[hyperapi.storage.v1.dataset_service_pb2.DeleteArrayResponse, collections.abc.Awaitable[hyperapi.storage.v1.dataset_service_pb2.DeleteArrayResponse]]: ...
+
+    @abc.abstractmethod
+    def UpdateArray(
+        self,
+        request: hyperapi.storage.v1.dataset_service_pb2.UpdateArrayRequest,
+        context: _ServicerContext,
+    ) -> typing.Union[hyperapi.storage.v1.dataset_service_pb2.UpdateArrayResponse, collections.abc.Awaitable[hyperapi.storage.v1.dataset_service_pb2.UpdateArrayResponse]]:
+        """Grows an array that the session made, or replaces its attributes. Of two that grow it from the
+        same shape one gets ABORTED, CONFLICT.
+        """
+
+    @abc.abstractmethod
+    def LeaseShards(
+        self,
+        request: hyperapi.storage.v1.dataset_service_pb2.LeaseShardsRequest,
+        context: _ServicerContext,
+    ) -> typing.Union[hyperapi.storage.v1.dataset_service_pb2.LeaseShardsResponse, collections.abc.Awaitable[hyperapi.storage.v1.dataset_service_pb2.LeaseShardsResponse]]:
+        """Reserves shards of the session's arrays for one owner who reads, changes and writes them. All or
+        none: ABORTED, CONFLICT if another owner holds one. Held until released or the lifetime is over.
+        """
+
+    @abc.abstractmethod
+    def ReleaseShards(
+        self,
+        request: hyperapi.storage.v1.dataset_service_pb2.ReleaseShardsRequest,
+        context: _ServicerContext,
+    ) -> typing.Union[hyperapi.storage.v1.dataset_service_pb2.ReleaseShardsResponse, collections.abc.Awaitable[hyperapi.storage.v1.dataset_service_pb2.ReleaseShardsResponse]]: ...
 
     @abc.abstractmethod
     def SignUrls(

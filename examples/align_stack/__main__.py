@@ -12,10 +12,9 @@ import subprocess
 import sys
 from pathlib import Path
 
-from hyper.images import write_png
-
 from hyper import sample_data
 from hyper.errors import HyperError
+from hyper.images import write_png
 
 REAL_TITLE = "Ten sections of neuropil round a capillary, aligned"
 SYNTHETIC_TITLE = "SYNTHETIC stack (no real data at hand), aligned"

@@ -283,7 +283,9 @@ class Compiled:
             str(self.graph),
             "",
         ]
-        shares = self._shares or [None] * len(self.steps)
+        shares: list[float | None] = [None] * len(self.steps)
+        if self._shares is not None:
+            shares = list(self._shares)
         lines.append(f"{'step':<28}{'kernel':<34}{'MFLOP':>10}{'rows':>8}{'chunk':>7}{'time':>8}")
         for step, share in zip(self.steps, shares, strict=True):
             kind = type(step.kernel).__name__

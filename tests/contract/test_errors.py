@@ -22,7 +22,7 @@ from hyper.errors import (
 from hyper_servicekit.interceptor import CallInterceptor
 from hyper_servicekit.metrics import RPC_TOTAL
 from hyperapi.common.v1 import errors_pb2
-from tests.support.echo_service import SECRET, Echo, add_echo, caller, failure
+from tests.support.echo_service import FULL_NAME, SECRET, Echo, add_echo, caller, failure
 
 REASONS = sorted(
     name.removeprefix("REASON_")
@@ -91,6 +91,27 @@ async def test_a_bug_tells_the_caller_only_where_to_look(
     assert "request id" in error.message
     assert SECRET not in repr(vars(error))
     assert "because" not in error.message
+
+
+@pytest.mark.parametrize("kind", KINDS)
+async def test_bytes_that_are_no_message_are_the_callers_mistake(
+    echo: tuple[grpc.aio.Channel, Echo], kind: str
+) -> None:
+    channel, _ = echo
+    many = kind in ("Upload", "Chat")
+    open_call = {
+        "Unary": channel.unary_unary, "Stream": channel.unary_stream,
+        "Upload": channel.stream_unary, "Chat": channel.stream_stream,
+    }[kind]  # fmt: skip
+    answer = open_call(f"/{FULL_NAME}/{kind}")(
+        iter([b"\xff\xff"]) if many else b"\xff\xff", timeout=10
+    )
+    with pytest.raises(grpc.RpcError) as caught:
+        await (anext(aiter(answer)) if kind in ("Stream", "Chat") else answer)
+    error = from_rpc_error(caught.value, peer="echo")
+    assert isinstance(error, InvalidArgumentError)
+    assert "not a message of this method" in error.message
+    assert await call(channel, kind, "hello") == await call(channel, kind, "hello")
 
 
 @pytest.mark.parametrize("kind", KINDS)

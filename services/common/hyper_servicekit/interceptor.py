@@ -18,10 +18,11 @@ from typing import Any
 import grpc
 import grpc.aio
 import structlog
+from google.protobuf.message import DecodeError
 from google.rpc import status_pb2
 from grpc_status import rpc_status
 
-from hyper.errors import HyperError, InternalError, to_status
+from hyper.errors import HyperError, InternalError, InvalidArgumentError, to_status
 from hyper_servicekit.logs import get_logger
 from hyper_servicekit.metrics import RPC_SECONDS, RPC_TOTAL
 
@@ -51,23 +52,23 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
             inner_stream = handler.unary_stream or handler.stream_stream
 
             async def stream(request: Any, context: Any) -> AsyncIterator[Any]:
-                async with (
-                    call.watched(context, kind),
-                    aclosing(inner_stream(request, context)) as responses,
-                ):
-                    async for response in responses:
-                        yield response
+                async with call.watched(context, kind):
+                    _refuse_malformed(request)
+                    async with aclosing(inner_stream(request, context)) as responses:
+                        async for response in responses:
+                            yield response
 
             make = (
                 grpc.stream_stream_rpc_method_handler
                 if handler.request_streaming
                 else grpc.unary_stream_rpc_method_handler
             )
-            return make(stream, handler.request_deserializer, handler.response_serializer)
+            return make(stream, _deserializer(handler), handler.response_serializer)
         inner = handler.unary_unary or handler.stream_unary
 
         async def unary(request: Any, context: Any) -> Any:
             async with call.watched(context, kind):
+                _refuse_malformed(request)
                 return await inner(request, context)
 
         make = (
@@ -75,7 +76,31 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
             if handler.request_streaming
             else grpc.unary_unary_rpc_method_handler
         )
-        return make(unary, handler.request_deserializer, handler.response_serializer)
+        return make(unary, _deserializer(handler), handler.response_serializer)
+
+
+def _deserializer(handler: Any) -> Callable[[bytes], Any]:
+    """The handler's own, for peers that send anything.
+
+    gRPC reads the messages of a stream while the handler runs, so that an error is the handler's.
+    A single request it reads before, and would answer UNKNOWN: there the error is the request.
+    """
+
+    def read(data: bytes) -> Any:
+        try:
+            return handler.request_deserializer(data)
+        except DecodeError as problem:
+            error = InvalidArgumentError(f"not a message of this method: {problem}")
+            if handler.request_streaming:
+                raise error from problem
+            return error
+
+    return read
+
+
+def _refuse_malformed(request: Any) -> None:
+    if isinstance(request, InvalidArgumentError):
+        raise request
 
 
 class _Call:

@@ -13,7 +13,12 @@ from hyper_servicekit.objects.presign import Presigner
 
 WHEN = datetime(2031, 5, 6, 23, 59, 58, tzinfo=UTC)
 NAMES = st.text(st.characters(exclude_categories=["Cs", "Cc"]), min_size=1, max_size=20).filter(
-    lambda name: not name.startswith("/") and "//" not in name and "." not in name.split("/")
+    lambda name: (
+        not name.startswith("/")
+        and "//" not in name
+        and "." not in name.split("/")
+        and name.strip()  # minio, the reference, refuses a name of spaces
+    )
 )
 
 

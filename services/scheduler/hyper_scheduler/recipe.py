@@ -17,6 +17,7 @@ MAX_TASKS = 100_000_000
 MAX_COMBINATIONS = 1 << 62
 MAX_COMMAND_BYTES = 65_536
 MAX_RETRIES = 1_000
+MAX_MEMORY_BYTES = 1 << 50
 
 _LATER = {
     "gang": "gangs", "objective": "objectives", "checkpoint": "checkpoints", "inputs": "inputs",
@@ -324,13 +325,17 @@ def _duration(node: Node, *, zero: bool = False) -> float:
 
 
 def _bytes(node: Node) -> int:
-    if isinstance(node.value, int) and not isinstance(node.value, bool) and node.value >= 0:
-        return node.value
-    match = _BYTES.match(node.value) if isinstance(node.value, str) else None
-    if match is None:
+    size: float = -1
+    if isinstance(node.value, int) and not isinstance(node.value, bool):
+        size = node.value
+    elif isinstance(node.value, str) and (match := _BYTES.match(node.value)):
+        unit = match.group(2).removesuffix("B")
+        size = float(match.group(1)) * (_BINARY.get(unit) or _UNITS.get(unit, 1))
+    if size < 0:
         node.fail(f"{str(node.plain())[:40]!r} is not an amount of memory; write 8GiB or 512MB")
-    unit = match.group(2).removesuffix("B")
-    return int(float(match.group(1)) * (_BINARY.get(unit) or _UNITS.get(unit, 1)))
+    if size > MAX_MEMORY_BYTES:
+        node.fail(f"more memory than any machine has; at most {MAX_MEMORY_BYTES >> 40} TiB")
+    return int(size)
 
 
 def _budget(node: Node) -> float:

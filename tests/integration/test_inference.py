@@ -6,6 +6,7 @@ import secrets
 import threading
 import urllib.request
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from hyper.compute_inference import VolumeProgress
 from hyper.config import INFERENCE
 from hyper.errors import (
     DataLossError,
+    HyperError,
     InvalidArgumentError,
     NotFoundError,
     ResourceExhaustedError,
@@ -96,7 +98,8 @@ def test_predict_takes_other_dtypes_and_3d_nets(client: Client) -> None:
     output = client.predict(f"{MODELS}/nets/unet.onnx", patch)
     assert output.shape == (1, 2, 6, 20, 34)
     assert np.array_equal(output, net(patch))
-    assert np.array_equal(client.predict(f"{MODELS}/nets/unet.onnx", patch, mode="exact"), output)
+    exact = client.predict(f"{MODELS}/nets/unet.onnx", patch, mode="exact")
+    assert np.abs(exact - output).max() < 1e-4
 
 
 def test_get_model_shows_inputs_outputs_and_graph(client: Client) -> None:
@@ -221,15 +224,84 @@ def test_infer_volume_in_patches_with_channels(client: Client, session: Session)
         "patched", (2, *volume.shape), "float32", chunks=(2, 4, 16, 16), shards=(2, 4, 32, 32)
     )
     name = f"{MODELS}/nets/unet.onnx"
-    client.infer_volume(name, source, whole, scale=1 / 255)
+    options = {"scale": 1 / 255, "mode": "exact"}
+    client.infer_volume(name, source, whole, **options)
     # Even starts keep the phase of the pooling, 14 voxels hold what one voxel sees: the same bits.
-    client.infer_volume(
-        name, source, patched, scale=1 / 255, patch=(12, 40, 40), overlap=(0, 14, 14)
-    )
+    client.infer_volume(name, source, patched, patch=(12, 40, 40), overlap=(0, 14, 14), **options)
     assert np.array_equal(whole[...], patched[...])
-    net = hyper_inference.compile(small_unet_model(), (1, 1, 12, 70, 66))
+    net = hyper_inference.compile(small_unet_model(), (1, 1, 12, 70, 66), mode="exact")
     expected = net(volume[None, None].astype(np.float32) * np.float32(1 / 255))[0]
     assert np.array_equal(whole[...], expected)
+
+
+def test_predictions_at_the_same_time_are_what_they_are_alone(client: Client) -> None:
+    batches = [
+        np.random.default_rng(n).random((n % 3 + 1, 1, 40, 50), np.float32) for n in range(12)
+    ]
+    net = hyper_inference.compile(bandpass_model(9, 1.0, 2.0), batches[0].shape)
+    name = f"{MODELS}/bandpass.onnx"
+    with ThreadPoolExecutor(6) as pool:
+        found = list(pool.map(lambda batch: client.predict(name, batch), batches))
+    for batch, output in zip(batches, found, strict=True):
+        assert np.array_equal(output, net(batch))
+
+
+def test_a_deadline_ends_a_call_that_waits(
+    services: dict[str, str], client: Client, tmp_path: Path
+) -> None:
+    with (
+        run_inference(tmp_path, services["gateway"], WORKERS="1") as facts,
+        inference_client(services["gateway"], facts["address"]) as small,
+    ):
+        begun, done = threading.Event(), threading.Event()
+
+        def slow() -> Iterator[api.PredictRequest]:
+            yield header([1, 1, 8, 8])
+            begun.set()
+            done.wait(30)
+            yield part(bytes(256))
+
+        holder = threading.Thread(
+            target=lambda: list(small.stream(INFERENCE, InferenceServiceStub, "Predict", slow))
+        )
+        holder.start()
+        assert begun.wait(30)
+        try:
+            with pytest.raises(HyperError) as caught:
+                list(small.stream(
+                    INFERENCE, InferenceServiceStub, "Predict",
+                    lambda: iter([header([1, 1, 8, 8]), part(bytes(256))]), timeout_s=0.5,
+                ))  # fmt: skip
+            assert "deadline" in str(caught.value).lower() or "time" in str(caught.value).lower()
+        finally:
+            done.set()
+            holder.join(30)
+        assert len(predict_by_hand(small, header([1, 1, 8, 8]), part(bytes(256)))) == 2
+
+
+def test_masks_and_augmentation(client: Client, session: Session) -> None:
+    volume = random_volume(4, 64, 64)
+    source = session.create_array("raw", volume.shape, "uint8")
+    source[...] = volume
+    mask = session.create_array("mask", (4, 2, 2), "uint8")
+    mask[...] = np.array([[[1, 0], [0, 0]]] * 2 + [[[0, 0], [0, 0]]] * 2, np.uint8)
+    made = {
+        name: session.create_array(name, volume.shape, "float32", chunks=(1, 32, 32),
+                                   shards=(1, 32, 32))
+        for name in ("plain", "masked", "turned")
+    }  # fmt: skip
+    name, sizes = f"{MODELS}/bandpass.onnx", {"patch": (1, 32, 32), "overlap": (0, 8, 8)}
+    client.infer_volume(name, source, made["plain"], **sizes)
+    client.infer_volume(name, source, made["masked"], mask=mask, **sizes)
+    client.infer_volume(name, source, made["turned"], augmentation="rotations", **sizes)
+    plain, masked = made["plain"][...], made["masked"][...]
+    assert np.array_equal(masked[:2, :28, :28], plain[:2, :28, :28])
+    assert not masked[2:].any()
+    assert not masked[:, 44:, 44:].any()
+    assert np.allclose(made["turned"][...], plain, atol=1e-2)  # the net is symmetric
+    for bad in ({"augmentation": "magic"}, {"augmentation": "rotations", "patch": (1, 32, 40)}):
+        with pytest.raises(InvalidArgumentError):
+            client.infer_volume(name, source, made["turned"], **bad)
 
 
 def test_volumes_that_do_not_fit_are_refused(client: Client, session: Session) -> None:

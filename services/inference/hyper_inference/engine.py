@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import math
 import threading
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -15,9 +14,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from hyper.errors import CancelledError, InvalidArgumentError
+from hyper.errors import InvalidArgumentError
 from hyper_inference import metrics
 from hyper_inference.augment import augmented, check_augmentation
+from hyper_inference.batcher import Batcher
 from hyper_inference.compiler.compile import Compiled, load_graph
 from hyper_inference.compiler.ir import Triple
 from hyper_inference.compiler.pipeline import run_pipeline
@@ -51,13 +51,13 @@ class Description:
 
 
 class Engine:
-    """Models, and the lock that lets one net compute at a time."""
+    """Models, and the batcher that lets one net compute at a time."""
 
     def __init__(self, models: Models, *, patch_voxels: int, block_bytes: int) -> None:
         self._models = models
         self._patch_voxels = patch_voxels
         self._block_bytes = block_bytes
-        self._compute = threading.Lock()
+        self._batcher = Batcher()
 
     def describe(self, name: str) -> Description:
         """A model, and its graph where its input size is known (or a size of 64 fits)."""
@@ -73,11 +73,17 @@ class Engine:
         channels = graph.types()[graph.output].shape[0]
         return Description(model, (output[0], channels, *output[2:]), str(graph))
 
-    def predict(self, name: str, tensor: npt.NDArray[Any], mode: str) -> Prediction:
-        """The model's output on a batch."""
+    def predict(
+        self, name: str, tensor: npt.NDArray[Any], mode: str, cancelled: threading.Event
+    ) -> Prediction:
+        """The model's output on a batch.
+
+        Raises:
+            CancelledError: `cancelled` was set before its turn.
+        """
         model = self._models.model(name)
         net = self._models.net(model, tensor.shape, mode)
-        output, seconds = self._run(net, tensor)
+        output, seconds = self._batcher.run(net, tensor, cancelled)
         metrics.PATCHES.labels("predict").inc(len(tensor))
         metrics.VOXELS.labels("predict").inc(math.prod(tensor.shape[2:]) * len(tensor))
         metrics.COMPUTE_SECONDS.labels("predict").inc(seconds)
@@ -120,10 +126,8 @@ class Engine:
             )
 
         def run(values: Floats) -> Floats:
-            if cancelled.is_set():
-                raise CancelledError("the call was cancelled")
             flat = values if model.spatial == 3 else values[:, 0]
-            batch, seconds = self._run(net, flat[None])
+            batch, seconds = self._batcher.run(net, flat[None], cancelled)
             metrics.PATCHES.labels("volume").inc()
             metrics.VOXELS.labels("volume").inc(math.prod(patch))
             metrics.COMPUTE_SECONDS.labels("volume").inc(seconds)
@@ -136,12 +140,6 @@ class Engine:
             options.done,
         )  # fmt: skip
         yield from infer_volume(augmented(run, options.augmentation), source, destination, work)
-
-    def _run(self, net: Compiled, batch: npt.NDArray[Any]) -> tuple[Floats, float]:
-        with self._compute:
-            start = time.perf_counter()
-            output: Floats = net(batch)
-            return output, time.perf_counter() - start
 
     def _fit(
         self, model: Model, channels: int, size: Triple, options: VolumeOptions

@@ -70,7 +70,8 @@ class InferenceServicer(api_grpc.InferenceServiceServicer):
         """One input, streamed or read from storage; one output, streamed."""
         header = await _header(requests)
         mode = convert.parse_mode(header.mode)
-        async with self._slots.one():
+        cancelled = threading.Event()
+        async with self._slots.one(), _gone(cancelled):
             if header.source.name:
                 tensor = await self._blocking(self._read_source, header)
             else:
@@ -84,7 +85,7 @@ class InferenceServicer(api_grpc.InferenceServiceServicer):
                         break
                 tensor = assembly.tensor()
             result: Prediction = await self._blocking(
-                self._engine.predict, header.model, tensor, mode
+                self._engine.predict, header.model, tensor, mode, cancelled
             )
         yield api.PredictResponse(
             header=api.PredictResponseHeader(
@@ -101,16 +102,13 @@ class InferenceServicer(api_grpc.InferenceServiceServicer):
         """Array in, array out; progress after every patch and write."""
         options = convert.parse_volume_options(request)
         cancelled = threading.Event()
-        async with self._slots.one():
+        async with self._slots.one(), _gone(cancelled):
             steps = self._volume(request, options, cancelled)
-            try:
-                while True:
-                    step = await self._blocking(next, steps, _END)
-                    if not isinstance(step, Progress):
-                        break
-                    yield _progress(step)
-            finally:
-                cancelled.set()
+            while True:
+                step = await self._blocking(next, steps, _END)
+                if not isinstance(step, Progress):
+                    break
+                yield _progress(step)
 
     def _volume(
         self,
@@ -175,6 +173,15 @@ class InferenceServicer(api_grpc.InferenceServiceServicer):
     async def _blocking(self, function: Callable[..., T], *arguments: Any) -> T:
         loop = asyncio.get_running_loop()
         return await loop.run_in_executor(self._executor, function, *arguments)
+
+
+@contextlib.asynccontextmanager
+async def _gone(cancelled: threading.Event) -> AsyncIterator[None]:
+    """Tell the threads that work for a call when it has ended: cancelled, or past its deadline."""
+    try:
+        yield
+    finally:
+        cancelled.set()
 
 
 async def _header(requests: AsyncIterator[api.PredictRequest]) -> api.PredictHeader:

@@ -13,6 +13,9 @@ from onnx import TensorProto, helper, numpy_helper
 import hyper_inference
 from hyper.errors import InvalidArgumentError
 from hyper_inference import InvalidModelError, ShapeError, UnsupportedOp
+from hyper_inference.compiler.compile import load_graph
+from hyper_inference.compiler.memory_plan import plan_memory
+from hyper_inference.compiler.pipeline import run_pipeline
 from tests.compiler.nets import bandpass_model, onnx_model, small_unet_model
 
 pytestmark = pytest.mark.timeout(120)
@@ -148,6 +151,54 @@ def test_damaged_bytes_never_crash(data: st.DataObject) -> None:
         assert "\n" not in str(error)
     else:
         assert graph.nodes
+
+
+def many_ops_model() -> bytes:
+    """One of every kind of op whose handler reads numbers from the file."""
+    node = helper.make_node
+    nodes = [
+        node("Conv", ["x", "w"], ["a"], pads=[1, 1, 1, 1], name="conv"),
+        node("InstanceNormalization", ["a", "one", "one"], ["b"], name="instance"),
+        node("Reshape", ["b", "grouped"], ["c"]),
+        node("InstanceNormalization", ["c", "pair", "pair"], ["d"], name="group"),
+        node("Reshape", ["d", "back"], ["e"]),
+        node("PRelu", ["e", "slope"], ["f"]),
+        node("ConvTranspose", ["f", "t"], ["g"], strides=[2, 2], pads=[1, 1, 1, 1],
+             output_padding=[1, 1]),
+        node("MaxPool", ["g"], ["h"], kernel_shape=[2, 2], strides=[2, 2], ceil_mode=1),
+        node("Split", ["h"], ["i", "j"], axis=1),
+        node("Resize", ["i", "", "scales"], ["k"], mode="linear"),
+        node("Pad", ["j", "pads"], ["l"], mode="reflect"),
+        node("GlobalAveragePool", ["l"], ["m"]),
+        node("Mul", ["k", "m"], ["n"]),
+        node("Clip", ["n", "low", "high"], ["o"]),
+        node("Softmax", ["o"], ["y"], axis=1),
+    ]  # fmt: skip
+    weights = {
+        "w": noise(4, 1, 3, 3), "one": np.ones(4, np.float32), "pair": np.ones(2, np.float32),
+        "grouped": np.int64([1, 2, -1]), "back": np.int64([1, 4, 9, 10]),
+        "slope": noise(4, 1, 1), "t": noise(4, 4, 3, 3), "scales": np.float32([1, 1, 2, 2]),
+        "pads": np.int64([0, 0, 1, 1, 0, 0, 1, 1]), "low": np.float32(-1), "high": np.float32(1),
+    }  # fmt: skip
+    return onnx_model(nodes, weights, [1, 1, 9, 10])
+
+
+def test_many_ops_together() -> None:
+    assert against_onnxruntime(many_ops_model(), noise(1, 1, 9, 10)) < 1e-5
+
+
+@settings(max_examples=250, deadline=None, derandomize=True)
+@given(st.data())
+def test_damaged_models_of_many_ops_never_crash(data: st.DataObject) -> None:
+    model = bytearray(many_ops_model())
+    for _ in range(data.draw(st.integers(1, 3))):
+        at = data.draw(st.integers(0, len(model) - 1))
+        model[at] = data.draw(st.integers(0, 255))
+    try:
+        graph = run_pipeline(load_graph(bytes(model), (1, 1, 9, 10)))
+        plan_memory(graph, max_bytes=2**30)
+    except InvalidArgumentError as error:
+        assert "\n" not in str(error)
 
 
 def changed(change: object) -> bytes:

@@ -1,15 +1,182 @@
-"""`python -m benchmarks.scheduler [--quick] [--json]`."""
+"""`python -m benchmarks.scheduler [--quick] [--json]`: this scheduler, Ray and Dask, in turn.
 
+CPU time is that of whole systems: ours of scheduler, worker and tasks, etcd, storage gateway and
+S3, with every result durable; the peers' of all their processes, with nothing durable.
+"""
+
+from __future__ import annotations
+
+import argparse
 import json
+import os
+import statistics
+import subprocess
 import sys
+import time
+from typing import Any
 
-from benchmarks.scheduler.cluster import cluster, recipe, run
+from benchmarks.scheduler import cpu, peer_runs
+from benchmarks.scheduler.cluster import ROOT, Cluster, cluster, recipe, run
 from hyper.client import Client
 
-n = int(sys.argv[1])
-ms = int(sys.argv[2])
-with cluster() as c, Client(c.endpoint) as client:
-    run(c, client, recipe(50))
-    for _ in range(int(sys.argv[3])):
-        r = run(c, client, recipe(n, ms))
-        print(n / r["cpu_s"], n / r["wall_s"], json.dumps(r))
+PEERS = ("ray", "dask")
+# ten thousand workers share a machine of two cores with the scheduler: they beat more slowly
+CALM = {"HYPER_SCHEDULER__HEARTBEAT_S": "10", "HYPER_SCHEDULER__LEASE_S": "40"}
+
+
+def rate(figures: dict[str, Any], tasks: int) -> float:
+    """Tasks per CPU second."""
+    return float(tasks / figures["cpu_s"])
+
+
+def throughput(where: Cluster, client: Client, quick: bool, cores: int) -> dict[str, Any]:
+    """No-op tasks, in turn with the peers."""
+    tasks, peer_tasks, rounds = (20_000, 4_000, 1) if quick else (50_000, 8_000, 3)
+    found: dict[str, Any] = {"rounds": []}
+    why = {peer: peer_runs.install(peer) for peer in PEERS}
+    for _ in range(rounds):
+        ours = run(where, client, recipe(tasks))
+        one: dict[str, Any] = {"hyper": rate(ours, tasks), "hyper_cpu_s": ours["by_role"]}
+        for peer in PEERS:
+            if why[peer]:
+                continue
+            figures = peer_runs.run(peer, peer_tasks, 0, cores)
+            if isinstance(figures, str):
+                why[peer] = figures
+            else:
+                one[peer] = rate(figures, peer_tasks)
+        found["rounds"].append(one)
+    rounds_done = found["rounds"]
+    found["tasks_per_cpu_second"] = statistics.median(each["hyper"] for each in rounds_done)
+    for peer in PEERS:
+        ratios = [each["hyper"] / each[peer] for each in rounds_done if peer in each]
+        found[f"vs_{peer}"] = None if why[peer] else statistics.median(ratios)
+        if why[peer]:
+            found[f"vs_{peer}_reason"] = why[peer]
+    busy = 400 if quick else 2_000
+    found["tasks_per_cpu_second_10ms"] = rate(run(where, client, recipe(busy, 10)), busy)
+    return found
+
+
+def commands(where: Cluster, client: Client, quick: bool) -> float:
+    """Commands, a fork each, per second of the worker's CPU time, the commands' own included."""
+    tasks = 200 if quick else 1_000
+    what = {
+        "version": 1,
+        "name": "commands",
+        "experiments": {"c": {"command": "true", "parameters": {"i": {"range": [0, tasks]}}}},
+    }
+    return float(tasks / run(where, client, what)["by_role"]["worker"])
+
+
+def start_latency(client: Client, quick: bool) -> float:
+    """From the call of submit to the first line of the task, on an idle cluster."""
+    what = {
+        "version": 1,
+        "name": "latency",
+        "experiments": {
+            "one": {"function": "benchmarks.scheduler.work:now", "parameters": {"i": [0]}}
+        },
+    }
+    latencies: list[float] = []
+    for _ in range(8 if quick else 40):
+        asked = time.time()
+        workflow = client.submit(what)
+        workflow.wait(timeout_s=60)
+        latencies.append((float(workflow.task("one", 0).result) - asked) * 1000.0)
+    return statistics.median(latencies)
+
+
+def large(where: Cluster, client: Client) -> dict[str, float]:
+    """Ten million tasks: handed in, looked at, cancelled."""
+    start = time.perf_counter()
+    workflow = client.submit(recipe(10_000_000, 1, "large"))
+    submitted = time.perf_counter()
+    list(client.workflows())
+    workflow.refresh()
+    next(iter(workflow.tasks("noop")))
+    looked = time.perf_counter()
+    workflow.cancel("measured")
+    workflow.wait(timeout_s=120)
+    return {
+        "submit_10m_seconds": submitted - start,
+        "look_10m_seconds": looked - submitted,
+        "scheduler_rss_mb": max(map(cpu.rss_mb, where.pids("scheduler"))),
+    }
+
+
+def etcd_db_mb(where: Cluster) -> float:
+    """etcd's database, as its own metrics say."""
+    lines = where.metrics("etcd").splitlines()
+    name = "etcd_mvcc_db_total_size_in_bytes "
+    return next(float(line.removeprefix(name)) for line in lines if line.startswith(name)) / 1e6
+
+
+def percentile_ms(text: str, name: str, share: float) -> float:
+    """An upper bound of a histogram's percentile, from /metrics."""
+    buckets: list[tuple[float, float]] = []
+    for line in text.splitlines():
+        if line.startswith(f"{name}_bucket"):
+            bound, _, count = line.partition('le="')[2].partition('"} ')
+            buckets.append((float(bound), float(count)))
+    total = buckets[-1][1]
+    return next(bound for bound, count in buckets if count >= share * total) * 1000.0
+
+
+def many_workers(quick: bool) -> dict[str, Any]:
+    """Ten thousand streams, and tasks over all of them."""
+    count, tasks = (1_000, 5_000) if quick else (10_000, 50_000)
+    with cluster(1, 1, CALM) as where, Client(where.endpoint, timeout_s=60) as client:
+        (scheduler,) = [each for each in where.processes if each["role"] == "scheduler"]
+        command = [sys.executable, "-m", "benchmarks.scheduler.agents"]
+        command += [scheduler["address"], str(count), "30" if quick else "90"]
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=ROOT)
+        assert process.stdout is not None
+        try:
+            process.stdout.readline()
+            client.submit(recipe(tasks)).wait(timeout_s=300)
+            text = where.metrics("scheduler")
+            facts = json.loads(process.stdout.readline() or "{}")
+            process.wait(timeout=60)
+        finally:
+            process.kill()
+            process.wait()
+    name = "hyper_scheduler_dispatch_seconds"
+    return {
+        "agents": count,
+        "agents_connect_seconds": facts.get("connect_s"),
+        "agents_lost": facts.get("broken"),
+        "dispatch_ms_p99": percentile_ms(text, name, 0.99),
+    }
+
+
+def measure(quick: bool) -> dict[str, Any]:
+    """Everything."""
+    cores = len(os.sched_getaffinity(0))
+    with cluster(1, cores) as where, Client(where.endpoint) as client:
+        run(where, client, recipe(500))
+        figures = throughput(where, client, quick, cores)
+        figures["commands_per_core_second"] = commands(where, client, quick)
+        figures["submit_to_start_ms_p50"] = start_latency(client, quick)
+        figures |= large(where, client)
+        figures["etcd_db_mb"] = etcd_db_mb(where)
+    return figures | many_workers(quick)
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.scheduler", description=__doc__)
+    parser.add_argument("--quick", action="store_true", help="smaller: two or three minutes")
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    options = parser.parse_args()
+    figures = measure(options.quick)
+    if options.json:
+        print(json.dumps(figures))
+        return
+    for name, value in figures.items():
+        if name != "rounds":
+            print(f"{name:28} {value if not isinstance(value, float) else format(value, '.4g')}")
+
+
+if __name__ == "__main__":
+    main()

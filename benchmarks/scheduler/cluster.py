@@ -8,6 +8,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,7 +19,6 @@ from hyper.client import Client
 
 ROOT = Path(__file__).parents[2]
 _ROLES = {"etcd", "s3", "scheduler", "storage-gateway", "worker"}
-_STATES_ENDED = ("succeeded", "failed", "cancelled")
 
 
 class Cluster:
@@ -45,18 +45,18 @@ class Cluster:
 
     def metrics(self, role: str) -> str:
         """/metrics of the first process of a role."""
-        import urllib.request
-
         address = next(each["metrics_address"] for each in self.processes if each["role"] == role)
         with urllib.request.urlopen(f"http://{address}/metrics", timeout=10) as answer:
             text: str = answer.read().decode()
         return text
 
 
-def hyper(home: Path, *arguments: str, timeout_s: float = 240) -> None:
+def hyper(
+    home: Path, *arguments: str, timeout_s: float = 240, settings: dict[str, str] | None = None
+) -> None:
     """Run `hyper ...` on the cluster of `home`."""
     environment = {k: v for k, v in os.environ.items() if k != "HYPER_ENDPOINT"}
-    environment |= {"HYPER_HOME": str(home), "PYTHONPATH": str(ROOT)}
+    environment |= {"HYPER_HOME": str(home), "PYTHONPATH": str(ROOT)} | (settings or {})
     subprocess.run(
         [sys.executable, "-m", "hyper.cli.main", *arguments],
         env=environment, check=True, timeout=timeout_s, stdout=subprocess.DEVNULL,
@@ -65,11 +65,13 @@ def hyper(home: Path, *arguments: str, timeout_s: float = 240) -> None:
 
 
 @contextmanager
-def cluster(workers: int = 1, slots: int = 2) -> Iterator[Cluster]:
+def cluster(
+    workers: int = 1, slots: int = 2, settings: dict[str, str] | None = None
+) -> Iterator[Cluster]:
     """`hyper up`, then `hyper down`."""
     with tempfile.TemporaryDirectory(prefix="hyper-bench-") as folder:
         home = Path(folder) / "home"
-        hyper(home, "up", "--workers", str(workers), "--slots", str(slots))
+        hyper(home, "up", "--workers", str(workers), "--slots", str(slots), settings=settings)
         try:
             yield Cluster(home)
         finally:

@@ -23,9 +23,11 @@ def install(peer: str) -> str:
     try:
         if not python.exists():
             subprocess.run([sys.executable, "-m", "venv", str(VENV)], check=True, timeout=TIMEOUT_S)
-        found = subprocess.run([python, "-c", f"import {peer}"], capture_output=True, timeout=120)
+        probe = [str(python), "-c", f"import {peer}"]
+        found = subprocess.run(probe, capture_output=True, timeout=120)
         if found.returncode:
-            pip = [python, "-m", "pip", "--disable-pip-version-check", "install", "-q", PINS[peer]]
+            pip = [str(python), "-m", "pip", "--disable-pip-version-check", "install", "-q"]
+            pip.append(PINS[peer])
             done = subprocess.run(pip, capture_output=True, text=True, timeout=TIMEOUT_S)
             if done.returncode:
                 lines = done.stderr.strip().splitlines()
@@ -44,7 +46,8 @@ def run(peer: str, tasks: int, milliseconds: int, cores: int) -> dict[str, Any] 
         "RAY_USAGE_STATS_ENABLED": "0",
     }
     script = HERE / "peers" / f"{peer}_tasks.py"
-    command = [VENV / "bin" / "python", script, str(tasks), str(milliseconds), str(cores)]
+    python = VENV / "bin" / "python"
+    command = [str(python), str(script), str(tasks), str(milliseconds), str(cores)]
     try:
         done = subprocess.run(
             command, env=environment, capture_output=True, text=True, timeout=TIMEOUT_S

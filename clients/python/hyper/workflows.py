@@ -200,6 +200,24 @@ class Workflow:
         self._status = workflow_from_proto(response.workflow, self._status)
         return self._status
 
+    def pause(self) -> WorkflowStatus:
+        """Start nothing more of it until `resume`; what runs goes on."""
+        request = workflow_service_pb2.PauseWorkflowRequest(
+            name=self.name, request_id=str(uuid.uuid4())
+        )
+        response = self._client.call(SCHEDULER, WorkflowServiceStub, "PauseWorkflow", request)
+        self._status = workflow_from_proto(response.workflow, self._status)
+        return self._status
+
+    def resume(self) -> WorkflowStatus:
+        """Go on with a paused workflow."""
+        request = workflow_service_pb2.ResumeWorkflowRequest(
+            name=self.name, request_id=str(uuid.uuid4())
+        )
+        response = self._client.call(SCHEDULER, WorkflowServiceStub, "ResumeWorkflow", request)
+        self._status = workflow_from_proto(response.workflow, self._status)
+        return self._status
+
     def tasks(self, experiment: str, state: TaskState | None = None) -> Iterator[TaskInfo]:
         """The tasks of one experiment in order, all or those in `state`."""
         request = workflow_service_pb2.ListTasksRequest(

@@ -324,6 +324,7 @@ def workflow(run: WorkflowRun, *, recipe: bool = True) -> pb.Workflow:
         end_time=timestamp(run.end_time) if ended else None,
         message=run.message,
         etag=str(run.generation),
+        paused=run.paused,
         tasks=total,
     )
 

@@ -41,7 +41,7 @@ _REFUSALS: dict[str, tuple[type[HyperError], str]] = {
     "invalid": (InvalidArgumentError, "INVALID_REQUEST"),
     "quota": (ResourceExhaustedError, "QUOTA_EXCEEDED"),
 }
-Change = e.Submit | e.Cancel | e.Retry | e.DrainWorker
+Change = e.Submit | e.Cancel | e.Retry | e.Pause | e.DrainWorker
 
 
 class _TermEndedError(Exception):

@@ -9,7 +9,7 @@ from typing import Any
 from hyper.errors import NotFoundError
 from hyper_scheduler import convert
 from hyper_scheduler.config import SchedulerSettings
-from hyper_scheduler.core.events import Cancel, Retry, Submit
+from hyper_scheduler.core.events import Cancel, Pause, Retry, Submit
 from hyper_scheduler.core.model import TaskId
 from hyper_scheduler.core.pages import PAGE_TASKS, PageKey
 from hyper_scheduler.core.state import ExperimentRun, TaskState, WorkflowRun
@@ -70,7 +70,28 @@ class WorkflowServicer:
         event = Retry(self._clock.now(), request_id, name, request.etag)
         return pb.RetryWorkflowResponse(workflow=await self._changed(term, event))
 
-    async def _changed(self, term: Term, event: Submit | Cancel | Retry) -> nouns.Workflow:
+    async def PauseWorkflow(  # noqa: N802
+        self, request: pb.PauseWorkflowRequest, context: Any
+    ) -> pb.PauseWorkflowResponse:
+        """Start nothing more."""
+        return pb.PauseWorkflowResponse(workflow=await self._pause(request, paused=True))
+
+    async def ResumeWorkflow(  # noqa: N802
+        self, request: pb.ResumeWorkflowRequest, context: Any
+    ) -> pb.ResumeWorkflowResponse:
+        """Go on."""
+        return pb.ResumeWorkflowResponse(workflow=await self._pause(request, paused=False))
+
+    async def _pause(
+        self, request: pb.PauseWorkflowRequest | pb.ResumeWorkflowRequest, *, paused: bool
+    ) -> nouns.Workflow:
+        name = convert.workflow_name(request.name)
+        request_id = convert.request_id(request.request_id)
+        term = await self._driver.leading()
+        event = Pause(self._clock.now(), request_id, name, paused, request.etag)
+        return await self._changed(term, event)
+
+    async def _changed(self, term: Term, event: Submit | Cancel | Retry | Pause) -> nouns.Workflow:
         name = await term.ask(event)
         return convert.workflow(term.state.workflows[name])
 

@@ -180,6 +180,10 @@ class Agent:
         metrics.DRAINING.set(1)
         log.info("draining", reason=reason, running=len(self._machine.live))
 
+    def busy(self) -> bool:
+        """More work waits here than has a slot."""
+        return self._machine.waiting > 0
+
     def next_batch(self) -> tuple[int, tuple[Status, ...]] | None:
         """Reports to send now."""
         return self._machine.reports.next_batch()

@@ -19,6 +19,8 @@ from hyperapi.worker.v1.agent_service_pb2_grpc import AgentServiceStub
 
 log = get_logger(__name__)
 
+_BUSY_FACTOR = 10.0  # reports are gathered so much longer while more work waits here
+
 Call = grpc.aio.StreamStreamCall[wire.ConnectRequest, wire.ConnectResponse]
 
 
@@ -36,6 +38,9 @@ class Owner(Protocol):
 
     def drain(self, reason: str) -> None:
         """The scheduler will give out nothing more."""
+
+    def busy(self) -> bool:
+        """More work waits here: the scheduler need not hear at once."""
 
     def next_batch(self) -> tuple[int, tuple[Status, ...]] | None:
         """Reports to send now."""
@@ -154,7 +159,8 @@ class Connection:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout_at(heartbeat_at):
                     await self._reports.wait()
-                    await asyncio.sleep(self._gather_s)
+                    busy = _BUSY_FACTOR if self._owner.busy() else 1.0
+                    await asyncio.sleep(self._gather_s * busy)
             self._reports.clear()
             while (batch := self._owner.next_batch()) is not None:
                 sequence, statuses = batch

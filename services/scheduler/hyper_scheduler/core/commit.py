@@ -12,6 +12,9 @@ from hyper_scheduler.core.commands import Ack, Command, Commit, Object, Put, Rep
 from hyper_scheduler.core.pages import encode_page
 from hyper_scheduler.core.state import Pending, Request, RunState, State, WorkflowRun
 
+FEW_RESULTS = 256
+PATIENCE = 5.0
+
 
 def flush(state: State, now: float) -> list[Command]:
     """Begin a commit if one is due."""
@@ -24,7 +27,10 @@ def flush(state: State, now: float) -> list[Command]:
         return acks
     waited = now - pending.since if pending.since is not None else 0.0
     # a step back of the clock must not hold a commit up
-    if not pending.urgent and 0.0 <= waited < state.limits.gather_s:
+    gather_s = state.limits.gather_s
+    if 0 < pending.results < FEW_RESULTS:
+        gather_s *= PATIENCE  # nobody waits, and a commit costs as much as a hundred results
+    if not pending.urgent and 0.0 <= waited < gather_s:
         return []
     state.committing, state.pending = pending, Pending()
     state.commits += 1
@@ -126,6 +132,7 @@ def encode_head(workflow: WorkflowRun) -> bytes:
         "end_time": workflow.end_time,
         "state": workflow.state.value,
         "stopping": None if workflow.stopping is None else workflow.stopping.value,
+        "paused": workflow.paused,
         "message": workflow.message,
         "generation": workflow.generation,
         "experiments": {

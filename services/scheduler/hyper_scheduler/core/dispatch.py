@@ -10,9 +10,17 @@ from __future__ import annotations
 from collections import deque
 
 from hyper_scheduler.core.commands import Command, Start
-from hyper_scheduler.core.model import Attempt, TaskId
-from hyper_scheduler.core.state import SLOT, RunState, State, TenantUse, WorkerRun, WorkflowRun
-from hyper_scheduler.core.tasks import assign, fits
+from hyper_scheduler.core.model import Attempt, Hardware, TaskId
+from hyper_scheduler.core.state import (
+    SLOT,
+    ExperimentRun,
+    RunState,
+    State,
+    TenantUse,
+    WorkerRun,
+    WorkflowRun,
+)
+from hyper_scheduler.core.tasks import fits, hold, settle_assigned
 
 
 def dispatch(state: State, now: float) -> list[Command]:
@@ -24,7 +32,9 @@ def dispatch(state: State, now: float) -> list[Command]:
     if not state.ready:
         return []
     batches: dict[str, list[tuple[TaskId, Attempt]]] = {}
-    names = [name for name in state.active if name not in state.held]
+    names = [
+        name for name in state.active if name not in state.held and not state.workflows[name].paused
+    ]
     _arrivals(state, {state.workflows[name].tenant for name in names})
     levels: dict[int, dict[str, deque[str]]] = {}
     for name in names:
@@ -112,14 +122,32 @@ def _serve(
             continue
         state.ready.pop(name)  # to the end of the queue, if a slot stays free
         tasks: list[tuple[TaskId, Attempt]] = []
-        while len(tasks) < min(limit, SLOT // share):
-            index = run.peek()
-            if index is None or not (not tasks or fits(worker, run.spec, share)):
-                break
+        free = worker.capacity.slots * SLOT - worker.load
+        most = min(limit, SLOT // share, free // share)
+        if share < SLOT and run.spec.hardware != _NO_HARDWARE:
+            most = min(most, _room(worker, run, share))
+        while len(tasks) < most and (index := run.peek()) is not None:
             task = TaskId(workflow.name, run.spec.name, index)
             attempt = state.next_attempt()
-            assign(state, task, attempt, worker, now)
+            hold(run, task, attempt, worker, share, now)
             tasks.append((task, attempt))
+        held = [task for task, _ in tasks]
+        settle_assigned(state, workflow, run, worker, held, share, now)
         workflow.turn = (workflow.turn + step + 1) % len(runs)
         return worker, tasks
     return None
+
+
+_NO_HARDWARE = Hardware()
+
+
+def _room(worker: WorkerRun, run: ExperimentRun, share: int) -> int:
+    """How many tasks the worker's hardware has room for; it has for one."""
+    need, have, part = run.spec.hardware, worker.capacity, share / SLOT
+    pairs = (
+        (need.cpus, have.cpus - worker.cpus_used),
+        (need.memory_bytes, have.memory_bytes - worker.memory_used),
+        (need.gpus, have.gpus - worker.gpus_used),
+    )
+    rooms = (int((left + 1e-6) / (each * part)) for each, left in pairs if each)
+    return max(1, min(rooms, default=SLOT))

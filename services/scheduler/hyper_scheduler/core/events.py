@@ -43,6 +43,17 @@ class Retry:
 
 
 @dataclass(frozen=True, slots=True)
+class Pause:
+    """Start nothing more of a workflow, or go on with it."""
+
+    now: float
+    request_id: str
+    name: str
+    paused: bool
+    etag: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class DrainWorker:
     """Give a worker nothing new."""
 
@@ -132,5 +143,15 @@ class Tick:
 
 
 Event = (
-    Submit | Cancel | Retry | DrainWorker | Hello | Goodbye | Heartbeat | Reports | Committed | Tick
+    Submit
+    | Cancel
+    | Retry
+    | Pause
+    | DrainWorker
+    | Hello
+    | Goodbye
+    | Heartbeat
+    | Reports
+    | Committed
+    | Tick
 )

@@ -74,6 +74,7 @@ def restore_workflow(name: str, stored: StoredWorkflow) -> WorkflowRun:
         create_time=head["create_time"],
         state=RunState(head["state"]),
         stopping=None if head["stopping"] is None else RunState(head["stopping"]),
+        paused=head.get("paused", False),
         message=head["message"],
         end_time=head["end_time"],
         generation=head["generation"],

@@ -134,6 +134,7 @@ class WorkflowRun:
     create_time: float
     state: RunState = RunState.RUNNING
     stopping: RunState | None = None
+    paused: bool = False  # nothing new starts
     message: str = ""
     end_time: float = 0.0
     generation: int = 1  # counts changes to the head; the etag

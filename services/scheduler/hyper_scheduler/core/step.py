@@ -24,6 +24,7 @@ from hyper_scheduler.core.events import (
     Heartbeat,
     Hello,
     Outcome,
+    Pause,
     Reports,
     Retry,
     Submit,
@@ -43,6 +44,7 @@ from hyper_scheduler.core.tasks import (
 from hyper_scheduler.core.workflows import (
     cancel,
     drain_worker,
+    pause,
     retry,
     settle,
     stop_workflow,
@@ -78,6 +80,8 @@ def _handle(state: State, event: Event) -> list[Command]:
             return cancel(state, event)
         case Retry():
             return retry(state, event)
+        case Pause():
+            return pause(state, event)
         case DrainWorker():
             commands = drain_worker(state, event)
             worker = state.workers.get(event.worker)

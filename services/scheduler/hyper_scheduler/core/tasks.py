@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import heapq
+from collections.abc import Sequence
 from json.encoder import encode_basestring_ascii as _quoted
 
 from hyper_scheduler.core.events import Outcome, Report
@@ -39,9 +40,9 @@ def touch_head(state: State, workflow: str, now: float) -> None:
     state.touched[workflow] = None
 
 
-def count_move(state: State, to: str) -> None:
+def count_move(state: State, to: str, count: int = 1) -> None:
     """For the metrics."""
-    state.moved[to] = state.moved.get(to, 0) + 1
+    state.moved[to] = state.moved.get(to, 0) + count
 
 
 def fits(worker: WorkerRun, spec: Experiment, share: int = SLOT) -> bool:
@@ -75,19 +76,37 @@ def refresh_ready(state: State, worker: WorkerRun) -> None:
 
 def assign(state: State, task: TaskId, attempt: Attempt, worker: WorkerRun, now: float) -> None:
     """The worker holds the task from now on."""
-    run = state.workflows[task.workflow].experiments[task.experiment]
+    workflow = state.workflows[task.workflow]
+    run = workflow.experiments[task.experiment]
+    hold(run, task, attempt, worker, run.share, now)
+    settle_assigned(state, workflow, run, worker, (task,), run.share, now)
+
+
+def hold(
+    run: ExperimentRun, task: TaskId, attempt: Attempt, worker: WorkerRun, share: int, now: float
+) -> None:
+    """The task's part of `assign`."""
     page = run.page(task.index)
     record = page.records.get(task.index)
     if record is None:
         record = page.records[task.index] = Record(Status.RUNNING)
     record.status, record.attempt, record.worker = Status.RUNNING, attempt, worker.name
     record.start_time, record.end_time, record.reported = now, 0.0, False
-    run.running += 1
+    record.share = share
     worker.running[task] = attempt
-    _occupy(state, task, worker, record, run.share)
+
+
+def settle_assigned(
+    state: State, workflow: WorkflowRun, run: ExperimentRun, worker: WorkerRun,
+    tasks: Sequence[TaskId], share: int, now: float,
+) -> None:  # fmt: skip
+    """What `assign` does to everything around tasks that one worker now holds."""
+    run.running += len(tasks)
+    take_share(state, workflow, run.spec.name, worker, share * len(tasks))
     refresh_ready(state, worker)
-    touch(state, task, now)
-    count_move(state, "running")
+    for number in {task.index // PAGE_TASKS for task in tasks}:
+        touch(state, TaskId(workflow.name, run.spec.name, number * PAGE_TASKS), now)
+    count_move(state, "running", len(tasks))
 
 
 def _occupy(state: State, task: TaskId, worker: WorkerRun, record: Record, share: int) -> None:

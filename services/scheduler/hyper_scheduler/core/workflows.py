@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from hyper_scheduler.core.commands import Command, Refuse, Reply, Stop
-from hyper_scheduler.core.events import Cancel, DrainWorker, Retry, Submit
+from hyper_scheduler.core.events import Cancel, DrainWorker, Pause, Retry, Submit
 from hyper_scheduler.core.model import Attempt, TaskId
 from hyper_scheduler.core.pages import PageKey, Status
 from hyper_scheduler.core.state import ExperimentRun, Request, RunState, State, WorkflowRun
 from hyper_scheduler.core.tasks import refresh_ready, touch_head
 
-Change = Submit | Cancel | Retry | DrainWorker
+Change = Submit | Cancel | Retry | Pause | DrainWorker
 
 
 def repeated(state: State, request: Request) -> list[Command] | None:
@@ -122,6 +122,7 @@ def retry(state: State, event: Retry) -> list[Command]:
         return [Refuse(event.request_id, "finished", text)]
     found.state = found.durable = RunState.RUNNING
     found.stopping, found.message, found.end_time = None, "", 0.0
+    found.paused = False
     found.generation += 1
     found.begun = found.generation
     for run in found.experiments.values():
@@ -131,6 +132,26 @@ def retry(state: State, event: Retry) -> list[Command]:
     touch_head(state, found.name, event.now)
     remember(state, request, event.now)
     state.unsettled[found.name] = None
+    return []
+
+
+def pause(state: State, event: Pause) -> list[Command]:
+    """Start nothing more of a workflow, or go on with it; what runs goes on."""
+    request = Request(event.request_id, "pause" if event.paused else "resume", event.name)
+    if (answer := repeated(state, request)) is not None:
+        return answer
+    found = _find(state, event.request_id, event.name, event.etag)
+    if isinstance(found, Refuse):
+        return [found]
+    if found.state.ended:
+        text = f"{event.name} has ended already ({found.state.value}); there is nothing to pause"
+        return [Refuse(event.request_id, "finished", text)]
+    remember(state, request, event.now)
+    if found.paused != event.paused:
+        found.paused = event.paused
+        found.generation += 1
+        touch_head(state, found.name, event.now)
+        state.wake = True
     return []
 
 

@@ -116,6 +116,11 @@ class Machine:
         """Slots that are taken."""
         return self._busy
 
+    @property
+    def waiting(self) -> int:
+        """Attempts that wait for a slot."""
+        return len(self._queue)
+
     def runs(self, key: Key) -> bool:
         """Whether an attempt has a slot."""
         return key in self._runs
@@ -166,7 +171,7 @@ class Machine:
             for time in ((run.timeout_at if run.cause is None else run.kill_at),)
             if time is not None and not run.killed
         ]
-        if self._queue and any(_bundles(job) for job in self._queue.values()):
+        if self._queue and _bundles(next(reversed(self._queue.values()))):
             times.append(self._moved_at + RETURN_S + 0.01)
         return min(times, default=None)
 

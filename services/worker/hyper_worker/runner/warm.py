@@ -33,6 +33,7 @@ from hyper_worker.runner.usage import Usage
 
 STUCK_S = 0.1  # a call that takes longer lets those behind it go elsewhere
 _PAUSE_S = 0.002  # between readings: many answers then cost one wake-up
+_PAUSE_MAX_S = 0.02  # for longer calls, while others follow
 _SAMPLE_MAX_S = 0.5
 _READ_BYTES = 1 << 16
 _TEXT_BYTES_MAX = RESULT_BYTES_MAX + 4096
@@ -72,6 +73,7 @@ class Warm:
         self._scratch = scratch
         self._loop = asyncio.get_running_loop()
         self._rest = bytearray()
+        self._pause_s = _PAUSE_S
         self._number = 0
         self._timers: dict[str, asyncio.TimerHandle] = {}
         self._closed = self._out_closed = False
@@ -232,6 +234,8 @@ class Warm:
             message, result = ("", text) if ok else (text, "")
             exit_ = Exit(int(not ok), message, result, ok, wall_s, cpu_s, peak_bytes)
             found.append(Answer(number, exit_))
+            more = number + 1 < self._number
+            self._pause_s = min(_PAUSE_MAX_S, 2.0 * wall_s + _PAUSE_S) if more else _PAUSE_S
         del data[:position]
         return found
 
@@ -241,7 +245,7 @@ class Warm:
 
     def _readable(self) -> None:
         self._loop.remove_reader(self._answers)
-        self._later("listen", _PAUSE_S, self._listen)
+        self._later("listen", self._pause_s, self._listen)
         self.read_answers()
 
     def _waiting_output(self) -> int:

@@ -141,6 +141,7 @@ class Workflow(google.protobuf.message.Message):
     MESSAGE_FIELD_NUMBER: builtins.int
     ETAG_FIELD_NUMBER: builtins.int
     TASKS_FIELD_NUMBER: builtins.int
+    PAUSED_FIELD_NUMBER: builtins.int
     name: builtins.str
     """tenants/{t}/workflows/{w}"""
     display_name: builtins.str
@@ -150,6 +151,8 @@ class Workflow(google.protobuf.message.Message):
     message: builtins.str
     """why it failed or was cancelled, in one sentence"""
     etag: builtins.str
+    paused: builtins.bool
+    """nothing new of it starts"""
     @property
     def experiments(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___Experiment]:
         """in topological order"""
@@ -173,9 +176,10 @@ class Workflow(google.protobuf.message.Message):
         message: builtins.str = ...,
         etag: builtins.str = ...,
         tasks: Global___TaskCounts | None = ...,
+        paused: builtins.bool = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["create_time", b"create_time", "end_time", b"end_time", "tasks", b"tasks"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["create_time", b"create_time", "display_name", b"display_name", "end_time", b"end_time", "etag", b"etag", "experiments", b"experiments", "message", b"message", "name", b"name", "recipe_yaml", b"recipe_yaml", "state", b"state", "tasks", b"tasks"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["create_time", b"create_time", "display_name", b"display_name", "end_time", b"end_time", "etag", b"etag", "experiments", b"experiments", "message", b"message", "name", b"name", "paused", b"paused", "recipe_yaml", b"recipe_yaml", "state", b"state", "tasks", b"tasks"]) -> None: ...
 
 Global___Workflow: typing_extensions.TypeAlias = Workflow
 

@@ -215,6 +215,82 @@ class RetryWorkflowResponse(google.protobuf.message.Message):
 Global___RetryWorkflowResponse: typing_extensions.TypeAlias = RetryWorkflowResponse
 
 @typing.final
+class PauseWorkflowRequest(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: builtins.int
+    REQUEST_ID_FIELD_NUMBER: builtins.int
+    ETAG_FIELD_NUMBER: builtins.int
+    name: builtins.str
+    request_id: builtins.str
+    etag: builtins.str
+    def __init__(
+        self,
+        *,
+        name: builtins.str = ...,
+        request_id: builtins.str = ...,
+        etag: builtins.str = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["etag", b"etag", "name", b"name", "request_id", b"request_id"]) -> None: ...
+
+Global___PauseWorkflowRequest: typing_extensions.TypeAlias = PauseWorkflowRequest
+
+@typing.final
+class PauseWorkflowResponse(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    WORKFLOW_FIELD_NUMBER: builtins.int
+    @property
+    def workflow(self) -> hyperapi.scheduler.v1.workflow_pb2.Workflow: ...
+    def __init__(
+        self,
+        *,
+        workflow: hyperapi.scheduler.v1.workflow_pb2.Workflow | None = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["workflow", b"workflow"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["workflow", b"workflow"]) -> None: ...
+
+Global___PauseWorkflowResponse: typing_extensions.TypeAlias = PauseWorkflowResponse
+
+@typing.final
+class ResumeWorkflowRequest(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: builtins.int
+    REQUEST_ID_FIELD_NUMBER: builtins.int
+    ETAG_FIELD_NUMBER: builtins.int
+    name: builtins.str
+    request_id: builtins.str
+    etag: builtins.str
+    def __init__(
+        self,
+        *,
+        name: builtins.str = ...,
+        request_id: builtins.str = ...,
+        etag: builtins.str = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["etag", b"etag", "name", b"name", "request_id", b"request_id"]) -> None: ...
+
+Global___ResumeWorkflowRequest: typing_extensions.TypeAlias = ResumeWorkflowRequest
+
+@typing.final
+class ResumeWorkflowResponse(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    WORKFLOW_FIELD_NUMBER: builtins.int
+    @property
+    def workflow(self) -> hyperapi.scheduler.v1.workflow_pb2.Workflow: ...
+    def __init__(
+        self,
+        *,
+        workflow: hyperapi.scheduler.v1.workflow_pb2.Workflow | None = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["workflow", b"workflow"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["workflow", b"workflow"]) -> None: ...
+
+Global___ResumeWorkflowResponse: typing_extensions.TypeAlias = ResumeWorkflowResponse
+
+@typing.final
 class WatchWorkflowRequest(google.protobuf.message.Message):
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 

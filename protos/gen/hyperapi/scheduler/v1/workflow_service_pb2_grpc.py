@@ -61,6 +61,16 @@ class WorkflowServiceStub(object):
                 request_serializer=hyperapi_dot_scheduler_dot_v1_dot_workflow__service__pb2.RetryWorkflowRequest.SerializeToString,
                 response_deserializer=hyperapi_dot_scheduler_dot_v1_dot_workflow__service__pb2.RetryWorkflowResponse.FromString,
                 _registered_method=True)
+        self.PauseWorkflow = channel.unary_unary(
+                '/hyperapi.scheduler.v1.WorkflowService/PauseWorkflow',
+                request_serializer=hyperapi_dot_scheduler_dot_v1_dot_workflow__service__pb2.PauseWorkflowRequest.SerializeToString,
+                response_deserializer=hyperapi_dot_scheduler_dot_v1_dot_workflow__service__pb2.PauseWorkflowResponse.FromString,
+                _registered_method=True)
+        self.ResumeWorkflow = channel.unary_unary(
+                '/hyperapi.scheduler.v1.WorkflowService/ResumeWorkflow',
+                request_serializer=hyperapi_dot_scheduler_dot_v1_dot_workflow__service__pb2.ResumeWorkflowRequest.SerializeToString,
+                response_deserializer=hyperapi_dot_scheduler_dot_v1_dot_workflow__service__pb2.ResumeWorkflowResponse.FromString,
+                _registered_method=True)
         self.WatchWorkflow = channel.unary_stream(
                 '/hyperapi.scheduler.v1.WorkflowService/WatchWorkflow',
                 request_serializer=hyperapi_dot_scheduler_dot_v1_dot_workflow__service__pb2.WatchWorkflowRequest.SerializeToString,
@@ -117,6 +127,20 @@ class WorkflowServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def PauseWorkflow(self, request, context):
+        """Starts nothing more of a workflow until it is resumed; what runs goes on. Durable on return.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ResumeWorkflow(self, request, context):
+        """Durable on return; fine for one that is not paused.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def WatchWorkflow(self, request, context):
         """The workflow now, then again after each change (at most 10 times a second), until it has ended.
         A client that loses the stream calls again; nothing but intermediate states is missed.
@@ -165,6 +189,16 @@ def add_WorkflowServiceServicer_to_server(servicer, server):
                     servicer.RetryWorkflow,
                     request_deserializer=hyperapi_dot_scheduler_dot_v1_dot_workflow__service__pb2.RetryWorkflowRequest.FromString,
                     response_serializer=hyperapi_dot_scheduler_dot_v1_dot_workflow__service__pb2.RetryWorkflowResponse.SerializeToString,
+            ),
+            'PauseWorkflow': grpc.unary_unary_rpc_method_handler(
+                    servicer.PauseWorkflow,
+                    request_deserializer=hyperapi_dot_scheduler_dot_v1_dot_workflow__service__pb2.PauseWorkflowRequest.FromString,
+                    response_serializer=hyperapi_dot_scheduler_dot_v1_dot_workflow__service__pb2.PauseWorkflowResponse.SerializeToString,
+            ),
+            'ResumeWorkflow': grpc.unary_unary_rpc_method_handler(
+                    servicer.ResumeWorkflow,
+                    request_deserializer=hyperapi_dot_scheduler_dot_v1_dot_workflow__service__pb2.ResumeWorkflowRequest.FromString,
+                    response_serializer=hyperapi_dot_scheduler_dot_v1_dot_workflow__service__pb2.ResumeWorkflowResponse.SerializeToString,
             ),
             'WatchWorkflow': grpc.unary_stream_rpc_method_handler(
                     servicer.WatchWorkflow,
@@ -319,6 +353,60 @@ class WorkflowService(object):
             '/hyperapi.scheduler.v1.WorkflowService/RetryWorkflow',
             hyperapi_dot_scheduler_dot_v1_dot_workflow__service__pb2.RetryWorkflowRequest.SerializeToString,
             hyperapi_dot_scheduler_dot_v1_dot_workflow__service__pb2.RetryWorkflowResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def PauseWorkflow(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/hyperapi.scheduler.v1.WorkflowService/PauseWorkflow',
+            hyperapi_dot_scheduler_dot_v1_dot_workflow__service__pb2.PauseWorkflowRequest.SerializeToString,
+            hyperapi_dot_scheduler_dot_v1_dot_workflow__service__pb2.PauseWorkflowResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ResumeWorkflow(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/hyperapi.scheduler.v1.WorkflowService/ResumeWorkflow',
+            hyperapi_dot_scheduler_dot_v1_dot_workflow__service__pb2.ResumeWorkflowRequest.SerializeToString,
+            hyperapi_dot_scheduler_dot_v1_dot_workflow__service__pb2.ResumeWorkflowResponse.FromString,
             options,
             channel_credentials,
             insecure,

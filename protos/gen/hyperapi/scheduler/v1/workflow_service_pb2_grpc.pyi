@@ -105,6 +105,38 @@ _WorkflowServiceRetryWorkflowType = typing_extensions.TypeVar(
     ],
 )
 
+_WorkflowServicePauseWorkflowType = typing_extensions.TypeVar(
+    '_WorkflowServicePauseWorkflowType',
+    grpc.UnaryUnaryMultiCallable[
+        hyperapi.scheduler.v1.workflow_service_pb2.PauseWorkflowRequest,
+        hyperapi.scheduler.v1.workflow_service_pb2.PauseWorkflowResponse,
+    ],
+    grpc.aio.UnaryUnaryMultiCallable[
+        hyperapi.scheduler.v1.workflow_service_pb2.PauseWorkflowRequest,
+        hyperapi.scheduler.v1.workflow_service_pb2.PauseWorkflowResponse,
+    ],
+    default=grpc.UnaryUnaryMultiCallable[
+        hyperapi.scheduler.v1.workflow_service_pb2.PauseWorkflowRequest,
+        hyperapi.scheduler.v1.workflow_service_pb2.PauseWorkflowResponse,
+    ],
+)
+
+_WorkflowServiceResumeWorkflowType = typing_extensions.TypeVar(
+    '_WorkflowServiceResumeWorkflowType',
+    grpc.UnaryUnaryMultiCallable[
+        hyperapi.scheduler.v1.workflow_service_pb2.ResumeWorkflowRequest,
+        hyperapi.scheduler.v1.workflow_service_pb2.ResumeWorkflowResponse,
+    ],
+    grpc.aio.UnaryUnaryMultiCallable[
+        hyperapi.scheduler.v1.workflow_service_pb2.ResumeWorkflowRequest,
+        hyperapi.scheduler.v1.workflow_service_pb2.ResumeWorkflowResponse,
+    ],
+    default=grpc.UnaryUnaryMultiCallable[
+        hyperapi.scheduler.v1.workflow_service_pb2.ResumeWorkflowRequest,
+        hyperapi.scheduler.v1.workflow_service_pb2.ResumeWorkflowResponse,
+    ],
+)
+
 _WorkflowServiceWatchWorkflowType = typing_extensions.TypeVar(
     '_WorkflowServiceWatchWorkflowType',
     grpc.UnaryStreamMultiCallable[
@@ -153,7 +185,7 @@ _WorkflowServiceListTasksType = typing_extensions.TypeVar(
     ],
 )
 
-class WorkflowServiceStub(typing.Generic[_WorkflowServiceCreateWorkflowType, _WorkflowServiceGetWorkflowType, _WorkflowServiceListWorkflowsType, _WorkflowServiceCancelWorkflowType, _WorkflowServiceRetryWorkflowType, _WorkflowServiceWatchWorkflowType, _WorkflowServiceGetTaskType, _WorkflowServiceListTasksType]):
+class WorkflowServiceStub(typing.Generic[_WorkflowServiceCreateWorkflowType, _WorkflowServiceGetWorkflowType, _WorkflowServiceListWorkflowsType, _WorkflowServiceCancelWorkflowType, _WorkflowServiceRetryWorkflowType, _WorkflowServicePauseWorkflowType, _WorkflowServiceResumeWorkflowType, _WorkflowServiceWatchWorkflowType, _WorkflowServiceGetTaskType, _WorkflowServiceListTasksType]):
     """What people and programs ask of the scheduler. Any replica answers reads;
     changes go to the leader (others answer UNAVAILABLE, NOT_LEADER, and name it).
     """
@@ -179,6 +211,14 @@ class WorkflowServiceStub(typing.Generic[_WorkflowServiceCreateWorkflowType, _Wo
         grpc.UnaryUnaryMultiCallable[
             hyperapi.scheduler.v1.workflow_service_pb2.RetryWorkflowRequest,
             hyperapi.scheduler.v1.workflow_service_pb2.RetryWorkflowResponse,
+        ],
+        grpc.UnaryUnaryMultiCallable[
+            hyperapi.scheduler.v1.workflow_service_pb2.PauseWorkflowRequest,
+            hyperapi.scheduler.v1.workflow_service_pb2.PauseWorkflowResponse,
+        ],
+        grpc.UnaryUnaryMultiCallable[
+            hyperapi.scheduler.v1.workflow_service_pb2.ResumeWorkflowRequest,
+            hyperapi.scheduler.v1.workflow_service_pb2.ResumeWorkflowResponse,
         ],
         grpc.UnaryStreamMultiCallable[
             hyperapi.scheduler.v1.workflow_service_pb2.WatchWorkflowRequest,
@@ -216,6 +256,14 @@ class WorkflowServiceStub(typing.Generic[_WorkflowServiceCreateWorkflowType, _Wo
             hyperapi.scheduler.v1.workflow_service_pb2.RetryWorkflowRequest,
             hyperapi.scheduler.v1.workflow_service_pb2.RetryWorkflowResponse,
         ],
+        grpc.aio.UnaryUnaryMultiCallable[
+            hyperapi.scheduler.v1.workflow_service_pb2.PauseWorkflowRequest,
+            hyperapi.scheduler.v1.workflow_service_pb2.PauseWorkflowResponse,
+        ],
+        grpc.aio.UnaryUnaryMultiCallable[
+            hyperapi.scheduler.v1.workflow_service_pb2.ResumeWorkflowRequest,
+            hyperapi.scheduler.v1.workflow_service_pb2.ResumeWorkflowResponse,
+        ],
         grpc.aio.UnaryStreamMultiCallable[
             hyperapi.scheduler.v1.workflow_service_pb2.WatchWorkflowRequest,
             hyperapi.scheduler.v1.workflow_service_pb2.WatchWorkflowResponse,
@@ -243,6 +291,12 @@ class WorkflowServiceStub(typing.Generic[_WorkflowServiceCreateWorkflowType, _Wo
 
     RetryWorkflow: _WorkflowServiceRetryWorkflowType
     """Runs the failed and cancelled tasks of a finished workflow again; done tasks stay done."""
+
+    PauseWorkflow: _WorkflowServicePauseWorkflowType
+    """Starts nothing more of a workflow until it is resumed; what runs goes on. Durable on return."""
+
+    ResumeWorkflow: _WorkflowServiceResumeWorkflowType
+    """Durable on return; fine for one that is not paused."""
 
     WatchWorkflow: _WorkflowServiceWatchWorkflowType
     """The workflow now, then again after each change (at most 10 times a second), until it has ended.
@@ -274,6 +328,14 @@ WorkflowServiceAsyncStub: typing_extensions.TypeAlias = WorkflowServiceStub[
     grpc.aio.UnaryUnaryMultiCallable[
         hyperapi.scheduler.v1.workflow_service_pb2.RetryWorkflowRequest,
         hyperapi.scheduler.v1.workflow_service_pb2.RetryWorkflowResponse,
+    ],
+    grpc.aio.UnaryUnaryMultiCallable[
+        hyperapi.scheduler.v1.workflow_service_pb2.PauseWorkflowRequest,
+        hyperapi.scheduler.v1.workflow_service_pb2.PauseWorkflowResponse,
+    ],
+    grpc.aio.UnaryUnaryMultiCallable[
+        hyperapi.scheduler.v1.workflow_service_pb2.ResumeWorkflowRequest,
+        hyperapi.scheduler.v1.workflow_service_pb2.ResumeWorkflowResponse,
     ],
     grpc.aio.UnaryStreamMultiCallable[
         hyperapi.scheduler.v1.workflow_service_pb2.WatchWorkflowRequest,
@@ -332,6 +394,22 @@ class WorkflowServiceServicer(metaclass=abc.ABCMeta):
         context: _ServicerContext,
     ) -> typing.Union[hyperapi.scheduler.v1.workflow_service_pb2.RetryWorkflowResponse, collections.abc.Awaitable[hyperapi.scheduler.v1.workflow_service_pb2.RetryWorkflowResponse]]:
         """Runs the failed and cancelled tasks of a finished workflow again; done tasks stay done."""
+
+    @abc.abstractmethod
+    def PauseWorkflow(
+        self,
+        request: hyperapi.scheduler.v1.workflow_service_pb2.PauseWorkflowRequest,
+        context: _ServicerContext,
+    ) -> typing.Union[hyperapi.scheduler.v1.workflow_service_pb2.PauseWorkflowResponse, collections.abc.Awaitable[hyperapi.scheduler.v1.workflow_service_pb2.PauseWorkflowResponse]]:
+        """Starts nothing more of a workflow until it is resumed; what runs goes on. Durable on return."""
+
+    @abc.abstractmethod
+    def ResumeWorkflow(
+        self,
+        request: hyperapi.scheduler.v1.workflow_service_pb2.ResumeWorkflowRequest,
+        context: _ServicerContext,
+    ) -> typing.Union[hyperapi.scheduler.v1.workflow_service_pb2.ResumeWorkflowResponse, collections.abc.Awaitable[hyperapi.scheduler.v1.workflow_service_pb2.ResumeWorkflowResponse]]:
+        """Durable on return; fine for one that is not paused."""
 
     @abc.abstractmethod
     def WatchWorkflow(

@@ -130,11 +130,12 @@ def _report_data(
         matches=result["matches"],
         rejected=result["rejected"],
         flagged=flagged,
+        doubtful=[(p.source_z, p.target_z, p.flag) for p in pairs if p.flag],
         meshes=_meshes(job, neighbours),
         stages=stages,
         workers=workers,
         parameters=_parameters(job.plan),
-        notes=_notes(job, pairs),
+        notes=_notes(job),
     )
 
 
@@ -233,13 +234,9 @@ def _parameters(plan: Plan) -> list[Parameter]:
     return found
 
 
-def _notes(job: Job, pairs: Sequence[PairMatches]) -> list[str]:
+def _notes(job: Job) -> list[str]:
     """Anything else worth a line."""
-    notes = [
+    return [
         f"Section {bad['z']} ({bad['file']}) was left blank: {bad['reason']}"
         for bad in job.settings["bad"]
     ]
-    notes += [
-        f"Sections {pair.source_z} and {pair.target_z}: {pair.flag}" for pair in pairs if pair.flag
-    ]
-    return notes

@@ -13,7 +13,7 @@ from typing import Any
 from hyper import images
 from hyper.context import TaskContext
 from hyper.errors import FailedPreconditionError
-from hyper_matcher.align.geometry import PairMatches
+from hyper_matcher.align.geometry import NOTHING_TO_MATCH, PairMatches
 from hyper_matcher.align.metrics import mean_gradient
 from hyper_matcher.align.pipeline import pairs_of
 from hyper_matcher.align.quality import measure_pair
@@ -118,7 +118,7 @@ def relax(context: TaskContext, *, session: str) -> dict[str, Any]:
         flagged[int(bad["z"])] = f"left blank: {bad['reason']}"
     if len(flagged) == depth:
         raise FailedPreconditionError(
-            f"nothing can be aligned: {_why_nothing(relaxed.flagged, pairs)}",
+            f"nothing can be aligned: {why_nothing(relaxed.flagged, pairs)}",
             reason="INVALID_IMAGE",
         )
     canvas = choose_canvas(relaxed.positions, relaxed.mesh, _MIN_KEPT, tuple(flagged))
@@ -129,12 +129,14 @@ def relax(context: TaskContext, *, session: str) -> dict[str, Any]:
     return {"flagged": len(flagged), "canvas": list(canvas.shape)}
 
 
-def _why_nothing(flagged: Mapping[int, str], pairs: Sequence[PairMatches]) -> str:
+def why_nothing(flagged: Mapping[int, str], pairs: Sequence[PairMatches]) -> str:
     """One line on a stack none of whose sections can be trusted."""
     rejected: Counter[str] = Counter()
     for pair in pairs:
         rejected.update(pair.counts())
-    if set(rejected) <= {"blank_template", "blank_search", "outside"}:
+    for nothing in NOTHING_TO_MATCH:
+        del rejected[nothing.name.lower()]
+    if not rejected:
         return f"none of the {len(flagged)} sections has any contrast"
     reason, number = rejected.most_common(1)[0]
     section, why = min(flagged.items())

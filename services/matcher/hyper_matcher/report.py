@@ -113,6 +113,7 @@ class ReportData:
         matches: accepted ones.
         rejected: {reason: count}.
         flagged: {section: why}.
+        doubtful: (section, section, why) of pairs that cannot be trusted as a whole.
         meshes: the worst sections'.
         stages: in order.
         workers: who ran what.
@@ -132,6 +133,7 @@ class ReportData:
     matches: int = 0
     rejected: Mapping[str, int] = field(default_factory=dict)
     flagged: Mapping[int, str] = field(default_factory=dict)
+    doubtful: Sequence[tuple[int, int, str]] = ()
     meshes: Sequence[SectionMesh] = ()
     stages: Sequence[Stage] = ()
     workers: Sequence[WorkerShare] = ()
@@ -293,6 +295,15 @@ def _rejections(data: ReportData) -> str:
         ranked = sorted(data.rejected.items(), key=lambda item: -item[1])
         named = {name.replace("_", " "): float(count) for name, count in ranked}
         text += charts.bars(named, unit="")
+    if data.doubtful:
+        table = _table(
+            ("sections", "why"),
+            [(f"{first}–{second}", why) for first, second, why in data.doubtful],
+        )
+        text += (
+            f"<details><summary>{len(data.doubtful)} pairs of sections that could not be matched "
+            f"well as a whole</summary>{table}</details>"
+        )
     return _section("Rejected matches by reason", text)
 
 

@@ -73,6 +73,7 @@ def _full() -> ReportData:
         stages=[Stage("match", 3.5, 9, 6.1), Stage("relax", 1.0, 1)],
         workers=[WorkerShare(_EVIL, {"match": 5})],
         parameters=[Parameter("template", "160 px", _EVIL)],
+        doubtful=[(2, 5, _EVIL)],
         notes=[_EVIL],
     )
 
@@ -97,7 +98,7 @@ def test_it_says_what_matters() -> None:
     page = render_report(_full())
     for text in (
         "0.560", "section 4", "low peak", "z + 2", "Who ran what", "160 px", "900 of 1,000",
-        "Jacobian", "largest displacement",
+        "Jacobian", "largest displacement", "2–5",
     ):  # fmt: skip
         assert text in page
 

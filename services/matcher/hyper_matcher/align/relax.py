@@ -5,8 +5,8 @@ placement smooth (first differences) and unbent (second differences); springs al
 matches pull the two places of the same tissue together, with Huber weights that are computed again
 each round, so that a wrong match loses its pull. The gauge is fixed by very weak springs to the
 rigid placements, which are themselves fitted again to the meshes each round. The system is linear
-and the same for y and x: one banded
-factorisation a round, or conjugate gradients where the band would not fit.
+and the same for y and x: conjugate gradients from where the round before ended, or one banded
+factorisation where they do not come to an end soon and the band is narrow enough.
 """
 
 from __future__ import annotations
@@ -28,7 +28,9 @@ from hyper_matcher.align.geometry import Affine, Mesh, PairMatches, Points
 
 _MIN_PAIR = 6  # accepted matches below which a pair says nothing
 _SOUND = 0.6  # share of accepted matches from which a pair has its full pull
-_BAND_BYTES = 256 * 1024**2  # a wider band is not factorised: conjugate gradients solve instead
+_BAND_BYTES = 256 * 1024**2  # a wider band is not factorised: conjugate gradients must do
+_TOLERANCE = 1e-7  # of the conjugate gradients' residual
+_SOON, _LAST = 2000, 20_000  # of their steps: with and without a factorisation to fall back on
 
 
 @dataclass(frozen=True, slots=True)
@@ -272,6 +274,18 @@ def _solve(
     weighted = sp.diags(weights) @ rows
     system = (rows.T @ weighted + sp.kron(sp.identity(depth), inner)).tocsr()
     right = -(weighted.T @ gap)
+    scale = sp.diags(1.0 / system.diagonal())
+
+    def iterate(steps: int) -> tuple[NDArray[np.float64], bool]:
+        columns = [
+            cg(system, right[:, k], x0=start[:, k], rtol=_TOLERANCE, maxiter=steps, M=scale)
+            for k in (0, 1)
+        ]
+        return np.stack([column for column, _ in columns], -1), all(i == 0 for _, i in columns)
+
+    iterated, settled = iterate(_SOON)
+    if settled:
+        return iterated
     order = reverse_cuthill_mckee(system, symmetric_mode=True)
     band = system[order][:, order].tocoo()
     width = int((band.row - band.col).max()) + 1
@@ -282,11 +296,7 @@ def _solve(
         result = np.empty(right.shape)
         result[order] = solveh_banded(table, right[order], overwrite_ab=True, lower=True)
         return result
-    scale = sp.diags(1.0 / system.diagonal())
-    columns = [
-        cg(system, right[:, k], x0=start[:, k], rtol=1e-6, maxiter=5000, M=scale)[0] for k in (0, 1)
-    ]
-    return np.stack(columns, -1)
+    return iterate(_LAST)[0]
 
 
 def _ends(rigid: Sequence[Affine], z: NDArray[np.int64], points: Points) -> Points:

@@ -10,10 +10,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+import zarr
 
 from hyper import images
 from hyper.cli import main
 from hyper.client import Client
+from hyper.pyramids import downsample, open_levels
 from hyper_servicekit.config import S3Settings
 from tests.support.gateway import run_gateway, storage_client
 from tests.support.servers import EtcdServer, S3Server
@@ -132,6 +134,43 @@ def test_export_sections(run: Run, client: Client, name: str, tmp_path: Path) ->
     np.testing.assert_array_equal(images.read_section(tmp_path / "map" / "0000.png"), 7)
 
 
+def test_a_stack_becomes_a_pyramid_and_leaves_as_a_volume(
+    run: Run, client: Client, name: str, tmp_path: Path
+) -> None:
+    volume = np.random.default_rng(2).integers(0, 255, (5, 300, 200), dtype=np.uint8)
+    (tmp_path / "in").mkdir()
+    for z, section in enumerate(volume):
+        images.write_png(tmp_path / "in" / f"s{z}.png", section)
+    status, value, _ = run(
+        "import", tmp_path / "in", f"{name}/raw", "--voxel-size", "40,4,4", "--pyramid", "--json"
+    )
+    assert (status, value["levels"], value["shape"]) == (0, 4, [5, 300, 200])
+    levels = open_levels(client.open_dataset(name), "raw")
+    assert [level.shape for level in levels] == [
+        (5, 300, 200), (5, 150, 100), (5, 75, 50), (5, 38, 25),
+    ]  # fmt: skip
+    assert levels[3].voxel_size_nm == (40, 32, 32)
+    np.testing.assert_array_equal(levels[1][...], downsample(volume, (1, 2, 2)))
+
+    assert run("export", f"{name}/raw", tmp_path / "ome", "--format", "zarr")[0] == 0
+    group = zarr.open_group(str(tmp_path / "ome"), mode="r")
+    multiscale = group.attrs["ome"]["multiscales"][0]
+    for level, part in zip(levels, multiscale["datasets"], strict=True):
+        np.testing.assert_array_equal(group[part["path"]][...], level[...])
+
+    assert run("export", f"{name}/raw", tmp_path / "ng", "--format", "precomputed")[0] == 0
+    info = json.loads((tmp_path / "ng" / "info").read_text())
+    assert info["scales"][0]["size"] == [200, 300, 5]
+    chunk = (tmp_path / "ng" / info["scales"][0]["key"] / "64-128_256-300_0-5").read_bytes()
+    np.testing.assert_array_equal(
+        np.frombuffer(chunk, np.uint8).reshape(5, 44, 64), volume[:, 256:, 64:128]
+    )
+    images.write_png(tmp_path / "in" / "s9.png", volume[0, :5])
+    status, _, said = run("import", tmp_path / "in", f"{name}/bad")
+    assert (status, "s9.png" in said) == (2, True)
+    assert run("import", tmp_path / "in", f"{name}/bad", "--voxel-size", "4")[0] == 2
+
+
 def test_delete(run: Run, client: Client, name: str) -> None:
     with client.session(name) as session:
         session.write("x", "1")
@@ -153,7 +192,7 @@ def test_delete(run: Run, client: Client, name: str) -> None:
         (("cp", "hyper://lab/a/../x", "out"), "not a valid file path"),
         (("cp", "hyper://lab/none", "out"), "no dataset"),
         (("export", "lab/none", "out"), "no dataset"),
-        (("export", "lab/none/raw", "out", "--format", "gif"), "png or tiff"),
+        (("export", "lab/none/raw", "out", "--format", "gif"), "choose png"),
         (("rm", "lab/set@2", "--yes"), "whole dataset"),
     ],
 )

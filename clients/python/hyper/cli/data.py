@@ -1,4 +1,4 @@
-"""`hyper ls | versions | cp | export | rm`: datasets from the command line."""
+"""`hyper ls | versions | cp | export | import | rm`: datasets from the command line."""
 
 from __future__ import annotations
 
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 SCHEME = "hyper://"
 _DOWNLOADS_AT_ONCE = 8
+_VOLUMES = ("zarr", "precomputed")
 _SLAB_BYTES = 256 * 2**20
 
 _Json = Annotated[bool, typer.Option("--json", help="print JSON")]
@@ -34,6 +35,7 @@ def register(app: typer.Typer) -> None:
     app.command("versions")(versions)
     app.command("cp")(cp)
     app.command("export")(export)
+    app.command("import")(import_)
     app.command("rm")(rm)
 
 
@@ -275,21 +277,28 @@ def _wanted(dataset: Dataset, place: _Place) -> list[FileInfo]:
 def export(
     source: Annotated[str, typer.Argument(help="tenant/name[@version]/array")],
     folder: Annotated[Path, typer.Argument(help="for the sections; made if it does not exist")],
-    form: Annotated[str, typer.Option("--format", help="png or tiff")] = "png",
+    form: Annotated[
+        str, typer.Option("--format", help="png, tiff, zarr (OME-Zarr) or precomputed")
+    ] = "png",
     force: Annotated[bool, typer.Option("--force", help="into a folder that has files")] = False,
     json_output: _Json = False,
 ) -> None:
-    """Write an array as one image a section."""
+    """Write an array as one image a section, or with its pyramid as a volume."""
     from hyper.client import connect
 
-    if form not in ("png", "tiff"):
-        raise InvalidArgumentError(f"--format {form!r}: choose png or tiff")
+    if form not in ("png", "tiff", *_VOLUMES):
+        raise InvalidArgumentError(f"--format {form!r}: choose png, tiff, zarr or precomputed")
     if folder.exists() and not folder.is_dir():
         raise InvalidArgumentError(f"{folder}: is a file; name a folder")
     if not force and folder.is_dir() and any(folder.iterdir()):
         raise InvalidArgumentError(f"{folder}: not empty; name another folder, or give --force")
     with connect(notice=output.say) as client:
         array = client.open_array(source)
+        if form in _VOLUMES:
+            levels = _export_volume(client, array, folder, form)
+            value = {"array": source, "folder": str(folder), "levels": levels, "format": form}
+            output.emit(value, f"{levels} level(s) are in {folder}", as_json=json_output)
+            return
         _check_exportable(array, source, form)
         folder.mkdir(parents=True, exist_ok=True)
         count = _export(array, folder, form)
@@ -298,6 +307,74 @@ def export(
         "dtype": array.dtype.name, "format": form,
     }  # fmt: skip
     output.emit(value, f"{count} section(s) are in {folder}", as_json=json_output)
+
+
+def _export_volume(client: Client, array: Array, folder: Path, form: str) -> int:
+    from hyper import exports, pyramids
+    from hyper.datasets import open_version
+
+    version, _, name = array.name.partition("/arrays/")
+    levels = pyramids.open_levels(open_version(client, version), name)
+    sections = sum(level.shape[0] for level in levels)
+    with output.progress() as progress:
+        task = progress.add_task("exporting", total=sections)
+
+        def advance(count: int) -> None:
+            progress.advance(task, count)
+
+        if form == "zarr":
+            exports.write_ome_zarr(levels, folder, name=name, advance=advance)
+        else:
+            exports.write_precomputed(levels, folder, advance=advance)
+    return len(levels)
+
+
+def import_(
+    folder: Annotated[Path, typer.Argument(help="of PNG or TIFF sections")],
+    target: Annotated[str, typer.Argument(help="tenant/name/array")],
+    voxel_size: Annotated[
+        str | None, typer.Option("--voxel-size", help="z,y,x in nm, such as 40,4,4")
+    ] = None,
+    pyramid: Annotated[bool, typer.Option("--pyramid", help="with coarser levels")] = False,
+    message: Annotated[str, typer.Option("-m", "--message", help="of the new version")] = "",
+    json_output: _Json = False,
+) -> None:
+    """Make a stack of images an array, in a new version of a dataset."""
+    from hyper import exports, pyramids
+    from hyper.client import connect
+
+    address = parse_address(target)
+    if address.array is None or address.version is not None:
+        raise InvalidArgumentError(f"{target}: write tenant/name/array, without @")
+    voxel = _voxel_size(voxel_size)
+    if pyramid and voxel is None:
+        raise InvalidArgumentError("--pyramid needs --voxel-size")
+    dataset = f"{address.tenant}/{address.dataset}"
+    with connect(notice=output.say) as client, output.progress() as progress:
+        task = progress.add_task("importing", total=None)
+        with client.session(dataset) as session:
+            array = exports.import_sections(
+                session, address.array, folder, voxel_size_nm=voxel,
+                advance=lambda count: progress.advance(task, count),
+            )  # fmt: skip
+            levels = pyramids.build(session, address.array) if pyramid else 1
+            version = session.commit(message or f"import {folder}")
+    value = {
+        "dataset": dataset, "version": version.number, "array": address.array,
+        "shape": array.shape, "dtype": array.dtype.name, "levels": levels,
+    }  # fmt: skip
+    text = f"{array.shape[0]} section(s) are in {dataset}@{version.number}/{address.array}"
+    output.emit(value, text, as_json=json_output)
+
+
+def _voxel_size(text: str | None) -> tuple[float, float, float] | None:
+    if text is None:
+        return None
+    try:
+        z, y, x = (float(part) for part in text.split(","))
+    except ValueError:
+        raise InvalidArgumentError(f"--voxel-size {text!r}: write z,y,x in nm") from None
+    return z, y, x
 
 
 def _check_exportable(array: Array, source: str, form: str) -> None:

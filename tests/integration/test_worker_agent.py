@@ -19,10 +19,11 @@ from hyper.errors import UnavailableError
 from hyper_servicekit.server import Running
 from hyper_worker.__main__ import build
 from hyper_worker.config import WorkerSettings
+from hyper_worker.core import machine
 from hyper_worker.folders import Folders
 from hyper_worker.runner.guard import Guard
 from hyperapi.worker.v1 import agent_service_pb2 as wire
-from tests.support.fake_scheduler import FakeScheduler, task_key
+from tests.support.fake_scheduler import ENDED, FakeScheduler, task_key
 
 MODULE = "tests.integration.worker_functions"
 
@@ -199,6 +200,40 @@ async def test_a_crash_is_a_failure_and_the_process_is_replaced(
         assert function.encode()[:4] in scheduler.log(0)
         scheduler.assign(1, function=f"{MODULE}:count")
         assert (await scheduler.ended(1)).outcome == wire.OUTCOME_SUCCEEDED
+
+
+async def test_a_crash_in_a_bundle_is_the_fault_of_one_call(
+    scheduler: FakeScheduler, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(machine, "RETURN_S", 60.0)  # however slow this computer is
+    async with agent(scheduler, tmp_path, slots=1):
+        for index in range(30, 40):  # until it is known to be short
+            scheduler.assign(index, function=f"{MODULE}:crash_at_seven")
+            await scheduler.ended(index)
+        scheduler.assign(*range(1, 21), function=f"{MODULE}:crash_at_seven")
+        for index in range(1, 21):
+            end = await scheduler.ended(index)
+            if index == 7:
+                assert (end.outcome, "SIGABRT" in end.message) == (wire.OUTCOME_FAILED, True)
+            else:
+                assert (end.outcome, end.result_json) == (wire.OUTCOME_SUCCEEDED, str(index))
+
+
+async def test_a_long_call_holds_nothing_up_and_each_keeps_its_log(
+    scheduler: FakeScheduler, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(machine, "RETURN_S", 60.0)  # however slow this computer is
+    async with agent(scheduler, tmp_path, slots=2):
+        for index in range(30, 40):
+            scheduler.assign(index, function=f"{MODULE}:long_at_three")
+            await scheduler.ended(index)
+        scheduler.assign(*range(1, 21), function=f"{MODULE}:long_at_three")
+        await scheduler.until(lambda: scheduler.end_of(3) is not None)
+        order = [s.key.task for s in scheduler.statuses() if s.outcome in ENDED]
+        assert len(order) == 30
+        assert order[-1].endswith("/tasks/3")
+        for index in range(1, 21):
+            assert await scheduler.log_closed(index) == f"this is {index}\n".encode()
 
 
 async def test_stop_lets_a_function_clean_up(scheduler: FakeScheduler, tmp_path: Path) -> None:

@@ -82,3 +82,16 @@ def stubborn(context: TaskContext) -> None:
             time.sleep(600)
         except TaskStopped:
             print("not yet", flush=True)
+
+
+def crash_at_seven(context: TaskContext) -> int:
+    if context.index == 7:
+        os.abort()
+    return context.index
+
+
+def long_at_three(context: TaskContext) -> int:
+    print(f"this is {context.index}", flush=True)
+    if context.index == 3:
+        time.sleep(1.0)
+    return context.index

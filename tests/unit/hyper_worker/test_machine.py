@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hyper_worker.core.backoff import Backoff
-from hyper_worker.core.machine import Machine, describe_exit
+from hyper_worker.core.machine import RETURN_S, Machine, describe_exit
 from hyper_worker.core.model import (
     Acknowledged,
     Assigned,
@@ -329,9 +329,9 @@ def test_what_waits_behind_a_long_call_goes_elsewhere(machine: Machine) -> None:
     (launch,) = machine.handle(Ended(key(8), Exit()), 0.3)  # in order, in the slot that is free
     assert launch == Launch((call(1), call(2), call(3)))
     machine.handle(Returned((key(2), key(3))), 0.5)
-    assert machine.next_deadline() == pytest.approx(1.31)
+    assert machine.next_deadline() == pytest.approx(0.3 + RETURN_S + 0.01)
     assert outcomes(machine)[-1][:2] == ("task-8", "SUCCEEDED")
-    assert machine.handle(Ticked(), 1.4) == []
+    assert machine.handle(Ticked(), 0.4 + RETURN_S) == []
     assert [each[:2] for each in outcomes(machine)] == [
         ("task-2", "RETURNED"),
         ("task-3", "RETURNED"),

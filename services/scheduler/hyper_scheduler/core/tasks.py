@@ -265,7 +265,9 @@ def _conclude(state: State, run: ExperimentRun, report: Report, record: Record, 
             run.page(task.index).set_done(task.index, _line(report, record, now))
             run.succeeded += 1
             wall_s = max(report.wall_s, 1e-6)
-            run.mean_s = 0.9 * run.mean_s + 0.1 * wall_s if run.mean_s else wall_s
+            mean_s = run.mean_s or wall_s
+            new = 0.5 if wall_s < mean_s else 0.1  # the first call may have paid for imports
+            run.mean_s = mean_s + new * (wall_s - mean_s)
             state.pending.results += 1
             touch(state, task, now)
         case Outcome.FAILED:

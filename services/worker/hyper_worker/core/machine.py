@@ -43,7 +43,7 @@ from hyper_worker.core.reports import Reports
 
 BUNDLE_S = 0.1  # of work
 BUNDLE_MAX = 128
-RETURN_S = 1.0  # functions that wait for so long while nothing ends are given back
+RETURN_S = 3.0  # functions that wait for so long while nothing ends are given back
 REMEMBERED = 10_000  # ended attempts; a repeated assignment of one of them is ignored
 
 
@@ -285,7 +285,9 @@ class Machine:
         self._leave_bundle(run)
         if exit_.returned:
             name = run.job.function
-            self._mean_s[name] = 0.7 * self._mean_s.get(name, exit_.wall_s) + 0.3 * exit_.wall_s
+            mean_s = self._mean_s.get(name, exit_.wall_s)
+            new = 0.5 if exit_.wall_s < mean_s else 0.3  # the first call may have paid for imports
+            self._mean_s[name] = mean_s + new * (exit_.wall_s - mean_s)
         match run.cause:
             case Cause.STOP:
                 outcome, message = Outcome.STOPPED, "stopped on request"

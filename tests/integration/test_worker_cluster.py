@@ -106,6 +106,9 @@ def test_hello(services: Services, hyper: Callable[..., tuple[int, str, str]]) -
     status, out, _ = hyper("logs", f"{name}/greet/0")
     assert out.startswith("hello, Ada")
     until(lambda: "says hello" in hyper("logs", name)[1], "the command's log")
+    status, out, _ = hyper("logs", f"{name}/greet/0", "--json")
+    (row,) = json.loads(out)
+    assert status == 0 and (row["task"], row["state"]) == ("greet/0", "SUCCEEDED") and row["log"]
     status, out, _ = hyper("ps")
     assert name in out and "11/11" in out
     status, out, _ = hyper("ps", name)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import re
+import stat
 import threading
 from pathlib import Path
 from typing import Any
@@ -25,8 +26,11 @@ _DIGITS = re.compile(r"(\d+)")
 
 
 def list_sections(folder: Path | str) -> list[Path]:
-    """The PNG and TIFF files of a folder in the order of their names; s2 comes before s10."""
-    found = (p for p in Path(folder).iterdir() if p.suffix.lower() in SUFFIXES and p.is_file())
+    """The PNG and TIFF files of a folder in the order of their names; s2 comes before s10.
+
+    A link that leads nowhere is among them, so that its section is missed.
+    """
+    found = (p for p in Path(folder).iterdir() if p.suffix.lower() in SUFFIXES and not p.is_dir())
     return sorted((p for p in found if not p.name.startswith(".")), key=lambda p: natural(p.name))
 
 
@@ -52,10 +56,7 @@ def read_section(source: Path | str | bytes, *, label: str | None = None) -> np.
         InvalidArgumentError: INVALID_IMAGE; metadata names the file.
     """
     name = label or (str(source) if not isinstance(source, bytes) else "image")
-    try:
-        data = source if isinstance(source, bytes) else Path(source).read_bytes()
-    except OSError as error:
-        raise _bad(name, f"cannot be read: {error.strerror}") from error
+    data = source if isinstance(source, bytes) else _contents(Path(source), name)
     if not data:
         raise _bad(name, "is empty")
     if data.startswith(_PNG):
@@ -65,6 +66,16 @@ def read_section(source: Path | str | bytes, *, label: str | None = None) -> np.
     else:
         raise _bad(name, "is not a PNG or TIFF image")
     return _grey(pixels, name)
+
+
+def _contents(path: Path, name: str) -> bytes:
+    try:
+        if not stat.S_ISREG(path.stat().st_mode):  # a pipe would be waited for
+            raise _bad(name, "is not a regular file")
+        return path.read_bytes()
+    except OSError as error:
+        lost = "is a link that leads nowhere" if path.is_symlink() and not path.exists() else ""
+        raise _bad(name, lost or f"cannot be read: {error.strerror}") from error
 
 
 def write_png(path: Path | str, section: np.ndarray) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +54,17 @@ def test_sections_of_two_sizes_are_named(folder: Path) -> None:
     write_png(folder / "z9.png", section(9, width=130))
     with pytest.raises(InvalidArgumentError, match=r"4 of 100 x 120.*1 of 100 x 130.*z9\.png"):
         align.inspect_folder(folder)
+
+
+def test_what_is_no_file_is_a_bad_section_too(folder: Path) -> None:
+    (folder / "z4.png").symlink_to(folder / "unmounted.png")
+    os.mkfifo(folder / "z5.png")
+    (folder / "thumbnails.png").mkdir()
+    with pytest.raises(InvalidArgumentError, match=r"z4\.png: is a link that leads nowhere"):
+        align.inspect_folder(folder)
+    source = align.inspect_folder(folder, skip_bad=True)
+    assert [(bad.z, bad.file) for bad in source.bad] == [(4, "z4.png"), (5, "z5.png")]
+    assert "not a regular file" in source.bad[1].reason
 
 
 def test_sections_too_small_to_align(tmp_path: Path) -> None:

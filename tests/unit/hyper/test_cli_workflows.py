@@ -125,3 +125,11 @@ def test_status_as_json() -> None:
     assert plain["state"] == "RUNNING"
     assert plain["create_time"] == "2026-01-01T00:00:00+00:00"
     assert plain["experiments"][0]["tasks"]["lost"] == 2
+
+
+def test_a_message_fits_into_its_row() -> None:
+    from hyper.cli.workflows import _clipped
+
+    assert _clipped("one line") == "one line"
+    assert _clipped("two\n  lines") == "two lines"
+    assert len(_clipped("at import " * 500)) == 120

@@ -29,6 +29,7 @@ from hyper.workflows import Workflow, read_log
 Json = Annotated[bool, typer.Option("--json", help="print JSON on the last line")]
 Name = Annotated[str, typer.Argument(help="a workflow, as `hyper ps` names it")]
 _FOLLOW_POLL_S = 1.0
+_MESSAGE_CHARS = 120  # of a row; `hyper ps WORKFLOW` and --json show all of it
 
 
 def _connect() -> Client:
@@ -129,11 +130,17 @@ def logs(
     ],
     follow: Annotated[bool, typer.Option("--follow", "-f", help="go on while they grow")] = False,
     limit: Annotated[int, typer.Option(help="of tasks", min=1)] = 100,
+    json_output: Json = False,
 ) -> None:
     """Print what tasks have written."""
+    if follow and json_output:
+        raise typer.BadParameter("--follow prints as it goes, --json once: choose one")
     with _connect() as client:
         place = parse_target(target)
         handle = client.workflow(place.workflow)
+        if json_output:
+            output.emit(_logs_plain(handle, place, limit), "", as_json=True)
+            return
         if place.index is not None and place.experiment is not None:
             name = f"{handle.name}/experiments/{place.experiment}/tasks/{place.index}"
             _copy(read_log(client, name, follow=follow))
@@ -239,8 +246,14 @@ def _workflow_row(status: WorkflowStatus) -> tuple[object, ...]:
         f"{counts.succeeded}/{counts.total}",
         counts.failed,
         _age(status.create_time),
-        status.message,
+        _clipped(status.message),
     )
+
+
+def _clipped(message: str) -> str:
+    """A message that fits into a row."""
+    line = " ".join(message.split())
+    return line if len(line) <= _MESSAGE_CHARS else f"{line[: _MESSAGE_CHARS - 1]}…"
 
 
 def _experiments(status: WorkflowStatus) -> str:
@@ -268,7 +281,7 @@ def _task_row(task: TaskInfo) -> tuple[object, ...]:
         task.failures,
         task.losses,
         _age(task.start_time, task.end_time),
-        task.message,
+        _clipped(task.message),
     )
 
 
@@ -324,6 +337,22 @@ def _many_logs(workflow: Workflow, place: Target, *, follow: bool, limit: int) -
         time.sleep(_FOLLOW_POLL_S)
     if not printed:
         output.say("no task has started yet")
+
+
+def _logs_plain(workflow: Workflow, place: Target, limit: int) -> list[dict[str, Any]]:
+    """Task, state and output (undecodable bytes replaced) of tasks that have begun."""
+    if place.index is not None and place.experiment is not None:
+        found: Iterable[TaskInfo] = [workflow.task(place.experiment, place.index)]
+    else:
+        found = (task for task in _tasks(workflow, place.experiment, None) if task.attempt)
+    rows = []
+    for task in itertools.islice(found, limit):
+        try:
+            text = b"".join(workflow.logs(task)).decode(errors="replace")
+        except NotFoundError:  # nothing was written
+            text = ""
+        rows.append({"task": task.id, "state": str(task.state), "log": text})
+    return rows
 
 
 def _print_log(workflow: Workflow, task: TaskInfo) -> None:

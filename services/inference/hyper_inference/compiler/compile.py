@@ -97,8 +97,7 @@ def compile_net(
     graph = run_pipeline(source, on_pass=lambda name, after: stages.append((name, after)))
     plan = plan_memory(graph, mode=chosen_mode, max_bytes=max_bytes)
     steps = lower(graph, plan, chosen, chosen_mode)
-    text = abi.build_module(steps, chosen)
-    code = _machine_code(text, chosen, CodeCache(cache))
+    code = _machine_code(steps, chosen, CodeCache(cache))
     return Compiled(
         source=source,
         graph=graph,
@@ -125,11 +124,11 @@ def _shape_of(example_or_shape: Any) -> tuple[int, ...]:
     return numbers
 
 
-def _machine_code(text: str, target: Target, cache: CodeCache) -> Code:
-    key = abi.fingerprint(text, target)
+def _machine_code(steps: Sequence[Step], target: Target, cache: CodeCache) -> Code:
+    key = abi.fingerprint(steps, target)
     data = cache.get(key)
     if data is None:
-        data = compile_object(text, target)
+        data = compile_object(abi.build_module(steps, target), target)
         cache.put(key, data)
     return load_object(data, target)
 

@@ -124,10 +124,15 @@ def plan_memory(graph: Graph, *, mode: Mode = "exact", max_bytes: int = 2**36) -
             needs[root] = needs.get(root, _Need()).union(_need(node, types[name], mode))
     touch(graph.output, len(graph.nodes))
 
+    together: dict[Shape, _Need] = {}  # values of one shape get one geometry, to share memory
+    for root in born:
+        shape = types[root].shape
+        together[shape] = together.get(shape, _Need()).union(needs.get(root, _Need()))
     slots: list[tuple[Geometry, int]] = []  # geometry and the step at which it is free again
     chosen: dict[str, int] = {}
     for root in sorted(born, key=lambda name: born[name]):
-        geometry = _geometry(types[root].shape, needs.get(root, _Need()))
+        shape = types[root].shape
+        geometry = _geometry(shape, together[shape])
         free = (
             n
             for n, (have, busy_to) in enumerate(slots)

@@ -16,9 +16,12 @@ Where the CPU has a counter of cycles, the state also holds when each step was d
 from __future__ import annotations
 
 import ctypes
+import functools
 import hashlib
 import itertools
+import platform
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import llvmlite.binding as llvm
@@ -166,7 +169,25 @@ def _stamp(e: Emitter, to: Any) -> None:
     e.b.atomic_rmw("xchg", to, e.b.call(clock, []), "monotonic")
 
 
-def fingerprint(text: str, target: Target) -> str:
-    """Names the machine code of a module: its IR, the CPU, the compiler."""
-    facts = f"{llvm.llvm_version_info}\n{target.key}\n{text}"
-    return hashlib.sha256(facts.encode()).hexdigest()
+def fingerprint(steps: Sequence[Step], target: Target) -> str:
+    """Names the machine code of these steps: what it is made from, the CPU, the compiler.
+
+    Kernels are frozen values that hold all their code depends on; the generator itself counts by
+    its source, so that no version number can be forgotten. Writing the IR is the slow part of
+    loading from a cache: this does without.
+    """
+    digest = hashlib.sha256(_generator())
+    digest.update(f"{llvm.llvm_version_info}\n{target}\n{platform.system()}\n".encode())
+    for step in steps:
+        facts = step.out, step.a, step.b, len(step.constants), step.rows, step.chunk
+        digest.update(f"{step.kernel!r} {facts}\n".encode())
+    return digest.hexdigest()
+
+
+@functools.cache
+def _generator() -> bytes:
+    """Digest of the source of the code generator."""
+    digest = hashlib.sha256()
+    for path in sorted(Path(__file__).parent.glob("*.py")):
+        digest.update(path.name.encode() + b"\0" + path.read_bytes())
+    return digest.digest()

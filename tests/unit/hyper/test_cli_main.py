@@ -161,3 +161,13 @@ def test_table_aligns_columns() -> None:
 )
 def test_human_bytes(count: float, text: str) -> None:
     assert output.human_bytes(count) == text
+
+
+@pytest.mark.parametrize(("what", "shown"), [("KeyboardInterrupt", False), ("OSError", True)])
+def test_an_interrupted_import_shows_no_traceback(what: str, shown: bool) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", f"import hyper.cli; raise {what}"], capture_output=True, text=True
+    )
+    assert done.returncode != 0
+    assert ("Traceback" in done.stderr) is shown
+    assert ("interrupted" in done.stderr) is not shown

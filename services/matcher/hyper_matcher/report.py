@@ -414,7 +414,7 @@ section.warn{border-color:var(--warn)}
 border:0;background:none}
 .card{background:var(--card);border:1px solid var(--line);border-radius:10px;padding:12px 14px}
 .card span,.card small{display:block;color:var(--mute);font-size:13px}
-.card b{font-size:21px;font-variant-numeric:tabular-nums;white-space:nowrap}
+.card b{font-size:19px;font-variant-numeric:tabular-nums;white-space:nowrap}
 .good{margin:0;color:var(--after)}
 small{color:var(--mute);font-weight:400}
 .pair{display:grid;grid-template-columns:repeat(auto-fit,minmax(300px,1fr));gap:16px}

@@ -70,6 +70,17 @@ def test_a_blank_section_is_flagged_and_nothing_is_accepted(grey: int) -> None:
         assert set(pair.rejection.tolist()) <= reasons
 
 
+@pytest.mark.parametrize("degrees", [100.0, 170.0])
+def test_a_large_turn_costs_no_matches(degrees: float) -> None:
+    world = texture((900, 900), 6)
+    turned, _ = pull(world, math.radians(degrees), (20.0, -15.0))
+    cut = slice(200, 700)
+    sections = [PreparedSection(image[cut, cut], _OPTIONS) for image in (world, turned)]
+    pair = match_pair(*sections, 0, 1)
+    assert pair.flag == ""
+    assert pair.counts().get("consensus", 0) < 0.03 * pair.tried
+
+
 def test_tissue_in_the_middle_of_nothing_is_matched_and_not_flagged() -> None:
     y, x = np.mgrid[:512, :512]
     island = (y - 250) ** 2 + (x - 270) ** 2 < 150**2

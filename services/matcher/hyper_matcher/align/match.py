@@ -158,7 +158,8 @@ def match_pair(
         size, options.fine_search_px, options.peaks,
     )  # fmt: skip
     displacement = found.target - found.source
-    reasons = consensus(found.source, displacement, found.rejection, options.tolerance_px)
+    beside = found.target - affine(found.source)  # a large turn is no disagreement of neighbours
+    reasons = consensus(found.source, beside, found.rejection, options.tolerance_px)
     failed = (reasons != 0) & (reasons != Rejection.OUTSIDE)
     reasons[failed & (source.bare_share(found.source, size) > _MOST_BARE)] = (
         Rejection.BLANK_TEMPLATE
@@ -197,9 +198,8 @@ def _first_pass(
     matrices = np.broadcast_to(affine.matrix, (len(points), 2, 2))
     guess = Guess((points - shift) / factor, (affine(points) - shift) / factor, matrices)
     found = search(source.first, target.first, guess, size, -(-radius // factor), options.peaks)
-    reasons = consensus(
-        found.source, found.target - found.source, found.rejection, 1.5 * options.tolerance_px
-    )
+    beside = found.target - (affine(found.source * factor + shift) - shift) / factor
+    reasons = consensus(found.source, beside, found.rejection, 1.5 * options.tolerance_px)
     kept = reasons == 0
     known = found.source[kept] * factor + shift, found.target[kept] * factor + shift
     if not kept.any():

@@ -12,7 +12,7 @@ from typing import Any
 
 from hyper import images
 from hyper.context import TaskContext
-from hyper.errors import FailedPreconditionError
+from hyper.errors import InvalidArgumentError
 from hyper_matcher.align.geometry import NOTHING_TO_MATCH, PairMatches
 from hyper_matcher.align.metrics import mean_gradient
 from hyper_matcher.align.pipeline import pairs_of
@@ -117,7 +117,7 @@ def relax(context: TaskContext, *, session: str) -> dict[str, Any]:
     for bad in job.settings["bad"]:
         flagged[int(bad["z"])] = f"left blank: {bad['reason']}"
     if len(flagged) == depth:
-        raise FailedPreconditionError(
+        raise InvalidArgumentError(
             f"nothing can be aligned: {why_nothing(relaxed.flagged, pairs)}",
             reason="INVALID_IMAGE",
         )

@@ -22,9 +22,13 @@ def _pair(
     """Exact matches of two sections whose true placements are known, some made wrong."""
     points = lattice(_SHAPE, 40, 10)
     world = places[source_z](points)
-    target = points.copy()
-    for _ in range(30):  # invert the target's placement
-        target += world - places[target_z](target)
+    goal = places[target_z]
+    if isinstance(goal, Affine):
+        target = goal.inverse()(world)
+    else:
+        target = points.copy()
+        for _ in range(30):  # invert the target's placement
+            target += world - goal(target)
     rng = np.random.default_rng(100 * source_z + target_z)
     moved = target - points + rng.normal(0, noise, points.shape)
     bad = rng.random(len(points)) < wrong
@@ -84,9 +88,25 @@ def test_a_fifth_of_wrong_matches_does_not_matter() -> None:
 def test_the_stack_as_a_whole_keeps_its_place_and_size() -> None:
     places = [_bent(z) for z in range(5)]
     stack = relax(_SHAPE, 5, _all_pairs(places), _OPTIONS)
-    overall = Affine.fit(stack.mesh.vertices, stack.positions.mean(axis=0))
-    assert overall.matrix == pytest.approx(np.eye(2), abs=1e-4)
-    assert overall.offset == pytest.approx(np.zeros(2), abs=0.02)
+    fits = [Affine.fit(stack.mesh.vertices, positions).matrix for positions in stack.positions]
+    assert np.mean([np.linalg.det(fit) for fit in fits]) == pytest.approx(1, abs=2e-4)
+    overall = Affine.fit_rigid(stack.mesh.vertices, stack.positions.mean(axis=0))
+    assert overall.angle_rad == pytest.approx(0, abs=1e-4)
+    assert overall.offset == pytest.approx(np.zeros(2), abs=0.05)
+
+
+def test_sections_turned_against_each_other_keep_their_size() -> None:
+    center = np.array([200.0, 250.0])
+    turns = (0.0, 2.9, -1.3, 0.6)
+    places: list[Placement] = [
+        Affine.rigid(turn, center, np.array([30.0 * k, 9.0])) for k, turn in enumerate(turns)
+    ]
+    stack = relax(_SHAPE, 4, _all_pairs(places), _OPTIONS)
+    for z in range(3):
+        assert np.median(_disagreement(stack, places, z, z + 1)) < 0.1
+    for positions in stack.positions:
+        matrix = Affine.fit(stack.mesh.vertices, positions).matrix
+        assert np.linalg.det(matrix) == pytest.approx(1, abs=0.01)
 
 
 def test_a_missing_section_is_flagged_and_bridged() -> None:

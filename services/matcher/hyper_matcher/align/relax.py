@@ -327,7 +327,19 @@ def _center(
 ) -> NDArray[np.float64]:
     """The stack mapped as a whole so that its mean section lies as it came, size and shape too.
 
-    Springs along matches alone are shortest when everything shrinks; this takes that bias out.
+    Springs along matches alone are shortest when everything shrinks; this takes that bias out. It
+    is measured section by section, as the part of each that is no rotation: the mean of sections
+    that are turned against each other is small, whatever their size.
     """
-    back = Affine.fit(positions[trusted].mean(axis=0), vertices)
-    return np.asarray(positions @ back.matrix.T + back.offset)
+    stretch = np.mean(
+        [_stretch(Affine.fit(vertices, p).matrix) for p in positions[trusted]], axis=0
+    )
+    sized = positions @ np.linalg.inv(stretch).T
+    back = Affine.fit_rigid(sized[trusted].mean(axis=0), vertices)
+    return back(sized)
+
+
+def _stretch(matrix: NDArray[np.float64]) -> NDArray[np.float64]:
+    """The symmetric factor of stretch @ rotation."""
+    left, sizes, _ = np.linalg.svd(matrix)
+    return np.asarray((left * sizes) @ left.T)

@@ -80,7 +80,7 @@ async def main() -> None:
     """Connect all, stay for a while, say what happened."""
     address, count, stay_s = sys.argv[1], int(sys.argv[2]), float(sys.argv[3])
     agents, gate, start = Agents(), asyncio.Semaphore(_DIALS_AT_ONCE), time.monotonic()
-    options = [("grpc.use_local_subchannel_pool", 1)]
+    options = [("grpc.use_local_subchannel_pool", 1), ("grpc.enable_retries", 0)]
     channels = [grpc.aio.insecure_channel(address, options=options) for _ in range(_CHANNELS)]
     tasks = [
         asyncio.create_task(agents.one(channels[i % _CHANNELS], f"light-{i:05d}", gate))

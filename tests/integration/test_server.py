@@ -22,6 +22,7 @@ from google.protobuf.wrappers_pb2 import StringValue
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
+from hyper import _transport
 from hyper.errors import InternalError, from_rpc_error
 from tests.support.echo_service import FULL_NAME, SECRET, caller
 
@@ -43,7 +44,7 @@ class Child:
         return facts
 
     def channel(self) -> grpc.Channel:
-        return grpc.insecure_channel(self.facts["address"])
+        return _transport.channel([self.facts["address"]])
 
     def fetch(self, path: str) -> tuple[int, str]:
         with urllib3.PoolManager() as http:

@@ -1,6 +1,7 @@
-"""Channels to services: one retry policy, keepalive, bounded waits.
+"""Channels to services: load balancing, keepalive, bounded waits.
 
-Retries of UNAVAILABLE come from the channel's service config; deadlines come with each call.
+Retries are the client's (ADR 0006); the channel's own are off, since a streaming call that a dying
+server never saw can be lost by them, deadline and all (ADR 0009). Deadlines come with each call.
 """
 
 from __future__ import annotations
@@ -11,31 +12,14 @@ from collections.abc import Sequence
 from typing import Any
 
 import grpc
-import grpc.aio
 
 UNARY_TIMEOUT_S = 30.0
 
-_SERVICE_CONFIG = json.dumps(
-    {
-        "loadBalancingConfig": [{"round_robin": {}}],
-        "methodConfig": [
-            {
-                "name": [{}],
-                "retryPolicy": {
-                    "maxAttempts": 5,
-                    "initialBackoff": "0.1s",
-                    "maxBackoff": "2s",
-                    "backoffMultiplier": 2,
-                    "retryableStatusCodes": ["UNAVAILABLE"],
-                },
-            }
-        ],
-    }
-)
+_SERVICE_CONFIG = json.dumps({"loadBalancingConfig": [{"round_robin": {}}]})
 
 OPTIONS: list[tuple[str, Any]] = [
     ("grpc.service_config", _SERVICE_CONFIG),
-    ("grpc.enable_retries", 1),
+    ("grpc.enable_retries", 0),
     ("grpc.keepalive_time_ms", 20_000),
     ("grpc.keepalive_timeout_ms", 10_000),
     ("grpc.initial_reconnect_backoff_ms", 200),
@@ -69,19 +53,6 @@ def _resolved(address: str) -> str | None:
     return f"{number}:{port}"
 
 
-# For callers that try again themselves, and want to hear of a refusal at once.
-OPTIONS_WITHOUT_RETRIES = [
-    *((name, value) for name, value in OPTIONS if name != "grpc.enable_retries"),
-    ("grpc.enable_retries", 0),
-]
-
-
-def channel(addresses: Sequence[str], *, retries: bool = True) -> grpc.Channel:
+def channel(addresses: Sequence[str]) -> grpc.Channel:
     """A blocking channel that spreads its calls over the replicas."""
-    options = OPTIONS if retries else OPTIONS_WITHOUT_RETRIES
-    return grpc.insecure_channel(target(addresses), options=options)
-
-
-def aio_channel(addresses: Sequence[str]) -> grpc.aio.Channel:
-    """The same for asyncio."""
-    return grpc.aio.insecure_channel(target(addresses), options=OPTIONS)
+    return grpc.insecure_channel(target(addresses), options=OPTIONS)

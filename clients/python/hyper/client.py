@@ -244,7 +244,7 @@ class Client:
             self._check_process()
             channel = self._channels.get(addresses)
             if channel is None:
-                channel = self._channels[addresses] = _transport.channel(addresses, retries=False)
+                channel = self._channels[addresses] = _transport.channel(addresses)
             return channel
 
     def _check_process(self) -> None:

@@ -9,7 +9,7 @@ from typing import Protocol
 import grpc
 import grpc.aio
 
-from hyper._transport import OPTIONS_WITHOUT_RETRIES, target
+from hyper._transport import OPTIONS, target
 from hyper.errors import DeadlineError, InternalError
 from hyper_servicekit.logs import get_logger
 from hyper_worker import convert
@@ -81,9 +81,7 @@ class Connection:
             grpc.RpcError: it broke, or the scheduler refused.
             DeadlineError: no Welcome came in time.
         """
-        async with grpc.aio.insecure_channel(
-            target(self._addresses), options=OPTIONS_WITHOUT_RETRIES
-        ) as channel:
+        async with grpc.aio.insecure_channel(target(self._addresses), options=OPTIONS) as channel:
             call = AgentServiceStub(channel).Connect()
             try:
                 await self._greet(call)

@@ -36,6 +36,7 @@ from hyper_servicekit.etcd.watch import list_then_watch
 _LISTING_ATTEMPTS = 3  # a listing that compaction overtakes starts again this often
 _OPTIONS: list[tuple[str, Any]] = [
     ("grpc.service_config", json.dumps({"loadBalancingConfig": [{"round_robin": {}}]})),
+    ("grpc.enable_retries", 0),  # they can lose a stream and its deadline (ADR 0009)
     ("grpc.keepalive_time_ms", 10_000),  # etcd refuses pings more often than every 5 s
     ("grpc.keepalive_timeout_ms", 5_000),
     ("grpc.http2.max_pings_without_data", 0),

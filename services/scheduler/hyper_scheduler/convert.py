@@ -277,7 +277,25 @@ def task_spec(name: str, spec: Experiment) -> agent.TaskSpec:
     )
     if spec.timeout_s is not None:
         message.timeout.CopyFrom(duration(spec.timeout_s))
+    _put_around(message, spec)
     return message
+
+
+def _put_around(message: agent.TaskSpec, spec: Experiment) -> None:
+    need, around = spec.hardware, spec.around
+    if need.cpus or need.memory_bytes or need.gpus:
+        message.hardware.cpus = need.cpus
+        message.hardware.memory_bytes = need.memory_bytes
+        message.hardware.gpus = need.gpus
+    message.setup, message.registry = around.setup, around.registry
+    message.secrets.update(around.secrets)
+    message.network = around.network
+    for bindings, pairs in ((message.inputs, around.inputs), (message.outputs, around.outputs)):
+        for path, address in pairs:
+            bindings.add(path=path, address=address)
+    if around.checkpoint_path:
+        message.checkpoint.path = around.checkpoint_path
+        message.checkpoint.every.CopyFrom(duration(around.checkpoint_every_s))
 
 
 def start_group(

@@ -5,36 +5,37 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 
-from hyper.errors import HyperError
-from hyper.names import check_part
+from hyper_scheduler.around import AROUND_KEYS, read_around
 from hyper_scheduler.core.model import Domain, Experiment, Hardware, Recipe, Sampling
 from hyper_scheduler.core.parameters import combinations, count, size
 from hyper_scheduler.domains import read_domain
 from hyper_scheduler.positioned import Node, fail, read
+from hyper_scheduler.readers import amount_of_memory as _bytes
+from hyper_scheduler.readers import duration as _duration
+from hyper_scheduler.readers import integer as _integer
+from hyper_scheduler.readers import mapping as _mapping
+from hyper_scheduler.readers import name as _name
+from hyper_scheduler.readers import number as _number
+from hyper_scheduler.readers import strings as _strings
+from hyper_scheduler.readers import text as _text
+from hyper_scheduler.readers import wrong_type as _wrong_type
 
 MAX_EXPERIMENTS = 1_000
 MAX_TASKS = 100_000_000
 MAX_COMBINATIONS = 1 << 62
 MAX_COMMAND_BYTES = 65_536
 MAX_RETRIES = 1_000
-MAX_MEMORY_BYTES = 1 << 50
 
-_LATER = {
-    "gang": "gangs", "objective": "objectives", "checkpoint": "checkpoints", "inputs": "inputs",
-    "outputs": "outputs", "secrets": "secrets", "setup": "setup commands",
-}  # fmt: skip
+_LATER = {"gang": "gangs", "objective": "objectives"}
 _TEMPLATE = re.compile(r"\{\{(.*?)\}\}", re.DOTALL)
 _IDENTIFIER = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,63}\Z")
 _FUNCTION = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*\Z", re.ASCII)
-_DURATION = re.compile(r"(?:([0-9.]+)d)?(?:([0-9.]+)h)?(?:([0-9.]+)m)?(?:([0-9.]+)s)?\Z")
-_BYTES = re.compile(r"([0-9]+(?:\.[0-9]+)?)\s*([KMGT]?i?B?)\Z")
-_UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
-_BINARY = {"Ki": 2**10, "Mi": 2**20, "Gi": 2**30, "Ti": 2**40}
 
 _RECIPE_KEYS = ("version", "name", "experiments", "deadline", "budget", "priority")
 _EXPERIMENT_KEYS = (
     "command", "commands", "function", "depends_on", "parameters", "sampling", "samples", "seed",
     "workers", "hardware", "image", "env", "labels", "retries", "timeout", "grace", "workdir",
+    *AROUND_KEYS,
 )  # fmt: skip
 _HARDWARE_KEYS = ("cpus", "memory", "gpu", "gpu_count", "spot")
 
@@ -98,6 +99,7 @@ def _experiment(key: str, node: Node) -> Experiment:
         timeout_s=_duration(fields["timeout"]) if "timeout" in fields else None,
         grace_s=_duration(fields["grace"], zero=True) if "grace" in fields else 10.0,
         workdir=_text(fields["workdir"]) if "workdir" in fields else "",
+        around=read_around(fields, parameters),
     )
     _check_sampling(node, fields, experiment)
     _check_names(node, fields, experiment)
@@ -246,96 +248,6 @@ def _hardware(node: Node) -> Hardware:
         gpu=kind,
         spot=spot,
     )
-
-
-def _mapping(node: Node, known: tuple[str, ...] | None) -> dict[str, Node]:
-    if not isinstance(node.value, dict):
-        node.fail(_wrong_type(node, "a mapping"))
-    for key, each in node.value.items():
-        if known is not None and key not in known:
-            each.fail(f"unknown key {key[:80]!r}; known are {', '.join(known)}")
-    return node.value
-
-
-def _wrong_type(node: Node, wanted: str) -> str:
-    kinds = {dict: "a mapping", list: "a list", str: "text", bool: "true or false", int: "a number",
-             float: "a number"}  # fmt: skip
-    return f"expected {wanted}, found {kinds.get(type(node.value), 'nothing')}"
-
-
-def _text(node: Node) -> str:
-    if not isinstance(node.value, str):
-        node.fail(_wrong_type(node, "text"))
-    return node.value
-
-
-def _integer(node: Node, low: int, high: int) -> int:
-    if isinstance(node.value, bool) or not isinstance(node.value, int):
-        node.fail(_wrong_type(node, "a whole number"))
-    if not low <= node.value <= high:
-        node.fail(f"{node.value} is not between {low} and {high}")
-    return node.value
-
-
-def _number(node: Node, low: float, high: float) -> float:
-    if isinstance(node.value, bool) or not isinstance(node.value, int | float):
-        node.fail(_wrong_type(node, "a number"))
-    if not low <= node.value <= high:
-        node.fail(f"{node.value} is not between {low} and {high}")
-    return float(node.value)
-
-
-def _name(node: Node, text: str) -> str:
-    try:
-        return check_part(text, "name")
-    except HyperError as error:
-        node.fail(error.message)
-
-
-def _strings(node: Node) -> dict[str, str]:
-    result: dict[str, str] = {}
-    for key, each in _mapping(node, None).items():
-        if isinstance(each.value, dict | list) or each.value is None:
-            each.fail(_wrong_type(each, "text"))
-        value = each.value
-        result[key] = str(value).lower() if isinstance(value, bool) else str(value)
-        if "\0" in result[key] or "\0" in key or "=" in key:
-            each.fail("a name may not hold '=', and nothing may hold a NUL")
-    return result
-
-
-def _duration(node: Node, *, zero: bool = False) -> float:
-    """`2h`, `5m`, `1h30m`, `30s`, or a number of seconds."""
-    seconds: float | None = None
-    if isinstance(node.value, int | float) and not isinstance(node.value, bool):
-        seconds = float(node.value)
-    elif isinstance(node.value, str) and (match := _DURATION.match(node.value)):
-        try:
-            parts = [float(part) if part else 0.0 for part in match.groups()]
-            seconds = sum(a * b for a, b in zip(parts, (86400, 3600, 60, 1), strict=True))
-        except ValueError:
-            seconds = None
-        if not node.value:
-            seconds = None
-    if seconds is None:
-        node.fail(f"{str(node.plain())[:40]!r} is not a duration; write 2h, 5m or 30s")
-    if not (seconds > 0 or (zero and seconds == 0)) or seconds > 366 * 86400:
-        node.fail("a duration must be more than nothing and at most a year")
-    return seconds
-
-
-def _bytes(node: Node) -> int:
-    size: float = -1
-    if isinstance(node.value, int) and not isinstance(node.value, bool):
-        size = node.value
-    elif isinstance(node.value, str) and (match := _BYTES.match(node.value)):
-        unit = match.group(2).removesuffix("B")
-        size = float(match.group(1)) * (_BINARY.get(unit) or _UNITS.get(unit, 1))
-    if size < 0:
-        node.fail(f"{str(node.plain())[:40]!r} is not an amount of memory; write 8GiB or 512MB")
-    if size > MAX_MEMORY_BYTES:
-        node.fail(f"more memory than any machine has; at most {MAX_MEMORY_BYTES >> 40} TiB")
-    return int(size)
 
 
 def _budget(node: Node) -> float:

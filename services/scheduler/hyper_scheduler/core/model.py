@@ -71,6 +71,31 @@ class Hardware:
 
 
 @dataclass(frozen=True, slots=True)
+class Around:
+    """What a task finds around it.
+
+    Args:
+        setup: shell commands, once a node and content.
+        secrets: environment variable -> name of the secret.
+        registry: name of the secret ("user:password") that fetches the image.
+        inputs: (folder, address of a dataset); `{{parameter}}` may stand in the address.
+        outputs: the same; committed with the attempt.
+        checkpoint_path: folder that is kept while the task runs; "": none.
+        checkpoint_every_s: how often.
+        network: whether a container has one.
+    """
+
+    setup: str = ""
+    secrets: Mapping[str, str] = field(default_factory=dict)
+    registry: str = ""
+    inputs: tuple[tuple[str, str], ...] = ()
+    outputs: tuple[tuple[str, str], ...] = ()
+    checkpoint_path: str = ""
+    checkpoint_every_s: float = 0.0
+    network: bool = False
+
+
+@dataclass(frozen=True, slots=True)
 class Experiment:
     """One node of the DAG: a command or function over many parameters."""
 
@@ -91,6 +116,7 @@ class Experiment:
     timeout_s: float | None = None
     grace_s: float = 10.0
     workdir: str = ""
+    around: Around = Around()
 
 
 @dataclass(frozen=True, slots=True)

@@ -26,7 +26,7 @@ from google.protobuf import duration_pb2 as google_dot_protobuf_dot_duration__pb
 from hyperapi.scheduler.v1 import workflow_pb2 as hyperapi_dot_scheduler_dot_v1_dot_workflow__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n&hyperapi/worker/v1/agent_service.proto\x12\x12hyperapi.worker.v1\x1a\x1egoogle/protobuf/duration.proto\x1a$hyperapi/scheduler/v1/workflow.proto\"\xab\x01\n\x0e\x43onnectRequest\x12*\n\x05hello\x18\x01 \x01(\x0b\x32\x19.hyperapi.worker.v1.HelloH\x00\x12\x31\n\x06status\x18\x02 \x01(\x0b\x32\x1f.hyperapi.worker.v1.StatusBatchH\x00\x12\x32\n\theartbeat\x18\x03 \x01(\x0b\x32\x1d.hyperapi.worker.v1.HeartbeatH\x00\x42\x06\n\x04kind\"\x82\x02\n\x0f\x43onnectResponse\x12.\n\x07welcome\x18\x01 \x01(\x0b\x32\x1b.hyperapi.worker.v1.WelcomeH\x00\x12.\n\x05tasks\x18\x02 \x01(\x0b\x32\x1d.hyperapi.worker.v1.TaskBatchH\x00\x12-\n\x04stop\x18\x03 \x01(\x0b\x32\x1d.hyperapi.worker.v1.StopBatchH\x00\x12,\n\x03\x61\x63k\x18\x04 \x01(\x0b\x32\x1d.hyperapi.worker.v1.StatusAckH\x00\x12*\n\x05\x64rain\x18\x05 \x01(\x0b\x32\x19.hyperapi.worker.v1.DrainH\x00\x42\x06\n\x04kind\"\xfd\x01\n\x05Hello\x12\x0e\n\x06worker\x18\x01 \x01(\t\x12\r\n\x05slots\x18\x02 \x01(\x05\x12\x0c\n\x04\x63pus\x18\x03 \x01(\x05\x12\x14\n\x0cmemory_bytes\x18\x04 \x01(\x03\x12\x0c\n\x04gpus\x18\x05 \x01(\x05\x12\x35\n\x06labels\x18\x06 \x03(\x0b\x32%.hyperapi.worker.v1.Hello.LabelsEntry\x12\x0f\n\x07version\x18\x07 \x01(\t\x12,\n\x07running\x18\x08 \x03(\x0b\x32\x1b.hyperapi.worker.v1.TaskKey\x1a-\n\x0bLabelsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"y\n\x07Welcome\x12\x35\n\x12heartbeat_interval\x18\x01 \x01(\x0b\x32\x19.google.protobuf.Duration\x12(\n\x05lease\x18\x02 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\r\n\x05\x65poch\x18\x03 \x01(\x03\"\x1d\n\tHeartbeat\x12\x10\n\x08sequence\x18\x01 \x01(\x03\"H\n\x07TaskKey\x12\x0c\n\x04task\x18\x01 \x01(\t\x12/\n\x07\x61ttempt\x18\x02 \x01(\x0b\x32\x1e.hyperapi.scheduler.v1.Attempt\"\x97\x01\n\tTaskBatch\x12+\n\x05specs\x18\x01 \x03(\x0b\x32\x1c.hyperapi.worker.v1.TaskSpec\x12-\n\x06starts\x18\x02 \x03(\x0b\x32\x1d.hyperapi.worker.v1.TaskStart\x12.\n\x06groups\x18\x03 \x03(\x0b\x32\x1e.hyperapi.worker.v1.StartGroup\"j\n\nStartGroup\x12\x12\n\nexperiment\x18\x01 \x01(\t\x12\r\n\x05\x65poch\x18\x02 \x01(\x03\x12\x0f\n\x07indices\x18\x03 \x03(\x03\x12\x0f\n\x07numbers\x18\x04 \x03(\x03\x12\x17\n\x0fparameters_json\x18\x05 \x03(\t\"\x97\x02\n\x08TaskSpec\x12\x12\n\nexperiment\x18\x01 \x01(\t\x12\x0f\n\x07\x63ommand\x18\x02 \x01(\t\x12\x10\n\x08\x66unction\x18\x03 \x01(\t\x12\r\n\x05image\x18\x04 \x01(\t\x12\x32\n\x03\x65nv\x18\x05 \x03(\x0b\x32%.hyperapi.worker.v1.TaskSpec.EnvEntry\x12*\n\x07timeout\x18\x06 \x01(\x0b\x32\x19.google.protobuf.Duration\x12(\n\x05grace\x18\x07 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x0f\n\x07workdir\x18\x08 \x01(\t\x1a*\n\x08\x45nvEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"b\n\tTaskStart\x12(\n\x03key\x18\x01 \x01(\x0b\x32\x1b.hyperapi.worker.v1.TaskKey\x12\x12\n\nexperiment\x18\x02 \x01(\t\x12\x17\n\x0fparameters_json\x18\x03 \x01(\t\"\x86\x02\n\nTaskStatus\x12(\n\x03key\x18\x01 \x01(\x0b\x32\x1b.hyperapi.worker.v1.TaskKey\x12,\n\x07outcome\x18\x02 \x01(\x0e\x32\x1b.hyperapi.worker.v1.Outcome\x12\x11\n\texit_code\x18\x03 \x01(\x05\x12\x0f\n\x07message\x18\x04 \x01(\t\x12\x13\n\x0bresult_json\x18\x05 \x01(\t\x12\'\n\x04wall\x18\x06 \x01(\x0b\x32\x19.google.protobuf.Duration\x12&\n\x03\x63pu\x18\x07 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x16\n\x0epeak_rss_bytes\x18\x08 \x01(\x03\"\x86\x01\n\x0bStatusBatch\x12\x10\n\x08sequence\x18\x01 \x01(\x03\x12\x30\n\x08statuses\x18\x02 \x03(\x0b\x32\x1e.hyperapi.worker.v1.TaskStatus\x12\x33\n\tsuccesses\x18\x03 \x03(\x0b\x32 .hyperapi.worker.v1.SuccessGroup\"\xa0\x01\n\x0cSuccessGroup\x12\x12\n\nexperiment\x18\x01 \x01(\t\x12\r\n\x05\x65poch\x18\x02 \x01(\x03\x12\x0f\n\x07indices\x18\x03 \x03(\x03\x12\x0f\n\x07numbers\x18\x04 \x03(\x03\x12\x14\n\x0cresults_json\x18\x05 \x03(\t\x12\x0e\n\x06wall_s\x18\x06 \x03(\x01\x12\r\n\x05\x63pu_s\x18\x07 \x03(\x01\x12\x16\n\x0epeak_rss_bytes\x18\x08 \x03(\x03\"\x1d\n\tStatusAck\x12\x10\n\x08sequence\x18\x01 \x01(\x03\"6\n\tStopBatch\x12)\n\x04keys\x18\x01 \x03(\x0b\x32\x1b.hyperapi.worker.v1.TaskKey\"\x17\n\x05\x44rain\x12\x0e\n\x06reason\x18\x01 \x01(\t*\xa4\x01\n\x07Outcome\x12\x17\n\x13OUTCOME_UNSPECIFIED\x10\x00\x12\x13\n\x0fOUTCOME_RUNNING\x10\x01\x12\x15\n\x11OUTCOME_SUCCEEDED\x10\x02\x12\x12\n\x0eOUTCOME_FAILED\x10\x03\x12\x13\n\x0fOUTCOME_STOPPED\x10\x04\x12\x15\n\x11OUTCOME_PREEMPTED\x10\x05\x12\x14\n\x10OUTCOME_RETURNED\x10\x06\x32\x66\n\x0c\x41gentService\x12V\n\x07\x43onnect\x12\".hyperapi.worker.v1.ConnectRequest\x1a#.hyperapi.worker.v1.ConnectResponse(\x01\x30\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n&hyperapi/worker/v1/agent_service.proto\x12\x12hyperapi.worker.v1\x1a\x1egoogle/protobuf/duration.proto\x1a$hyperapi/scheduler/v1/workflow.proto\"\xab\x01\n\x0e\x43onnectRequest\x12*\n\x05hello\x18\x01 \x01(\x0b\x32\x19.hyperapi.worker.v1.HelloH\x00\x12\x31\n\x06status\x18\x02 \x01(\x0b\x32\x1f.hyperapi.worker.v1.StatusBatchH\x00\x12\x32\n\theartbeat\x18\x03 \x01(\x0b\x32\x1d.hyperapi.worker.v1.HeartbeatH\x00\x42\x06\n\x04kind\"\x82\x02\n\x0f\x43onnectResponse\x12.\n\x07welcome\x18\x01 \x01(\x0b\x32\x1b.hyperapi.worker.v1.WelcomeH\x00\x12.\n\x05tasks\x18\x02 \x01(\x0b\x32\x1d.hyperapi.worker.v1.TaskBatchH\x00\x12-\n\x04stop\x18\x03 \x01(\x0b\x32\x1d.hyperapi.worker.v1.StopBatchH\x00\x12,\n\x03\x61\x63k\x18\x04 \x01(\x0b\x32\x1d.hyperapi.worker.v1.StatusAckH\x00\x12*\n\x05\x64rain\x18\x05 \x01(\x0b\x32\x19.hyperapi.worker.v1.DrainH\x00\x42\x06\n\x04kind\"\xfd\x01\n\x05Hello\x12\x0e\n\x06worker\x18\x01 \x01(\t\x12\r\n\x05slots\x18\x02 \x01(\x05\x12\x0c\n\x04\x63pus\x18\x03 \x01(\x05\x12\x14\n\x0cmemory_bytes\x18\x04 \x01(\x03\x12\x0c\n\x04gpus\x18\x05 \x01(\x05\x12\x35\n\x06labels\x18\x06 \x03(\x0b\x32%.hyperapi.worker.v1.Hello.LabelsEntry\x12\x0f\n\x07version\x18\x07 \x01(\t\x12,\n\x07running\x18\x08 \x03(\x0b\x32\x1b.hyperapi.worker.v1.TaskKey\x1a-\n\x0bLabelsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"y\n\x07Welcome\x12\x35\n\x12heartbeat_interval\x18\x01 \x01(\x0b\x32\x19.google.protobuf.Duration\x12(\n\x05lease\x18\x02 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\r\n\x05\x65poch\x18\x03 \x01(\x03\"\x1d\n\tHeartbeat\x12\x10\n\x08sequence\x18\x01 \x01(\x03\"H\n\x07TaskKey\x12\x0c\n\x04task\x18\x01 \x01(\t\x12/\n\x07\x61ttempt\x18\x02 \x01(\x0b\x32\x1e.hyperapi.scheduler.v1.Attempt\"\x97\x01\n\tTaskBatch\x12+\n\x05specs\x18\x01 \x03(\x0b\x32\x1c.hyperapi.worker.v1.TaskSpec\x12-\n\x06starts\x18\x02 \x03(\x0b\x32\x1d.hyperapi.worker.v1.TaskStart\x12.\n\x06groups\x18\x03 \x03(\x0b\x32\x1e.hyperapi.worker.v1.StartGroup\"j\n\nStartGroup\x12\x12\n\nexperiment\x18\x01 \x01(\t\x12\r\n\x05\x65poch\x18\x02 \x01(\x03\x12\x0f\n\x07indices\x18\x03 \x03(\x03\x12\x0f\n\x07numbers\x18\x04 \x03(\x03\x12\x17\n\x0fparameters_json\x18\x05 \x03(\t\"\xf4\x04\n\x08TaskSpec\x12\x12\n\nexperiment\x18\x01 \x01(\t\x12\x0f\n\x07\x63ommand\x18\x02 \x01(\t\x12\x10\n\x08\x66unction\x18\x03 \x01(\t\x12\r\n\x05image\x18\x04 \x01(\t\x12\x32\n\x03\x65nv\x18\x05 \x03(\x0b\x32%.hyperapi.worker.v1.TaskSpec.EnvEntry\x12*\n\x07timeout\x18\x06 \x01(\x0b\x32\x19.google.protobuf.Duration\x12(\n\x05grace\x18\x07 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x0f\n\x07workdir\x18\x08 \x01(\t\x12.\n\x08hardware\x18\x14 \x01(\x0b\x32\x1c.hyperapi.worker.v1.Hardware\x12\r\n\x05setup\x18\x15 \x01(\t\x12+\n\x06inputs\x18\x16 \x03(\x0b\x32\x1b.hyperapi.worker.v1.Binding\x12,\n\x07outputs\x18\x17 \x03(\x0b\x32\x1b.hyperapi.worker.v1.Binding\x12\x32\n\ncheckpoint\x18\x18 \x01(\x0b\x32\x1e.hyperapi.worker.v1.Checkpoint\x12:\n\x07secrets\x18\x19 \x03(\x0b\x32).hyperapi.worker.v1.TaskSpec.SecretsEntry\x12\x10\n\x08registry\x18\x1a \x01(\t\x12\x0f\n\x07network\x18\x1b \x01(\x08\x1a*\n\x08\x45nvEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\x1a.\n\x0cSecretsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"<\n\x08Hardware\x12\x0c\n\x04\x63pus\x18\x01 \x01(\x01\x12\x14\n\x0cmemory_bytes\x18\x02 \x01(\x03\x12\x0c\n\x04gpus\x18\x03 \x01(\x05\"(\n\x07\x42inding\x12\x0c\n\x04path\x18\x01 \x01(\t\x12\x0f\n\x07\x61\x64\x64ress\x18\x02 \x01(\t\"D\n\nCheckpoint\x12\x0c\n\x04path\x18\x01 \x01(\t\x12(\n\x05\x65very\x18\x02 \x01(\x0b\x32\x19.google.protobuf.Duration\"b\n\tTaskStart\x12(\n\x03key\x18\x01 \x01(\x0b\x32\x1b.hyperapi.worker.v1.TaskKey\x12\x12\n\nexperiment\x18\x02 \x01(\t\x12\x17\n\x0fparameters_json\x18\x03 \x01(\t\"\x86\x02\n\nTaskStatus\x12(\n\x03key\x18\x01 \x01(\x0b\x32\x1b.hyperapi.worker.v1.TaskKey\x12,\n\x07outcome\x18\x02 \x01(\x0e\x32\x1b.hyperapi.worker.v1.Outcome\x12\x11\n\texit_code\x18\x03 \x01(\x05\x12\x0f\n\x07message\x18\x04 \x01(\t\x12\x13\n\x0bresult_json\x18\x05 \x01(\t\x12\'\n\x04wall\x18\x06 \x01(\x0b\x32\x19.google.protobuf.Duration\x12&\n\x03\x63pu\x18\x07 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x16\n\x0epeak_rss_bytes\x18\x08 \x01(\x03\"\x86\x01\n\x0bStatusBatch\x12\x10\n\x08sequence\x18\x01 \x01(\x03\x12\x30\n\x08statuses\x18\x02 \x03(\x0b\x32\x1e.hyperapi.worker.v1.TaskStatus\x12\x33\n\tsuccesses\x18\x03 \x03(\x0b\x32 .hyperapi.worker.v1.SuccessGroup\"\xa0\x01\n\x0cSuccessGroup\x12\x12\n\nexperiment\x18\x01 \x01(\t\x12\r\n\x05\x65poch\x18\x02 \x01(\x03\x12\x0f\n\x07indices\x18\x03 \x03(\x03\x12\x0f\n\x07numbers\x18\x04 \x03(\x03\x12\x14\n\x0cresults_json\x18\x05 \x03(\t\x12\x0e\n\x06wall_s\x18\x06 \x03(\x01\x12\r\n\x05\x63pu_s\x18\x07 \x03(\x01\x12\x16\n\x0epeak_rss_bytes\x18\x08 \x03(\x03\"\x1d\n\tStatusAck\x12\x10\n\x08sequence\x18\x01 \x01(\x03\"6\n\tStopBatch\x12)\n\x04keys\x18\x01 \x03(\x0b\x32\x1b.hyperapi.worker.v1.TaskKey\"\x17\n\x05\x44rain\x12\x0e\n\x06reason\x18\x01 \x01(\t*\xa4\x01\n\x07Outcome\x12\x17\n\x13OUTCOME_UNSPECIFIED\x10\x00\x12\x13\n\x0fOUTCOME_RUNNING\x10\x01\x12\x15\n\x11OUTCOME_SUCCEEDED\x10\x02\x12\x12\n\x0eOUTCOME_FAILED\x10\x03\x12\x13\n\x0fOUTCOME_STOPPED\x10\x04\x12\x15\n\x11OUTCOME_PREEMPTED\x10\x05\x12\x14\n\x10OUTCOME_RETURNED\x10\x06\x32\x66\n\x0c\x41gentService\x12V\n\x07\x43onnect\x12\".hyperapi.worker.v1.ConnectRequest\x1a#.hyperapi.worker.v1.ConnectResponse(\x01\x30\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -37,8 +37,10 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_HELLO_LABELSENTRY']._serialized_options = b'8\001'
   _globals['_TASKSPEC_ENVENTRY']._loaded_options = None
   _globals['_TASKSPEC_ENVENTRY']._serialized_options = b'8\001'
-  _globals['_OUTCOME']._serialized_start=2373
-  _globals['_OUTCOME']._serialized_end=2537
+  _globals['_TASKSPEC_SECRETSENTRY']._loaded_options = None
+  _globals['_TASKSPEC_SECRETSENTRY']._serialized_options = b'8\001'
+  _globals['_OUTCOME']._serialized_start=2896
+  _globals['_OUTCOME']._serialized_end=3060
   _globals['_CONNECTREQUEST']._serialized_start=133
   _globals['_CONNECTREQUEST']._serialized_end=304
   _globals['_CONNECTRESPONSE']._serialized_start=307
@@ -58,23 +60,31 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_STARTGROUP']._serialized_start=1205
   _globals['_STARTGROUP']._serialized_end=1311
   _globals['_TASKSPEC']._serialized_start=1314
-  _globals['_TASKSPEC']._serialized_end=1593
-  _globals['_TASKSPEC_ENVENTRY']._serialized_start=1551
-  _globals['_TASKSPEC_ENVENTRY']._serialized_end=1593
-  _globals['_TASKSTART']._serialized_start=1595
-  _globals['_TASKSTART']._serialized_end=1693
-  _globals['_TASKSTATUS']._serialized_start=1696
-  _globals['_TASKSTATUS']._serialized_end=1958
-  _globals['_STATUSBATCH']._serialized_start=1961
-  _globals['_STATUSBATCH']._serialized_end=2095
-  _globals['_SUCCESSGROUP']._serialized_start=2098
-  _globals['_SUCCESSGROUP']._serialized_end=2258
-  _globals['_STATUSACK']._serialized_start=2260
-  _globals['_STATUSACK']._serialized_end=2289
-  _globals['_STOPBATCH']._serialized_start=2291
-  _globals['_STOPBATCH']._serialized_end=2345
-  _globals['_DRAIN']._serialized_start=2347
-  _globals['_DRAIN']._serialized_end=2370
-  _globals['_AGENTSERVICE']._serialized_start=2539
-  _globals['_AGENTSERVICE']._serialized_end=2641
+  _globals['_TASKSPEC']._serialized_end=1942
+  _globals['_TASKSPEC_ENVENTRY']._serialized_start=1852
+  _globals['_TASKSPEC_ENVENTRY']._serialized_end=1894
+  _globals['_TASKSPEC_SECRETSENTRY']._serialized_start=1896
+  _globals['_TASKSPEC_SECRETSENTRY']._serialized_end=1942
+  _globals['_HARDWARE']._serialized_start=1944
+  _globals['_HARDWARE']._serialized_end=2004
+  _globals['_BINDING']._serialized_start=2006
+  _globals['_BINDING']._serialized_end=2046
+  _globals['_CHECKPOINT']._serialized_start=2048
+  _globals['_CHECKPOINT']._serialized_end=2116
+  _globals['_TASKSTART']._serialized_start=2118
+  _globals['_TASKSTART']._serialized_end=2216
+  _globals['_TASKSTATUS']._serialized_start=2219
+  _globals['_TASKSTATUS']._serialized_end=2481
+  _globals['_STATUSBATCH']._serialized_start=2484
+  _globals['_STATUSBATCH']._serialized_end=2618
+  _globals['_SUCCESSGROUP']._serialized_start=2621
+  _globals['_SUCCESSGROUP']._serialized_end=2781
+  _globals['_STATUSACK']._serialized_start=2783
+  _globals['_STATUSACK']._serialized_end=2812
+  _globals['_STOPBATCH']._serialized_start=2814
+  _globals['_STOPBATCH']._serialized_end=2868
+  _globals['_DRAIN']._serialized_start=2870
+  _globals['_DRAIN']._serialized_end=2893
+  _globals['_AGENTSERVICE']._serialized_start=3062
+  _globals['_AGENTSERVICE']._serialized_end=3164
 # @@protoc_insertion_point(module_scope)

@@ -323,6 +323,22 @@ class TaskSpec(google.protobuf.message.Message):
         ) -> None: ...
         def ClearField(self, field_name: typing.Literal["key", b"key", "value", b"value"]) -> None: ...
 
+    @typing.final
+    class SecretsEntry(google.protobuf.message.Message):
+        DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: builtins.int
+        VALUE_FIELD_NUMBER: builtins.int
+        key: builtins.str
+        value: builtins.str
+        def __init__(
+            self,
+            *,
+            key: builtins.str = ...,
+            value: builtins.str = ...,
+        ) -> None: ...
+        def ClearField(self, field_name: typing.Literal["key", b"key", "value", b"value"]) -> None: ...
+
     EXPERIMENT_FIELD_NUMBER: builtins.int
     COMMAND_FIELD_NUMBER: builtins.int
     FUNCTION_FIELD_NUMBER: builtins.int
@@ -331,6 +347,14 @@ class TaskSpec(google.protobuf.message.Message):
     TIMEOUT_FIELD_NUMBER: builtins.int
     GRACE_FIELD_NUMBER: builtins.int
     WORKDIR_FIELD_NUMBER: builtins.int
+    HARDWARE_FIELD_NUMBER: builtins.int
+    SETUP_FIELD_NUMBER: builtins.int
+    INPUTS_FIELD_NUMBER: builtins.int
+    OUTPUTS_FIELD_NUMBER: builtins.int
+    CHECKPOINT_FIELD_NUMBER: builtins.int
+    SECRETS_FIELD_NUMBER: builtins.int
+    REGISTRY_FIELD_NUMBER: builtins.int
+    NETWORK_FIELD_NUMBER: builtins.int
     experiment: builtins.str
     """full resource name; the key of the spec within the stream"""
     command: builtins.str
@@ -341,6 +365,12 @@ class TaskSpec(google.protobuf.message.Message):
     """empty: on the worker's own environment"""
     workdir: builtins.str
     """hyper:// address of the unpacked folder; empty: an empty temporary folder"""
+    setup: builtins.str
+    """shell commands, run once a node and content in the work folder"""
+    registry: builtins.str
+    """name of the secret "user:password" that fetches the image"""
+    network: builtins.bool
+    """whether a container has one"""
     @property
     def env(self) -> google.protobuf.internal.containers.ScalarMap[builtins.str, builtins.str]: ...
     @property
@@ -350,6 +380,22 @@ class TaskSpec(google.protobuf.message.Message):
     @property
     def grace(self) -> google.protobuf.duration_pb2.Duration:
         """between SIGTERM and SIGKILL"""
+
+    @property
+    def hardware(self) -> Global___Hardware:
+        """what one task may use"""
+
+    @property
+    def inputs(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___Binding]: ...
+    @property
+    def outputs(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___Binding]:
+        """committed once, with an attempt that ends well"""
+
+    @property
+    def checkpoint(self) -> Global___Checkpoint: ...
+    @property
+    def secrets(self) -> google.protobuf.internal.containers.ScalarMap[builtins.str, builtins.str]:
+        """environment variable -> name of the secret"""
 
     def __init__(
         self,
@@ -362,11 +408,86 @@ class TaskSpec(google.protobuf.message.Message):
         timeout: google.protobuf.duration_pb2.Duration | None = ...,
         grace: google.protobuf.duration_pb2.Duration | None = ...,
         workdir: builtins.str = ...,
+        hardware: Global___Hardware | None = ...,
+        setup: builtins.str = ...,
+        inputs: collections.abc.Iterable[Global___Binding] | None = ...,
+        outputs: collections.abc.Iterable[Global___Binding] | None = ...,
+        checkpoint: Global___Checkpoint | None = ...,
+        secrets: collections.abc.Mapping[builtins.str, builtins.str] | None = ...,
+        registry: builtins.str = ...,
+        network: builtins.bool = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["grace", b"grace", "timeout", b"timeout"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["command", b"command", "env", b"env", "experiment", b"experiment", "function", b"function", "grace", b"grace", "image", b"image", "timeout", b"timeout", "workdir", b"workdir"]) -> None: ...
+    def HasField(self, field_name: typing.Literal["checkpoint", b"checkpoint", "grace", b"grace", "hardware", b"hardware", "timeout", b"timeout"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["checkpoint", b"checkpoint", "command", b"command", "env", b"env", "experiment", b"experiment", "function", b"function", "grace", b"grace", "hardware", b"hardware", "image", b"image", "inputs", b"inputs", "network", b"network", "outputs", b"outputs", "registry", b"registry", "secrets", b"secrets", "setup", b"setup", "timeout", b"timeout", "workdir", b"workdir"]) -> None: ...
 
 Global___TaskSpec: typing_extensions.TypeAlias = TaskSpec
+
+@typing.final
+class Hardware(google.protobuf.message.Message):
+    """What one task may use; zero: no bound."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    CPUS_FIELD_NUMBER: builtins.int
+    MEMORY_BYTES_FIELD_NUMBER: builtins.int
+    GPUS_FIELD_NUMBER: builtins.int
+    cpus: builtins.float
+    memory_bytes: builtins.int
+    gpus: builtins.int
+    def __init__(
+        self,
+        *,
+        cpus: builtins.float = ...,
+        memory_bytes: builtins.int = ...,
+        gpus: builtins.int = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["cpus", b"cpus", "gpus", b"gpus", "memory_bytes", b"memory_bytes"]) -> None: ...
+
+Global___Hardware: typing_extensions.TypeAlias = Hardware
+
+@typing.final
+class Binding(google.protobuf.message.Message):
+    """A folder of the task and the files of a dataset."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    PATH_FIELD_NUMBER: builtins.int
+    ADDRESS_FIELD_NUMBER: builtins.int
+    path: builtins.str
+    """absolute, or relative to where the command runs"""
+    address: builtins.str
+    """hyper://tenant/name[@version]; {{parameter}} may stand in it"""
+    def __init__(
+        self,
+        *,
+        path: builtins.str = ...,
+        address: builtins.str = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["address", b"address", "path", b"path"]) -> None: ...
+
+Global___Binding: typing_extensions.TypeAlias = Binding
+
+@typing.final
+class Checkpoint(google.protobuf.message.Message):
+    """A folder that is kept while the task runs, for its next attempt."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    PATH_FIELD_NUMBER: builtins.int
+    EVERY_FIELD_NUMBER: builtins.int
+    path: builtins.str
+    @property
+    def every(self) -> google.protobuf.duration_pb2.Duration: ...
+    def __init__(
+        self,
+        *,
+        path: builtins.str = ...,
+        every: google.protobuf.duration_pb2.Duration | None = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["every", b"every"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["every", b"every", "path", b"path"]) -> None: ...
+
+Global___Checkpoint: typing_extensions.TypeAlias = Checkpoint
 
 @typing.final
 class TaskStart(google.protobuf.message.Message):

@@ -1,7 +1,7 @@
 """One engine with one net loaded: what a worker process runs. Engines import what they need.
 
 `eager`, `eager_channels_last` and `compile` take the torch module; the others take the ONNX file
-that torch exported from it.
+that torch exported from it (TensorFlow by way of this project's graph, `tensorflow_net.py`).
 """
 
 from __future__ import annotations
@@ -13,6 +13,8 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 import numpy as np
+
+from benchmarks.inference.peers import OPENVINO, TENSORFLOW
 
 Run: TypeAlias = Callable[[], Any]
 """Computes once; gives an array or a tensor."""
@@ -87,6 +89,8 @@ def load_compile(request: Request) -> Run:
     import torch._inductor.config as settings
 
     settings.freezing = True
+    if request.isa == "avx2":
+        settings.cpp.simdlen = 256
     compiled = torch.compile(net)
     return lambda: compiled(x)
 
@@ -94,7 +98,7 @@ def load_compile(request: Request) -> Run:
 def load_onnxruntime(request: Request) -> Run:
     """ONNX Runtime with all graph optimisations."""
     if request.isa:
-        raise CannotRunError("its kernels choose by CPU; no switch holds them to AVX2")
+        raise CannotRunError("its kernels are chosen by CPUID; no setting holds them to AVX2")
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
@@ -114,12 +118,12 @@ def load_openvino(request: Request) -> Run:
 
 def load_openvino_bf16(request: Request) -> Run:
     """OpenVINO in bfloat16."""
+    if request.isa:
+        raise CannotRunError("AVX2 has no bfloat16")
     return _openvino(request, "bf16")
 
 
 def _openvino(request: Request, precision: str) -> Run:
-    if request.isa:
-        raise CannotRunError("no switch holds it to AVX2")
     import openvino
 
     core = openvino.Core()
@@ -129,13 +133,38 @@ def _openvino(request: Request, precision: str) -> Run:
         "INFERENCE_PRECISION_HINT": precision,
     }
     net = core.compile_model(core.read_model(str(request.onnx)), "CPU", settings)
+    if request.isa == "avx2":
+        _refuse_avx512(net)
     call, output = net.create_infer_request(), net.output(0)
     return lambda: call.infer([request.x])[output]
 
 
-def load_tensorflow(_: Request) -> Run:
-    """Not measured."""
-    raise CannotRunError("TensorFlow reads neither ONNX nor torch modules")
+def _refuse_avx512(net: Any) -> None:
+    """OpenVINO tells which kernels it chose: no row under AVX2 that is not."""
+    kinds = {
+        node.get_rt_info()["primitiveType"].astype(str)
+        for node in net.get_runtime_model().get_ordered_ops()
+        if "primitiveType" in node.get_rt_info()
+    }
+    wide = sorted(kind for kind in kinds if "avx512" in kind)
+    if wide:
+        raise CannotRunError(f"no setting holds it to AVX2: it chose {', '.join(wide)}"[:200])
+
+
+def load_tensorflow(request: Request) -> Run:
+    """TensorFlow's graph mode with oneDNN."""
+    import tensorflow as tf
+
+    from benchmarks.inference.tensorflow_net import make
+    from hyper_inference.compiler.compile import load_graph
+    from hyper_inference.compiler.passes.drop_dead import drop_dead
+    from hyper_inference.compiler.passes.fold_affine import fold_affine
+
+    tf.config.threading.set_intra_op_parallelism_threads(request.threads)
+    tf.config.threading.set_inter_op_parallelism_threads(1)
+    graph = fold_affine(drop_dead(load_graph(request.onnx, request.x.shape)))
+    function, x = make(graph), tf.constant(np.moveaxis(request.x, 1, -1))
+    return lambda: np.moveaxis(function(x).numpy(), -1, 1)
 
 
 def _hyper(request: Request, mode: str) -> Run:
@@ -152,6 +181,7 @@ LOADERS: dict[str, Callable[[Request], Run]] = {
     "hyper": lambda request: _hyper(request, "fast"),
     "hyper_exact": lambda request: _hyper(request, "exact"),
     "hyper_faster": lambda request: _hyper(request, "faster"),
+    "hyper_bf16": lambda request: _hyper(request, "bf16"),
     "eager": load_eager,
     "eager_channels_last": load_eager_channels_last,
     "compile": load_compile,
@@ -160,4 +190,7 @@ LOADERS: dict[str, Callable[[Request], Run]] = {
     "openvino_bf16": load_openvino_bf16,
     "tensorflow": load_tensorflow,
 }
+MODES = {"exact": "hyper_exact", "faster": "hyper_faster", "bf16": "hyper_bf16"}
 PEERS = tuple(name for name in LOADERS if not name.startswith("hyper"))
+PACKAGES = {"openvino": OPENVINO, "openvino_bf16": OPENVINO, "tensorflow": TENSORFLOW}
+"""What an engine needs beyond the project's own environment."""

@@ -175,8 +175,16 @@ class Case:
     small: tuple[int, ...]
 
 
+_MINE, _ZOO = "benchmarks.inference.nets", "benchmarks.inference.zoo"
+_CUBOID, _SMALL = (1, 1, 64, 96, 96), (1, 1, 32, 32, 32)
 CASES = {
-    "rsunet": Case("benchmarks.inference.nets:rsunet", (1, 1, 20, 256, 256), (1, 1, 8, 128, 128)),
-    "unet3d": Case("benchmarks.inference.nets:unet3d", (1, 1, 64, 64, 64), (1, 1, 32, 32, 32)),
-    "nccnet": Case("benchmarks.inference.nets:nccnet", (1, 1, 1024, 1024), (1, 1, 256, 256)),
+    "rsunet": Case(f"{_MINE}:rsunet", (1, 1, 20, 256, 256), (1, 1, 8, 128, 128)),
+    "unet3d": Case(f"{_MINE}:unet3d", (1, 1, 64, 64, 64), _SMALL),
+    "nccnet": Case(f"{_MINE}:nccnet", (1, 1, 1024, 1024), (1, 1, 256, 256)),
+    "nnunet_plain": Case(f"{_ZOO}:nnunet_plain", _CUBOID, (1, 1, 32, 64, 64)),
+    "nnunet_residual": Case(f"{_ZOO}:nnunet_residual", _CUBOID, (1, 1, 32, 64, 64)),
+    "monai_basic_unet": Case(f"{_ZOO}:monai_basic_unet", _CUBOID, _SMALL),
+    "monai_unet": Case(f"{_ZOO}:monai_unet", _CUBOID, _SMALL),
+    "monai_dynunet": Case(f"{_ZOO}:monai_dynunet", _CUBOID, _SMALL),
+    "monai_segresnet": Case(f"{_ZOO}:monai_segresnet", _CUBOID, _SMALL),
 }

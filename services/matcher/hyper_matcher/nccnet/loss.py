@@ -1,0 +1,54 @@
+"""The weakly supervised loss: the first peak of a correlogram is to stand out from the second.
+
+For a pair that shows the same tissue: -(P1 - P2), where P2 is the highest score outside a box round
+P1. For a pair of unrelated images: P1, which is pushed down, so that the net cannot win by making
+everything alike (Buniatyan et al. 2019, eqs. 2-4). No true location is needed.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from hyper_matcher.ncc_layer import normalized_cross_correlation
+
+
+def peaks(correlograms: Tensor, exclusion: int) -> tuple[Tensor, Tensor]:
+    """First and second peaks of (N, 1, Y, X) scores: two of (N,).
+
+    Args:
+        correlograms: scores.
+        exclusion: half the edge of the box round P1 that P2 lies outside of, in places.
+    """
+    n, _, rows, columns = correlograms.shape
+    flat = correlograms.reshape(n, -1)
+    p1, at = flat.max(1)
+    y, x = (at // columns)[:, None, None], (at % columns)[:, None, None]
+    i = torch.arange(rows, device=flat.device)[None, :, None]
+    j = torch.arange(columns, device=flat.device)[None, None, :]
+    near = ((i - y).abs() <= exclusion) & ((j - x).abs() <= exclusion)
+    p2 = flat.masked_fill(near.reshape(n, -1), -1.0).amax(1)
+    return p1, p2
+
+
+def pair_loss(
+    search: list[Tensor],
+    template: list[Tensor],
+    related: Tensor,
+    *,
+    exclusion: int,
+) -> Tensor:
+    """Mean loss of a batch, over the levels given (one: the finest alone).
+
+    Args:
+        search: features of the search images, (N, 1, Y, X), finest level first.
+        template: of the templates, (N, 1, y, x).
+        related: (N,) bool: whether the pair shows the same tissue.
+        exclusion: at the finest level; half of it at the next, and so on.
+    """
+    losses = []
+    for level, (s, t) in enumerate(zip(search, template, strict=True)):
+        scores = normalized_cross_correlation(s, t)
+        p1, p2 = peaks(scores, max(1, exclusion >> level))
+        losses.append(torch.where(related, p2 - p1, p1.abs()).mean())
+    return torch.stack(losses).mean()

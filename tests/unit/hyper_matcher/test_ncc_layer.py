@@ -1,0 +1,122 @@
+"""The NCC layer: the same scores as OpenCV and the numpy library, exact gradients, named refusals."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import cv2
+import numpy as np
+import pytest
+import torch
+
+from hyper_matcher.ncc import SearchImage
+from hyper_matcher.ncc_layer import Method, NormalizedCrossCorrelation, spatial_is_cheaper
+
+METHODS: list[Method] = ["direct", "fft"]
+
+
+def images(*shape: int, seed: int = 0, dtype: Any = torch.float32) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.rand(*shape, generator=generator, dtype=dtype) * 255
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("template", [(1, 1), (2, 9), (7, 5), (24, 31)])
+def test_equals_opencv(method: Method, template: tuple[int, int]) -> None:
+    search, cut = images(2, 3, 24, 31), images(2, 3, *template, seed=1)
+    found = NormalizedCrossCorrelation(reduce="none", method=method)(search, cut)
+    for n in range(2):
+        for c in range(3):
+            expected = cv2.matchTemplate(
+                search[n, c].numpy(), cut[n, c].numpy(), cv2.TM_CCOEFF_NORMED
+            )
+            if template == (1, 1):
+                expected = np.zeros_like(expected)  # OpenCV calls one pixel a match
+            np.testing.assert_allclose(found[n, c].numpy(), expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_equals_the_library_on_a_bright_background(method: Method) -> None:
+    search = images(1, 1, 60, 70) * 0.01 + 60_000
+    cut = search[:, :, 10:30, 20:45].clone()
+    found = NormalizedCrossCorrelation(method=method)(search, cut)[0, 0].numpy()
+    expected = SearchImage(search[0, 0].numpy()).correlate(cut[0, 0].numpy())
+    np.testing.assert_allclose(found, expected, atol=2e-5)
+    assert np.unravel_index(found.argmax(), found.shape) == (10, 20)
+    assert found.max() == pytest.approx(1, abs=1e-5)
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("dimensions", [2, 3])
+def test_gradients(method: Method, dimensions: int) -> None:
+    search = torch.rand(2, 2, *(4, 5, 3)[:dimensions], dtype=torch.float64, requires_grad=True)
+    cut = torch.rand(2, 2, *(2, 3, 2)[:dimensions], dtype=torch.float64, requires_grad=True)
+    layer = NormalizedCrossCorrelation(dimensions=dimensions, method=method)
+    assert torch.autograd.gradcheck(layer, (search, cut))
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_what_has_no_contrast_scores_0_and_has_no_gradient(method: Method) -> None:
+    search = images(1, 1, 20, 30)
+    search[..., :15] = 200.0
+    search.requires_grad_()
+    cut = images(1, 1, 6, 6, seed=1)
+    scores = NormalizedCrossCorrelation(method=method)(search, cut)
+    assert (scores[..., :10] == 0).all()
+    assert (scores[..., 10:] != 0).all()
+    constant = torch.full((1, 1, 6, 6), 3.3, requires_grad=True)
+    nothing = NormalizedCrossCorrelation(method=method)(search, constant)
+    assert (nothing == 0).all()
+    (scores.sum() + nothing.sum()).backward()
+    assert search.grad is not None
+    assert constant.grad is not None
+    assert torch.isfinite(search.grad).all()
+    assert (constant.grad == 0).all()
+
+
+def test_3d_finds_a_block() -> None:
+    search = images(1, 2, 9, 12, 11)
+    cut = search[:, :, 3:7, 5:9, 2:8].clone()
+    for method in METHODS:
+        scores = NormalizedCrossCorrelation(dimensions=3, method=method)(search, cut)
+        assert scores.shape == (1, 1, 6, 9, 6)
+        assert scores[0, 0, 3, 5, 2] == pytest.approx(1, abs=1e-5)
+        assert scores.argmax() == (3 * 9 + 5) * 6 + 2
+
+
+def test_channels_are_averaged_and_one_template_serves_a_batch() -> None:
+    search, cut = images(3, 2, 15, 15), images(1, 2, 5, 5, seed=1)
+    each = NormalizedCrossCorrelation(reduce="none")(search, cut)
+    mean = NormalizedCrossCorrelation()(search, cut)
+    torch.testing.assert_close(mean, each.mean(1, keepdim=True))
+    alone = NormalizedCrossCorrelation(reduce="none")(search[2:], cut)
+    torch.testing.assert_close(each[2:], alone)
+
+
+def test_the_cheaper_way_is_chosen() -> None:
+    assert spatial_is_cheaper((3, 3), (64, 64))
+    assert not spatial_is_cheaper((40, 40), (106, 106))
+
+
+@pytest.mark.parametrize(
+    ("search", "template", "message"),
+    [
+        (images(1, 1, 8, 8), images(1, 1, 9, 4), "larger than the search image"),
+        (images(8, 8), images(4, 4), "need 4 axes"),
+        (images(1, 2, 8, 8), images(1, 1, 4, 4), "do not belong"),
+        (images(3, 1, 8, 8), images(2, 1, 4, 4), "do not belong"),
+        (images(1, 1, 8, 8).to(torch.uint8), images(1, 1, 4, 4), "floating-point"),
+        (images(1, 1, 8, 8) / 0, images(1, 1, 4, 4), "not finite"),
+        (images(1, 1, 8, 8), images(1, 1, 4, 4) * float("nan"), "not finite"),
+        (images(1, 1, 8, 8), images(1, 1, 0, 4), "must not be empty"),
+    ],
+)
+def test_refusals(search: torch.Tensor, template: torch.Tensor, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        NormalizedCrossCorrelation()(search, template)
+
+
+def test_settings_are_checked() -> None:
+    for wrong in ({"dimensions": 1}, {"reduce": "sum"}, {"method": "guess"}):
+        with pytest.raises(ValueError, match=next(iter(wrong))):
+            NormalizedCrossCorrelation(**wrong)  # type: ignore[arg-type]

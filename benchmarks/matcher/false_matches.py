@@ -4,8 +4,8 @@
 
 A template is cut from a section and looked for within +-100 px in a following one; a first peak
 farther than 20 px from the true place is a false match. The truth is the stack's own alignment
-(neighbours of `em/vnc_stack1` differ by a few px). Filters are tuned, and the net is trained, on the
-training sections alone. Intervals: 95%, bootstrap over pairs of sections.
+(neighbours of `em/vnc_stack1` differ by a few px). Filters are tuned, and the net is trained, on
+the training sections alone. Intervals: 95%, bootstrap over pairs of sections.
 
 Methods: `raw`; `clahe`; `bandpass` (the best of the grid for each case, on the training sections);
 `net` (features of whole sections, as `hyper align` computes them); `net_cut` (the net sees nothing

@@ -1,4 +1,4 @@
-"""The NCC layer: the same scores as OpenCV and the numpy library, exact gradients, named refusals."""
+"""The NCC layer: the scores of OpenCV and of the numpy library, exact gradients, refusals."""
 
 from __future__ import annotations
 

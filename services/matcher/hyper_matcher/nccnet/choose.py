@@ -1,8 +1,8 @@
 """Which features to match with, decided without labels: by how far neighbouring matches agree.
 
-Templates on a lattice are looked for in the next sections. A match that lies where the affine map of
-its neighbours' matches puts it is a good one; matches that are wrong lie anywhere. The share of good
-ones on sections that no net was trained on ranks the candidates.
+Templates on a lattice are looked for in the next sections. A match that lies where the affine map
+of its neighbours' matches puts it is a good one; matches that are wrong lie anywhere. The share of
+good ones on sections that no net was trained on ranks the candidates.
 """
 
 from __future__ import annotations
@@ -132,7 +132,7 @@ def agreement(
     factor: int,
     trial: Trial,
 ) -> float:
-    """Share of the templates round `points` (n, 2; section px) that lie where their neighbours say."""
+    """Share of the templates round `points` (n, 2), px, that lie where their neighbours say."""
     edge, radius = max(8, trial.template_px // factor), max(3, trial.search_px // factor)
     corners = np.round(points / factor - edge / 2).astype(np.int64)
     limit = np.array(source.shape) - edge

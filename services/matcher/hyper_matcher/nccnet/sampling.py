@@ -1,8 +1,10 @@
 """Training pairs from a stack: each a pure function of (seed, step, place in the batch).
 
-A template is cut anywhere in section z, its search image from section z + 1 ... z + reach round a
-random offset, so that the net cannot learn where in a search image the template usually lies. Both
-are cut with a margin that the loss never sees: no feature tells where the cut's border was.
+The stack is roughly aligned (`hyper align` does that without a net): to within some pixels, what
+lies at a place of one section lies there in the next ones. A template is cut anywhere in section
+z, its search image from section z + 1 ... z + reach round a random offset, so that the net cannot
+learn where in a search image the template usually lies. Both are cut with a margin that the loss
+never sees: no feature tells where the cut's border was.
 """
 
 from __future__ import annotations
@@ -40,7 +42,7 @@ class SampleConfig:
         damaged: whether folds, stripes and dust are made up.
     """
 
-    templates_px: tuple[int, ...] = (96, 160, 224)
+    templates_px: tuple[int, ...] = (160, 224)
     search_px: int = 100
     margin_px: int = 32
     reach: int = 3
@@ -60,11 +62,13 @@ class Batch:
         search: grey values, float32.
         template: likewise.
         related: (n,) whether a pair shows the same tissue.
+        place: (n, 2) offset of the template in the search image, px, where they are related.
     """
 
     search: NDArray[np.float32]
     template: NDArray[np.float32]
     related: NDArray[np.bool_]
+    place: NDArray[np.float32]
 
 
 def check_stack(shape: Sequence[int], config: SampleConfig) -> None:
@@ -96,21 +100,25 @@ def batch(
     members: Sequence[int],
     mean: float,
     spread: float,
+    related: bool | None = None,
 ) -> Batch:
-    """The pairs `members` of the step's batch of `size`.
+    """The pairs `members` of the step's batch of `size`; `related` None: drawn for the batch.
 
     Every rank of a gang asks for its own members of the same batch.
     """
     shared = np.random.default_rng((seed, step))
     edge = int(shared.choice(config.templates_px))
-    related = bool(shared.random() >= config.unrelated)
+    drawn = bool(shared.random() >= config.unrelated)
+    related = drawn if related is None else related
     searches: list[Any] = []
     templates: list[Any] = []
+    places = []
     for member in members:
         if not 0 <= member < size:
             raise ValueError(f"member {member} of a batch of {size}")
         rng = np.random.default_rng((seed, step, member))
-        search, template = _pair(stack, config, rng, edge, related)
+        search, template, place = _pair(stack, config, rng, edge, related)
+        places.append(place)
         for images, image in ((searches, search), (templates, template)):
             wide = image.astype(np.float32)
             if config.damaged:
@@ -118,14 +126,14 @@ def batch(
             images.append(augment.contrast(wide, rng, mean, spread))
     return Batch(
         np.stack(searches)[:, None], np.stack(templates)[:, None],
-        np.full(len(members), related),
+        np.full(len(members), related), np.array(places, np.float32),
     )  # fmt: skip
 
 
 def _pair(
     stack: Sections, config: SampleConfig, rng: np.random.Generator, edge: int, related: bool
-) -> tuple[NDArray[Any], NDArray[Any]]:
-    """Search image and template, margins included, turned and flipped together."""
+) -> tuple[NDArray[Any], NDArray[Any], tuple[int, int]]:
+    """Search image, template (margins included; turned and flipped together), and its offset."""
     depth, height, width = stack.shape
     small, large = edge + 2 * config.margin_px, edge + 2 * (config.search_px + config.margin_px)
     distance = int(rng.integers(1, min(config.reach, depth - 1) + 1))
@@ -138,9 +146,14 @@ def _pair(
         at = _elsewhere(corner, (height - small, width - small), large, rng)
     search = _cut(stack, second, corner, large)
     template = _cut(stack, first, at, small)
+    y, x = (int(value) for value in at - corner)
     turns, flip = int(rng.integers(4)), bool(rng.random() < 0.5)
-    search, template = np.rot90(search, turns), np.rot90(template, turns)
-    return (search[:, ::-1], template[:, ::-1]) if flip else (search, template)
+    for _ in range(turns):
+        search, template = np.rot90(search), np.rot90(template)
+        y, x = 2 * config.search_px - x, y
+    if flip:
+        search, template, x = search[:, ::-1], template[:, ::-1], 2 * config.search_px - x
+    return search, template, (y, x)
 
 
 def _elsewhere(

@@ -18,14 +18,17 @@ from typing import Any
 import numpy as np
 import torch
 import torch.distributed as dist
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from hyper_matcher.nccnet.loss import pair_loss
+from hyper_matcher.nccnet.loss import pair_loss, place_loss
 from hyper_matcher.nccnet.model import NCCNet, NetConfig
-from hyper_matcher.nccnet.sampling import SampleConfig, Sections, batch, check_stack
+from hyper_matcher.nccnet.sampling import Batch, SampleConfig, Sections, batch, check_stack
 
 CHECKPOINT = "nccnet.pt"
 _EXCLUSION_PX = 16
+_TOLERANCE_PX = 16
+_TEMPERATURE = 0.04  # peaks that are 0.1 apart are told apart with certainty
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,17 +41,19 @@ class TrainConfig:
         steps: batches.
         batch_size: pairs a step, over all ranks.
         learning_rate: Adam's highest; it rises over the first 5% and falls as a cosine.
-        levels: the loss is the mean over this many levels of the net, finest first.
+        levels: the weak loss is the mean over this many levels of the net, finest first.
+        weak_share: share of the steps with the weak loss; those after it use pseudo-truth.
         seed: of everything random.
         checkpoint_steps: steps between checkpoints.
     """
 
     net: NetConfig = field(default_factory=NetConfig)
     samples: SampleConfig = field(default_factory=SampleConfig)
-    steps: int = 1500
-    batch_size: int = 8
+    steps: int = 1200
+    batch_size: int = 6
     learning_rate: float = 2e-3
     levels: int = 1
+    weak_share: float = 0.2
     seed: int = 0
     checkpoint_steps: int = 50
 
@@ -107,12 +112,13 @@ def train(
     for step in range(len(losses), config.steps):
         for group in optimizer.param_groups:
             group["lr"] = config.learning_rate * schedule(step, config.steps)
+        weak = step < round(config.weak_share * config.steps)
         pairs = batch(
             stack, config.samples, seed=config.seed, step=step, size=config.batch_size,
-            members=members, mean=mean, spread=spread,
+            members=members, mean=mean, spread=spread, related=None if weak else True,
         )  # fmt: skip
         optimizer.zero_grad(set_to_none=True)
-        loss = batch_loss(net, pairs.search, pairs.template, pairs.related, config)
+        loss = batch_loss(net, pairs, config, weak=weak)
         loss.backward()
         value = _average(loss.detach(), net, world)
         nn.utils.clip_grad_norm_(net.parameters(), 1.0)
@@ -129,20 +135,25 @@ def train(
     return Trained(net.eval(), config, losses)
 
 
-def batch_loss(
-    net: NCCNet, search: Any, template: Any, related: Any, config: TrainConfig
-) -> Tensor:
+def batch_loss(net: NCCNet, pairs: Batch, config: TrainConfig, *, weak: bool) -> Tensor:
     """The loss of pairs that were cut with a margin."""
-    factor = config.net.factor
-    searches = net.levels(torch.from_numpy(_whole(search, config.net.multiple)), config.levels)
-    templates = net.levels(torch.from_numpy(_whole(template, config.net.multiple)), config.levels)
+    factor, multiple = config.net.factor, config.net.multiple
     margin = config.samples.margin_px // factor
-    return pair_loss(
-        [_inner(s, margin >> level) for level, s in enumerate(searches)],
-        [_inner(t, margin >> level) for level, t in enumerate(templates)],
-        torch.from_numpy(related),
-        exclusion=_EXCLUSION_PX // factor,
+    levels = config.levels if weak else 1
+    searches, templates = (
+        [
+            _inner(found, margin >> level)
+            for level, found in enumerate(net.levels(_whole(images, multiple), levels))
+        ]
+        for images in (pairs.search, pairs.template)
     )
+    if weak:
+        related = torch.from_numpy(pairs.related)
+        return pair_loss(searches, templates, related, exclusion=_EXCLUSION_PX // factor)
+    return place_loss(
+        searches[0], templates[0], torch.from_numpy(pairs.place) / factor,
+        tolerance=_TOLERANCE_PX / factor, temperature=_TEMPERATURE,
+    )  # fmt: skip
 
 
 def schedule(step: int, steps: int) -> float:
@@ -158,11 +169,11 @@ def grey_statistics(stack: Sections) -> tuple[float, float]:
     depth = stack.shape[0]
     picks = sorted({round(z) for z in np.linspace(0, depth - 1, min(depth, 8))})
     values = np.concatenate([np.asarray(stack[z]).reshape(-1)[::7] for z in picks])
+    if not np.isfinite(values).all():
+        raise ValueError("the sections have values that are not finite")
     values = values[values > 0].astype(np.float64)
     if len(values) == 0 or values.std() == 0:
         raise ValueError("the sections have no contrast: there is nothing to learn from")
-    if not np.isfinite(values).all():
-        raise ValueError("the sections have values that are not finite")
     return float(values.mean()), float(values.std())
 
 
@@ -206,7 +217,7 @@ def load_checkpoint(
     return list(state["losses"])
 
 
-def features(net: NCCNet, section: Any) -> np.ndarray[Any, np.dtype[np.float32]]:
+def features(net: NCCNet, section: Any) -> NDArray[np.float32]:
     """Features (y, x) of a section (Y, X): y = Y // factor; edges that do not divide are padded."""
     multiple, factor = net.config.multiple, net.config.factor
     height, width = section.shape
@@ -229,10 +240,10 @@ def _average(loss: Tensor, net: NCCNet, world: int) -> float:
     return float(loss)
 
 
-def _whole(images: Any, multiple: int) -> Any:
+def _whole(images: NDArray[np.float32], multiple: int) -> Tensor:
     """Cut to edges that `multiple` divides; less than the margin goes."""
     height, width = (edge // multiple * multiple for edge in images.shape[2:])
-    return np.ascontiguousarray(images[:, :, :height, :width])
+    return torch.from_numpy(np.ascontiguousarray(images[:, :, :height, :width]))
 
 
 def _inner(features: Tensor, margin: int) -> Tensor:

@@ -22,6 +22,7 @@ PAGE = ROOT / "docs" / "benchmarks.md"
 MODULES = (
     "benchmarks.inference",
     "benchmarks.matcher.alignment",
+    "benchmarks.matcher.false_matches",
     "benchmarks.matcher.ncc",
     "benchmarks.scheduler",
 )

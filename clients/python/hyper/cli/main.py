@@ -28,6 +28,7 @@ _COMMAND_MODULES = (
     "hyper.cli.history",
     "hyper.cli.align",
     "hyper.cli.infer",
+    "hyper.cli.train_nccnet",
 )
 _INTERRUPTED = 130
 _USAGE = 2

@@ -80,6 +80,7 @@ def train(
     *,
     folder: Path | None = None,
     on_step: Progress | None = None,
+    on_checkpoint: Callable[[Path], None] = lambda file: None,
     stop: Callable[[], bool] = lambda: False,
 ) -> Trained:
     """Train on a stack (z, y, x); goes on from `folder`'s checkpoint where there is one.
@@ -91,6 +92,7 @@ def train(
         config: what to do.
         folder: where checkpoints are kept; None: nowhere.
         on_step: told (step, loss) after each step.
+        on_checkpoint: told the file after each checkpoint; on rank 0 alone.
         stop: asked after each step; True writes a checkpoint and returns what there is.
 
     Raises:
@@ -130,6 +132,7 @@ def train(
         last = step + 1 == config.steps or stopping
         if folder is not None and rank == 0 and (last or (step + 1) % config.checkpoint_steps == 0):
             save_checkpoint(folder, net, optimizer, config, losses)
+            on_checkpoint(folder / CHECKPOINT)
         if stopping:
             break
     return Trained(net.eval(), config, losses)
@@ -215,6 +218,14 @@ def load_checkpoint(
     net.load_state_dict(state["net"])
     optimizer.load_state_dict(state["optimizer"])
     return list(state["losses"])
+
+
+def load_net(file: Any) -> tuple[NCCNet, list[float]]:
+    """The net of a checkpoint (a path or an open file), and the losses of its training."""
+    state = torch.load(file, weights_only=True)
+    net = NCCNet(NetConfig.from_json(json.loads(state["config"])["net"]))
+    net.load_state_dict(state["net"])
+    return net.eval(), list(state["losses"])
 
 
 def features(net: NCCNet, section: Any) -> NDArray[np.float32]:

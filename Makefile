@@ -22,10 +22,14 @@ help:            ## this list
 	@echo "installing Hyper and all that its tests need into .venv (2-3 minutes)"
 	@$(PIP) -e '.[dev]' && touch $@ .stamps/local
 
+.stamps/libfuse: .stamps/dev
+	@.venv/bin/python -m hyper.mount.libfuse --fetch || echo "no libfuse: the tests of the mount will be skipped"
+	@touch $@
+
 demo: .stamps/local      ## align a real stack on a local cluster; demo/report.html, demo/result.json
 	@.venv/bin/python -m examples.align_stack --home demo/.hyper --out demo $(if $(KEEP),--keep) $(DEMO_ARGS)
 
-test: .stamps/dev        ## all tests, against real etcd and a real S3 server
+test: .stamps/dev .stamps/libfuse ## all tests, against real etcd and a real S3 server
 	@.venv/bin/python -m pytest -n 2 --dist loadgroup $(PYTEST_ARGS)
 
 lint: .stamps/dev        ## format, style, types, import rules, protos

@@ -25,6 +25,7 @@ MODULES = (
     "benchmarks.matcher.false_matches",
     "benchmarks.matcher.ncc",
     "benchmarks.scheduler",
+    "benchmarks.storage",
 )
 
 

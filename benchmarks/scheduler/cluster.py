@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import configparser
 import json
 import os
 import subprocess
@@ -27,9 +28,22 @@ class Cluster:
     def __init__(self, home: Path) -> None:
         facts = json.loads((home / "cluster.json").read_text())
         self.endpoint = str(facts["endpoint"])
+        self._s3: dict[str, str] = facts["s3"]
         self.processes: list[dict[str, Any]] = [
             each for each in facts["processes"] if each["role"] in _ROLES
         ]
+
+    def s3(self) -> dict[str, str]:
+        """What a program needs to open the bucket itself."""
+        keys = configparser.ConfigParser()
+        keys.read(self._s3["credentials_file"])
+        found = keys["default"]
+        return {
+            "endpoint": self._s3["endpoint"],
+            "bucket": self._s3["bucket"],
+            "access_key": found["aws_access_key_id"],
+            "secret_key": found["aws_secret_access_key"],
+        }
 
     def pids(self, role: str) -> list[int]:
         """The processes of a role."""

@@ -89,6 +89,30 @@ class Tree:
                 return
             request.page_token = response.next_page_token
 
+    def list_folder(self, prefix: str) -> tuple[list[FileInfo], list[str]]:
+        """The files directly under `prefix` ("" or a path with '/' at its end), and the folders.
+
+        What lies deeper is neither read nor sent, however much it is.
+        """
+        request = api.ListFilesRequest(
+            parent=self._name, prefix=prefix, page_size=_PAGE, shallow=True
+        )
+        files: list[FileInfo] = []
+        folders: list[str] = []
+        while True:
+            response = service_call(self._client, "ListFiles", request)
+            files += map(_info, response.files)
+            folders += response.folders
+            if not response.next_page_token:
+                return files, folders
+            request.page_token = response.next_page_token
+
+    def fetch(self, key: str, start: int, stop: int) -> bytes | None:
+        """Bytes `start:stop` of an object of this version or session, fewer at its end; None if
+        there is no such object. They are not checked.
+        """
+        return self._remote.get(key, start, stop)
+
     def file(self, path: str) -> FileInfo:
         """What is known of one file.
 

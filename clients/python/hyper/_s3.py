@@ -10,12 +10,12 @@ from __future__ import annotations
 import os
 import threading
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from http import HTTPStatus
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 import google_crc32c
 import urllib3
@@ -43,6 +43,7 @@ URLS_KEPT = 50_000
 READ_ATTEMPTS = 4
 _MARGIN_S = 60.0
 _FIRST_PAUSE_S = 0.1
+_SEND_BYTES = 2**20
 _CONNECT_S = 3.0
 _GET_SILENCE_S = 15.0  # of a server that has the request; no second try after it
 _PUT_SILENCE_S = 30.0
@@ -66,6 +67,7 @@ class _Process:
             maxsize=CONNECTIONS,
             block=True,
             retries=False,
+            blocksize=_SEND_BYTES,
             timeout=urllib3.Timeout(connect=_CONNECT_S, read=_PUT_SILENCE_S),
         )
         self.threads = ThreadPoolExecutor(THREADS, thread_name_prefix="hyper-s3")
@@ -274,7 +276,10 @@ class Remote:
                         "PUT", url, body=file, headers=headers, timeout=_STREAM_TIMEOUT
                     )
             else:
-                response = _here().http.request("PUT", url, body=cast("bytes", body))
+                view = memoryview(body).cast("B")
+                headers = {"Content-Length": str(len(view))}
+                body_parts: Any = _parts(view)  # urllib3 sends any buffers, its types know bytes
+                response = _here().http.request("PUT", url, body=body_parts, headers=headers)
         except urllib3.exceptions.HTTPError as error:
             return _Refusal(
                 UnavailableError(
@@ -288,6 +293,12 @@ class Remote:
         if response.status == HTTPStatus.FORBIDDEN:
             self._forget(key, "PUT")
         return _refusal(key, response)
+
+
+def _parts(view: memoryview) -> Iterator[memoryview]:
+    """A body in pieces: what is sent at once must pass within the time that a connection has."""
+    for at in range(0, len(view), _SEND_BYTES):
+        yield view[at : at + _SEND_BYTES]
 
 
 def _refusal(key: str, response: Any) -> _Refusal:

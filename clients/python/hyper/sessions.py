@@ -17,7 +17,7 @@ import google_crc32c
 import numpy as np
 
 from hyper import _s3
-from hyper._files import Tree
+from hyper._files import FileInfo, Tree
 from hyper._s3 import service_call
 from hyper.arrays import Array
 from hyper.errors import HyperError, InvalidArgumentError
@@ -177,6 +177,37 @@ class Session(Tree):
             count += 1
         uploader.finish()
         return count
+
+    def refer(self, files: Iterable[FileInfo]) -> None:
+        """Add files whose bytes are in the bucket already: of the session, or of its base version.
+
+        A file of the base is renamed so without a byte moved.
+        """
+        batch: list[dataset_pb2.File] = []
+        for info in files:
+            batch.append(
+                dataset_pb2.File(
+                    path=check_path(info.path),
+                    size_bytes=info.size_bytes,
+                    object=info.object,
+                    offset=info.offset,
+                    sha256=bytes.fromhex(info.sha256),
+                    crc32c=info.crc32c,
+                )
+            )
+            if len(batch) >= _FILES_A_CALL:
+                self._add(batch)
+                batch = []
+        if batch:
+            self._add(batch)
+
+    def _add(self, files: list[dataset_pb2.File]) -> None:
+        request = api.AddFilesRequest(session=self.name, files=files, request_id=str(uuid.uuid4()))
+        service_call(self._client, "AddFiles", request)
+
+    def existing(self, paths: Sequence[str]) -> list[str]:
+        """Those of `paths` (at most 4,096) that the session shows."""
+        return list(self._find(paths))
 
     def delete(self, *paths: str) -> None:
         """Take files out of the coming version; older versions keep them.

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Set
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from hyper.errors import InvalidArgumentError
 
@@ -70,25 +70,32 @@ class Writable:
     Args:
         session: its id.
         grids: shards along each axis, by array prefix.
+        base: sessions whose blobs the base version refers to; the session may refer to them too,
+            never write them.
     """
 
     session: str
     grids: Mapping[str, tuple[int, ...]]
+    base: Set[str] = frozenset()
+
+    def with_base(self, base: Set[str]) -> Writable:
+        """The same, for references instead of writes."""
+        return replace(self, base=base)
 
     def check(self, key: str) -> None:
-        """Raise unless `key` is one that the session may write."""
+        """Raise unless `key` is one that the session may write, or refer to."""
+        if not self.allows(key):
+            raise _refused(key, "written")
+
+    def allows(self, key: str) -> bool:
+        """Whether `check` would pass."""
         if match := _BLOB.match(key):
-            allowed = match[1] == self.session
-        elif match := _SHARD.match(key):
+            return match[1] == self.session or match[1] in self.base
+        if match := _SHARD.match(key):
             grid = self.grids.get(match[1], ())
             index = [int(part) for part in match[2][1:].split("/")]
-            allowed = len(index) == len(grid) and all(
-                i < n for i, n in zip(index, grid, strict=True)
-            )
-        else:
-            allowed = False
-        if not allowed:
-            raise _refused(key, "written")
+            return len(index) == len(grid) and all(i < n for i, n in zip(index, grid, strict=True))
+        return False
 
 
 def _refused(key: str, verb: str) -> InvalidArgumentError:

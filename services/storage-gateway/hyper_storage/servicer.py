@@ -38,7 +38,7 @@ from hyper_storage.resources import (
     parse_version,
 )
 from hyper_storage.sessions import NANO, Sessions, ttl_of
-from hyper_storage.views import Views
+from hyper_storage.views import View, Views
 from hyperapi.storage.v1 import dataset_pb2
 from hyperapi.storage.v1 import dataset_service_pb2 as api
 from hyperapi.storage.v1 import dataset_service_pb2_grpc as api_grpc
@@ -209,7 +209,10 @@ class DatasetServicer(api_grpc.DatasetServiceServicer):
         now_ns = int(parts.clock.now() * NANO)
         unique = convert.unique_of(request.request_id)
         record = await parts.sessions.writable(name)
-        entries = convert.entries_of(request.files, Writable(record.id, {}), now_ns)
+        own = Writable(record.id, {})
+        if any(not own.allows(file.object) for file in request.files):
+            own = own.with_base((await parts.manifests.root(record.base_root)).sources)
+        entries = convert.entries_of(request.files, own, now_ns)
         await parts.fragments.add(record.id, entries, now_ns=now_ns, unique=unique)
         # A commit seals before it looks: still open now means that it will see this fragment.
         await parts.sessions.check_open(name)
@@ -244,6 +247,8 @@ class DatasetServicer(api_grpc.DatasetServiceServicer):
         prefix = convert.prefix_of(request.prefix)
         after = convert.token_text(request.page_token)
         view = await self._parts.views.open(parse_parent(request.parent))
+        if request.shallow:
+            return await self._list_folder(view, prefix, after, size)
         response = api.ListFilesResponse()
         length = 0
         async for entry in self._parts.views.files(view, prefix=prefix, after=after):
@@ -253,6 +258,29 @@ class DatasetServicer(api_grpc.DatasetServiceServicer):
             file = convert.file_to_proto(entry)
             length += file.ByteSize()
             response.files.append(file)
+        return response
+
+    async def _list_folder(
+        self, view: View, prefix: str, after: str, size: int
+    ) -> api.ListFilesResponse:
+        """What is directly under a folder; what lies deeper is stepped over."""
+        if prefix and not prefix.endswith("/"):
+            raise InvalidArgumentError(
+                "a shallow listing's prefix is empty or ends with '/'", field="prefix"
+            )
+        response, length = api.ListFilesResponse(), 0
+        steps = self._parts.views.folder(view, prefix=prefix, after=after)
+        async for last, found in steps:
+            if isinstance(found, str):
+                response.folders.append(found)
+                length += len(found)
+            else:
+                file = convert.file_to_proto(found)
+                length += file.ByteSize()
+                response.files.append(file)
+            if len(response.files) + len(response.folders) >= size or length > _LIST_BYTES:
+                response.next_page_token = convert.token_of(last)
+                break
         return response
 
     async def GetFiles(  # noqa: N802

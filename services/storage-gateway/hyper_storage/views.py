@@ -23,6 +23,7 @@ from hyper_storage.resources import DatasetName, Parent, SessionName, VersionNam
 from hyper_storage.sessions import Sessions
 
 _RECORDS_AT_ONCE = 16
+_LAST = "\U0010ffff"  # sorts behind every character of a path
 
 
 @dataclass(frozen=True, slots=True)
@@ -175,6 +176,25 @@ class Views:
             start = stop
         for entry in own[start:]:
             yield entry
+
+    async def folder(
+        self, view: View, *, prefix: str, after: str
+    ) -> AsyncIterator[tuple[str, Entry | str]]:
+        """What is directly under the folder `prefix`: files, and names of folders.
+
+        Each comes with the path behind which the listing goes on: a folder's is behind all that
+        lies in it, so that its files are never looked at.
+        """
+        while True:
+            async for entry in self.files(view, prefix=prefix, after=after):
+                name, deeper, _ = entry.path[len(prefix) :].partition("/")
+                if deeper:
+                    after = f"{prefix}{name}/{_LAST}"
+                    yield after, name
+                    break
+                yield entry.path, entry
+            else:
+                return
 
     async def find(self, view: View, paths: Sequence[str]) -> dict[str, Entry]:
         """Those of `paths` that a view shows."""

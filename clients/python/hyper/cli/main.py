@@ -29,6 +29,7 @@ _COMMAND_MODULES = (
     "hyper.cli.align",
     "hyper.cli.infer",
     "hyper.cli.train_nccnet",
+    "hyper.cli.mount",
 )
 _INTERRUPTED = 130
 _USAGE = 2

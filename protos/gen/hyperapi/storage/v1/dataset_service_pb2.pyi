@@ -434,11 +434,14 @@ class ListFilesRequest(google.protobuf.message.Message):
     PREFIX_FIELD_NUMBER: builtins.int
     PAGE_SIZE_FIELD_NUMBER: builtins.int
     PAGE_TOKEN_FIELD_NUMBER: builtins.int
+    SHALLOW_FIELD_NUMBER: builtins.int
     parent: builtins.str
     """version or session"""
     prefix: builtins.str
     page_size: builtins.int
     page_token: builtins.str
+    shallow: builtins.bool
+    """only what is directly under `prefix`, which is empty or ends with '/'"""
     def __init__(
         self,
         *,
@@ -446,8 +449,9 @@ class ListFilesRequest(google.protobuf.message.Message):
         prefix: builtins.str = ...,
         page_size: builtins.int = ...,
         page_token: builtins.str = ...,
+        shallow: builtins.bool = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["page_size", b"page_size", "page_token", b"page_token", "parent", b"parent", "prefix", b"prefix"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["page_size", b"page_size", "page_token", b"page_token", "parent", b"parent", "prefix", b"prefix", "shallow", b"shallow"]) -> None: ...
 
 Global___ListFilesRequest: typing_extensions.TypeAlias = ListFilesRequest
 
@@ -457,16 +461,22 @@ class ListFilesResponse(google.protobuf.message.Message):
 
     FILES_FIELD_NUMBER: builtins.int
     NEXT_PAGE_TOKEN_FIELD_NUMBER: builtins.int
+    FOLDERS_FIELD_NUMBER: builtins.int
     next_page_token: builtins.str
     @property
     def files(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[hyperapi.storage.v1.dataset_pb2.File]: ...
+    @property
+    def folders(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
+        """with `shallow`: names of the folders under `prefix`"""
+
     def __init__(
         self,
         *,
         files: collections.abc.Iterable[hyperapi.storage.v1.dataset_pb2.File] | None = ...,
         next_page_token: builtins.str = ...,
+        folders: collections.abc.Iterable[builtins.str] | None = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["files", b"files", "next_page_token", b"next_page_token"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["files", b"files", "folders", b"folders", "next_page_token", b"next_page_token"]) -> None: ...
 
 Global___ListFilesResponse: typing_extensions.TypeAlias = ListFilesResponse
 

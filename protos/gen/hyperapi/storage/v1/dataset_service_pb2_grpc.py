@@ -210,8 +210,9 @@ class DatasetServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def AddFiles(self, request, context):
-        """Adds files whose bytes were uploaded to objects of this session. Durable on return; adding the
-        same paths again replaces them.
+        """Adds files whose bytes are in objects of this session, or of the version it is based on (so
+        that a file is renamed without a byte moved). Durable on return; adding the same paths again
+        replaces them.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

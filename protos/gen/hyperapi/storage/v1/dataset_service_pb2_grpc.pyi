@@ -588,8 +588,9 @@ class DatasetServiceStub(typing.Generic[_DatasetServiceGetDatasetType, _DatasetS
     AbortSession: _DatasetServiceAbortSessionType
 
     AddFiles: _DatasetServiceAddFilesType
-    """Adds files whose bytes were uploaded to objects of this session. Durable on return; adding the
-    same paths again replaces them.
+    """Adds files whose bytes are in objects of this session, or of the version it is based on (so
+    that a file is renamed without a byte moved). Durable on return; adding the same paths again
+    replaces them.
     """
 
     DeleteFiles: _DatasetServiceDeleteFilesType
@@ -800,8 +801,9 @@ class DatasetServiceServicer(metaclass=abc.ABCMeta):
         request: hyperapi.storage.v1.dataset_service_pb2.AddFilesRequest,
         context: _ServicerContext,
     ) -> typing.Union[hyperapi.storage.v1.dataset_service_pb2.AddFilesResponse, collections.abc.Awaitable[hyperapi.storage.v1.dataset_service_pb2.AddFilesResponse]]:
-        """Adds files whose bytes were uploaded to objects of this session. Durable on return; adding the
-        same paths again replaces them.
+        """Adds files whose bytes are in objects of this session, or of the version it is based on (so
+        that a file is renamed without a byte moved). Durable on return; adding the same paths again
+        replaces them.
         """
 
     @abc.abstractmethod

@@ -1,0 +1,1 @@
+"""Programs that run in .venv-bench, where the peers are installed."""

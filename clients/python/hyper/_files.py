@@ -28,7 +28,11 @@ if TYPE_CHECKING:
 
 _PAGE = 4096
 _CHECKED_WHOLE_BYTES = 2**20  # a range of a file up to this size is cut from the checked whole
-_READ_BATCH = 64
+_READ_BATCH = 1024
+_BATCH_BYTES = 16 * 2**20
+_AHEAD_BYTES = 64 * 2**20  # of files whose fetching has begun, beyond those of one batch
+_TOGETHER_BYTES = 4 * 2**20  # that one request fetches for several files
+_GAP_BYTES = 256 * 2**10  # between files, cheaper to fetch than another request
 _DOWNLOAD_BYTES = 16 * 2**20
 _PARTS_AT_ONCE = 4  # of a large file
 
@@ -171,18 +175,63 @@ class Tree:
     def read_many(self, files: Iterable[FileInfo | str]) -> Iterator[tuple[FileInfo, bytes]]:
         """The bytes of files, by what `files` has listed or by path.
 
-        They come checked, in order; several are fetched at a time.
+        They come checked, in order; several are fetched at a time, and small ones that lie near
+        each other in a pack with one request.
 
         Raises:
             NotFoundError: there is no file of such a path.
+            DataLossError: stored bytes do not match their checksum.
         """
+        batches = self._batches(files)
+        coming: deque[tuple[list[FileInfo], list[Future[list[tuple[int, bytes]]]]]] = deque()
+        ahead_bytes = 0
+        while True:
+            while ahead_bytes < _AHEAD_BYTES and (batch := next(batches, None)) is not None:
+                self._remote.sign({info.object: None for info in batch if info.size_bytes}, "GET")
+                jobs = [
+                    threads().submit(self._read_together, batch, group) for group in _groups(batch)
+                ]
+                coming.append((batch, jobs))
+                ahead_bytes += _size(batch)
+            if not coming:
+                return
+            batch, jobs = coming.popleft()
+            found = dict(pair for job in jobs for pair in job.result())
+            for at, info in enumerate(batch):
+                yield info, found.pop(at)
+            ahead_bytes -= _size(batch)
+
+    def _batches(self, files: Iterable[FileInfo | str]) -> Iterator[list[FileInfo]]:
+        """Files in order, so many at a time that they fit into memory."""
         rest = iter(files)
         while asked := list(islice(rest, _READ_BATCH)):
-            batch = self._known(asked)
-            self._remote.sign(
-                dict.fromkeys(info.object for info in batch if info.size_bytes), "GET"
-            )
-            yield from zip(batch, threads().map(self.read_file, batch), strict=True)
+            batch: list[FileInfo] = []
+            length = 0
+            for info in self._known(asked):
+                batch.append(info)
+                length += info.size_bytes
+                if length >= _BATCH_BYTES:
+                    yield batch
+                    batch, length = [], 0
+            if batch:
+                yield batch
+
+    def _read_together(
+        self, batch: Sequence[FileInfo], group: Sequence[int]
+    ) -> list[tuple[int, bytes]]:
+        """Files of `batch` that lie near each other in one object, each checked."""
+        if len(group) == 1:
+            return [(group[0], self.read_file(batch[group[0]]))]
+        infos = [batch[at] for at in group]
+        first = infos[0].offset
+        stop = max(info.offset + info.size_bytes for info in infos)
+        data = self._remote.get(infos[0].object, first, stop) or b""
+        found: list[tuple[int, bytes]] = []
+        for at, info in zip(group, infos, strict=True):
+            part = data[info.offset - first : info.offset - first + info.size_bytes]
+            good = len(part) == info.size_bytes and google_crc32c.value(part) == info.crc32c
+            found.append((at, part if good else self.read_file(info)))
+        return found
 
     def _known(self, asked: Sequence[FileInfo | str]) -> list[FileInfo]:
         paths = [check_path(item) for item in asked if isinstance(item, str)]
@@ -294,6 +343,27 @@ class Tree:
                 metadata={"path": info.path},
             )
         return data
+
+
+def _groups(files: Sequence[FileInfo]) -> list[list[int]]:
+    """The places in `files` by what one request can fetch."""
+    groups: list[list[int]] = []
+    key, begin, end = "", 0, 0
+    for at in sorted(range(len(files)), key=lambda at: (files[at].object, files[at].offset)):
+        info = files[at]
+        stop = info.offset + info.size_bytes
+        near = info.object == key and info.offset - end <= _GAP_BYTES
+        if near and info.size_bytes and stop - begin <= _TOGETHER_BYTES:
+            groups[-1].append(at)
+            end = max(end, stop)
+        else:
+            groups.append([at])
+            key, begin, end = info.object, info.offset, stop
+    return groups
+
+
+def _size(files: Sequence[FileInfo]) -> int:
+    return sum(info.size_bytes for info in files)
 
 
 def _info(file: dataset_pb2.File) -> FileInfo:

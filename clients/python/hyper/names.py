@@ -31,12 +31,18 @@ def check_part(text: str, what: str) -> str:
     return text
 
 
+_PLAIN_PART = r"(?!\.{1,2}(?:/|\Z))[ -.0-\[\]-~]+"
+_PLAIN_PATH = re.compile(rf"{_PLAIN_PART}(?:/{_PLAIN_PART})*\Z")
+
+
 def check_path(path: str) -> str:
     """Return `path` if it is a safe relative file path: normalised, '/'-separated, printable.
 
     Raises:
         InvalidArgumentError: INVALID_NAME.
     """
+    if _PLAIN_PATH.match(path) and len(path) <= MAX_PATH_BYTES:
+        return path  # nearly all are; the rest is looked at closely
     parts = path.split("/")
     bad = (
         not path

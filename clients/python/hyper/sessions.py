@@ -269,6 +269,8 @@ class _Uploader:
         self._uploads: deque[tuple[Future[None], list[dataset_pb2.File]]] = deque()
         self._ready: list[dataset_pb2.File] = []
         self._ready_bytes = 0
+        self._recorded: Future[Any] = Future()
+        self._recorded.set_result(None)
 
     def add(self, path: str, data: Contents) -> None:
         """Take one file."""
@@ -295,6 +297,7 @@ class _Uploader:
         while self._uploads:
             self._collect()
         self._record()
+        self._recorded.result()
 
     def _add_large(self, path: str, local: Path, size: int) -> None:
         if size > LARGEST_BYTES:
@@ -349,7 +352,8 @@ class _Uploader:
         request = api.AddFilesRequest(
             session=self._session, files=files, request_id=str(uuid.uuid4())
         )
-        service_call(self._client, "AddFiles", request)
+        self._recorded.result()  # in order: of two files of one path the later one counts
+        self._recorded = _s3.threads().submit(service_call, self._client, "AddFiles", request)
 
     def _new_key(self) -> str:
         return f"{self._prefix}{uuid.uuid4().hex}"

@@ -258,15 +258,25 @@ class Catalog:
     ) -> bool:
         """One transaction; False if a condition did not hold or the request is answered already."""
         conditions, changes = list(compares), list(operations)
-        if request is not None and request.id:
-            key = self._request_key(request)
-            conditions.append(Compare.missing(key))
-            record = RequestRecord(request.call, answer or {})
-            changes.append(Op.put(key, record.encode(), lease=await self.lease()))
+        if request is not None:
+            more = await self.remembering(request, answer or {})
+            conditions += more[0]
+            changes += more[1]
         try:
             return (await self._etcd.transact(conditions, changes)).succeeded
         except LeaseLostError as error:
             raise self._lease_lost() from error
+
+    async def remembering(
+        self, request: Request, answer: Mapping[str, Any]
+    ) -> tuple[list[Compare], list[Op]]:
+        """What a transaction needs to store a request's answer, and to fail if it has one."""
+        if not request.id:
+            return [], []
+        key = self._request_key(request)
+        record = RequestRecord(request.call, answer)
+        put = Op.put(key, record.encode(), lease=await self.lease())
+        return [Compare.missing(key)], [put]
 
     def _lease_lost(self) -> UnavailableError:
         self._lease_until_s = 0.0

@@ -5,6 +5,7 @@
 2. `zarr.json` of its arrays, changed pages of files and the root manifest are written. They lie
    under new or content-derived keys: nobody sees them, and a crash here leaves the old version.
 3. One transaction on the head's revision puts head, version entry, session and answered request.
+   Commits to one dataset that come together share it: each gets a version of its own.
 4. Lost the race: the changes are rebased on the new head from where the blobs already are. A path
    or array that both changed is a conflict.
 
@@ -14,8 +15,11 @@ the commit, or abort.
 
 from __future__ import annotations
 
+import asyncio
+from collections import deque
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
+from itertools import islice
 
 from prometheus_client import Counter
 
@@ -38,20 +42,45 @@ from hyper_storage.files.merge import (
     split,
 )
 from hyper_storage.files.root import ArrayRef, PageRef, Root
-from hyper_storage.manifests import Manifests
+from hyper_storage.manifests import Manifests, Writes
 from hyper_storage.records import Head, SessionRecord, SessionState, VersionEntry
-from hyper_storage.resources import SessionName
+from hyper_storage.resources import DatasetName, SessionName
 from hyper_storage.sessions import NANO, Sessions, closed
 from hyper_storage.views import Views
 
 log = get_logger(__name__)
 _CONFLICTS_NAMED = 5
+_TOGETHER = 32  # commits in one transaction: etcd takes 128 operations, a commit needs three
 COMMITS = Counter("hyper_storage_commits_total", "Commits that ended.", ("outcome",))
 REBASES = Counter("hyper_storage_rebases_total", "Commits that lost a race and were rebased.")
 _SEALED = declare("storage.commit.sealed")
 _ARRAYS_PUBLISHED = declare("storage.commit.arrays_published")
 _OBJECTS_WRITTEN = declare("storage.commit.objects_written")
 _VISIBLE = declare("storage.commit.visible")
+
+
+@dataclass(eq=False, slots=True)
+class _Ticket:
+    """One commit that waits for its turn."""
+
+    name: SessionName
+    stored: Stored[SessionRecord]
+    files: Sequence[Entry]
+    message: str
+    request: Request
+    done: asyncio.Future[VersionEntry] = field(
+        default_factory=lambda: asyncio.get_running_loop().create_future()
+    )
+
+    def succeed(self, entry: VersionEntry) -> None:
+        """Its version is visible."""
+        if not self.done.done():
+            self.done.set_result(entry)
+
+    def fail(self, error: Exception) -> None:
+        """It has no version."""
+        if not self.done.done():
+            self.done.set_exception(error)
 
 
 class Committer:
@@ -84,6 +113,8 @@ class Committer:
         self._clock = clock
         self._page_entries = page_entries
         self._attempts = attempts
+        self._lines: dict[DatasetName, deque[_Ticket]] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
 
     async def commit(self, name: SessionName, message: str, request: Request) -> VersionEntry:
         """Make the session's changes one new version; a repeated request gets the first answer."""
@@ -101,40 +132,111 @@ class Committer:
         self, name: SessionName, stored: Stored[SessionRecord], message: str, request: Request
     ) -> VersionEntry:
         await _SEALED.reach()
-        files = await self._fragments.overlay(stored.value.id, listed=True)
+        files = await self._fragments.overlay(stored.value.id)
         await self._publish_arrays(stored.value)
         await _ARRAYS_PUBLISHED.reach()
+        ticket = _Ticket(name, stored, files, message, request)
+        line = self._lines.setdefault(name.dataset, deque())
+        line.append(ticket)
+        if len(line) == 1:
+            task = asyncio.create_task(self._serve(name.dataset, line))
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
+        return await asyncio.shield(ticket.done)
+
+    async def _serve(self, dataset: DatasetName, line: deque[_Ticket]) -> None:
+        """Commit what waits for one dataset, many at once, until nothing does.
+
+        A task of its own: the call that began it may be cancelled, the others' commits may not.
+        """
+        while line:
+            group = list(islice(line, _TOGETHER))
+            try:
+                await self._commit_group(dataset, group)
+            except Exception as error:  # noqa: BLE001  (it is raised in each call that waits)
+                for ticket in group:
+                    ticket.fail(error)
+            for _ in group:
+                line.popleft()
+        self._lines.pop(dataset, None)
+
+    async def _commit_group(self, dataset: DatasetName, group: list[_Ticket]) -> None:
+        """One transaction, a version for each; who conflicts is told, the others go on."""
         for attempt in range(self._attempts):
-            head = await self._catalog.head(name.dataset)
-            if head is None or head.value.id != stored.value.dataset_id:
-                raise NotFoundError(
-                    f"{name.dataset} was deleted after session {name.session} began; write it anew"
-                )
+            head = await self._catalog.head(dataset)
+            for ticket in group:
+                if head is None or head.value.id != ticket.stored.value.dataset_id:
+                    ticket.fail(_deleted(ticket.name))
+            if head is None:
+                return
             guard = await self._catalog.guard()
-            root = await self._rebase(stored.value, files, head.value)
-            entry = await self._describe(head.value, root, message)
+            group = [ticket for ticket in group if not ticket.done.done()]
+            planned = await self._plan(head.value, group)
+            if not planned:
+                return
             await _OBJECTS_WRITTEN.reach()
-            if await self._make_visible(name, stored, head, entry, request, guard):
+            if await self._make_visible(head, planned, guard):
                 await _VISIBLE.reach()
-                COMMITS.labels("committed").inc()
-                log.info(
-                    "version committed", dataset=str(name.dataset), version=entry.number,
-                    session=name.session, files=len(files), rebases=attempt,
-                )  # fmt: skip
-                return entry
-            if (answered := await self._answered(name, request)) is not None:
-                return answered
-            current = await self._catalog.session(name.session)
-            if current is not None and current.value.state is SessionState.OPEN:
-                raise ConflictError(f"session {name} was committed twice at once; commit it again")
-            if current is None or current.value.state is not SessionState.SEALED:
-                raise closed(name, current.value if current else stored.value)
-            stored = current
+                self._succeed(planned, attempt)
+                return
+            group = [ticket for ticket, _ in planned]
+            for ticket in group:
+                await self._look_again(ticket)
+            group = [ticket for ticket in group if not ticket.done.done()]
+            if not group:
+                return
             REBASES.inc()
-        raise ConflictError(
-            f"{name.dataset} is committed to faster than session {name.session} can follow; "
-            "commit it again"
-        )
+        for ticket in group:
+            ticket.fail(
+                ConflictError(
+                    f"{dataset} is committed to faster than session {ticket.name.session} can "
+                    "follow; commit it again"
+                )
+            )
+
+    async def _plan(
+        self, head: Head, group: Sequence[_Ticket]
+    ) -> list[tuple[_Ticket, VersionEntry]]:
+        """Each one's version on top of the one before; all their manifests are stored."""
+        planned: list[tuple[_Ticket, VersionEntry]] = []
+        writes = Writes()
+        for ticket in group:
+            try:
+                root = await self._rebase(ticket.stored.value, ticket.files, head, writes)
+            except HyperError as error:
+                ticket.fail(error)
+                continue
+            entry = self._describe(head, root, ticket.message, writes)
+            head = replace(head, number=entry.number, root=entry.root, updated_ns=entry.created_ns)
+            planned.append((ticket, entry))
+        await self._manifests.store(writes)
+        return planned
+
+    def _succeed(self, planned: Sequence[tuple[_Ticket, VersionEntry]], rebases: int) -> None:
+        for ticket, entry in planned:
+            COMMITS.labels("committed").inc()
+            log.info(
+                "version committed", dataset=str(ticket.name.dataset), version=entry.number,
+                session=ticket.name.session, files=len(ticket.files), rebases=rebases,
+            )  # fmt: skip
+            ticket.succeed(entry)
+
+    async def _look_again(self, ticket: _Ticket) -> None:
+        """After a transaction that failed: was it this session that changed, or the head alone?"""
+        name = ticket.name
+        answered = await self._answered(name, ticket.request)
+        if answered is not None:
+            ticket.succeed(answered)
+            return
+        current = await self._catalog.session(name.session)
+        if current is not None and current.value.state is SessionState.OPEN:
+            ticket.fail(
+                ConflictError(f"session {name} was committed twice at once; commit it again")
+            )
+        elif current is None or current.value.state is not SessionState.SEALED:
+            ticket.fail(closed(name, current.value if current else ticket.stored.value))
+        else:
+            ticket.stored = current
 
     async def _answered(self, name: SessionName, request: Request) -> VersionEntry | None:
         answer = await self._catalog.answer(request)
@@ -152,7 +254,9 @@ class Committer:
                 zarr = await self._manifests.record(made[1])
                 await self._store.put(f"{array_prefix(made[0])}/zarr.json", zarr)
 
-    async def _rebase(self, record: SessionRecord, files: Sequence[Entry], head: Head) -> Root:
+    async def _rebase(
+        self, record: SessionRecord, files: Sequence[Entry], head: Head, writes: Writes
+    ) -> Root:
         """The root of the head with the session's changes on it."""
         target = await self._manifests.root(head.root)
         if head.root != record.base_root:
@@ -163,7 +267,7 @@ class Committer:
                 arrays.pop(name, None)
             else:
                 arrays[name] = ArrayRef(array_prefix(made[0]), made[1])
-        return Root(await self._merge(target.pages, files), arrays)
+        return Root(await self._merge(target.pages, files, writes), arrays)
 
     async def _refuse_conflicts(
         self, record: SessionRecord, files: Sequence[Entry], target: Root
@@ -189,7 +293,9 @@ class Committer:
                 metadata={"names": "\n".join(both[:_CONFLICTS_NAMED])[:1000]},
             )
 
-    async def _merge(self, pages: Sequence[PageRef], files: Sequence[Entry]) -> tuple[PageRef, ...]:
+    async def _merge(
+        self, pages: Sequence[PageRef], files: Sequence[Entry], writes: Writes
+    ) -> tuple[PageRef, ...]:
         merged: list[PageRef] = []
         for step in plan(pages, [entry.path for entry in files]):
             if isinstance(step, Keep):
@@ -198,13 +304,13 @@ class Committer:
             old = await self._manifests.page(step.page) if step.page is not None else []
             entries = merge(old, files[step.start : step.stop])
             for part in split(entries, self._page_entries):
-                merged.append(await self._manifests.put_page(part))
+                merged.append(await self._manifests.add_page(part, writes))
         return tuple(merged)
 
-    async def _describe(self, head: Head, root: Root, message: str) -> VersionEntry:
+    def _describe(self, head: Head, root: Root, message: str, writes: Writes) -> VersionEntry:
         return VersionEntry(
             number=head.number + 1,
-            root=await self._manifests.put_root(root),
+            root=self._manifests.add_root(root, writes),
             message=message,
             created_ns=int(self._clock.now() * NANO),
             files=root.files,
@@ -214,38 +320,33 @@ class Committer:
 
     async def _make_visible(
         self,
-        name: SessionName,
-        stored: Stored[SessionRecord],
         head: Stored[Head],
-        entry: VersionEntry,
-        request: Request,
+        planned: Sequence[tuple[_Ticket, VersionEntry]],
         guard: Sequence[Compare],
     ) -> bool:
-        head_key = self._catalog.head_key(name.dataset)
-        session_key = self._catalog.session_key(name.session)
-        after = replace(
-            head.value, number=entry.number, root=entry.root, updated_ns=entry.created_ns
-        )
-        done = replace(
-            stored.value,
-            state=SessionState.COMMITTED,
-            committed=entry.number,
-            commit_request=request.id,
-        )
-        return await self._catalog.change(
-            [
-                Compare.mod_revision(head_key, head.revision),
-                Compare.mod_revision(session_key, stored.revision),
-                *guard,
-            ],
-            [
-                Op.put(head_key, after.encode()),
+        """All of them, or none."""
+        dataset, last = planned[-1][0].name.dataset, planned[-1][1]
+        head_key = self._catalog.head_key(dataset)
+        after = replace(head.value, number=last.number, root=last.root, updated_ns=last.created_ns)
+        compares = [Compare.mod_revision(head_key, head.revision), *guard]
+        changes = [Op.put(head_key, after.encode())]
+        for ticket, entry in planned:
+            key = self._catalog.session_key(ticket.name.session)
+            done = replace(
+                ticket.stored.value,
+                state=SessionState.COMMITTED,
+                committed=entry.number,
+                commit_request=ticket.request.id,
+            )
+            answer = {"dataset_id": head.value.id, "number": entry.number}
+            missing, remember = await self._catalog.remembering(ticket.request, answer)
+            compares += [Compare.mod_revision(key, ticket.stored.revision), *missing]
+            changes += [
                 Op.put(self._catalog.version_key(head.value.id, entry.number), entry.encode()),
-                Op.put(session_key, done.encode(), lease=await self._catalog.lease()),
-            ],
-            request=request,
-            answer={"dataset_id": head.value.id, "number": entry.number},
-        )
+                Op.put(key, done.encode(), lease=await self._catalog.lease()),
+                *remember,
+            ]
+        return await self._catalog.change(compares, changes)
 
     async def _reopen(self, name: SessionName, why: HyperError) -> None:
         """A commit that failed takes nothing away: the session can be changed, or committed again.
@@ -260,3 +361,9 @@ class Committer:
             log.warning(
                 "session stays sealed", session=name.session, commit=str(why), error=str(error)
             )
+
+
+def _deleted(name: SessionName) -> NotFoundError:
+    return NotFoundError(
+        f"{name.dataset} was deleted after session {name.session} began; write it anew"
+    )

@@ -10,6 +10,7 @@ import asyncio
 import hashlib
 from collections import OrderedDict
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from typing import TypeVar
 
 from hyper.errors import DataLossError
@@ -20,6 +21,19 @@ from hyper_storage.files.root import EMPTY, PageRef, Root, decode_root, encode_r
 V = TypeVar("V")
 _ROOTS_KEPT = 256
 _RECORDS_KEPT = 4096
+
+
+@dataclass(frozen=True, slots=True)
+class Writes:
+    """Manifests that are to be stored, by hash: several versions' at once."""
+
+    manifests: dict[str, bytes] = field(default_factory=dict)
+
+    def add(self, data: bytes) -> str:
+        """One more; returns its hash."""
+        digest = hashlib.sha256(data).hexdigest()
+        self.manifests[digest] = data
+        return digest
 
 
 class Manifests:
@@ -64,17 +78,21 @@ class Manifests:
             return known
         data = await self._get(page.digest)
         entries = await asyncio.to_thread(decode_page, data)
-        if page.digest not in self._pages:
-            self._pages[page.digest] = entries
+        self._keep_page(page.digest, entries)
+        return entries
+
+    def _keep_page(self, digest: str, entries: list[Entry]) -> None:
+        if digest not in self._pages:
+            self._pages[digest] = entries
             self._cached_entries += len(entries)
             while self._cached_entries > self._cache_entries and self._pages:
                 _, dropped = self._pages.popitem(last=False)
                 self._cached_entries -= len(dropped)
-        return entries
 
-    async def put_root(self, root: Root) -> str:
-        """Store a root; returns its hash."""
-        digest = await self._put(encode_root(root))
+    def add_root(self, root: Root, writes: Writes) -> str:
+        """Leave a root to `writes`; returns its hash."""
+        data = encode_root(root)
+        digest = writes.add(data)
         _remember(self._roots, digest, root, _ROOTS_KEPT)
         return digest
 
@@ -82,17 +100,23 @@ class Manifests:
         """Store an array's record; returns its hash."""
         return await self._put(record)
 
-    async def put_page(self, entries: Sequence[Entry]) -> PageRef:
-        """Store a page of files, which are in order of path."""
+    async def add_page(self, entries: Sequence[Entry], writes: Writes) -> PageRef:
+        """Leave a page of files, which are in order of path, to `writes`."""
         data = await asyncio.to_thread(encode_page, entries)
+        digest = writes.add(data)
+        self._keep_page(digest, list(entries))
         return PageRef(
-            digest=await self._put(data),
+            digest=digest,
             first=entries[0].path,
             last=entries[-1].path,
             count=len(entries),
             file_bytes=sum(entry.size_bytes for entry in entries),
             sources=sources(entries),
         )
+
+    async def store(self, writes: Writes) -> None:
+        """Store what was left to `writes`; durable on return."""
+        await asyncio.gather(*(self._put(data) for data in writes.manifests.values()))
 
     def forget(self, digest: str) -> None:
         """A manifest was deleted from the bucket."""

@@ -213,7 +213,11 @@ class DatasetServicer(api_grpc.DatasetServiceServicer):
         if any(not own.allows(file.object) for file in request.files):
             own = own.with_base((await parts.manifests.root(record.base_root)).sources)
         entries = convert.entries_of(request.files, own, now_ns)
-        await parts.fragments.add(record.id, entries, now_ns=now_ns, unique=unique)
+        young_ns = parts.settings.request_memory_s * NANO // 2  # clocks of gateways differ a little
+        await parts.fragments.add(
+            record.id, entries, now_ns=now_ns, unique=unique,
+            young=now_ns - record.created_ns < young_ns,
+        )  # fmt: skip
         # A commit seals before it looks: still open now means that it will see this fragment.
         await parts.sessions.check_open(name)
         return api.AddFilesResponse()

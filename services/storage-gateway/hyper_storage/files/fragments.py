@@ -20,7 +20,7 @@ from hyper_servicekit.objects import ObjectStore
 from hyper_storage.access import session_prefix
 from hyper_storage.files.entries import Entry, decode_page, encode_page
 
-_SESSIONS_KEPT = 64
+_SESSIONS_KEPT = 4096
 _WAITING_KEPT = 1024
 LISTS = Counter("hyper_storage_fragment_lists_total", "Listings of a session's fragments in S3.")
 READS = Counter("hyper_storage_fragment_reads_total", "Fragments read from S3.")
@@ -107,26 +107,37 @@ class Fragments:
         self._sessions: OrderedDict[str, _Known] = OrderedDict()
 
     async def add(
-        self, session: str, entries: Sequence[Entry], *, now_ns: int, unique: str
+        self,
+        session: str,
+        entries: Sequence[Entry],
+        *,
+        now_ns: int,
+        unique: str,
+        young: bool = False,
     ) -> None:
-        """Record files of a session; durable on return."""
+        """Record files of a session; durable on return.
+
+        `young` says that the session's count cannot have been forgotten since it began: whoever
+        then counts the first fragment has all there is.
+        """
         data = await asyncio.to_thread(encode_page, entries)
         name = f"{now_ns:020d}-{unique}"
         key = f"{_prefix(session)}{name}"
         await self._store.put(key, data)
         mark = await self._put_mark(session, name)
         known = self._sessions.get(session)
-        if known is not None:
+        if known is None and young and mark.count == 1:
+            known = self._sessions[session] = _Known(mark=mark)
+            known.take(key, entries)
+            self._forget()
+        elif known is not None:
             if len(known.waiting) >= _WAITING_KEPT:
                 known.waiting.clear()
             known.waiting[mark.count] = (mark, key, entries)
 
-    async def overlay(self, session: str, *, listed: bool = False) -> list[Entry]:
-        """All files that a session has added, in order of path; not to be changed.
-
-        With `listed` the bucket is asked whatever the count says: for a commit.
-        """
-        known = await self._refresh(session, listed=listed)
+    async def overlay(self, session: str) -> list[Entry]:
+        """All files that a session has added, in order of path; not to be changed."""
+        known = await self._refresh(session)
         if known.ordered is None:
             return await asyncio.to_thread(known.sorted_files)
         return known.ordered
@@ -136,19 +147,19 @@ class Fragments:
         files = (await self._refresh(session)).files
         return {path: files[path][1] for path in paths if path in files}
 
-    async def _refresh(self, session: str, *, listed: bool = False) -> _Known:
+    async def _refresh(self, session: str) -> _Known:
         mark = await self._get_mark(session)
         known = self._sessions.setdefault(session, _Known())
         self._sessions.move_to_end(session)
         async with known.lock:
             known.catch_up()
-            if mark is None or listed or not _has(known.mark, mark):
-                await self._learn(session, known, mark, listed=listed)
+            if mark is None or not _has(known.mark, mark):
+                await self._learn(session, known, mark)
             known.catch_up()
         self._forget()
         return known
 
-    async def _learn(self, session: str, known: _Known, mark: Mark | None, *, listed: bool) -> None:
+    async def _learn(self, session: str, known: _Known, mark: Mark | None) -> None:
         prefix = _prefix(session)
         last = known.mark
         next_one = (
@@ -156,7 +167,7 @@ class Fragments:
             and last is not None
             and (mark.created, mark.count) == (last.created, last.count + 1)
         )
-        if next_one and mark is not None and not listed:
+        if next_one and mark is not None:
             fresh = {f"{prefix}{mark.newest}"} - known.keys
         else:
             LISTS.inc()

@@ -45,6 +45,10 @@ class Cluster:
             "secret_key": found["aws_secret_access_key"],
         }
 
+    def address(self, role: str) -> str:
+        """host:port of the first process of a role."""
+        return str(next(each["address"] for each in self.processes if each["role"] == role))
+
     def pids(self, role: str) -> list[int]:
         """The processes of a role."""
         return [int(each["pid"]) for each in self.processes if each["role"] == role]

@@ -16,12 +16,15 @@ from dataclasses import dataclass, field
 
 from prometheus_client import Counter
 
+from hyper_servicekit.failpoints import declare
 from hyper_servicekit.objects import ObjectStore
 from hyper_storage.access import session_prefix
 from hyper_storage.files.entries import Entry, decode_page, encode_page
 
 _SESSIONS_KEPT = 4096
 _WAITING_KEPT = 1024
+_STORED = declare("storage.files.stored")
+_COUNTED = declare("storage.files.counted")
 LISTS = Counter("hyper_storage_fragment_lists_total", "Listings of a session's fragments in S3.")
 READS = Counter("hyper_storage_fragment_reads_total", "Fragments read from S3.")
 
@@ -124,7 +127,9 @@ class Fragments:
         name = f"{now_ns:020d}-{unique}"
         key = f"{_prefix(session)}{name}"
         await self._store.put(key, data)
+        await _STORED.reach()
         mark = await self._put_mark(session, name)
+        await _COUNTED.reach()
         known = self._sessions.get(session)
         if known is None and young and mark.count == 1:
             known = self._sessions[session] = _Known(mark=mark)

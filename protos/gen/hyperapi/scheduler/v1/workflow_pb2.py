@@ -26,7 +26,7 @@ from google.protobuf import duration_pb2 as google_dot_protobuf_dot_duration__pb
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n$hyperapi/scheduler/v1/workflow.proto\x12\x15hyperapi.scheduler.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\x81\x01\n\nTaskCounts\x12\r\n\x05total\x18\x01 \x01(\x03\x12\x0f\n\x07pending\x18\x02 \x01(\x03\x12\x0f\n\x07running\x18\x03 \x01(\x03\x12\x11\n\tsucceeded\x18\x04 \x01(\x03\x12\x0e\n\x06\x66\x61iled\x18\x05 \x01(\x03\x12\x11\n\tcancelled\x18\x06 \x01(\x03\x12\x0c\n\x04lost\x18\x07 \x01(\x03\"\xeb\x02\n\x08Workflow\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x14\n\x0c\x64isplay_name\x18\x02 \x01(\t\x12.\n\x05state\x18\x03 \x01(\x0e\x32\x1f.hyperapi.scheduler.v1.RunState\x12\x13\n\x0brecipe_yaml\x18\x04 \x01(\t\x12\x36\n\x0b\x65xperiments\x18\x05 \x03(\x0b\x32!.hyperapi.scheduler.v1.Experiment\x12/\n\x0b\x63reate_time\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12,\n\x08\x65nd_time\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0f\n\x07message\x18\x08 \x01(\t\x12\x0c\n\x04\x65tag\x18\t \x01(\t\x12\x30\n\x05tasks\x18\n \x01(\x0b\x32!.hyperapi.scheduler.v1.TaskCounts\x12\x0e\n\x06paused\x18\x0b \x01(\x08\"\xff\x01\n\nExperiment\x12\x0c\n\x04name\x18\x01 \x01(\t\x12.\n\x05state\x18\x02 \x01(\x0e\x32\x1f.hyperapi.scheduler.v1.RunState\x12\x12\n\ndepends_on\x18\x03 \x03(\t\x12\x30\n\x05tasks\x18\x04 \x01(\x0b\x32!.hyperapi.scheduler.v1.TaskCounts\x12.\n\nstart_time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12,\n\x08\x65nd_time\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0f\n\x07message\x18\x07 \x01(\t\"\xd4\x02\n\x04Task\x12\x0c\n\x04name\x18\x01 \x01(\t\x12/\n\x05state\x18\x02 \x01(\x0e\x32 .hyperapi.scheduler.v1.TaskState\x12\r\n\x05index\x18\x03 \x01(\x03\x12\x17\n\x0fparameters_json\x18\x04 \x01(\t\x12/\n\x07\x61ttempt\x18\x05 \x01(\x0b\x32\x1e.hyperapi.scheduler.v1.Attempt\x12\x0e\n\x06worker\x18\x06 \x01(\t\x12\x10\n\x08\x66\x61ilures\x18\x07 \x01(\x05\x12\x0e\n\x06losses\x18\x08 \x01(\x05\x12\x13\n\x0bresult_json\x18\t \x01(\t\x12\x0f\n\x07message\x18\n \x01(\t\x12.\n\nstart_time\x18\x0b \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12,\n\x08\x65nd_time\x18\x0c \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"(\n\x07\x41ttempt\x12\r\n\x05\x65poch\x18\x01 \x01(\x03\x12\x0e\n\x06number\x18\x02 \x01(\x03\"\xc8\x02\n\x06Worker\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x31\n\x05state\x18\x02 \x01(\x0e\x32\".hyperapi.scheduler.v1.WorkerState\x12\r\n\x05slots\x18\x03 \x01(\x05\x12\x0f\n\x07running\x18\x04 \x01(\x05\x12\x39\n\x06labels\x18\x05 \x03(\x0b\x32).hyperapi.scheduler.v1.Worker.LabelsEntry\x12\x30\n\x0c\x63onnect_time\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0f\n\x07version\x18\x07 \x01(\t\x12\x30\n\rheartbeat_age\x18\x08 \x01(\x0b\x32\x19.google.protobuf.Duration\x1a-\n\x0bLabelsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01*\x9b\x01\n\x08RunState\x12\x19\n\x15RUN_STATE_UNSPECIFIED\x10\x00\x12\x15\n\x11RUN_STATE_PENDING\x10\x01\x12\x15\n\x11RUN_STATE_RUNNING\x10\x02\x12\x17\n\x13RUN_STATE_SUCCEEDED\x10\x03\x12\x14\n\x10RUN_STATE_FAILED\x10\x04\x12\x17\n\x13RUN_STATE_CANCELLED\x10\x05*\xa2\x01\n\tTaskState\x12\x1a\n\x16TASK_STATE_UNSPECIFIED\x10\x00\x12\x16\n\x12TASK_STATE_PENDING\x10\x01\x12\x16\n\x12TASK_STATE_RUNNING\x10\x02\x12\x18\n\x14TASK_STATE_SUCCEEDED\x10\x03\x12\x15\n\x11TASK_STATE_FAILED\x10\x04\x12\x18\n\x14TASK_STATE_CANCELLED\x10\x05*u\n\x0bWorkerState\x12\x1c\n\x18WORKER_STATE_UNSPECIFIED\x10\x00\x12\x16\n\x12WORKER_STATE_READY\x10\x01\x12\x19\n\x15WORKER_STATE_DRAINING\x10\x02\x12\x15\n\x11WORKER_STATE_LOST\x10\x03\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n$hyperapi/scheduler/v1/workflow.proto\x12\x15hyperapi.scheduler.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\x81\x01\n\nTaskCounts\x12\r\n\x05total\x18\x01 \x01(\x03\x12\x0f\n\x07pending\x18\x02 \x01(\x03\x12\x0f\n\x07running\x18\x03 \x01(\x03\x12\x11\n\tsucceeded\x18\x04 \x01(\x03\x12\x0e\n\x06\x66\x61iled\x18\x05 \x01(\x03\x12\x11\n\tcancelled\x18\x06 \x01(\x03\x12\x0c\n\x04lost\x18\x07 \x01(\x03\"\xfc\x02\n\x08Workflow\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x14\n\x0c\x64isplay_name\x18\x02 \x01(\t\x12.\n\x05state\x18\x03 \x01(\x0e\x32\x1f.hyperapi.scheduler.v1.RunState\x12\x13\n\x0brecipe_yaml\x18\x04 \x01(\t\x12\x36\n\x0b\x65xperiments\x18\x05 \x03(\x0b\x32!.hyperapi.scheduler.v1.Experiment\x12/\n\x0b\x63reate_time\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12,\n\x08\x65nd_time\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0f\n\x07message\x18\x08 \x01(\t\x12\x0c\n\x04\x65tag\x18\t \x01(\t\x12\x30\n\x05tasks\x18\n \x01(\x0b\x32!.hyperapi.scheduler.v1.TaskCounts\x12\x0e\n\x06paused\x18\x0b \x01(\x08\x12\x0f\n\x07waiting\x18\x0c \x01(\t\"\xff\x01\n\nExperiment\x12\x0c\n\x04name\x18\x01 \x01(\t\x12.\n\x05state\x18\x02 \x01(\x0e\x32\x1f.hyperapi.scheduler.v1.RunState\x12\x12\n\ndepends_on\x18\x03 \x03(\t\x12\x30\n\x05tasks\x18\x04 \x01(\x0b\x32!.hyperapi.scheduler.v1.TaskCounts\x12.\n\nstart_time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12,\n\x08\x65nd_time\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0f\n\x07message\x18\x07 \x01(\t\"\x9f\x03\n\x04Task\x12\x0c\n\x04name\x18\x01 \x01(\t\x12/\n\x05state\x18\x02 \x01(\x0e\x32 .hyperapi.scheduler.v1.TaskState\x12\r\n\x05index\x18\x03 \x01(\x03\x12\x17\n\x0fparameters_json\x18\x04 \x01(\t\x12/\n\x07\x61ttempt\x18\x05 \x01(\x0b\x32\x1e.hyperapi.scheduler.v1.Attempt\x12\x0e\n\x06worker\x18\x06 \x01(\t\x12\x10\n\x08\x66\x61ilures\x18\x07 \x01(\x05\x12\x0e\n\x06losses\x18\x08 \x01(\x05\x12\x13\n\x0bresult_json\x18\t \x01(\t\x12\x0f\n\x07message\x18\n \x01(\t\x12.\n\nstart_time\x18\x0b \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12,\n\x08\x65nd_time\x18\x0c \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x16\n\tobjective\x18\r \x01(\x01H\x00\x88\x01\x01\x12\x0c\n\x04step\x18\x0e \x01(\x03\x12\x15\n\rstopped_early\x18\x0f \x01(\x08\x42\x0c\n\n_objective\"(\n\x07\x41ttempt\x12\r\n\x05\x65poch\x18\x01 \x01(\x03\x12\x0e\n\x06number\x18\x02 \x01(\x03\"\xc8\x02\n\x06Worker\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x31\n\x05state\x18\x02 \x01(\x0e\x32\".hyperapi.scheduler.v1.WorkerState\x12\r\n\x05slots\x18\x03 \x01(\x05\x12\x0f\n\x07running\x18\x04 \x01(\x05\x12\x39\n\x06labels\x18\x05 \x03(\x0b\x32).hyperapi.scheduler.v1.Worker.LabelsEntry\x12\x30\n\x0c\x63onnect_time\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0f\n\x07version\x18\x07 \x01(\t\x12\x30\n\rheartbeat_age\x18\x08 \x01(\x0b\x32\x19.google.protobuf.Duration\x1a-\n\x0bLabelsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01*\x9b\x01\n\x08RunState\x12\x19\n\x15RUN_STATE_UNSPECIFIED\x10\x00\x12\x15\n\x11RUN_STATE_PENDING\x10\x01\x12\x15\n\x11RUN_STATE_RUNNING\x10\x02\x12\x17\n\x13RUN_STATE_SUCCEEDED\x10\x03\x12\x14\n\x10RUN_STATE_FAILED\x10\x04\x12\x17\n\x13RUN_STATE_CANCELLED\x10\x05*\xa2\x01\n\tTaskState\x12\x1a\n\x16TASK_STATE_UNSPECIFIED\x10\x00\x12\x16\n\x12TASK_STATE_PENDING\x10\x01\x12\x16\n\x12TASK_STATE_RUNNING\x10\x02\x12\x18\n\x14TASK_STATE_SUCCEEDED\x10\x03\x12\x15\n\x11TASK_STATE_FAILED\x10\x04\x12\x18\n\x14TASK_STATE_CANCELLED\x10\x05*u\n\x0bWorkerState\x12\x1c\n\x18WORKER_STATE_UNSPECIFIED\x10\x00\x12\x16\n\x12WORKER_STATE_READY\x10\x01\x12\x19\n\x15WORKER_STATE_DRAINING\x10\x02\x12\x15\n\x11WORKER_STATE_LOST\x10\x03\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -35,24 +35,24 @@ if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_WORKER_LABELSENTRY']._loaded_options = None
   _globals['_WORKER_LABELSENTRY']._serialized_options = b'8\001'
-  _globals['_RUNSTATE']._serialized_start=1601
-  _globals['_RUNSTATE']._serialized_end=1756
-  _globals['_TASKSTATE']._serialized_start=1759
-  _globals['_TASKSTATE']._serialized_end=1921
-  _globals['_WORKERSTATE']._serialized_start=1923
-  _globals['_WORKERSTATE']._serialized_end=2040
+  _globals['_RUNSTATE']._serialized_start=1693
+  _globals['_RUNSTATE']._serialized_end=1848
+  _globals['_TASKSTATE']._serialized_start=1851
+  _globals['_TASKSTATE']._serialized_end=2013
+  _globals['_WORKERSTATE']._serialized_start=2015
+  _globals['_WORKERSTATE']._serialized_end=2132
   _globals['_TASKCOUNTS']._serialized_start=129
   _globals['_TASKCOUNTS']._serialized_end=258
   _globals['_WORKFLOW']._serialized_start=261
-  _globals['_WORKFLOW']._serialized_end=624
-  _globals['_EXPERIMENT']._serialized_start=627
-  _globals['_EXPERIMENT']._serialized_end=882
-  _globals['_TASK']._serialized_start=885
-  _globals['_TASK']._serialized_end=1225
-  _globals['_ATTEMPT']._serialized_start=1227
-  _globals['_ATTEMPT']._serialized_end=1267
-  _globals['_WORKER']._serialized_start=1270
-  _globals['_WORKER']._serialized_end=1598
-  _globals['_WORKER_LABELSENTRY']._serialized_start=1553
-  _globals['_WORKER_LABELSENTRY']._serialized_end=1598
+  _globals['_WORKFLOW']._serialized_end=641
+  _globals['_EXPERIMENT']._serialized_start=644
+  _globals['_EXPERIMENT']._serialized_end=899
+  _globals['_TASK']._serialized_start=902
+  _globals['_TASK']._serialized_end=1317
+  _globals['_ATTEMPT']._serialized_start=1319
+  _globals['_ATTEMPT']._serialized_end=1359
+  _globals['_WORKER']._serialized_start=1362
+  _globals['_WORKER']._serialized_end=1690
+  _globals['_WORKER_LABELSENTRY']._serialized_start=1645
+  _globals['_WORKER_LABELSENTRY']._serialized_end=1690
 # @@protoc_insertion_point(module_scope)

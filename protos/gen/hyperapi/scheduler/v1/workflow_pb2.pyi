@@ -142,6 +142,7 @@ class Workflow(google.protobuf.message.Message):
     ETAG_FIELD_NUMBER: builtins.int
     TASKS_FIELD_NUMBER: builtins.int
     PAUSED_FIELD_NUMBER: builtins.int
+    WAITING_FIELD_NUMBER: builtins.int
     name: builtins.str
     """tenants/{t}/workflows/{w}"""
     display_name: builtins.str
@@ -153,6 +154,8 @@ class Workflow(google.protobuf.message.Message):
     etag: builtins.str
     paused: builtins.bool
     """nothing new of it starts"""
+    waiting: builtins.str
+    """why tasks wait, in one sentence; empty while they start; leader only"""
     @property
     def experiments(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___Experiment]:
         """in topological order"""
@@ -177,9 +180,10 @@ class Workflow(google.protobuf.message.Message):
         etag: builtins.str = ...,
         tasks: Global___TaskCounts | None = ...,
         paused: builtins.bool = ...,
+        waiting: builtins.str = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["create_time", b"create_time", "end_time", b"end_time", "tasks", b"tasks"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["create_time", b"create_time", "display_name", b"display_name", "end_time", b"end_time", "etag", b"etag", "experiments", b"experiments", "message", b"message", "name", b"name", "paused", b"paused", "recipe_yaml", b"recipe_yaml", "state", b"state", "tasks", b"tasks"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["create_time", b"create_time", "display_name", b"display_name", "end_time", b"end_time", "etag", b"etag", "experiments", b"experiments", "message", b"message", "name", b"name", "paused", b"paused", "recipe_yaml", b"recipe_yaml", "state", b"state", "tasks", b"tasks", "waiting", b"waiting"]) -> None: ...
 
 Global___Workflow: typing_extensions.TypeAlias = Workflow
 
@@ -242,6 +246,9 @@ class Task(google.protobuf.message.Message):
     MESSAGE_FIELD_NUMBER: builtins.int
     START_TIME_FIELD_NUMBER: builtins.int
     END_TIME_FIELD_NUMBER: builtins.int
+    OBJECTIVE_FIELD_NUMBER: builtins.int
+    STEP_FIELD_NUMBER: builtins.int
+    STOPPED_EARLY_FIELD_NUMBER: builtins.int
     name: builtins.str
     """tenants/{t}/workflows/{w}/experiments/{e}/tasks/{i}"""
     state: Global___TaskState.ValueType
@@ -257,6 +264,12 @@ class Task(google.protobuf.message.Message):
     """GetTask only; what a function returned"""
     message: builtins.str
     """the last failure, in one sentence"""
+    objective: builtins.float
+    """the newest value of the experiment's objective"""
+    step: builtins.int
+    """at which it was reported"""
+    stopped_early: builtins.bool
+    """others did better at this step; counts as done"""
     @property
     def attempt(self) -> Global___Attempt:
         """the newest one; unset before the first"""
@@ -280,9 +293,13 @@ class Task(google.protobuf.message.Message):
         message: builtins.str = ...,
         start_time: google.protobuf.timestamp_pb2.Timestamp | None = ...,
         end_time: google.protobuf.timestamp_pb2.Timestamp | None = ...,
+        objective: builtins.float | None = ...,
+        step: builtins.int = ...,
+        stopped_early: builtins.bool = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["attempt", b"attempt", "end_time", b"end_time", "start_time", b"start_time"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["attempt", b"attempt", "end_time", b"end_time", "failures", b"failures", "index", b"index", "losses", b"losses", "message", b"message", "name", b"name", "parameters_json", b"parameters_json", "result_json", b"result_json", "start_time", b"start_time", "state", b"state", "worker", b"worker"]) -> None: ...
+    def HasField(self, field_name: typing.Literal["_objective", b"_objective", "attempt", b"attempt", "end_time", b"end_time", "objective", b"objective", "start_time", b"start_time"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["_objective", b"_objective", "attempt", b"attempt", "end_time", b"end_time", "failures", b"failures", "index", b"index", "losses", b"losses", "message", b"message", "name", b"name", "objective", b"objective", "parameters_json", b"parameters_json", "result_json", b"result_json", "start_time", b"start_time", "state", b"state", "step", b"step", "stopped_early", b"stopped_early", "worker", b"worker"]) -> None: ...
+    def WhichOneof(self, oneof_group: typing.Literal["_objective", b"_objective"]) -> typing.Literal["objective"] | None: ...
 
 Global___Task: typing_extensions.TypeAlias = Task
 

@@ -144,6 +144,8 @@ class Hello(google.protobuf.message.Message):
     LABELS_FIELD_NUMBER: builtins.int
     VERSION_FIELD_NUMBER: builtins.int
     RUNNING_FIELD_NUMBER: builtins.int
+    HOST_FIELD_NUMBER: builtins.int
+    PORTS_FIELD_NUMBER: builtins.int
     worker: builtins.str
     """stable over restarts of the connection, new for each agent process"""
     slots: builtins.int
@@ -151,11 +153,17 @@ class Hello(google.protobuf.message.Message):
     memory_bytes: builtins.int
     gpus: builtins.int
     version: builtins.str
+    host: builtins.str
+    """where other workers reach this machine: MASTER_ADDR of gangs"""
     @property
     def labels(self) -> google.protobuf.internal.containers.ScalarMap[builtins.str, builtins.str]: ...
     @property
     def running(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___TaskKey]:
         """attempts that still run here"""
+
+    @property
+    def ports(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.int]:
+        """of this machine, free for rank 0 of gangs"""
 
     def __init__(
         self,
@@ -168,8 +176,10 @@ class Hello(google.protobuf.message.Message):
         labels: collections.abc.Mapping[builtins.str, builtins.str] | None = ...,
         version: builtins.str = ...,
         running: collections.abc.Iterable[Global___TaskKey] | None = ...,
+        host: builtins.str = ...,
+        ports: collections.abc.Iterable[builtins.int] | None = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["cpus", b"cpus", "gpus", b"gpus", "labels", b"labels", "memory_bytes", b"memory_bytes", "running", b"running", "slots", b"slots", "version", b"version", "worker", b"worker"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["cpus", b"cpus", "gpus", b"gpus", "host", b"host", "labels", b"labels", "memory_bytes", b"memory_bytes", "ports", b"ports", "running", b"running", "slots", b"slots", "version", b"version", "worker", b"worker"]) -> None: ...
 
 Global___Hello: typing_extensions.TypeAlias = Hello
 
@@ -275,6 +285,7 @@ class StartGroup(google.protobuf.message.Message):
     INDICES_FIELD_NUMBER: builtins.int
     NUMBERS_FIELD_NUMBER: builtins.int
     PARAMETERS_JSON_FIELD_NUMBER: builtins.int
+    RANKS_FIELD_NUMBER: builtins.int
     experiment: builtins.str
     """which spec"""
     epoch: builtins.int
@@ -288,6 +299,10 @@ class StartGroup(google.protobuf.message.Message):
 
     @property
     def parameters_json(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]: ...
+    @property
+    def ranks(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___Rank]:
+        """of gangs only: one for each index"""
+
     def __init__(
         self,
         *,
@@ -296,10 +311,49 @@ class StartGroup(google.protobuf.message.Message):
         indices: collections.abc.Iterable[builtins.int] | None = ...,
         numbers: collections.abc.Iterable[builtins.int] | None = ...,
         parameters_json: collections.abc.Iterable[builtins.str] | None = ...,
+        ranks: collections.abc.Iterable[Global___Rank] | None = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["epoch", b"epoch", "experiment", b"experiment", "indices", b"indices", "numbers", b"numbers", "parameters_json", b"parameters_json"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["epoch", b"epoch", "experiment", b"experiment", "indices", b"indices", "numbers", b"numbers", "parameters_json", b"parameters_json", "ranks", b"ranks"]) -> None: ...
 
 Global___StartGroup: typing_extensions.TypeAlias = StartGroup
+
+@typing.final
+class Rank(google.protobuf.message.Message):
+    """The place of a task in its gang, under torchrun's names."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    RANK_FIELD_NUMBER: builtins.int
+    WORLD_SIZE_FIELD_NUMBER: builtins.int
+    LOCAL_RANK_FIELD_NUMBER: builtins.int
+    LOCAL_WORLD_SIZE_FIELD_NUMBER: builtins.int
+    NODE_RANK_FIELD_NUMBER: builtins.int
+    MASTER_ADDR_FIELD_NUMBER: builtins.int
+    MASTER_PORT_FIELD_NUMBER: builtins.int
+    rank: builtins.int
+    world_size: builtins.int
+    local_rank: builtins.int
+    """among those on the same host"""
+    local_world_size: builtins.int
+    node_rank: builtins.int
+    """of the host"""
+    master_addr: builtins.str
+    """of rank 0"""
+    master_port: builtins.int
+    def __init__(
+        self,
+        *,
+        rank: builtins.int = ...,
+        world_size: builtins.int = ...,
+        local_rank: builtins.int = ...,
+        local_world_size: builtins.int = ...,
+        node_rank: builtins.int = ...,
+        master_addr: builtins.str = ...,
+        master_port: builtins.int = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["local_rank", b"local_rank", "local_world_size", b"local_world_size", "master_addr", b"master_addr", "master_port", b"master_port", "node_rank", b"node_rank", "rank", b"rank", "world_size", b"world_size"]) -> None: ...
+
+Global___Rank: typing_extensions.TypeAlias = Rank
 
 @typing.final
 class TaskSpec(google.protobuf.message.Message):
@@ -525,6 +579,7 @@ class TaskStatus(google.protobuf.message.Message):
     WALL_FIELD_NUMBER: builtins.int
     CPU_FIELD_NUMBER: builtins.int
     PEAK_RSS_BYTES_FIELD_NUMBER: builtins.int
+    PERMANENT_FIELD_NUMBER: builtins.int
     outcome: Global___Outcome.ValueType
     exit_code: builtins.int
     """negative: signal"""
@@ -533,6 +588,8 @@ class TaskStatus(google.protobuf.message.Message):
     result_json: builtins.str
     """at most 64 KiB"""
     peak_rss_bytes: builtins.int
+    permanent: builtins.bool
+    """failed in a way that another attempt cannot change"""
     @property
     def key(self) -> Global___TaskKey: ...
     @property
@@ -550,9 +607,10 @@ class TaskStatus(google.protobuf.message.Message):
         wall: google.protobuf.duration_pb2.Duration | None = ...,
         cpu: google.protobuf.duration_pb2.Duration | None = ...,
         peak_rss_bytes: builtins.int = ...,
+        permanent: builtins.bool = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["cpu", b"cpu", "key", b"key", "wall", b"wall"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["cpu", b"cpu", "exit_code", b"exit_code", "key", b"key", "message", b"message", "outcome", b"outcome", "peak_rss_bytes", b"peak_rss_bytes", "result_json", b"result_json", "wall", b"wall"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["cpu", b"cpu", "exit_code", b"exit_code", "key", b"key", "message", b"message", "outcome", b"outcome", "peak_rss_bytes", b"peak_rss_bytes", "permanent", b"permanent", "result_json", b"result_json", "wall", b"wall"]) -> None: ...
 
 Global___TaskStatus: typing_extensions.TypeAlias = TaskStatus
 
@@ -565,21 +623,71 @@ class StatusBatch(google.protobuf.message.Message):
     SEQUENCE_FIELD_NUMBER: builtins.int
     STATUSES_FIELD_NUMBER: builtins.int
     SUCCESSES_FIELD_NUMBER: builtins.int
+    METRICS_FIELD_NUMBER: builtins.int
     sequence: builtins.int
     @property
     def statuses(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___TaskStatus]: ...
     @property
     def successes(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___SuccessGroup]: ...
+    @property
+    def metrics(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___MetricReport]:
+        """the newest of each attempt and step"""
+
     def __init__(
         self,
         *,
         sequence: builtins.int = ...,
         statuses: collections.abc.Iterable[Global___TaskStatus] | None = ...,
         successes: collections.abc.Iterable[Global___SuccessGroup] | None = ...,
+        metrics: collections.abc.Iterable[Global___MetricReport] | None = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["sequence", b"sequence", "statuses", b"statuses", "successes", b"successes"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["metrics", b"metrics", "sequence", b"sequence", "statuses", b"statuses", "successes", b"successes"]) -> None: ...
 
 Global___StatusBatch: typing_extensions.TypeAlias = StatusBatch
+
+@typing.final
+class MetricReport(google.protobuf.message.Message):
+    """What an attempt says of itself while it runs (`hyper.report`)."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    @typing.final
+    class MetricsEntry(google.protobuf.message.Message):
+        DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: builtins.int
+        VALUE_FIELD_NUMBER: builtins.int
+        key: builtins.str
+        value: builtins.float
+        def __init__(
+            self,
+            *,
+            key: builtins.str = ...,
+            value: builtins.float = ...,
+        ) -> None: ...
+        def ClearField(self, field_name: typing.Literal["key", b"key", "value", b"value"]) -> None: ...
+
+    KEY_FIELD_NUMBER: builtins.int
+    STEP_FIELD_NUMBER: builtins.int
+    METRICS_FIELD_NUMBER: builtins.int
+    step: builtins.int
+    @property
+    def key(self) -> Global___TaskKey: ...
+    @property
+    def metrics(self) -> google.protobuf.internal.containers.ScalarMap[builtins.str, builtins.float]:
+        """finite"""
+
+    def __init__(
+        self,
+        *,
+        key: Global___TaskKey | None = ...,
+        step: builtins.int = ...,
+        metrics: collections.abc.Mapping[builtins.str, builtins.float] | None = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["key", b"key"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["key", b"key", "metrics", b"metrics", "step", b"step"]) -> None: ...
+
+Global___MetricReport: typing_extensions.TypeAlias = MetricReport
 
 @typing.final
 class SuccessGroup(google.protobuf.message.Message):

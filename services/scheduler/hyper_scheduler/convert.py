@@ -8,6 +8,7 @@ import math
 import re
 import uuid
 from collections.abc import Sequence
+from math import isfinite
 from typing import Any
 
 from google.protobuf.duration_pb2 import Duration
@@ -15,9 +16,10 @@ from google.protobuf.timestamp_pb2 import Timestamp
 
 from hyper.errors import InvalidArgumentError
 from hyper.names import check_part
-from hyper_scheduler.core.events import Outcome, Report
-from hyper_scheduler.core.model import Attempt, Experiment, TaskId
-from hyper_scheduler.core.parameters import parameters, parameters_writer
+from hyper_scheduler.core.events import MetricReport, Outcome, Report
+from hyper_scheduler.core.gangs import Rank, ranks
+from hyper_scheduler.core.model import Attempt, Experiment, Sampling, TaskId
+from hyper_scheduler.core.parameters import parameters_writer
 from hyper_scheduler.core.state import (
     Capacity,
     ExperimentRun,
@@ -31,6 +33,8 @@ from hyperapi.scheduler.v1 import workflow_pb2 as pb
 from hyperapi.worker.v1 import agent_service_pb2 as agent
 
 MAX_RESULT_BYTES = 65_536
+_MAX_PORTS = 64
+_MAX_METRICS = 64  # names in one report
 _RUN_STATES = {
     RunState.PENDING: pb.RUN_STATE_PENDING,
     RunState.RUNNING: pb.RUN_STATE_RUNNING,
@@ -163,6 +167,8 @@ def hello(message: agent.Hello, max_slots: int) -> tuple[str, Capacity]:
         gpus=message.gpus,
         labels=tuple(sorted(message.labels.items())),
         version=message.version[:64],
+        host=message.host[:256],
+        ports=tuple(port for port in message.ports[:_MAX_PORTS] if 0 < port < 65_536),
     )
 
 
@@ -192,7 +198,18 @@ def report(status: agent.TaskStatus) -> Report:
         wall_s=_seconds(status.wall),
         cpu_s=_seconds(status.cpu),
         peak_rss_bytes=status.peak_rss_bytes,
+        permanent=status.permanent,
     )
+
+
+def metric_reports(batch: agent.StatusBatch) -> tuple[MetricReport, ...]:
+    """What attempts say of themselves while they run."""
+    found: list[MetricReport] = []
+    for each in batch.metrics:
+        task, attempt = attempt_of(each.key)
+        finite = [(name[:128], value) for name, value in each.metrics.items() if isfinite(value)]
+        found.append(MetricReport(task, attempt, each.step, tuple(finite[:_MAX_METRICS])))
+    return tuple(found)
 
 
 def reports(batch: agent.StatusBatch) -> tuple[Report, ...]:
@@ -299,18 +316,44 @@ def _put_around(message: agent.TaskSpec, spec: Experiment) -> None:
 
 
 def start_group(
-    name: str, run: ExperimentRun, epoch: int, tasks: Sequence[tuple[TaskId, Attempt]]
+    name: str, state: State, run: ExperimentRun, tasks: Sequence[tuple[TaskId, Attempt]]
 ) -> agent.StartGroup:
     """Attempts of one experiment to run."""
-    if run.write is None:
-        run.write = parameters_writer(run.spec)
-    return agent.StartGroup(
+    group = agent.StartGroup(
         experiment=name,
-        epoch=epoch,
+        epoch=state.epoch,
         indices=[task.index for task, _ in tasks],
         numbers=[attempt.number for _, attempt in tasks],
-        parameters_json=[run.write(task.index) for task, _ in tasks],
+        parameters_json=[parameters_json(run, task.index) for task, _ in tasks],
     )
+    if run.spec.gang > 1:
+        group.ranks.extend(rank(ranks(state, run, task)[task.index]) for task, _ in tasks)
+    return group
+
+
+def rank(place: Rank) -> agent.Rank:
+    """The place of a task in its gang."""
+    return agent.Rank(
+        rank=place.rank,
+        world_size=place.world_size,
+        local_rank=place.local_rank,
+        local_world_size=place.local_world_size,
+        node_rank=place.node_rank,
+        master_addr=place.master_addr,
+        master_port=place.master_port,
+    )
+
+
+def parameters_json(run: ExperimentRun, index: int) -> str:
+    """The parameters of a task as JSON; empty mapping where nobody has chosen them yet."""
+    if run.spec.sampling is Sampling.TPE:
+        trial = run.trial(index)
+        return trial.parameters_json if trial is not None and trial.parameters_json else "{}"
+    if run.spec.items:
+        return "{}"
+    if run.write is None:
+        run.write = parameters_writer(run.spec)
+    return run.write(index // run.spec.gang)
 
 
 # ---- to people
@@ -377,8 +420,12 @@ def task(
         name=key.name,
         state=_TASK_STATES[run.task_state(key.index)],
         index=key.index,
-        parameters_json=json.dumps(parameters(run.spec, key.index)),
+        parameters_json=parameters_json(run, key.index),
     )
+    trial = run.trial(key.index)
+    if trial is not None and trial.value is not None:
+        message.objective, message.step = trial.value, max(0, trial.step)
+        message.stopped_early = trial.stopped
     record = run.record(key.index)
     if record is not None:
         if record.attempt is not None:

@@ -42,7 +42,7 @@ class Link:
             if name not in self._specs:
                 self._specs.add(name)
                 batch.specs.append(convert.task_spec(name, run.spec))
-            batch.groups.append(convert.start_group(name, run, state.epoch, list(items)))
+            batch.groups.append(convert.start_group(name, state, run, list(items)))
         self.send(agent.ConnectResponse(tasks=batch))
 
     def close(self, error: HyperError | None = None) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 from hyper.errors import HyperError, InvalidArgumentError
 from hyper_scheduler import convert, metrics
 from hyper_scheduler.config import SchedulerSettings
-from hyper_scheduler.core.events import DrainWorker, Heartbeat, Hello, Reports
+from hyper_scheduler.core.events import DrainWorker, Heartbeat, Hello, Metrics, Reports
 from hyper_scheduler.driver import Driver
 from hyper_scheduler.links import Link
 from hyper_scheduler.paging import make_token, page_size, read_token
@@ -139,6 +139,8 @@ class AgentServicer:
             case "heartbeat":
                 await term.tell(Heartbeat(now, link.worker, link.session))
             case "status":
+                if metrics_told := convert.metric_reports(request.status):
+                    await term.tell(Metrics(now, link.worker, link.session, metrics_told))
                 reports = convert.reports(request.status)
                 sequence = request.status.sequence
                 await term.tell(Reports(now, link.worker, link.session, sequence, reports))

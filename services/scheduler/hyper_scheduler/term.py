@@ -22,8 +22,10 @@ from hyper_scheduler.core import events as e
 from hyper_scheduler.core.restore import restore
 from hyper_scheduler.core.state import Limits, State
 from hyper_scheduler.core.step import CHECK_S, step
+from hyper_scheduler.items import items_of
 from hyper_scheduler.links import Links
 from hyper_scheduler.store import DeposedError, Store, transactions
+from hyper_scheduler.suggest import suggest
 from hyper_servicekit.clock import Clock
 from hyper_servicekit.etcd import Leadership
 from hyper_servicekit.logs import get_logger
@@ -92,6 +94,8 @@ class Term:
         self._leadership = leadership
         self._inbox = _Inbox(asyncio.Semaphore(settings.max_events), deque(), asyncio.Event())
         self._commits: asyncio.Queue[c.Commit] = asyncio.Queue()  # the core has one under way
+        self._expansions: asyncio.Queue[c.Expand] = asyncio.Queue()  # an experiment has one
+        self._suggestions: asyncio.Queue[c.Suggest] = asyncio.Queue()  # the same
         self._garbage: asyncio.Queue[str] = asyncio.Queue(_MAX_GARBAGE)
         self._asked: dict[str, list[asyncio.Future[str]]] = {}
         self._watchers: dict[str, set[asyncio.Event]] = {}
@@ -124,7 +128,11 @@ class Term:
         """Lead until the leadership is lost or the task is cancelled."""
         try:
             async with asyncio.TaskGroup() as group:
-                for part in (self._loop, self._tick, self._commit_all, self._sweep):
+                parts = (
+                    self._loop, self._tick, self._commit_all, self._sweep, self._expand_all,
+                    self._suggest_all,
+                )  # fmt: skip
+                for part in parts:
                     group.create_task(part(), name=f"term{part.__name__}")
                 await self._leadership.lost.wait()
                 raise _TermEndedError
@@ -159,7 +167,7 @@ class Term:
             if not waiting and self._asked.get(change.request_id) is waiting:
                 del self._asked[change.request_id]
 
-    async def tell(self, event: e.Hello | e.Heartbeat | e.Reports) -> None:
+    async def tell(self, event: e.Hello | e.Heartbeat | e.Reports | e.Metrics) -> None:
         """An event from a worker; waits while too many do."""
         await self._inbox.put(event)
 
@@ -218,6 +226,10 @@ class Term:
                     watcher.set()
             case c.Moved(to, count):
                 metrics.TASKS.labels(to).inc(count)
+            case c.Expand():
+                self._expansions.put_nowait(command)
+            case c.Suggest():
+                self._suggestions.put_nowait(command)
             case c.Reply(request):
                 for future in self._asked.get(request.request_id, ()):
                     if not future.done():
@@ -288,6 +300,45 @@ class Term:
             except HyperError as error:
                 log.warning("commit waits", number=commit.number, error=str(error))
                 await self._clock.sleep(_RETRY_S)
+
+    async def _expand_all(self) -> None:
+        """Read items of experiments, again and again while the object store is away."""
+        while True:
+            wanted = await self._expansions.get()
+            workflow = self.state.workflows[wanted.workflow]
+            sources = workflow.experiments[wanted.experiment].spec.items
+            found: tuple[tuple[str, tuple[str, ...]], ...] = ()
+            problem = ""
+            while True:
+                try:
+                    found = tuple((await items_of(self._store, workflow, sources)).items())
+                except InvalidArgumentError as error:
+                    problem = error.message
+                except HyperError as error:
+                    log.warning("items wait", workflow=wanted.workflow, error=str(error))
+                    await self._clock.sleep(_RETRY_S)
+                    continue
+                break
+            event = e.Expanded(
+                self._clock.now(), wanted.workflow, wanted.experiment, found, problem
+            )  # fmt: skip
+            self._inbox.put_now(event)
+
+    async def _suggest_all(self) -> None:
+        """Choose parameters, one task after the other."""
+        while True:
+            wanted = await self._suggestions.get()
+            spec = self.state.workflows[wanted.workflow].experiments[wanted.experiment].spec
+            text = problem = ""
+            try:
+                text = await asyncio.to_thread(suggest, spec, wanted.index, wanted.history)
+            except Exception as error:
+                log.error("no suggestion", workflow=wanted.workflow, exc_info=error)
+                problem = f"{type(error).__name__}: {error}"
+            event = e.Suggested(
+                self._clock.now(), wanted.workflow, wanted.experiment, wanted.index, text, problem
+            )  # fmt: skip
+            self._inbox.put_now(event)
 
     async def _sweep(self) -> None:
         """Delete result objects that were written anew; what stays behind costs only space."""

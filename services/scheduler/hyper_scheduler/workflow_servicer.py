@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from typing import Any
 
 from hyper.errors import NotFoundError
 from hyper_scheduler import convert
 from hyper_scheduler.config import SchedulerSettings
 from hyper_scheduler.core.events import Cancel, Pause, Retry, Submit
-from hyper_scheduler.core.model import TaskId
+from hyper_scheduler.core.model import Choice, TaskId
 from hyper_scheduler.core.pages import PAGE_TASKS, PageKey
-from hyper_scheduler.core.state import ExperimentRun, TaskState, WorkflowRun
+from hyper_scheduler.core.state import ExperimentRun, TaskState, WorkflowRun, experiment_runs
 from hyper_scheduler.driver import Driver
+from hyper_scheduler.items import items_of
 from hyper_scheduler.paging import make_token, page_size, read_index, read_token
 from hyper_scheduler.recipe import parse_recipe
 from hyper_scheduler.store import Store, result_lines
@@ -43,7 +45,7 @@ class WorkflowServicer:
         recipe = await asyncio.to_thread(parse_recipe, request.recipe_yaml)
         name = convert.new_workflow_name(tenant, recipe.name, request_id)
         if request.validate_only:
-            runs = {each.name: ExperimentRun.fresh(each) for each in recipe.experiments}
+            runs = experiment_runs(recipe)
             run = WorkflowRun(name, recipe, request.recipe_yaml, runs, self._clock.now())
             return pb.CreateWorkflowResponse(workflow=convert.workflow(run))
         term = await self._driver.leading()
@@ -184,9 +186,16 @@ class WorkflowServicer:
         return response
 
     async def _experiment(self, workflow: str, experiment: str) -> ExperimentRun:
-        run = (await self._driver.workflow(workflow)).experiments.get(experiment)
+        found = await self._driver.workflow(workflow)
+        run = found.experiments.get(experiment)
         if run is None:
             raise NotFoundError(f"workflow {workflow} has no experiment {experiment}")
+        sources = run.spec.items
+        if sources and run.total and self._driver.leading_now() is None:
+            # a leader has them, or will have in a moment
+            items = await items_of(self._store, found, sources)
+            choices = {name: Choice(values) for name, values in items.items()}
+            run.spec = replace(run.spec, parameters={**run.spec.parameters, **choices})
         return run
 
     async def _lines(

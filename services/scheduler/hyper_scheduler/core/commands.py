@@ -109,6 +109,33 @@ class Refuse:
 
 
 @dataclass(frozen=True, slots=True)
+class Expand:
+    """Read the items that an experiment's parameters come from; answer with `Expanded`."""
+
+    workflow: str
+    experiment: str
+
+
+@dataclass(frozen=True, slots=True)
+class TrialView:
+    """A task with an objective, for whoever suggests the next."""
+
+    parameters_json: str
+    value: float | None  # None while it runs, or after it failed
+    running: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Suggest:
+    """Choose the parameters of a task by what others have come to; answer with `Suggested`."""
+
+    workflow: str
+    experiment: str
+    index: int
+    history: tuple[TrialView, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Changed:
     """Watchers of a workflow should look again."""
 
@@ -123,4 +150,7 @@ class Moved:
     count: int
 
 
-Command = Welcome | Start | Stop | Ack | Drain | Lost | Commit | Reply | Refuse | Changed | Moved
+Command = (
+    Welcome | Start | Stop | Ack | Drain | Lost | Commit | Reply | Refuse | Expand | Suggest
+    | Changed | Moved
+)  # fmt: skip

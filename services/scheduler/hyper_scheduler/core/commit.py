@@ -9,6 +9,7 @@ import json
 from typing import Any
 
 from hyper_scheduler.core.commands import Ack, Command, Commit, Object, Put, Reply
+from hyper_scheduler.core.following import follow
 from hyper_scheduler.core.pages import encode_page
 from hyper_scheduler.core.state import Pending, Request, RunState, State, WorkflowRun
 
@@ -44,6 +45,13 @@ def committed(state: State, number: int) -> list[Command]:
         return []
     state.committing = None
     state.wake = True
+    for trial in done.trials:
+        trial.durable = True
+    for key, bits in done.bitmaps.items():
+        page = state.workflows[key.workflow].experiments[key.experiment].pages[key.page]
+        new = bits & ~page.durable
+        page.durable = bits
+        follow(state, key, new)
     for workflow, experiment in done.succeeded:
         state.workflows[workflow].experiments[experiment].durable = True
         state.unsettled[workflow] = None
@@ -70,7 +78,11 @@ def _build(state: State, pending: Pending) -> Commit:
     atoms: list[tuple[Put, ...]] = []
     for key in pending.pages:
         workflow = state.workflows[key.workflow]
-        page = workflow.experiments[key.experiment].pages[key.page]
+        run = workflow.experiments[key.experiment]
+        page = run.pages[key.page]
+        if run.feeds:
+            pending.bitmaps[key] = int.from_bytes(page.done, "little")
+        pending.trials += [trial for trial in page.trials.values() if not trial.durable]
         state.segments += bool(page.fresh)
         folder = results_folder(key.workflow, key.experiment, key.page)
         before = list(page.fresh)
@@ -138,6 +150,7 @@ def encode_head(workflow: WorkflowRun) -> bytes:
         "experiments": {
             name: {
                 "state": run.state.value,
+                "total": run.total,
                 "start_time": run.start_time,
                 "end_time": run.end_time,
                 "lost": run.lost,

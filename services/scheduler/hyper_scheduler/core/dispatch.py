@@ -2,25 +2,40 @@
 
 Higher priority first; within a priority the tenant that is furthest behind its weighted share of
 slot-seconds; a tenant's workflows in turn; within one, its experiments in turn;
-within an experiment in order of index. Workers with a free slot are taken in turn.
+within an experiment in order of index. Workers with a free slot are taken in turn. What needs
+several slots at once, or a worker for itself, and finds no place reserves workers: they get
+nothing more of the same or lower priority until it fits.
 """
 
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Iterator
+from dataclasses import dataclass, field
 
 from hyper_scheduler.core.commands import Command, Start
-from hyper_scheduler.core.model import Attempt, Hardware, TaskId
+from hyper_scheduler.core.gangs import next_gang
+from hyper_scheduler.core.model import Attempt, Experiment, Hardware, TaskId
 from hyper_scheduler.core.state import (
     SLOT,
     ExperimentRun,
+    Reservation,
     RunState,
     State,
     TenantUse,
     WorkerRun,
     WorkflowRun,
 )
-from hyper_scheduler.core.tasks import fits, hold, settle_assigned
+from hyper_scheduler.core.tasks import (
+    assign,
+    fits,
+    hold,
+    places_when_empty,
+    refresh_ready,
+    room,
+    settle_assigned,
+)
+from hyper_scheduler.core.trials import ask_for_parameters
 
 
 def dispatch(state: State, now: float) -> list[Command]:
@@ -31,10 +46,11 @@ def dispatch(state: State, now: float) -> list[Command]:
     state.wake = False
     if not state.ready:
         return []
-    batches: dict[str, list[tuple[TaskId, Attempt]]] = {}
+    turn = _Turn(state, now)
     names = [
         name for name in state.active if name not in state.held and not state.workflows[name].paused
     ]
+    _check_reservation(state, set(names))
     _arrivals(state, {state.workflows[name].tenant for name in names})
     levels: dict[int, dict[str, deque[str]]] = {}
     for name in names:
@@ -42,26 +58,48 @@ def dispatch(state: State, now: float) -> list[Command]:
         level = levels.setdefault(workflow.recipe.priority, {})
         level.setdefault(workflow.tenant, deque()).append(name)
     for priority in sorted(levels, reverse=True):
-        _serve_level(state, levels[priority], batches, now)
-    return [
-        Start(name, state.workers[name].session, tuple(tasks)) for name, tasks in batches.items()
+        turn.priority = priority
+        _serve_level(turn, levels[priority])
+    starts: list[Command] = [
+        Start(name, state.workers[name].session, tuple(tasks))
+        for name, tasks in turn.batches.items()
     ]
+    return starts + turn.suggestions
 
 
-def _serve_level(
-    state: State,
-    waiting: dict[str, deque[str]],
-    batches: dict[str, list[tuple[TaskId, Attempt]]],
-    now: float,
-) -> None:
+@dataclass(slots=True)
+class _Turn:
+    """One round of giving out."""
+
+    state: State
+    now: float
+    priority: int = 0
+    batches: dict[str, list[tuple[TaskId, Attempt]]] = field(default_factory=dict)
+    suggestions: list[Command] = field(default_factory=list)
+
+    def give(self, worker: WorkerRun, tasks: list[tuple[TaskId, Attempt]]) -> None:
+        """Tasks that the worker holds from now on."""
+        self.batches.setdefault(worker.name, []).extend(tasks)
+
+    def ready(self, task: TaskId | None = None) -> Iterator[WorkerRun]:
+        """Workers with a free slot that are not reserved for something other than `task`."""
+        reserved = self.state.reserved
+        for name in self.state.ready:
+            if (
+                reserved is not None and name in reserved.workers
+                and reserved.task != task and reserved.priority >= self.priority
+            ):  # fmt: skip
+                continue
+            yield self.state.workers[name]
+
+
+def _serve_level(turn: _Turn, waiting: dict[str, deque[str]]) -> None:
     """Workflows of one priority: the tenant that is furthest behind its share comes first."""
+    state = turn.state
     while waiting and state.ready:
         tenant = min(waiting, key=lambda name: _ahead(state, name))
         name = waiting[tenant].popleft()
-        given = None if _at_quota(state, tenant) else _serve(state, state.workflows[name], now)
-        if given is not None:
-            worker, tasks = given
-            batches.setdefault(worker.name, []).extend(tasks)
+        if not _at_quota(state, tenant) and _serve(turn, state.workflows[name]):
             state.active.pop(name)
             state.active[name] = None  # to the end of its turn
             waiting[tenant].append(name)
@@ -75,9 +113,10 @@ def _ahead(state: State, tenant: str) -> float:
     return use.had + use.used / SLOT / state.limits.quota(tenant).weight
 
 
-def _at_quota(state: State, tenant: str) -> bool:
-    slots = state.limits.quota(tenant).slots
-    return bool(slots) and state.tenants[tenant].used >= slots * SLOT
+def _at_quota(state: State, tenant: str, slots: int = 1) -> bool:
+    """Whether the tenant may not have so many slots more."""
+    most = state.limits.quota(tenant).slots
+    return bool(most) and state.tenants[tenant].used + (slots - 1) * SLOT >= most * SLOT
 
 
 def count_use(state: State, now: float) -> None:
@@ -103,51 +142,156 @@ def _arrivals(state: State, active: set[str]) -> None:
         use.active = name in active
 
 
-def _serve(
-    state: State, workflow: WorkflowRun, now: float
-) -> tuple[WorkerRun, list[tuple[TaskId, Attempt]]] | None:
-    """Start one task of the workflow, or a slot's worth of short ones, if that can be."""
+def _serve(turn: _Turn, workflow: WorkflowRun) -> bool:
+    """Start something of the workflow, if that can be: a task, a gang, a slot's worth of tasks."""
     runs = [each for each in workflow.experiments.values() if each.state is RunState.RUNNING]
     for step in range(len(runs)):
         run = runs[(workflow.turn + step) % len(runs)]
-        limit = run.spec.workers - run.running if run.spec.workers else SLOT
-        if limit <= 0 or run.peek() is None:
+        limit = run.spec.workers - run.running if run.spec.workers else _NO_LIMIT
+        if limit < run.spec.gang or run.spec.items:
             continue
-        share = run.share
-        for name in state.ready:
-            worker = state.workers[name]
-            if fits(worker, run.spec, share):
-                break
+        if run.spec.gang > 1:
+            given = _give_gang(turn, workflow, run)
         else:
-            continue
-        state.ready.pop(name)  # to the end of the queue, if a slot stays free
-        tasks: list[tuple[TaskId, Attempt]] = []
-        free = worker.capacity.slots * SLOT - worker.load
-        most = min(limit, SLOT // share, free // share)
-        if share < SLOT and run.spec.hardware != _NO_HARDWARE:
-            most = min(most, _room(worker, run, share))
-        while len(tasks) < most and (index := run.peek()) is not None:
-            task = TaskId(workflow.name, run.spec.name, index)
-            attempt = state.next_attempt()
-            hold(run, task, attempt, worker, share, now)
-            tasks.append((task, attempt))
-        held = [task for task, _ in tasks]
-        settle_assigned(state, workflow, run, worker, held, share, now)
-        workflow.turn = (workflow.turn + step + 1) % len(runs)
-        return worker, tasks
+            given = _give_alone(turn, workflow, run) or _give_tasks(turn, workflow, run, limit)
+        if given:
+            workflow.turn = (workflow.turn + step + 1) % len(runs)
+            return True
+    return False
+
+
+def _give_tasks(turn: _Turn, workflow: WorkflowRun, run: ExperimentRun, limit: int) -> bool:
+    """One task, or a slot's worth of short ones, to the next worker that has room."""
+    state, share = turn.state, run.share
+    index, unknown = run.peek(), run.unknown()
+    if index is None and unknown is None:
+        return False
+    worker = next((each for each in turn.ready() if fits(each, run.spec, share)), None)
+    if worker is None:
+        return False
+    if index is None and unknown is not None:
+        turn.suggestions.append(ask_for_parameters(workflow, run, unknown))
+        return False
+    state.ready.pop(worker.name)  # to the end of the queue, if a slot stays free
+    tasks: list[tuple[TaskId, Attempt]] = []
+    free = worker.capacity.slots * SLOT - worker.load
+    most = min(limit, SLOT // share, free // share)
+    if share < SLOT and run.spec.hardware != _NO_HARDWARE:
+        most = min(most, room(worker, run.spec, share))
+    while len(tasks) < most and (index := run.peek()) is not None:
+        task = TaskId(workflow.name, run.spec.name, index)
+        attempt = state.next_attempt()
+        hold(run, task, attempt, worker, share, turn.now)
+        tasks.append((task, attempt))
+    held = [task for task, _ in tasks]
+    settle_assigned(state, workflow, run, worker, held, share, turn.now)
+    turn.give(worker, tasks)
+    return True
+
+
+def _give_alone(turn: _Turn, workflow: WorkflowRun, run: ExperimentRun) -> bool:
+    """A task that is suspected of ending its worker, to one that runs nothing else."""
+    index = run.suspect()
+    if index is None:
+        return False
+    state, task = turn.state, TaskId(workflow.name, run.spec.name, index)
+    empty = (each for each in turn.ready(task) if not each.running and fits(each, run.spec))
+    worker = next(empty, None)
+    if worker is None:
+        _reserve(turn, run, task, alone=True)
+        return False
+    attempt = state.next_attempt()
+    assign(state, task, attempt, worker, turn.now)
+    record = run.page(index).records[index]
+    record.alone, worker.alone = True, task
+    refresh_ready(state, worker)
+    turn.give(worker, [(task, attempt)])
+    _unreserve(state, task)
+    return True
+
+
+def _give_gang(turn: _Turn, workflow: WorkflowRun, run: ExperimentRun) -> bool:
+    """All of a gang or nothing: in one zone and on as few workers as can be."""
+    unit = next_gang(run)
+    if unit is None or _at_quota(turn.state, workflow.tenant, run.spec.gang):
+        return False
+    indices = run.gang_of(unit * run.spec.gang)
+    first = TaskId(workflow.name, run.spec.name, indices[0])
+    places = _places(list(turn.ready(first)), run.spec, run.spec.gang)
+    if places is None:
+        _reserve(turn, run, first, alone=False)
+        return False
+    state = turn.state
+    for index, worker in zip(indices, places, strict=True):
+        task, attempt = first._replace(index=index), state.next_attempt()
+        assign(state, task, attempt, worker, turn.now)
+        turn.give(worker, [(task, attempt)])
+    taken = set(places[0].ports.values())
+    free = [port for port in places[0].capacity.ports if port not in taken]
+    if free:
+        places[0].ports[first] = free[state.number % len(free)]
+    run.gangs.discard(unit)
+    _unreserve(state, first)
+    return True
+
+
+def _places(workers: list[WorkerRun], spec: Experiment, count: int) -> list[WorkerRun] | None:
+    """A worker for each of `count` tasks at once; None if there are not so many places."""
+    zones: dict[str, list[tuple[WorkerRun, int]]] = {}
+    for worker in workers:
+        if fits(worker, spec):
+            zone = dict(worker.capacity.labels).get("zone", "")
+            zones.setdefault(zone, []).append((worker, room(worker, spec, SLOT)))
+    everywhere = [pair for pairs in zones.values() for pair in pairs]
+    for pairs in (*zones.values(), everywhere):
+        if sum(places for _, places in pairs) >= count:
+            pairs.sort(key=lambda pair: (-pair[1], dict(pair[0].capacity.labels).get("host", "")))
+            return [worker for worker, places in pairs for _ in range(places)][:count]
     return None
 
 
-_NO_HARDWARE = Hardware()
+def _reserve(turn: _Turn, run: ExperimentRun, task: TaskId, *, alone: bool) -> None:
+    """Keep workers free for what finds no place: those that are soonest empty, as few as can be."""
+    state = turn.state
+    if state.reserved is not None and state.reserved.priority >= turn.priority:
+        return  # one after the other
+    usable = [each for each in state.workers.values() if each.session and not each.draining]
+    usable.sort(key=lambda worker: (worker.load, worker.name))
+    chosen: list[str] = []
+    left = 1 if alone else run.spec.gang
+    for worker in usable:
+        places = places_when_empty(worker, run.spec)
+        if places:
+            chosen.append(worker.name)
+            left -= places
+            if left <= 0:
+                state.reserved = Reservation(task, frozenset(chosen), turn.priority)
+                return
 
 
-def _room(worker: WorkerRun, run: ExperimentRun, share: int) -> int:
-    """How many tasks the worker's hardware has room for; it has for one."""
-    need, have, part = run.spec.hardware, worker.capacity, share / SLOT
-    pairs = (
-        (need.cpus, have.cpus - worker.cpus_used),
-        (need.memory_bytes, have.memory_bytes - worker.memory_used),
-        (need.gpus, have.gpus - worker.gpus_used),
+def _unreserve(state: State, task: TaskId) -> None:
+    if state.reserved is not None and state.reserved.task == task:
+        state.reserved = None
+
+
+def _check_reservation(state: State, active: set[str]) -> None:
+    """Give up one whose task is gone, or whose workers are: it is made anew if need be."""
+    reserved = state.reserved
+    if reserved is None:
+        return
+    run = state.experiment(reserved.task)
+    usable = all(
+        name in state.workers and state.workers[name].session and not state.workers[name].draining
+        for name in reserved.workers
     )
-    rooms = (int((left + 1e-6) / (each * part)) for each, left in pairs if each)
-    return max(1, min(rooms, default=SLOT))
+    waits = run is not None and (
+        next_gang(run) == reserved.task.index // run.spec.gang
+        if run.spec.gang > 1
+        else run.suspect() == reserved.task.index
+    )
+    if not usable or not waits or reserved.task.workflow not in active:
+        state.reserved = None
+
+
+_NO_HARDWARE = Hardware()
+_NO_LIMIT = 1 << 62

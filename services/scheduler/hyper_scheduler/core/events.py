@@ -114,6 +114,7 @@ class Report(NamedTuple):
     wall_s: float = 0.0
     cpu_s: float = 0.0
     peak_rss_bytes: int = 0
+    permanent: bool = False  # another attempt would fail in the same way
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,6 +126,48 @@ class Reports:
     session: int
     sequence: int
     reports: tuple[Report, ...]
+
+
+class MetricReport(NamedTuple):
+    """What an attempt says of itself while it runs."""
+
+    task: TaskId
+    attempt: Attempt
+    step: int
+    metrics: tuple[tuple[str, float], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Metrics:
+    """A batch of them; not acknowledged: the next report says more."""
+
+    now: float
+    worker: str
+    session: int
+    reports: tuple[MetricReport, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Expanded:
+    """The items that an experiment waited for, each as JSON; or why there are none."""
+
+    now: float
+    workflow: str
+    experiment: str
+    items: tuple[tuple[str, tuple[str, ...]], ...] = ()  # by parameter
+    problem: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Suggested:
+    """The parameters that a task shall have; or why there are none."""
+
+    now: float
+    workflow: str
+    experiment: str
+    index: int
+    parameters_json: str = ""
+    problem: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,6 +195,9 @@ Event = (
     | Goodbye
     | Heartbeat
     | Reports
+    | Metrics
+    | Expanded
+    | Suggested
     | Committed
     | Tick
 )

@@ -17,6 +17,7 @@ class Sampling(StrEnum):
 
     GRID = "grid"
     RANDOM = "random"
+    TPE = "tpe"  # by what earlier tasks have come to: drawn one by one, stored with their page
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +57,41 @@ class LogUniform:
     high: float
 
 
-Domain = Choice | Steps | Uniform | LogUniform
+@dataclass(frozen=True, slots=True)
+class Items:
+    """The items that an earlier experiment's tasks have left; a `Choice` once they are known.
+
+    Args:
+        experiment: which one; all of it is done before.
+        key: of each result, which is a mapping then; empty: the result itself.
+    """
+
+    experiment: str
+    key: str = ""
+
+
+Domain = Choice | Steps | Uniform | LogUniform | Items
+
+
+@dataclass(frozen=True, slots=True)
+class Asha:
+    """Asynchronous successive halving (Li et al., MLSys 2020, arXiv 1810.05934), stopping variant.
+
+    At steps `min_steps`, `min_steps * reduction`, ... a task goes on only if its value is among
+    the best 1 / `reduction` of all that have reached that step.
+    """
+
+    min_steps: int = 1
+    reduction: int = 3
+
+
+@dataclass(frozen=True, slots=True)
+class Objective:
+    """What makes one task better than another: a metric that it reports or returns."""
+
+    metric: str
+    maximize: bool = True
+    asha: Asha | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,6 +138,7 @@ class Experiment:
     command: str = ""
     function: str = ""
     depends_on: tuple[str, ...] = ()
+    each: tuple[str, ...] = ()  # of `depends_on`: task by task, not all before any
     parameters: Mapping[str, Domain] = field(default_factory=dict)
     sampling: Sampling = Sampling.GRID
     samples: int = 0
@@ -117,6 +153,13 @@ class Experiment:
     grace_s: float = 10.0
     workdir: str = ""
     around: Around = Around()
+    gang: int = 1  # tasks with the same parameters that start, restart and succeed together
+    objective: Objective | None = None
+
+    @property
+    def items(self) -> dict[str, Items]:
+        """Parameters whose values are not known yet."""
+        return {name: each for name, each in self.parameters.items() if isinstance(each, Items)}
 
 
 @dataclass(frozen=True, slots=True)

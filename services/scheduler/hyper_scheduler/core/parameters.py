@@ -17,6 +17,7 @@ from hyper_scheduler.core.model import (
     Choice,
     Domain,
     Experiment,
+    Items,
     LogUniform,
     Sampling,
     Steps,
@@ -24,6 +25,7 @@ from hyper_scheduler.core.model import (
     Value,
 )
 
+MAX_COMBINATIONS = 1 << 62
 _ROUNDS = 4  # of the Feistel network; four make a pseudo-random permutation
 
 
@@ -36,6 +38,8 @@ def size(domain: Domain) -> int | None:
             return count
         case Uniform() | LogUniform():
             return None
+        case Items():
+            return 0
     assert_never(domain)
 
 
@@ -46,14 +50,18 @@ def combinations(experiment: Experiment) -> int:
 
 
 def count(experiment: Experiment) -> int:
-    """How many tasks the experiment has."""
-    if experiment.sampling is Sampling.RANDOM:
-        return experiment.samples
-    return combinations(experiment)
+    """How many tasks the experiment has, a gang counted once; 0 before its items are known."""
+    if experiment.items:
+        return 0
+    if experiment.sampling is Sampling.GRID:
+        return combinations(experiment)
+    return experiment.samples
 
 
 def parameters(experiment: Experiment, index: int) -> dict[str, Value]:
-    """The parameters of task `index`, in the order of declaration.
+    """The parameters of task (or gang) `index`, in the order of declaration.
+
+    Those of `tpe` are not a function of the index: see `core/trials.py`.
 
     Raises:
         IndexError: there is no such task.
@@ -107,9 +115,14 @@ def _discrete(domain: Domain, place: int) -> Value:
         chosen: Value = json.loads(domain.values_json[place])
         return chosen
     if isinstance(domain, Steps):
-        value = domain.start + place * domain.step
-        return value if isinstance(value, int) else float(f"{value:.12g}")  # 0.1 x 3 is 0.3
+        return step_value(domain, place)
     raise TypeError(f"{domain} is continuous")
+
+
+def step_value(domain: Steps, place: int) -> int | float:
+    """The number at a place."""
+    value = domain.start + place * domain.step
+    return value if isinstance(value, int) else float(f"{value:.12g}")  # 0.1 x 3 is 0.3
 
 
 def _continuous(domain: Domain, experiment: Experiment, name: str, index: int) -> float:

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from hyper_scheduler.core.following import begin
 from hyper_scheduler.core.model import Recipe, TaskId
 from hyper_scheduler.core.pages import PageKey, Status, decode_page
 from hyper_scheduler.core.state import (
@@ -18,8 +19,10 @@ from hyper_scheduler.core.state import (
     State,
     WorkerRun,
     WorkflowRun,
+    experiment_runs,
 )
-from hyper_scheduler.core.tasks import take_share
+from hyper_scheduler.core.tasks import look_at_gang, take_share
+from hyper_scheduler.core.trials import restore_trials
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +73,7 @@ def restore_workflow(name: str, stored: StoredWorkflow) -> WorkflowRun:
         name=name,
         recipe=stored.recipe,
         recipe_yaml=stored.recipe_yaml,
-        experiments={each.name: ExperimentRun.fresh(each) for each in stored.recipe.experiments},
+        experiments=experiment_runs(stored.recipe),
         create_time=head["create_time"],
         state=RunState(head["state"]),
         stopping=None if head["stopping"] is None else RunState(head["stopping"]),
@@ -89,27 +92,33 @@ def restore_workflow(name: str, stored: StoredWorkflow) -> WorkflowRun:
         run.start_time, run.end_time = facts["start_time"], facts["end_time"]
         run.lost, run.message = facts["lost"], facts["message"]
         run.durable = run.state is RunState.SUCCEEDED
+        run.total = facts.get("total", run.total)
         _count(run)
+        restore_trials(run)
+        run.message = facts["message"]
+    for run in workflow.experiments.values():
+        if run.state is RunState.RUNNING:
+            begin(workflow, run)
     return workflow
 
 
 def _count(run: ExperimentRun) -> None:
     for page in run.pages.values():
         run.succeeded += page.done_count
-        for index, record in page.records.items():
+        if run.feeds:
+            page.durable = int.from_bytes(page.done, "little")
+        for record in page.records.values():
             run.running += record.status is Status.RUNNING
             run.failed += record.status is Status.FAILED
-            if record.status is Status.PENDING:
-                run.again.append(index)
-    run.again.sort()  # a sorted list is a heap
 
 
 def _expect_workers(state: State, workflow: WorkflowRun, run: ExperimentRun, now: float) -> None:
     """A stand-in for each worker that held a task; lost unless it comes back in time."""
-    if not run.running:
-        return
     for number in sorted(run.pages):
         for index, record in run.pages[number].records.items():
+            task = TaskId(workflow.name, run.spec.name, index)
+            if run.spec.gang > 1:
+                look_at_gang(state, run, task)
             if record.status is not Status.RUNNING or record.attempt is None:
                 continue
             worker = state.workers.get(record.worker)
@@ -117,5 +126,6 @@ def _expect_workers(state: State, workflow: WorkflowRun, run: ExperimentRun, now
                 worker = WorkerRun(record.worker, Capacity(0), 0, now, now)
                 worker.draining = record.worker in state.drained
                 state.workers[record.worker] = worker
-            worker.running[TaskId(workflow.name, run.spec.name, index)] = record.attempt
+            worker.running[task] = record.attempt
+            worker.alone = task if record.alone else worker.alone
             take_share(state, workflow, run.spec.name, worker, record.share)

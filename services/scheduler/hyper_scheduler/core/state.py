@@ -7,12 +7,14 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 
-from hyper_scheduler.core.model import Attempt, Experiment, Recipe, TaskId
-from hyper_scheduler.core.pages import PAGE_TASKS, Page, PageKey, Record, Status
+from hyper_scheduler.core.model import Attempt, Experiment, Recipe, Sampling, TaskId
+from hyper_scheduler.core.pages import PAGE_TASKS, Page, PageKey, Record, Status, Trial
 from hyper_scheduler.core.parameters import count
+from hyper_scheduler.core.taskset import TaskSet
 
 SLOT = 512  # a slot is shared in this many parts
 PREFETCH_S = 0.5  # of short work waits at a worker for each slot
+SUSPECT = 3  # a task whose attempts lost their worker so often in a row runs alone
 
 
 class RunState(StrEnum):
@@ -50,6 +52,14 @@ class ExperimentRun:
     pages: dict[int, Page] = field(default_factory=dict)
     cursor: int = 0
     again: list[int] = field(default_factory=list)  # heap of tasks that ran before
+    open: TaskSet = field(default_factory=TaskSet)  # tasks that others had to precede
+    suspects: list[int] = field(default_factory=list)  # heap of tasks that must run alone
+    gangs: TaskSet = field(default_factory=TaskSet)  # gangs that may start
+    feeds: tuple[str, ...] = ()  # experiments that follow this one task by task
+    expanding: bool = False  # its items are on their way
+    suggesting: int = -1  # the task whose parameters are on their way
+    best: tuple[float, int] | None = None  # value of the objective, task
+    rungs: list[list[float]] = field(default_factory=list)  # sorted, the better last
     running: int = 0
     succeeded: int = 0
     failed: int = 0
@@ -64,12 +74,37 @@ class ExperimentRun:
     @staticmethod
     def fresh(spec: Experiment) -> ExperimentRun:
         """Before anything has run."""
-        return ExperimentRun(spec, count(spec))
+        run = ExperimentRun(spec, 0)
+        run.expand(spec)
+        return run
+
+    def expand(self, spec: Experiment) -> None:
+        """All values of its parameters are known, unless `spec.items` names some."""
+        self.spec, self.total, self.write = spec, count(spec) * spec.gang, None
+        self.rewind()
+
+    def rewind(self) -> None:
+        """Nothing that ran before, and nothing that follows others, waits yet."""
+        follows = bool(self.spec.each) or self.spec.gang > 1
+        self.cursor = self.total if follows else 0
+        self.again, self.suspects = [], []
+        self.open, self.gangs = TaskSet(), TaskSet()
+
+    @property
+    def units(self) -> int:
+        """Its tasks, a gang counted once."""
+        return self.total // self.spec.gang
+
+    def gang_of(self, index: int) -> range:
+        """The tasks that start and end together with this one."""
+        first = index - index % self.spec.gang
+        return range(first, first + self.spec.gang)
 
     @property
     def share(self) -> int:
         """How much of a slot a task takes: short functions are given out many at a time."""
-        if not self.mean_s or not self.spec.function:
+        spec = self.spec
+        if not self.mean_s or not spec.function or spec.gang > 1 or spec.objective is not None:
             return SLOT
         tasks = min(SLOT, max(1, int(PREFETCH_S / self.mean_s)))
         return SLOT >> (tasks.bit_length() - 1)
@@ -97,19 +132,56 @@ class ExperimentRun:
         if self.is_done(index):
             return TaskState.SUCCEEDED
         record = self.record(index)
-        if record is not None and record.status is Status.RUNNING:
+        if record is not None and record.status in (Status.RUNNING, Status.HELD):
             return TaskState.RUNNING
         if record is not None and record.status is Status.FAILED:
             return TaskState.FAILED
         return TaskState.CANCELLED if self.state.ended else TaskState.PENDING
 
+    def trial(self, index: int) -> Trial | None:
+        """What a task has said of its objective."""
+        page = self.pages.get(index // PAGE_TASKS)
+        return None if page is None else page.trials.get(index)
+
+    def wait_again(self, index: int, record: Record) -> None:
+        """A task that ran before waits for its next attempt."""
+        if self.spec.gang == 1:
+            heapq.heappush(self.suspects if record.crashes >= SUSPECT else self.again, index)
+
+    def suspect(self) -> int | None:
+        """The next task that must run alone."""
+        while self.suspects:
+            record = self.record(self.suspects[0])
+            if record is not None and record.status is Status.PENDING:
+                return self.suspects[0]
+            heapq.heappop(self.suspects)
+        return None
+
     def peek(self) -> int | None:
         """The next task to run, those that ran before first; None when none waits."""
+        index = self._first()
+        if index is None or self.spec.sampling is not Sampling.TPE:
+            return index
+        trial = self.trial(index)
+        return index if trial is not None and trial.durable else None
+
+    def unknown(self) -> int | None:
+        """The next task to run, if nobody has chosen its parameters yet."""
+        if self.spec.sampling is not Sampling.TPE or self.suggesting >= 0:
+            return None
+        index = self._first()
+        return index if index is not None and self.trial(index) is None else None
+
+    def _first(self) -> int | None:
         while self.again:
             record = self.record(self.again[0])
             if record is not None and record.status is Status.PENDING:
                 return self.again[0]
             heapq.heappop(self.again)  # a late report settled it meanwhile
+        while (index := self.open.first()) is not None:
+            if not self.is_done(index) and self.record(index) is None:
+                return index
+            self.open.discard(index)
         while self.cursor < self.total:
             page = self.pages.get(self.cursor // PAGE_TASKS)
             if page is None:
@@ -164,6 +236,8 @@ class Capacity:
     gpus: int = 0
     labels: tuple[tuple[str, str], ...] = ()
     version: str = ""
+    host: str = ""  # where other workers reach it
+    ports: tuple[int, ...] = ()  # for gangs
 
 
 @dataclass(slots=True)
@@ -179,6 +253,8 @@ class WorkerRun:
     running: dict[TaskId, Attempt] = field(default_factory=dict)
     load: int = 0  # the sum of what they take of slots
     doubtful: dict[TaskId, float] = field(default_factory=dict)  # until when a report may come
+    alone: TaskId | None = None  # has the worker for itself
+    ports: dict[TaskId, int] = field(default_factory=dict)  # in use, by the first task of a gang
     cpus_used: float = 0.0
     memory_used: float = 0.0
     gpus_used: float = 0.0
@@ -202,6 +278,8 @@ class Pending:
     recipes: dict[str, None] = field(default_factory=dict)
     requests: list[Request] = field(default_factory=list)
     drained: dict[str, bool] = field(default_factory=dict)  # worker -> is draining
+    bitmaps: dict[PageKey, int] = field(default_factory=dict)  # of pages others wait for
+    trials: list[Trial] = field(default_factory=list)  # whose parameters are in these pages
     acks: dict[str, tuple[int, int]] = field(default_factory=dict)  # worker -> session, sequence
     since: float | None = None  # of the oldest change
     urgent: bool = False  # somebody waits for an answer
@@ -242,6 +320,7 @@ class Limits:
     tenants: Mapping[str, Quota] = field(default_factory=dict)
     other_tenants: Quota = Quota()  # those not named in `tenants`
 
+    tasks: int = 100_000_000  # of a workflow
     lease_s: float = 6.0  # silent for longer: the node counts as lost
     gather_s: float = 0.05  # completions are gathered for this long
     requests: int = 100_000  # answers remembered
@@ -251,6 +330,15 @@ class Limits:
     def quota(self, tenant: str) -> Quota:
         """What a tenant may have."""
         return self.tenants.get(tenant, self.other_tenants)
+
+
+@dataclass(frozen=True, slots=True)
+class Reservation:
+    """Workers that get nothing more until a gang, or a task that must run alone, has its place."""
+
+    task: TaskId  # the first of the gang
+    workers: frozenset[str]
+    priority: int
 
 
 @dataclass(slots=True)
@@ -276,6 +364,10 @@ class State:
     hold_until: float = 0.0  # at most
     tenants: dict[str, TenantUse] = field(default_factory=dict)  # that use or want something
     shared_at: float = 0.0  # up to when their use has been counted
+    reserved: Reservation | None = None
+    broken: dict[TaskId, None] = field(default_factory=dict)  # first tasks of gangs to look at
+    worker_s: float = 0.0  # how long workers have been watched together
+    workers_crashed: int = 0  # of them, for no reason that a task is suspected of
     wake: bool = False  # dispatch may have something to do
     checked_at: float = 0.0  # when leases and deadlines were looked at
     unsettled: dict[str, None] = field(default_factory=dict)  # workflows that may go on or end
@@ -292,3 +384,12 @@ class State:
         """Never given out before."""
         self.number += 1
         return Attempt(self.epoch, self.number)
+
+
+def experiment_runs(recipe: Recipe) -> dict[str, ExperimentRun]:
+    """All experiments of a recipe before anything has run."""
+    runs = {each.name: ExperimentRun.fresh(each) for each in recipe.experiments}
+    for run in runs.values():
+        for name in run.spec.each:
+            runs[name].feeds += (run.spec.name,)
+    return runs

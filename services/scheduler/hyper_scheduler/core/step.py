@@ -20,16 +20,20 @@ from hyper_scheduler.core.events import (
     Committed,
     DrainWorker,
     Event,
+    Expanded,
     Goodbye,
     Heartbeat,
     Hello,
+    Metrics,
     Outcome,
     Pause,
     Reports,
     Retry,
     Submit,
+    Suggested,
     Tick,
 )
+from hyper_scheduler.core.gangs import settle_gangs
 from hyper_scheduler.core.model import Attempt, TaskId
 from hyper_scheduler.core.state import RunState, State, WorkerRun
 from hyper_scheduler.core.tasks import (
@@ -37,18 +41,23 @@ from hyper_scheduler.core.tasks import (
     adoptable,
     fill_slots,
     is_current,
+    look_at_gang,
     lose,
     refresh_ready,
     take_report,
+    touch,
 )
+from hyper_scheduler.core.trials import take_metric
 from hyper_scheduler.core.workflows import (
     cancel,
     drain_worker,
+    expanded,
     pause,
     retry,
     settle,
     stop_workflow,
     submit,
+    suggested,
 )
 
 CHECK_S = 0.25  # how often leases and deadlines are looked at
@@ -59,6 +68,7 @@ def step(state: State, event: Event) -> list[Command]:
     """Change `state` by `event`; returns what the shell must do, in order."""
     count_use(state, event.now)
     commands = _handle(state, event)
+    commands += settle_gangs(state, event.now)
     while state.unsettled:
         name = next(iter(state.unsettled))
         commands += settle(state, state.workflows[name], event.now)
@@ -97,6 +107,12 @@ def _handle(state: State, event: Event) -> list[Command]:
             return []
         case Reports():
             return _reports(state, event)
+        case Metrics():
+            return _metrics(state, event)
+        case Expanded():
+            return expanded(state, event)
+        case Suggested():
+            return suggested(state, event)
         case Committed():
             return committed(state, event.number)
         case Tick():
@@ -130,7 +146,7 @@ def _hello(state: State, event: Hello) -> list[Command]:
     for task, attempt in event.running:
         if worker.running.get(task) == attempt:
             worker.doubtful.pop(task, None)
-            if state.workflows[task.workflow].stopping is not None:
+            if _unwanted(state, task):
                 stop.append((task, attempt))
         elif adoptable(state, task, attempt):
             adopt(state, task, attempt, worker, event.now)
@@ -145,6 +161,16 @@ def _hello(state: State, event: Hello) -> list[Command]:
     refresh_ready(state, worker)
     _came(state, worker.name)
     return commands
+
+
+def _unwanted(state: State, task: TaskId) -> bool:
+    """Whether a running attempt was told to stop, which its worker may not have heard."""
+    workflow = state.workflows[task.workflow]
+    run = workflow.experiments[task.experiment]
+    if run.spec.gang > 1:
+        look_at_gang(state, run, task)  # sends it again
+    trial = run.trial(task.index)
+    return workflow.stopping is not None or (trial is not None and trial.stopped)
 
 
 def _came(state: State, worker: str) -> None:
@@ -185,6 +211,23 @@ def _reports(state: State, event: Reports) -> list[Command]:
     return [Stop(worker.name, worker.session, tuple(stale))]
 
 
+def _metrics(state: State, event: Metrics) -> list[Command]:
+    worker = _seen(state, event.worker, event.session, event.now)
+    if worker is None:
+        return []
+    stop: list[tuple[TaskId, Attempt]] = []
+    for report in event.reports:
+        run = state.experiment(report.task)
+        if run is None or not is_current(state, report.task, report.attempt):
+            continue
+        written, stopped = take_metric(run, report)
+        if written:
+            touch(state, report.task, event.now)
+        if stopped:
+            stop.append((report.task, report.attempt))
+    return [Stop(worker.name, worker.session, tuple(stop))] if stop else []
+
+
 def _tick(state: State, now: float) -> list[Command]:
     since = now - state.checked_at
     if 0.0 <= since < CHECK_S:
@@ -195,6 +238,8 @@ def _tick(state: State, now: float) -> list[Command]:
             worker.last_seen += since - CHECK_S
             worker.doubtful = {task: at + since for task, at in worker.doubtful.items()}
         state.hold_until += since - CHECK_S
+    watched = sum(bool(worker.session) for worker in state.workers.values())
+    state.worker_s += watched * min(max(since, 0.0), DEAF_S)
     if state.held and now > state.hold_until:
         state.expected, state.held, state.wake = {}, {}, True
     commands: list[Command] = []
@@ -217,8 +262,11 @@ def _lose_worker(state: State, worker: WorkerRun, now: float) -> Lost:
     tasks = tuple(worker.running)
     session, worker.session = worker.session, 0
     refresh_ready(state, worker)
+    # one that was told to go, or that never came to this leader, says nothing about its tasks
+    crashed = not worker.draining and worker.capacity.slots > 0
+    state.workers_crashed += crashed and worker.alone is None
     for task in tasks:
-        lose(state, task, now)
+        lose(state, task, now, seen=worker.last_seen if crashed else None)
     del state.workers[worker.name]
     _came(state, worker.name)
     if state.drained.pop(worker.name, True) is None:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import heapq
 from collections.abc import Sequence
 from json.encoder import encode_basestring_ascii as _quoted
 
 from hyper_scheduler.core.events import Outcome, Report
 from hyper_scheduler.core.model import Attempt, Experiment, Hardware, TaskId
-from hyper_scheduler.core.pages import PAGE_TASKS, PageKey, Record, Status
+from hyper_scheduler.core.pages import PAGE_TASKS, Blame, PageKey, Record, Status
+from hyper_scheduler.core.poison import is_poison, verdict
 from hyper_scheduler.core.state import (
     SLOT,
     ExperimentRun,
@@ -18,6 +18,7 @@ from hyper_scheduler.core.state import (
     WorkerRun,
     WorkflowRun,
 )
+from hyper_scheduler.core.trials import stopped_line, take_result
 
 MAX_MESSAGE = 1024
 
@@ -48,7 +49,7 @@ def count_move(state: State, to: str, count: int = 1) -> None:
 def fits(worker: WorkerRun, spec: Experiment, share: int = SLOT) -> bool:
     """Whether the worker could take one more task of the experiment now."""
     need, have = spec.hardware, worker.capacity
-    if worker.load + share > have.slots * SLOT:
+    if worker.alone is not None or worker.load + share > have.slots * SLOT:
         return False
     part = share / SLOT
     if need.cpus and worker.cpus_used + need.cpus * part > have.cpus + 1e-6:
@@ -57,15 +58,42 @@ def fits(worker: WorkerRun, spec: Experiment, share: int = SLOT) -> bool:
         return False
     if need.gpus and worker.gpus_used + need.gpus * part > have.gpus + 1e-6:
         return False
-    labels = dict(have.labels)
-    if need.gpu and labels.get("gpu", need.gpu) != need.gpu:
-        return False
-    return all(labels.get(key) == value for key, value in spec.labels.items())
+    return not ((need.gpu or spec.labels) and wrong_labels(worker, spec))
+
+
+def wrong_labels(worker: WorkerRun, spec: Experiment) -> bool:
+    """Whether the worker is not of the kind that the experiment asks for."""
+    labels, gpu = dict(worker.capacity.labels), spec.hardware.gpu
+    if gpu and labels.get("gpu", gpu) != gpu:
+        return True
+    return any(labels.get(key) != value for key, value in spec.labels.items())
+
+
+def room(worker: WorkerRun, spec: Experiment, share: int) -> int:
+    """How many tasks of `share` of a slot there is room for at a worker that `fits` one."""
+    need, have, part = spec.hardware, worker.capacity, share / SLOT
+    pairs = (
+        (need.cpus, have.cpus - worker.cpus_used),
+        (need.memory_bytes, have.memory_bytes - worker.memory_used),
+        (need.gpus, have.gpus - worker.gpus_used),
+    )
+    slots = (have.slots * SLOT - worker.load) // share
+    rooms = (int((left + 1e-6) / (each * part)) for each, left in pairs if each)
+    return max(1, min(slots, *rooms))
+
+
+def places_when_empty(worker: WorkerRun, spec: Experiment) -> int:
+    """How many tasks of the experiment the worker could run at once if it ran nothing else."""
+    need, have = spec.hardware, worker.capacity
+    if wrong_labels(worker, spec):
+        return 0
+    pairs = ((need.cpus, have.cpus), (need.memory_bytes, have.memory_bytes), (need.gpus, have.gpus))
+    return min(have.slots, *(int((there + 1e-6) / each) for each, there in pairs if each))
 
 
 def refresh_ready(state: State, worker: WorkerRun) -> None:
     """Put the worker into the queue of those with a free slot, or take it out."""
-    free = worker.load < worker.capacity.slots * SLOT
+    free = worker.alone is None and worker.load < worker.capacity.slots * SLOT
     if worker.session and not worker.draining and free:
         if worker.name not in state.ready:
             state.ready[worker.name] = None
@@ -92,7 +120,7 @@ def hold(
         record = page.records[task.index] = Record(Status.RUNNING)
     record.status, record.attempt, record.worker = Status.RUNNING, attempt, worker.name
     record.start_time, record.end_time, record.reported = now, 0.0, False
-    record.share = share
+    record.share, record.alone = share, False
     worker.running[task] = attempt
 
 
@@ -143,6 +171,9 @@ def release(state: State, task: TaskId, record: Record) -> None:
     worker = state.workers[record.worker]
     del worker.running[task]
     worker.doubtful.pop(task, None)
+    worker.ports.pop(task, None)
+    if worker.alone == task:
+        worker.alone = None
     workflow = state.workflows[task.workflow]
     take_share(state, workflow, task.experiment, worker, -record.share)
     refresh_ready(state, worker)
@@ -158,11 +189,20 @@ def fill_slots(state: State, worker: WorkerRun) -> None:
     refresh_ready(state, worker)
 
 
-def lose(state: State, task: TaskId, now: float) -> None:
-    """A running attempt ended with its node: run again, without counting a failure."""
+def lose(state: State, task: TaskId, now: float, *, seen: float | None = None) -> None:
+    """A running attempt ended with its node: run again, without counting a failure.
+
+    Args:
+        seen: when its worker was heard last, if it is the worker that is gone.
+    """
     run = state.workflows[task.workflow].experiments[task.experiment]
     record = run.page(task.index).records[task.index]
     release(state, task, record)
+    if seen is not None:
+        record.crashes += 1
+        if record.alone:
+            record.lone_crashes += 1
+            record.lone_s += max(1.0, seen - record.start_time)
     _count_loss(state, run, task, record, now)
 
 
@@ -171,14 +211,50 @@ def _count_loss(state: State, run: ExperimentRun, task: TaskId, record: Record, 
     run.lost += 1
     touch_head(state, task.workflow, now)
     count_move(state, "lost")
-    _run_again(state, run, task, record, now)
+    trial = run.trial(task.index)
+    if trial is not None and trial.stopped:
+        _finish(state, run, task, record, stopped_line(run, task, record, trial, now), now)
+        return
+    if run.spec.gang > 1:
+        record.blame = Blame.LOST
+    elif record.lone_crashes and is_poison(state, record):
+        record.message = verdict(record)
+        _give_up(state, run, task, record, now)
+        return
+    run_again(state, run, task, record, now)
 
 
-def _run_again(state: State, run: ExperimentRun, task: TaskId, record: Record, now: float) -> None:
+def run_again(state: State, run: ExperimentRun, task: TaskId, record: Record, now: float) -> None:
+    """The task waits for its next attempt."""
     record.status, record.end_time = Status.PENDING, now
-    heapq.heappush(run.again, task.index)
+    if run.spec.gang > 1:
+        look_at_gang(state, run, task)
+    else:
+        run.wait_again(task.index, record)
     touch(state, task, now)
     state.wake = True
+
+
+def _give_up(state: State, run: ExperimentRun, task: TaskId, record: Record, now: float) -> None:
+    record.status, record.end_time = Status.FAILED, now
+    run.failed += 1
+    touch(state, task, now)
+
+
+def fail_or_again(
+    state: State, run: ExperimentRun, task: TaskId, record: Record, now: float, *, permanent: bool
+) -> None:
+    """An attempt failed by itself."""
+    record.failures += 1
+    if permanent or record.failures > run.spec.retries:
+        _give_up(state, run, task, record, now)
+    else:
+        run_again(state, run, task, record, now)
+
+
+def look_at_gang(state: State, run: ExperimentRun, task: TaskId) -> None:
+    """Something has happened to a task of a gang."""
+    state.broken[task._replace(index=run.gang_of(task.index)[0])] = None
 
 
 def is_current(state: State, task: TaskId, attempt: Attempt) -> bool:
@@ -216,6 +292,9 @@ def adopt(state: State, task: TaskId, attempt: Attempt, worker: WorkerRun, now: 
     if record is not None and record.status is Status.RUNNING:
         release(state, task, record)  # an older attempt; what it reports will be too late
     assign(state, task, attempt, worker, now)
+    run = state.workflows[task.workflow].experiments[task.experiment]
+    if run.spec.gang > 1:
+        look_at_gang(state, run, task)
 
 
 def take_report(state: State, report: Report, now: float) -> bool:
@@ -258,32 +337,51 @@ def _unwritten(
 
 
 def _conclude(state: State, run: ExperimentRun, report: Report, record: Record, now: float) -> None:
-    task = report.task
+    task, outcome = report.task, report.outcome
     record.reported = True
-    match report.outcome:
+    if outcome not in (Outcome.PREEMPTED, Outcome.RETURNED):
+        record.crashes, record.lone_crashes, record.lone_s = 0, 0, 0.0
+    count_move(state, outcome.value)
+    trial = run.trial(task.index)
+    if trial is not None and trial.stopped and outcome is not Outcome.SUCCEEDED:
+        _finish(state, run, task, record, stopped_line(run, task, record, trial, now), now)
+        return
+    match outcome:
         case Outcome.SUCCEEDED:
-            run.page(task.index).set_done(task.index, _line(report, record, now))
-            run.succeeded += 1
             wall_s = max(report.wall_s, 1e-6)
             mean_s = run.mean_s or wall_s
             new = 0.5 if wall_s < mean_s else 0.1  # the first call may have paid for imports
             run.mean_s = mean_s + new * (wall_s - mean_s)
-            state.pending.results += 1
-            touch(state, task, now)
+            if run.spec.objective is not None:
+                take_result(run, task.index, report.result_json)
+            _finish(state, run, task, record, _line(report, record, now), now)
         case Outcome.FAILED:
-            record.failures += 1
             record.message = report.message[:MAX_MESSAGE]
-            if record.failures <= run.spec.retries:
-                _run_again(state, run, task, record, now)
+            if run.spec.gang > 1:
+                record.blame = Blame.PERMANENT if report.permanent else Blame.FAILED
+                run_again(state, run, task, record, now)
             else:
-                record.status, record.end_time = Status.FAILED, now
-                run.failed += 1
-                touch(state, task, now)
+                fail_or_again(state, run, task, record, now, permanent=report.permanent)
         case Outcome.PREEMPTED:
             _count_loss(state, run, task, record, now)
         case Outcome.STOPPED | Outcome.RUNNING | Outcome.RETURNED:
-            _run_again(state, run, task, record, now)
-    count_move(state, report.outcome.value)
+            run_again(state, run, task, record, now)
+
+
+def _finish(
+    state: State, run: ExperimentRun, task: TaskId, record: Record, line: str, now: float
+) -> None:
+    """The task has succeeded; one of a gang is held until all of it has."""
+    page = run.page(task.index)
+    if run.spec.gang > 1:
+        record.status, record.end_time = Status.HELD, now
+        page.fresh.append(line)
+        look_at_gang(state, run, task)
+    else:
+        page.set_done(task.index, line)
+        run.succeeded += 1
+    state.pending.results += 1
+    touch(state, task, now)
 
 
 def _line(report: Report, record: Record, now: float) -> str:

@@ -2,12 +2,31 @@
 
 from __future__ import annotations
 
-from hyper_scheduler.core.commands import Command, Refuse, Reply, Stop
-from hyper_scheduler.core.events import Cancel, DrainWorker, Pause, Retry, Submit
-from hyper_scheduler.core.model import Attempt, TaskId
-from hyper_scheduler.core.pages import PageKey, Status
-from hyper_scheduler.core.state import ExperimentRun, Request, RunState, State, WorkflowRun
-from hyper_scheduler.core.tasks import refresh_ready, touch_head
+from dataclasses import replace
+
+from hyper_scheduler.core.commands import Command, Expand, Refuse, Reply, Stop
+from hyper_scheduler.core.events import (
+    Cancel,
+    DrainWorker,
+    Expanded,
+    Pause,
+    Retry,
+    Submit,
+    Suggested,
+)
+from hyper_scheduler.core.following import begin
+from hyper_scheduler.core.model import Attempt, Choice, Experiment, TaskId
+from hyper_scheduler.core.pages import Blame, PageKey, Record, Status, Trial
+from hyper_scheduler.core.parameters import MAX_COMBINATIONS, combinations, count
+from hyper_scheduler.core.state import (
+    ExperimentRun,
+    Request,
+    RunState,
+    State,
+    WorkflowRun,
+    experiment_runs,
+)
+from hyper_scheduler.core.tasks import refresh_ready, touch, touch_head
 
 Change = Submit | Cancel | Retry | Pause | DrainWorker
 
@@ -48,10 +67,10 @@ def submit(state: State, event: Submit) -> list[Command]:
         name=event.name,
         recipe=event.recipe,
         recipe_yaml=event.recipe_yaml,
-        experiments={each.name: ExperimentRun.fresh(each) for each in event.recipe.experiments},
+        experiments=experiment_runs(event.recipe),
         create_time=event.now,
     )
-    if text := _over_quota(state, workflow):
+    if text := _over_quota(state, workflow, workflow):
         return [Refuse(event.request_id, "quota", text)]
     state.workflows[event.name] = workflow
     state.active[event.name] = None
@@ -62,21 +81,28 @@ def submit(state: State, event: Submit) -> list[Command]:
     return []
 
 
-def _over_quota(state: State, workflow: WorkflowRun) -> str:
-    """Why the tenant may not have this workflow too; empty when it may."""
+def _over_quota(state: State, new: WorkflowRun | None, workflow: WorkflowRun) -> str:
+    """Why the tenant may not have this workflow (too, if it is `new`); empty when it may."""
     tenant = workflow.tenant
     quota = state.limits.quota(tenant)
+    for run in workflow.experiments.values():
+        if quota.slots and run.spec.gang > quota.slots:
+            return (
+                f"tenant {tenant} may use {quota.slots} slots at once, and the gang of "
+                f"{run.spec.name} needs {run.spec.gang}; make it smaller, or ask for more"
+            )
     if not (quota.workflows or quota.tasks):
         return ""
     mine = [
         each for each in state.workflows.values() if each.tenant == tenant and not each.state.ended
     ]
-    if quota.workflows and len(mine) >= quota.workflows:
+    if new is not None and quota.workflows and len(mine) >= quota.workflows:
         return (
             f"tenant {tenant} may have {quota.workflows} workflows at once; "
             "wait for the end of one, or cancel it"
         )
-    tasks = sum(run.total for each in (*mine, workflow) for run in each.experiments.values())
+    known = mine if new is None else [*mine, new]
+    tasks = sum(run.total for each in known for run in each.experiments.values())
     if quota.tasks and tasks > quota.tasks:
         return (
             f"tenant {tenant} may have {quota.tasks} tasks at once, and would have {tasks}; "
@@ -157,15 +183,21 @@ def pause(state: State, event: Pause) -> list[Command]:
 
 def _reset(state: State, workflow: WorkflowRun, run: ExperimentRun) -> None:
     run.state, run.message, run.end_time, run.failed = RunState.PENDING, "", 0.0, 0
-    run.cursor, run.again = 0, []
+    run.expanding, run.suggesting = False, -1
+    run.rewind()  # `begin` puts in line what waits
     for number, page in run.pages.items():
-        for index, record in page.records.items():
-            run.again.append(index)
-            if record.failures:
-                record.failures = 0
-                record.status = Status.PENDING
+        for record in page.records.values():
+            if _forgive(record):
                 state.pending.pages[PageKey(workflow.name, run.spec.name, number)] = None
-    run.again.sort()
+
+
+def _forgive(record: Record) -> bool:
+    """What is held against a task that did not succeed is forgotten; whether there was any."""
+    if record.status is Status.PENDING and not (record.failures or record.crashes or record.blame):
+        return False
+    record.status, record.failures, record.blame = Status.PENDING, 0, Blame.NONE
+    record.crashes, record.lone_crashes, record.lone_s = 0, 0, 0.0
+    return True
 
 
 def drain_worker(state: State, event: DrainWorker) -> list[Command]:
@@ -224,23 +256,12 @@ def settle(state: State, workflow: WorkflowRun, now: float) -> list[Command]:
     commands: list[Command] = []
     runs = workflow.experiments
     for run in runs.values():
-        if run.state is RunState.RUNNING and run.succeeded == run.total:
+        if workflow.stopping is None and workflow.stored >= workflow.begun:
+            commands += _go_on(state, workflow, run, now)
+        if run.state is RunState.RUNNING and run.succeeded == run.total and not run.expanding:
             run.state, run.end_time = RunState.SUCCEEDED, now
             touch_head(state, workflow.name, now)
             state.pending.urgent = True
-        if workflow.stopping is not None:
-            continue
-        if workflow.stored < workflow.begun:
-            return commands
-        if run.failed:
-            message = _failure(run)
-            commands += stop_workflow(state, workflow, RunState.FAILED, message, now)
-        elif run.state is RunState.PENDING and all(
-            runs[name].durable for name in run.spec.depends_on
-        ):
-            run.state, run.start_time = RunState.RUNNING, run.start_time or now
-            state.wake = True
-            touch_head(state, workflow.name, now)
     if all(run.state is RunState.SUCCEEDED for run in runs.values()):
         _end(state, workflow, workflow.stopping or RunState.SUCCEEDED, now)
     elif workflow.stopping is not None and not workflow.running:
@@ -248,15 +269,114 @@ def settle(state: State, workflow: WorkflowRun, now: float) -> list[Command]:
     return commands
 
 
+def _go_on(state: State, workflow: WorkflowRun, run: ExperimentRun, now: float) -> list[Command]:
+    """Start an experiment whose turn has come; one with a failed task stops the workflow."""
+    if run.failed:
+        return stop_workflow(state, workflow, RunState.FAILED, _failure(run), now)
+    runs = workflow.experiments
+    if run.state.ended or not all(_precedes(runs[name], run) for name in run.spec.depends_on):
+        return []
+    if run.spec.items:
+        if run.expanding:
+            return []
+        run.expanding = True
+        return [Expand(workflow.name, run.spec.name)]
+    if run.state is RunState.RUNNING:
+        return []
+    for name in run.spec.each:
+        if runs[name].units != run.units:
+            text = (
+                f"experiment {run.spec.name} has {run.units} tasks and follows {name} task by "
+                f"task, which has {runs[name].units}; give both the same parameters"
+            )
+            return stop_workflow(state, workflow, RunState.FAILED, text, now)
+    run.state, run.start_time = RunState.RUNNING, run.start_time or now
+    begin(workflow, run)
+    state.wake = True
+    touch_head(state, workflow.name, now)
+    return []
+
+
+def _precedes(needed: ExperimentRun, run: ExperimentRun) -> bool:
+    """Whether an experiment is far enough for one that depends on it to start."""
+    if needed.spec.name in run.spec.each:
+        return needed.state in (RunState.RUNNING, RunState.SUCCEEDED)
+    return needed.durable
+
+
+def expanded(state: State, event: Expanded) -> list[Command]:
+    """The items of an experiment are known: it has tasks now."""
+    workflow = state.workflows.get(event.workflow)
+    run = None if workflow is None else workflow.experiments.get(event.experiment)
+    if workflow is None or run is None or not run.expanding:
+        return []
+    run.expanding = False
+    state.unsettled[workflow.name] = state.touched[workflow.name] = None
+    if workflow.stopping is not None or workflow.state.ended:
+        return []
+    values = dict(event.items)
+    parameters = {
+        name: Choice(values[name]) if name in values else domain
+        for name, domain in run.spec.parameters.items()
+    }
+    spec = replace(run.spec, parameters=parameters)
+    problem = event.problem
+    if not problem and (combinations(spec) > MAX_COMBINATIONS or _too_many(state, workflow, spec)):
+        problem = f"its items make more than {state.limits.tasks} tasks"
+    if not problem and run.state is RunState.RUNNING and count(spec) * spec.gang != run.total:
+        problem = "its items are not those it started with"
+    if problem:
+        text = f"experiment {run.spec.name}: {problem}"
+        return stop_workflow(state, workflow, RunState.FAILED, text, event.now)
+    if run.state is RunState.RUNNING:
+        run.spec, run.write = spec, None  # of an earlier leader: its tasks are in line already
+        state.wake = True
+        return []
+    run.expand(spec)
+    if text := _over_quota(state, None, workflow):
+        return stop_workflow(state, workflow, RunState.FAILED, text, event.now)
+    touch_head(state, workflow.name, event.now)
+    return []
+
+
+def _too_many(state: State, workflow: WorkflowRun, spec: Experiment) -> bool:
+    others = sum(run.total for run in workflow.experiments.values() if run.spec.name != spec.name)
+    return others + count(spec) * spec.gang > state.limits.tasks
+
+
+def suggested(state: State, event: Suggested) -> list[Command]:
+    """The parameters of a task have been chosen; it starts once that is durable."""
+    workflow = state.workflows.get(event.workflow)
+    run = None if workflow is None else workflow.experiments.get(event.experiment)
+    if workflow is None or run is None or run.suggesting != event.index:
+        return []
+    run.suggesting = -1
+    if workflow.stopping is not None or workflow.state.ended:
+        return []
+    if event.problem:
+        text = f"experiment {run.spec.name}: no parameters for task {event.index}: {event.problem}"
+        return stop_workflow(state, workflow, RunState.FAILED, text, event.now)
+    run.page(event.index).trials[event.index] = Trial(event.parameters_json)
+    touch(state, TaskId(workflow.name, run.spec.name, event.index), event.now)
+    state.pending.urgent = True
+    return []
+
+
 def _failure(run: ExperimentRun) -> str:
     """Why an experiment failed, by its first task that did."""
     for number in sorted(run.pages):
         for index, record in sorted(run.pages[number].records.items()):
             if record.status is Status.FAILED:
-                times = "once" if record.failures == 1 else f"{record.failures} times"
-                run.message = f"task {index} failed {times}: {record.message}"
+                run.message = f"task {index} {_how(record)}"
                 return f"experiment {run.spec.name}: {run.message}"
     raise AssertionError(f"experiment {run.spec.name} counts a failed task that is not there")
+
+
+def _how(record: Record) -> str:
+    if record.lone_crashes:
+        return record.message
+    times = "once" if record.failures == 1 else f"{record.failures} times"
+    return f"failed {times}: {record.message}"
 
 
 def _end(state: State, workflow: WorkflowRun, outcome: RunState, now: float) -> None:

@@ -1,0 +1,68 @@
+"""Fan-out: the items that an earlier experiment's tasks have left in their results."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator, Mapping
+
+from hyper.errors import InvalidArgumentError
+from hyper_scheduler.core.model import Items
+from hyper_scheduler.core.pages import PageKey
+from hyper_scheduler.core.state import WorkflowRun
+from hyper_scheduler.store import Store
+
+MAX_ITEMS = 1_000_000  # of one parameter
+MAX_BYTES = 256 << 20  # of their JSON
+
+
+async def items_of(
+    store: Store, workflow: WorkflowRun, sources: Mapping[str, Items]
+) -> dict[str, tuple[str, ...]]:
+    """The items of some parameters, each as JSON; the results they come from are durable.
+
+    Raises:
+        InvalidArgumentError: the results are not what the recipe says.
+        UnavailableError: the object store cannot be reached.
+    """
+    return {name: await _items(store, workflow, source) for name, source in sources.items()}
+
+
+async def _items(store: Store, workflow: WorkflowRun, source: Items) -> tuple[str, ...]:
+    run = workflow.experiments[source.experiment]
+    items: list[str] = []
+    size = 0
+    for number in sorted(run.pages):
+        key = PageKey(workflow.name, source.experiment, number)
+        lines = await store.results(key, run.pages[number])
+        for index in sorted(lines):
+            for item in values(index, lines[index]["result"], source):
+                items.append(item)
+                size += len(item)
+            if len(items) > MAX_ITEMS or size > MAX_BYTES:
+                raise InvalidArgumentError(
+                    f"the results of {source.experiment} hold more than {MAX_ITEMS} items or "
+                    f"{MAX_BYTES >> 20} MiB; let each item stand for several"
+                )
+    return tuple(items)
+
+
+def values(index: int, result_json: str, source: Items) -> Iterator[str]:
+    """The items in the result of one task: those of a list, or the value itself; nothing of null.
+
+    Raises:
+        InvalidArgumentError: the result has no such key.
+    """
+    result = json.loads(result_json) if result_json else None
+    if source.key and result is not None:
+        if not isinstance(result, dict) or source.key not in result:
+            keys = ", ".join(map(str, result)) if isinstance(result, dict) else "no mapping"
+            raise InvalidArgumentError(
+                f"the result of task {index} of {source.experiment} has no {source.key!r}: "
+                f"there is {keys or 'nothing'}"
+            )
+        result = result[source.key]
+    if result is None:
+        return
+    each: Iterable[object] = result if isinstance(result, list) else [result]
+    for item in each:
+        yield json.dumps(item)

@@ -8,7 +8,6 @@ from collections.abc import Callable, Iterator
 import pytest
 
 from hyper_scheduler.core.model import TaskId
-from hyper_scheduler.core.parameters import count
 from tests.simulation.world import Rates, World, random_recipe
 
 DEADLINE_S = 600.0  # virtual; liveness: long after the faults have stopped everything has ended
@@ -28,13 +27,18 @@ def run_seeds(default: int, run: Callable[[int], None]) -> None:
             raise
 
 
-def run_to_the_end(seed: int, rates: Rates, *, poison: bool = False) -> World:
+def run_to_the_end(
+    seed: int, rates: Rates, *, poison: bool = False, killers: bool = False
+) -> World:
     world = World(seed, rates)
     for _ in range(world.random.randint(1, 3)):
         recipe = random_recipe(world.random)
         if poison and world.random.random() < 0.5:
             spec = world.random.choice(recipe.experiments)
-            world.poison.add((spec.name, world.random.randrange(count(spec))))
+            world.poison.add((spec.name, 0))
+        single = [spec for spec in recipe.experiments if spec.gang == 1]
+        if killers and single and world.random.random() < 0.7:
+            world.killers.add((world.random.choice(single).name, 0))
         delay_s = world.random.uniform(0.0, 10.0)
         world.after(delay_s, lambda recipe=recipe: world.submit(recipe))
     world.run(11.0, lambda: world.now > 10.5)
@@ -43,18 +47,15 @@ def run_to_the_end(seed: int, rates: Rates, *, poison: bool = False) -> World:
 
 
 def poisoned(world: World, name: str) -> bool:
-    return any(
-        spec.name == experiment and index < count(spec)
-        for spec in world.recipes[name].experiments
-        for experiment, index in world.poison
-    )
+    names = {experiment for experiment, _ in world.poison | world.killers}
+    return any(spec.name in names for spec in world.recipes[name].experiments)
 
 
 def check_succeeded(world: World, name: str) -> None:
     head = world.disk.head(name)
     assert head["state"] == "succeeded", (name, head)
     for spec in world.recipes[name].experiments:
-        for index in range(count(spec)):
+        for index in range(world.disk.total(name, spec.name)):
             assert world.disk.is_done(TaskId(name, spec.name, index)), (name, spec.name, index)
 
 
@@ -107,5 +108,27 @@ def test_wild_faults() -> None:
         world = run_to_the_end(seed, rates)
         for name in world.recipes:
             check_succeeded(world, name)
+
+    run_seeds(35, run)
+
+
+@pytest.mark.timeout(3600)
+def test_a_task_that_ends_its_workers_fails_its_workflow_alone() -> None:
+    def run(seed: int) -> None:
+        quiet = Rates(worker_crash=0.0, worker_silent=0.0, preemption=0.02, drain=0.0)
+        world = run_to_the_end(seed, quiet, killers=True)
+        for name in world.recipes:
+            if not poisoned(world, name):
+                check_succeeded(world, name)
+                continue
+            head = world.disk.head(name)
+            assert head["state"] == "failed", (name, head)
+            assert "set aside: its worker was lost" in head["message"], (name, head)
+        killers = sum(
+            (spec.name, 0) in world.killers
+            for recipe in world.recipes.values()
+            for spec in recipe.experiments
+        )
+        assert world.killed <= 20 * killers, f"{killers} tasks took {world.killed} workers"
 
     run_seeds(35, run)

@@ -21,16 +21,28 @@ from hyper_scheduler.core import commands as c
 from hyper_scheduler.core import events as e
 from hyper_scheduler.core.commit import results_folder, workflow_path
 from hyper_scheduler.core.invariants import check_invariants
-from hyper_scheduler.core.model import Attempt, Experiment, Recipe, Steps, TaskId
+from hyper_scheduler.core.model import (
+    Asha,
+    Attempt,
+    Domain,
+    Experiment,
+    Items,
+    Objective,
+    Recipe,
+    Sampling,
+    Steps,
+    TaskId,
+)
 from hyper_scheduler.core.pages import PAGE_TASKS, PageKey, decode_page
-from hyper_scheduler.core.parameters import count
 from hyper_scheduler.core.restore import StoredWorkflow, restore
 from hyper_scheduler.core.state import Capacity, Limits, Request, State
 from hyper_scheduler.core.step import step
+from hyper_scheduler.items import values
 from hyper_scheduler.store import transactions
 
 LIMITS = Limits(lease_s=6.0, gather_s=0.05)
 RECONNECT_S = (0.05, 1.0)
+RESULT = '["a", "b"]'
 Run = tuple[TaskId, Attempt]
 
 
@@ -42,6 +54,7 @@ class Disk:
     keys: dict[str, bytes] = field(default_factory=dict)
     objects: dict[str, bytes] = field(default_factory=dict)
     written: int = 0
+    gangs: set[tuple[str, str]] = field(default_factory=set)  # workflow, experiment
 
     def put(self, epoch: int, puts: list[c.Put]) -> bool:
         """One fenced transaction; what is done must stay done."""
@@ -72,7 +85,37 @@ class Disk:
             for line in self.objects[f"{folder}/{segment}.jsonl"].decode().splitlines()
         ]
         done = [int(number) * PAGE_TASKS + i for i in range(PAGE_TASKS) if page.is_done(i)]
-        assert sorted(lines) == done, f"{key}: results and done tasks differ"
+        if (name, experiment) in self.gangs:  # a rank that is held has its result there already
+            assert set(done) <= set(lines), f"{key}: done tasks without a result"
+        else:
+            assert sorted(lines) == done, f"{key}: results and done tasks differ"
+
+    def results(self, workflow: str, experiment: str) -> dict[int, str]:
+        """What the tasks of an experiment have returned, as JSON."""
+        found: dict[int, str] = {}
+        prefix = f"{workflow_path(workflow)}/pages/{experiment}/"
+        for key in sorted(self.keys):
+            if key.startswith(prefix):
+                number = int(key.rpartition("/")[2])
+                folder = results_folder(workflow, experiment, number)
+                for segment in decode_page(self.keys[key]).segments:
+                    for line in self.objects[f"{folder}/{segment}.jsonl"].decode().splitlines():
+                        facts = json.loads(line)
+                        found[facts["i"]] = facts["result"]
+        return found
+
+    def is_known(self, task: TaskId, attempt: Attempt) -> bool:
+        """Whether an attempt, or a newer one of the task, is durable."""
+        key = (
+            f"{workflow_path(task.workflow)}/pages/{task.experiment}/{task.index // PAGE_TASKS:06d}"
+        )
+        record = decode_page(self.keys[key]).records.get(task.index) if key in self.keys else None
+        return record is not None and record.attempt is not None and record.attempt >= attempt
+
+    def total(self, workflow: str, experiment: str) -> int:
+        """How many tasks an experiment has come to have."""
+        total: int = self.head(workflow)["experiments"][experiment]["total"]
+        return total
 
     def is_done(self, task: TaskId) -> bool:
         """Whether the task's success is durable."""
@@ -138,6 +181,9 @@ class World:
         self.workers: dict[str, Worker] = {}
         self.recipes: dict[str, Recipe] = {}
         self.poison: set[tuple[str, int]] = set()
+        self.killers: set[tuple[str, int]] = set()  # end their worker
+        self.killed = 0
+        self.starts: dict[tuple[str, str, int, int, int], set[int]] = {}  # of gangs: ranks there
         self.asked: dict[str, Callable[[float], e.Event]] = {}
         self.answered: set[str] = set()
         self.started: dict[Attempt, TaskId] = {}
@@ -149,8 +195,10 @@ class World:
         self._links = itertools.count(1)
         self._names = itertools.count(1)
         self._arrivals: dict[tuple[int, bool], float] = {}
-        for _ in range(self.random.randint(1, 4)):
-            self.add_worker()
+        slots = [self.random.randint(1, 4) for _ in range(self.random.randint(1, 4))]
+        slots[0] += max(0, 3 - sum(slots))  # room for any gang
+        for each in slots:
+            self.add_worker(each)
         self.after(0.0, self.elect)
         self.after(0.1, self.faults)
 
@@ -204,6 +252,7 @@ class World:
     def submit(self, recipe: Recipe) -> str:
         name = f"tenants/t/workflows/w{len(self.recipes)}"
         self.recipes[name] = recipe
+        self.disk.gangs |= {(name, each.name) for each in recipe.experiments if each.gang > 1}
         self.ask(lambda now, request_id: e.Submit(now, request_id, name, recipe, name))
         return name
 
@@ -275,6 +324,18 @@ class World:
                     self.answered.add(request.request_id)
             case c.Refuse(request_id=request_id):
                 self.answered.add(request_id)
+            case c.Expand(workflow, experiment):
+                self.after(
+                    self.random.uniform(0.01, 1.0),
+                    lambda: self._expand(leader, workflow, experiment),
+                )
+            case c.Suggest(workflow, experiment, index):
+                self.after(
+                    self.random.uniform(0.01, 0.5),
+                    lambda: self.feed(
+                        leader, e.Suggested(self.now, workflow, experiment, index, f"[{index}]")
+                    ),
+                )
             case c.Lost(worker=worker, session=session):
                 self.say(f"lost {worker}")
                 self._close(leader, worker, session)
@@ -282,6 +343,20 @@ class World:
                 pass
             case _:
                 self._down(leader, command)
+
+    def _expand(self, leader: Leader, workflow: str, experiment: str) -> None:
+        spec = self._spec(workflow, experiment)
+        items = {}
+        for name, source in spec.items.items():
+            results = self.disk.results(workflow, source.experiment)
+            assert len(results) == self.disk.total(workflow, source.experiment)
+            items[name] = tuple(
+                item for i, text in sorted(results.items()) for item in values(i, text, source)
+            )
+        self.feed(leader, e.Expanded(self.now, workflow, experiment, tuple(items.items())))
+
+    def _spec(self, workflow: str, experiment: str) -> Experiment:
+        return next(each for each in self.recipes[workflow].experiments if each.name == experiment)
 
     def _commit(self, leader: Leader, commit: c.Commit, batches: list[list[c.Put]]) -> None:
         """One transaction after the other; a crash may come between."""
@@ -383,8 +458,8 @@ class World:
 
     # ---- workers
 
-    def add_worker(self) -> None:
-        worker = Worker(f"worker{next(self._names)}", self.random.randint(1, 4))
+    def add_worker(self, slots: int) -> None:
+        worker = Worker(f"worker{next(self._names)}", slots)
         self.workers[worker.name] = worker
         self.after(self.random.uniform(0.0, 2.0), lambda: self.connect(worker))
 
@@ -411,6 +486,9 @@ class World:
         for report in reports:
             if report.outcome is not e.Outcome.SUCCEEDED or self.disk.is_done(report.task):
                 continue
+            gang = self._spec(report.task.workflow, report.task.experiment).gang > 1
+            if gang and self.disk.is_known(report.task, report.attempt):
+                continue  # held, or it has to run again with the others
             head = self.disk.head(report.task.workflow)
             newer = any(
                 attempt > report.attempt
@@ -429,13 +507,23 @@ class World:
         assert attempt not in self.started, f"{attempt} was given out twice"
         self.started[attempt] = task
         assert task not in worker.running, f"{worker.name} got {task} while it runs it"
-        recipe = self.recipes[task.workflow]
-        spec = next(each for each in recipe.experiments if each.name == task.experiment)
+        spec = self._spec(task.workflow, task.experiment)
         for needed in spec.depends_on:
-            self._check_complete(task.workflow, recipe, needed)
+            if needed in spec.each:
+                self._check_preceded(task, spec, self._spec(task.workflow, needed))
+            else:
+                self._check_complete(task.workflow, needed)
         worker.running[task] = attempt
         short = int(task.experiment[1:]) % 2 == 1 and self.random.random() < 0.9
         duration_s = self.random.expovariate(50.0 if short else 1.0)
+        if (task.experiment, task.index) in self.killers:
+            self.after(self.random.uniform(0.1, 1.0), lambda: self._kill(worker, task, attempt))
+            return
+        if spec.gang > 1:
+            self._start_rank(worker, task, attempt, spec.gang, duration_s)
+            return
+        if spec.objective is not None:
+            self._report_metrics(worker, task, attempt, duration_s)
         if self.random.random() < 0.05:  # never started: it waits behind a long one
 
             def back() -> None:
@@ -453,10 +541,81 @@ class World:
 
         self.after(duration_s, end)
 
-    def _check_complete(self, workflow: str, recipe: Recipe, experiment: str) -> None:
-        spec = next(each for each in recipe.experiments if each.name == experiment)
-        done = all(self.disk.is_done(TaskId(workflow, experiment, i)) for i in range(count(spec)))
+    def _kill(self, worker: Worker, task: TaskId, attempt: Attempt) -> None:
+        if worker.alive and worker.running.get(task) == attempt:
+            self.killed += 1
+            self.crash_worker(worker)
+
+    def _start_rank(
+        self, worker: Worker, task: TaskId, attempt: Attempt, size: int, duration_s: float
+    ) -> None:
+        """A rank ends well only if all others of its start were there."""
+        rank = task.index % size
+        unit, base = task.index // size, attempt.number - rank
+        there = self.starts.setdefault(
+            (task.workflow, task.experiment, unit, attempt.epoch, base), set()
+        )
+        there.add(rank)
+
+        def end() -> None:
+            if not worker.alive or worker.running.get(task) != attempt:
+                return
+            if len(there) == size:
+                failed = (task.experiment, task.index) in self.poison
+                outcome = e.Outcome.FAILED if failed else e.Outcome.SUCCEEDED
+                self._finish(worker, task, attempt, outcome, duration_s)
+            else:
+                self.after(0.5, end)  # waits for them
+
+        self.after(duration_s, end)
+
+    def _fail_peers(self, worker: Worker) -> None:
+        """Ranks that were in touch with those of a worker that is gone fail, or hang."""
+        for task, attempt in worker.running.items():
+            size = self._spec(task.workflow, task.experiment).gang
+            if size == 1:
+                continue
+            base = attempt.number - task.index % size
+            for other in self.workers.values():
+                for peer, theirs in list(other.running.items()):
+                    same = peer[:2] == task[:2] and peer.index // size == task.index // size
+                    start = (theirs.epoch, theirs.number - peer.index % size)
+                    if not (other.alive and same and start == (attempt.epoch, base)):
+                        continue
+                    if self.random.random() < 0.7:
+                        self.after(
+                            self.random.uniform(0.0, 2.0),
+                            lambda o=other, p=peer, t=theirs: self._fail(o, p, t),
+                        )
+
+    def _fail(self, worker: Worker, task: TaskId, attempt: Attempt) -> None:
+        if worker.alive and worker.running.get(task) == attempt:
+            self._finish(worker, task, attempt, e.Outcome.FAILED)
+
+    def _report_metrics(
+        self, worker: Worker, task: TaskId, attempt: Attempt, duration_s: float
+    ) -> None:
+        goodness = self.random.random()
+        for at in range(1, 10):
+
+            def tell(at: int = at) -> None:
+                if worker.alive and worker.link and worker.running.get(task) == attempt:
+                    link, value = worker.link, goodness + self.random.gauss(0.0, 0.1)
+                    report = e.MetricReport(task, attempt, at, (("score", value),))
+                    self._up(worker, lambda now: e.Metrics(now, worker.name, link, (report,)))
+
+            self.after(duration_s * at / 10, tell)
+
+    def _check_complete(self, workflow: str, experiment: str) -> None:
+        total = self.disk.total(workflow, experiment)
+        done = all(self.disk.is_done(TaskId(workflow, experiment, i)) for i in range(total))
         assert done, f"{workflow}: started before {experiment} was durably complete"
+
+    def _check_preceded(self, task: TaskId, spec: Experiment, before: Experiment) -> None:
+        unit = task.index // spec.gang
+        for index in range(unit * before.gang, (unit + 1) * before.gang):
+            needed = TaskId(task.workflow, before.name, index)
+            assert self.disk.is_done(needed), f"{task} started before {needed} was durably done"
 
     def _finish(
         self, worker: Worker, task: TaskId, attempt: Attempt, how: e.Outcome, wall_s: float = 0.0
@@ -464,7 +623,7 @@ class World:
         del worker.running[task]
         worker.sequence += 1
         report = e.Report(
-            task, attempt, how, message=how.value, result_json="1", wall_s=wall_s
+            task, attempt, how, message=how.value, result_json=RESULT, wall_s=wall_s
         )  # fmt: skip
         worker.unacknowledged[worker.sequence] = (report,)
         if worker.link:
@@ -478,12 +637,14 @@ class World:
         if not worker.alive:
             return
         self.say(f"{worker.name} crashes")
+        self._fail_peers(worker)
         worker.alive = False
         if worker.link:
             self._break(worker, worker.link)
-        self.after(self.random.uniform(0.0, 5.0), self.add_worker)
+        self.after(self.random.uniform(0.0, 5.0), lambda: self.add_worker(worker.slots))
 
     def preempt(self, worker: Worker) -> None:
+        self._fail_peers(worker)
         for task, attempt in list(worker.running.items()):
             self._finish(worker, task, attempt, e.Outcome.PREEMPTED)
         self.after(self.random.uniform(0.0, 1.0), lambda: self.crash_worker(worker))
@@ -528,19 +689,38 @@ class World:
 
 
 def random_recipe(rng: random.Random, retries: int = 2) -> Recipe:
-    """A few experiments, each depending on some of those before it."""
+    """A few experiments, each depending on some of those before it, in all the ways there are."""
     experiments: list[Experiment] = []
     for number in range(rng.randint(1, 4)):
         earlier = [each.name for each in experiments]
         depends_on = tuple(name for name in earlier if rng.random() < 0.5)
+        each: tuple[str, ...] = ()
+        parameters: dict[str, Domain] = {"i": Steps(0, 1, rng.randint(1, 15))}
+        gang = rng.choice([1, 1, 1, 2, 3])
+        if gang > 1:
+            parameters = {"i": Steps(0, 1, rng.randint(1, 4))}
+        if depends_on and rng.random() < 0.5:
+            before = next(one for one in experiments if one.name == depends_on[0])
+            if not before.items and before.sampling is Sampling.GRID and rng.random() < 0.6:
+                each, parameters = (before.name,), dict(before.parameters)
+            elif before.objective is None:
+                parameters = {"i": Items(before.name)}
+        trials = gang == 1 and not each and "i" in parameters and rng.random() < 0.3
+        objective = Objective("score", rng.random() < 0.5, Asha(1, 2)) if trials else None
+        chosen = objective is not None and isinstance(parameters["i"], Steps) and rng.random() < 0.5
         experiments.append(
             Experiment(
                 name=f"e{number}",
                 function="m:f",
                 depends_on=depends_on,
-                parameters={"i": Steps(0, 1, rng.randint(1, 15))},
-                workers=rng.choice([0, 0, 2]),
+                each=each,
+                parameters=parameters,
+                sampling=Sampling.TPE if chosen else Sampling.GRID,
+                samples=rng.randint(1, 8) if chosen else 0,
+                workers=rng.choice([0, 0, max(2, gang)]),
                 retries=retries,
+                gang=gang,
+                objective=objective,
             )
         )
     return Recipe("sim", tuple(experiments), priority=rng.randint(0, 1))

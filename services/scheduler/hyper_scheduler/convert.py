@@ -29,6 +29,7 @@ from hyper_scheduler.core.state import (
     WorkerRun,
     WorkflowRun,
 )
+from hyper_scheduler.core.waiting import why_waiting
 from hyperapi.scheduler.v1 import workflow_pb2 as pb
 from hyperapi.worker.v1 import agent_service_pb2 as agent
 
@@ -367,8 +368,14 @@ def timestamp(seconds: float) -> Timestamp | None:
     return Timestamp(seconds=whole, nanos=int((seconds - whole) * 1e9))
 
 
-def workflow(run: WorkflowRun, *, recipe: bool = True) -> pb.Workflow:
-    """A workflow as people see it: its end shows once it is durable."""
+def workflow(run: WorkflowRun, state: State | None = None, *, recipe: bool = True) -> pb.Workflow:
+    """A workflow as people see it: its end shows once it is durable.
+
+    Args:
+        run: the workflow.
+        state: the leader's, where this replica leads: says why tasks wait.
+        recipe: whether its text is wanted.
+    """
     ended = run.durable.ended
     experiments = [_experiment(run, each) for each in run.experiments.values()]
     total = pb.TaskCounts()
@@ -387,6 +394,7 @@ def workflow(run: WorkflowRun, *, recipe: bool = True) -> pb.Workflow:
         etag=str(run.generation),
         paused=run.paused,
         tasks=total,
+        waiting="" if state is None else why_waiting(state, run),
     )
 
 

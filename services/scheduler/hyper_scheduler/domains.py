@@ -2,8 +2,10 @@
 
 A list is a choice; `{range: [a, b]}` or `[a, b, step]` runs from a up to but without b, as in
 Python; `{randint: [a, b]}` is every whole number from a to b, both included; `"0.001-0.1"`,
-`{uniform: [a, b]}` and `{loguniform: [a, b]}` are continuous; `{value: ...}` and any other scalar
-are constants.
+`{uniform: [a, b]}` and `{loguniform: [a, b]}` are continuous; `{lines: ...}` is one value a line
+of a text, `{file: ...}` of a file beside the recipe (the client reads it); `{from: prepare/key}` is
+one value an item of what the tasks of experiment `prepare` have as `key` in their results.
+`{value: ...}` and any other scalar are constants.
 """
 
 from __future__ import annotations
@@ -11,12 +13,12 @@ from __future__ import annotations
 import math
 import re
 
-from hyper_scheduler.core.model import Choice, Domain, LogUniform, Steps, Uniform
+from hyper_scheduler.core.model import Choice, Domain, Items, LogUniform, Steps, Uniform, Value
 from hyper_scheduler.positioned import Node
 
 _NUMBER = r"[0-9]+(?:\.[0-9]*)?(?:[eE][-+]?[0-9]+)?"
 _SPAN = re.compile(rf"\s*({_NUMBER})\s*-\s*({_NUMBER})\s*\Z")
-_KINDS = ("range", "uniform", "loguniform", "randint", "value")
+_KINDS = ("range", "uniform", "loguniform", "randint", "value", "from", "lines", "file")
 
 
 def read_domain(node: Node) -> Domain:
@@ -40,13 +42,20 @@ def read_domain(node: Node) -> Domain:
 
 
 def _kind(node: Node, value: dict[str, Node]) -> Domain:
-    if "from" in value:
-        value["from"].fail("fan-out from an earlier output is not supported yet")
+    if len(value) == 1 and "file" in value:
+        value["file"].fail(
+            "files are read where a recipe is submitted: use `hyper submit` or the SDK, or write "
+            "{lines: ...}"
+        )
     if len(value) != 1 or next(iter(value)) not in _KINDS:
         node.fail(f"not a kind of parameter; write one of {', '.join(_KINDS)}, a list or a scalar")
     kind, inner = next(iter(value.items()))
     if kind == "value":
         return Choice.of([inner.plain()])
+    if kind == "from":
+        return _items(inner)
+    if kind == "lines":
+        return _lines(inner)
     if kind == "range":
         return _range(inner)
     low, high = _numbers(inner, (2,))
@@ -61,6 +70,21 @@ def _kind(node: Node, value: dict[str, Node]) -> Domain:
     if low <= 0:
         inner.fail("loguniform needs numbers above 0")
     return LogUniform(float(low), float(high))
+
+
+def _items(node: Node) -> Items:
+    if not isinstance(node.value, str) or not node.value.partition("/")[0]:
+        node.fail("expected an experiment, or experiment/key of its tasks' results")
+    experiment, _, key = node.value.partition("/")
+    return Items(experiment, key)
+
+
+def _lines(node: Node) -> Choice:
+    lines = node.value.splitlines() if isinstance(node.value, str) else []
+    values: list[Value] = [line for line in lines if line.strip()]
+    if not values:
+        node.fail("there is no line, so the experiment would have no task")
+    return Choice.of(values)
 
 
 def _range(node: Node) -> Domain:

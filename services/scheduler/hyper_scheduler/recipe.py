@@ -4,10 +4,20 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from importlib.util import find_spec
 
 from hyper_scheduler.around import AROUND_KEYS, read_around
-from hyper_scheduler.core.model import Domain, Experiment, Hardware, Recipe, Sampling
-from hyper_scheduler.core.parameters import combinations, count, size
+from hyper_scheduler.core.model import (
+    Asha,
+    Domain,
+    Experiment,
+    Hardware,
+    Items,
+    Objective,
+    Recipe,
+    Sampling,
+)
+from hyper_scheduler.core.parameters import MAX_COMBINATIONS, combinations, count, size
 from hyper_scheduler.domains import read_domain
 from hyper_scheduler.positioned import Node, fail, read
 from hyper_scheduler.readers import amount_of_memory as _bytes
@@ -22,11 +32,11 @@ from hyper_scheduler.readers import wrong_type as _wrong_type
 
 MAX_EXPERIMENTS = 1_000
 MAX_TASKS = 100_000_000
-MAX_COMBINATIONS = 1 << 62
 MAX_COMMAND_BYTES = 65_536
 MAX_RETRIES = 1_000
 
-_LATER = {"gang": "gangs", "objective": "objectives"}
+MAX_GANG = 10_000
+MAX_TPE_SAMPLES = 10_000
 _TEMPLATE = re.compile(r"\{\{(.*?)\}\}", re.DOTALL)
 _IDENTIFIER = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,63}\Z")
 _FUNCTION = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*\Z", re.ASCII)
@@ -35,7 +45,7 @@ _RECIPE_KEYS = ("version", "name", "experiments", "deadline", "budget", "priorit
 _EXPERIMENT_KEYS = (
     "command", "commands", "function", "depends_on", "parameters", "sampling", "samples", "seed",
     "workers", "hardware", "image", "env", "labels", "retries", "timeout", "grace", "workdir",
-    *AROUND_KEYS,
+    "gang", "objective", *AROUND_KEYS,
 )  # fmt: skip
 _HARDWARE_KEYS = ("cpus", "memory", "gpu", "gpu_count", "spot")
 
@@ -60,7 +70,7 @@ def parse_recipe(text: str) -> Recipe:
     if len(nodes) > MAX_EXPERIMENTS:
         top["experiments"].fail(f"more than {MAX_EXPERIMENTS} experiments; use parameters")
     experiments = {key: _experiment(key, node) for key, node in nodes.items()}
-    total = sum(count(each) for each in experiments.values())
+    total = sum(count(each) * each.gang for each in experiments.values())
     if total > MAX_TASKS:
         top["experiments"].fail(f"{total} tasks are more than {MAX_TASKS}")
     return Recipe(
@@ -74,18 +84,17 @@ def parse_recipe(text: str) -> Recipe:
 
 def _experiment(key: str, node: Node) -> Experiment:
     _name(node, key)
-    for later, what in _LATER.items():
-        if isinstance(node.value, dict) and later in node.value:
-            node.value[later].fail(f"{what} are not supported yet; remove `{later}`")
     fields = _mapping(node, _EXPERIMENT_KEYS)
     command, function = _work(node, fields)
     parameters = _parameters(fields)
     sampling = _sampling(fields)
+    depends_on, each = _depends_on(fields, parameters)
     experiment = Experiment(
         name=key,
         command=command,
         function=function,
-        depends_on=_depends_on(fields),
+        depends_on=depends_on,
+        each=each,
         parameters=parameters,
         sampling=sampling,
         samples=_integer(fields["samples"], 1, MAX_TASKS) if "samples" in fields else 0,
@@ -100,7 +109,10 @@ def _experiment(key: str, node: Node) -> Experiment:
         grace_s=_duration(fields["grace"], zero=True) if "grace" in fields else 10.0,
         workdir=_text(fields["workdir"]) if "workdir" in fields else "",
         around=read_around(fields, parameters),
+        gang=_integer(fields["gang"], 1, MAX_GANG) if "gang" in fields else 1,
+        objective=_objective(fields["objective"]) if "objective" in fields else None,
     )
+    _check_gang(fields, experiment)
     _check_sampling(node, fields, experiment)
     _check_names(node, fields, experiment)
     return experiment
@@ -148,25 +160,71 @@ def _sampling(fields: Mapping[str, Node]) -> Sampling:
         return Sampling.GRID
     node = fields["sampling"]
     text = _text(node)
-    if text == "tpe":
-        node.fail("`tpe` is not supported yet; write grid or random")
     if text not in tuple(Sampling):
-        node.fail(f"{text[:40]!r} is not known; write grid or random")
+        node.fail(f"{text[:40]!r} is not known; write grid, random or tpe")
+    if text == Sampling.TPE and find_spec("optuna") is None:
+        node.fail("`tpe` needs Optuna where the scheduler runs: pip install optuna; or use random")
     return Sampling(text)
 
 
 def _check_sampling(node: Node, fields: Mapping[str, Node], experiment: Experiment) -> None:
-    random = experiment.sampling is Sampling.RANDOM
-    if random and not experiment.samples:
-        node.fail("random sampling needs `samples`, how many tasks to draw")
-    if not random and experiment.samples:
-        fields["samples"].fail("`samples` needs `sampling: random`; a grid runs them all")
+    grid = experiment.sampling is Sampling.GRID
+    if not grid and not experiment.samples:
+        node.fail(f"{experiment.sampling} sampling needs `samples`, how many tasks to draw")
+    if grid and experiment.samples:
+        fields["samples"].fail(
+            "`samples` needs `sampling: random` or `tpe`; a grid runs them all"
+        )  # fmt: skip
     if combinations(experiment) > MAX_COMBINATIONS:
         fields["parameters"].fail("the product of the parameters is too large")
     for name, domain in experiment.parameters.items():
-        if not random and size(domain) is None:
-            place = _mapping(fields["parameters"], None)[name]
-            place.fail("a continuous parameter needs `sampling: random` and `samples`")
+        place = _mapping(fields["parameters"], None)[name]
+        if grid and size(domain) is None:
+            place.fail("a continuous parameter needs `sampling: random` or `tpe`, and `samples`")
+        if isinstance(domain, Items) and experiment.sampling is Sampling.TPE:
+            place.fail("`tpe` chooses among values that the recipe names; use grid or random")
+    if experiment.sampling is Sampling.TPE:
+        if experiment.objective is None:
+            node.fail("`tpe` needs `objective: {metric: ..., goal: maximize or minimize}`")
+        if experiment.samples > MAX_TPE_SAMPLES:
+            fields["samples"].fail(f"`tpe` draws at most {MAX_TPE_SAMPLES} samples; use random")
+
+
+def _objective(node: Node) -> Objective:
+    fields = _mapping(node, ("metric", "goal", "early_stopping"))
+    if "metric" not in fields:
+        node.fail("`metric` is missing: the name under which tasks report it")
+    goal = _text(fields["goal"]) if "goal" in fields else "maximize"
+    if goal not in ("maximize", "minimize"):
+        fields["goal"].fail(f"{goal[:40]!r} is not known; write maximize or minimize")
+    asha: Asha | None = None
+    if "early_stopping" in fields:
+        asha = _asha(fields["early_stopping"])
+    return Objective(_text(fields["metric"]), goal == "maximize", asha)
+
+
+def _asha(node: Node) -> Asha:
+    if node.value == "asha":
+        return Asha()
+    fields = _mapping(node, ("asha",)) if isinstance(node.value, dict) else {}
+    if "asha" not in fields:
+        node.fail("write `asha`, or {asha: {min_steps: 1, reduction: 3}}")
+    inner = _mapping(fields["asha"], ("min_steps", "reduction"))
+    return Asha(
+        min_steps=_integer(inner["min_steps"], 1, 10**9) if "min_steps" in inner else 1,
+        reduction=_integer(inner["reduction"], 2, 100) if "reduction" in inner else 3,
+    )
+
+
+def _check_gang(fields: Mapping[str, Node], experiment: Experiment) -> None:
+    if experiment.gang == 1:
+        return
+    if experiment.objective is not None:
+        fields["objective"].fail("an objective of gangs is not known; let `gang` be 1")
+    if experiment.workers and experiment.workers < experiment.gang:
+        fields["workers"].fail(
+            f"a gang of {experiment.gang} needs as many at once; remove `workers`, or raise it"
+        )
 
 
 def _check_names(node: Node, fields: Mapping[str, Node], experiment: Experiment) -> None:
@@ -179,18 +237,32 @@ def _check_names(node: Node, fields: Mapping[str, Node], experiment: Experiment)
             place.fail(f"{{{{{name[:80]}}}}} is not a parameter (there are: {known})")
 
 
-def _depends_on(fields: Mapping[str, Node]) -> tuple[str, ...]:
-    if "depends_on" not in fields:
-        return ()
-    node = fields["depends_on"]
-    if isinstance(node.value, dict):
-        node.fail("index-wise dependencies are not supported yet; write a list of experiments")
-    if not isinstance(node.value, list):
-        return (_text(node),)
-    names = [_text(each) for each in node.value]
-    if len(set(names)) < len(names):
+def _depends_on(
+    fields: Mapping[str, Node], parameters: Mapping[str, Domain]
+) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """All experiments that it depends on, and those of them that it follows task by task."""
+    names: list[str] = []
+    each: list[str] = []
+    node = fields.get("depends_on")
+    if node is not None and isinstance(node.value, dict):
+        for name, how in node.value.items():
+            if how.value not in ("each", "all"):
+                how.fail("write `each` to follow it task by task, or `all` to wait for its end")
+            names.append(name)
+            each += [name] if how.value == "each" else []
+    elif node is not None:
+        items = node.value if isinstance(node.value, list) else [node]
+        names = [_text(item) for item in items]
+    if node is not None and len(set(names)) < len(names):
         node.fail("an experiment is named twice")
-    return tuple(names)
+    for parameter, domain in parameters.items():
+        if isinstance(domain, Items):
+            if domain.experiment in each:
+                place = _mapping(fields["parameters"], None)[parameter]
+                place.fail(f"its items are known when all of {domain.experiment} is done, so it "
+                           "cannot follow it task by task; write `all`")  # fmt: skip
+            names += [domain.experiment] if domain.experiment not in names else []
+    return tuple(names), tuple(each)
 
 
 def _in_order(experiments: dict[str, Experiment], nodes: dict[str, Node]) -> tuple[Experiment, ...]:
@@ -198,12 +270,16 @@ def _in_order(experiments: dict[str, Experiment], nodes: dict[str, Node]) -> tup
 
     def place(name: str) -> Node:
         fields = nodes[name].value
-        return fields["depends_on"] if isinstance(fields, dict) else nodes[name]
+        if not isinstance(fields, dict):
+            return nodes[name]
+        return fields.get("depends_on") or fields.get("parameters") or nodes[name]
 
     for name, experiment in experiments.items():
         for needed in experiment.depends_on:
             if needed not in experiments:
                 place(name).fail(f"there is no experiment {needed[:80]!r}")
+        for needed in experiment.each:
+            _check_each(place(name), experiment, experiments[needed])
     done: dict[str, Experiment] = {}
     waiting = dict(experiments)
     while waiting:
@@ -215,6 +291,15 @@ def _in_order(experiments: dict[str, Experiment], nodes: dict[str, Node]) -> tup
             )
         done[free[0]] = waiting.pop(free[0])
     return tuple(done.values())
+
+
+def _check_each(place: Node, experiment: Experiment, needed: Experiment) -> None:
+    known = not experiment.items and not needed.items  # else when the items are
+    if known and count(experiment) != count(needed):
+        place.fail(
+            f"it has {count(experiment)} tasks and follows {needed.name} task by task, which has "
+            f"{count(needed)}; give both the same parameters, or write `all`"
+        )
 
 
 def _cycle(waiting: Mapping[str, Experiment]) -> list[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import AsyncIterator
 from dataclasses import replace
 from typing import Any
@@ -13,7 +14,13 @@ from hyper_scheduler.config import SchedulerSettings
 from hyper_scheduler.core.events import Cancel, Pause, Retry, Submit
 from hyper_scheduler.core.model import Choice, TaskId
 from hyper_scheduler.core.pages import PAGE_TASKS, PageKey
-from hyper_scheduler.core.state import ExperimentRun, TaskState, WorkflowRun, experiment_runs
+from hyper_scheduler.core.state import (
+    ExperimentRun,
+    State,
+    TaskState,
+    WorkflowRun,
+    experiment_runs,
+)
 from hyper_scheduler.driver import Driver
 from hyper_scheduler.items import items_of
 from hyper_scheduler.paging import make_token, page_size, read_index, read_token
@@ -26,6 +33,7 @@ from hyperapi.scheduler.v1 import workflow_service_pb2 as pb
 
 _MAX_SCANNED = 200_000  # tasks that one ListTasks call looks at
 _FOLLOWER_POLL_S = 0.5
+_LOOK_S = 2.0
 
 
 class WorkflowServicer:
@@ -95,14 +103,14 @@ class WorkflowServicer:
 
     async def _changed(self, term: Term, event: Submit | Cancel | Retry | Pause) -> nouns.Workflow:
         name = await term.ask(event)
-        return convert.workflow(term.state.workflows[name])
+        return convert.workflow(term.state.workflows[name], term.state)
 
     async def GetWorkflow(  # noqa: N802
         self, request: pb.GetWorkflowRequest, context: Any
     ) -> pb.GetWorkflowResponse:
         """One workflow."""
         run = await self._driver.workflow(convert.workflow_name(request.name))
-        return pb.GetWorkflowResponse(workflow=convert.workflow(run))
+        return pb.GetWorkflowResponse(workflow=convert.workflow(run, self._state()))
 
     async def ListWorkflows(  # noqa: N802
         self, request: pb.ListWorkflowsRequest, context: Any
@@ -116,7 +124,7 @@ class WorkflowServicer:
                        key=lambda pair: pair[0], reverse=True)  # fmt: skip
         rest = [pair for pair in keyed if not after or pair[0] < after]
         response = pb.ListWorkflowsResponse(
-            workflows=[convert.workflow(run, recipe=False) for _, run in rest[:size]]
+            workflows=[convert.workflow(run, self._state(), recipe=False) for _, run in rest[:size]]
         )
         if len(rest) > size:
             response.next_page_token = make_token(rest[size - 1][0])
@@ -134,7 +142,7 @@ class WorkflowServicer:
             while True:
                 changed.clear()
                 run = await self._driver.workflow(name)
-                view = convert.workflow(run, recipe=shown is None)
+                view = convert.workflow(run, self._state(), recipe=shown is None)
                 if shown is None or not _same(view, shown):
                     yield pb.WatchWorkflowResponse(workflow=view)
                     shown = view
@@ -144,7 +152,8 @@ class WorkflowServicer:
                     self._driver.check_serving()
                     await self._clock.sleep(_FOLLOWER_POLL_S)
                     continue
-                await changed.wait()
+                with contextlib.suppress(TimeoutError):  # why tasks wait may change on its own
+                    await asyncio.wait_for(changed.wait(), _LOOK_S)
                 if term.ended:
                     await self._driver.leading()  # says who leads now
                     return
@@ -152,6 +161,10 @@ class WorkflowServicer:
         finally:
             if term is not None:
                 term.unwatch(name, changed)
+
+    def _state(self) -> State | None:
+        term = self._driver.leading_now()
+        return None if term is None else term.state
 
     async def GetTask(  # noqa: N802
         self, request: pb.GetTaskRequest, context: Any
@@ -191,8 +204,8 @@ class WorkflowServicer:
         if run is None:
             raise NotFoundError(f"workflow {workflow} has no experiment {experiment}")
         sources = run.spec.items
-        if sources and run.total and self._driver.leading_now() is None:
-            # a leader has them, or will have in a moment
+        if sources and run.total and (self._state() is None or found.state.ended):
+            # else the leader has them, or will have in a moment
             items = await items_of(self._store, found, sources)
             choices = {name: Choice(values) for name, values in items.items()}
             run.spec = replace(run.spec, parameters={**run.spec.parameters, **choices})

@@ -18,6 +18,7 @@ from hyper_scheduler.core.gangs import next_gang
 from hyper_scheduler.core.model import Attempt, Experiment, Hardware, TaskId
 from hyper_scheduler.core.state import (
     SLOT,
+    SUSPECT,
     ExperimentRun,
     Reservation,
     RunState,
@@ -31,8 +32,8 @@ from hyper_scheduler.core.tasks import (
     fits,
     hold,
     places_when_empty,
-    refresh_ready,
     room,
+    set_alone,
     settle_assigned,
 )
 from hyper_scheduler.core.trials import ask_for_parameters
@@ -99,7 +100,7 @@ def _serve_level(turn: _Turn, waiting: dict[str, deque[str]]) -> None:
     while waiting and state.ready:
         tenant = min(waiting, key=lambda name: _ahead(state, name))
         name = waiting[tenant].popleft()
-        if not _at_quota(state, tenant) and _serve(turn, state.workflows[name]):
+        if not at_quota(state, tenant) and _serve(turn, state.workflows[name]):
             state.active.pop(name)
             state.active[name] = None  # to the end of its turn
             waiting[tenant].append(name)
@@ -113,7 +114,7 @@ def _ahead(state: State, tenant: str) -> float:
     return use.had + use.used / SLOT / state.limits.quota(tenant).weight
 
 
-def _at_quota(state: State, tenant: str, slots: int = 1) -> bool:
+def at_quota(state: State, tenant: str, slots: int = 1) -> bool:
     """Whether the tenant may not have so many slots more."""
     most = state.limits.quota(tenant).slots
     return bool(most) and state.tenants[tenant].used + (slots - 1) * SLOT >= most * SLOT
@@ -198,13 +199,11 @@ def _give_alone(turn: _Turn, workflow: WorkflowRun, run: ExperimentRun) -> bool:
     empty = (each for each in turn.ready(task) if not each.running and fits(each, run.spec))
     worker = next(empty, None)
     if worker is None:
-        _reserve(turn, run, task, alone=True)
+        _reserve(turn, run, task, 1)
         return False
     attempt = state.next_attempt()
     assign(state, task, attempt, worker, turn.now)
-    record = run.page(index).records[index]
-    record.alone, worker.alone = True, task
-    refresh_ready(state, worker)
+    set_alone(state, run, task, worker, task)
     turn.give(worker, [(task, attempt)])
     _unreserve(state, task)
     return True
@@ -213,19 +212,24 @@ def _give_alone(turn: _Turn, workflow: WorkflowRun, run: ExperimentRun) -> bool:
 def _give_gang(turn: _Turn, workflow: WorkflowRun, run: ExperimentRun) -> bool:
     """All of a gang or nothing: in one zone and on as few workers as can be."""
     unit = next_gang(run)
-    if unit is None or _at_quota(turn.state, workflow.tenant, run.spec.gang):
+    if unit is None or at_quota(turn.state, workflow.tenant, run.spec.gang):
         return False
     indices = run.gang_of(unit * run.spec.gang)
     first = TaskId(workflow.name, run.spec.name, indices[0])
-    places = _places(list(turn.ready(first)), run.spec, run.spec.gang)
+    known = [record for record in map(run.record, indices) if record is not None]
+    alone = any(record.crashes >= SUSPECT for record in known)
+    workers = [each for each in turn.ready(first) if not (alone and each.running)]
+    places = _places(workers, run.spec, run.spec.gang)
     if places is None:
-        _reserve(turn, run, first, alone=False)
+        _reserve(turn, run, first, run.spec.gang)
         return False
     state = turn.state
     for index, worker in zip(indices, places, strict=True):
         task, attempt = first._replace(index=index), state.next_attempt()
         assign(state, task, attempt, worker, turn.now)
         turn.give(worker, [(task, attempt)])
+        if alone:
+            set_alone(state, run, task, worker, first)
     taken = set(places[0].ports.values())
     free = [port for port in places[0].capacity.ports if port not in taken]
     if free:
@@ -250,7 +254,7 @@ def _places(workers: list[WorkerRun], spec: Experiment, count: int) -> list[Work
     return None
 
 
-def _reserve(turn: _Turn, run: ExperimentRun, task: TaskId, *, alone: bool) -> None:
+def _reserve(turn: _Turn, run: ExperimentRun, task: TaskId, left: int) -> None:
     """Keep workers free for what finds no place: those that are soonest empty, as few as can be."""
     state = turn.state
     if state.reserved is not None and state.reserved.priority >= turn.priority:
@@ -258,7 +262,6 @@ def _reserve(turn: _Turn, run: ExperimentRun, task: TaskId, *, alone: bool) -> N
     usable = [each for each in state.workers.values() if each.session and not each.draining]
     usable.sort(key=lambda worker: (worker.load, worker.name))
     chosen: list[str] = []
-    left = 1 if alone else run.spec.gang
     for worker in usable:
         places = places_when_empty(worker, run.spec)
         if places:

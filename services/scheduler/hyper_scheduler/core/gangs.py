@@ -16,7 +16,7 @@ from hyper_scheduler.core.commands import Command, Stop
 from hyper_scheduler.core.model import TaskId
 from hyper_scheduler.core.pages import Blame, Record, Status
 from hyper_scheduler.core.state import ExperimentRun, State
-from hyper_scheduler.core.tasks import fail_or_again, touch
+from hyper_scheduler.core.tasks import fail_or_again, give_up_poison, touch
 
 FALLBACK_PORT = 29_500  # torchrun's, for agents that name none
 
@@ -90,6 +90,8 @@ def _judge(
         if record.blame in (Blame.FAILED, Blame.PERMANENT) and not lost:
             permanent = record.blame is Blame.PERMANENT
             fail_or_again(state, run, task._replace(index=index), record, now, permanent=permanent)
+        elif record.blame is Blame.LOST:
+            give_up_poison(state, run, task._replace(index=index), record, now)
         record.blame = Blame.NONE
 
 

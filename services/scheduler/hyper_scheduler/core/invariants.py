@@ -6,7 +6,15 @@ from collections.abc import Iterator
 
 from hyper_scheduler.core.model import Attempt, TaskId
 from hyper_scheduler.core.pages import PAGE_TASKS, Status
-from hyper_scheduler.core.state import SLOT, ExperimentRun, RunState, State, WorkerRun, WorkflowRun
+from hyper_scheduler.core.state import (
+    SLOT,
+    SUSPECT,
+    ExperimentRun,
+    RunState,
+    State,
+    WorkerRun,
+    WorkflowRun,
+)
 
 
 def check_invariants(state: State) -> None:
@@ -39,7 +47,12 @@ def _check_tenants(state: State) -> None:
 
 def _check_worker(state: State, worker: WorkerRun) -> None:
     name = worker.name
-    free = worker.load < worker.capacity.slots * SLOT
+    free = worker.alone is None and worker.load < worker.capacity.slots * SLOT
+    if worker.alone is not None:
+        run = state.workflows[worker.alone.workflow].experiments[worker.alone.experiment]
+        mine = {worker.alone._replace(index=i) for i in run.gang_of(worker.alone.index)}
+        assert worker.running and worker.running.keys() <= mine, f"worker {name}: not alone"
+    assert worker.ports.keys() <= worker.running.keys(), f"worker {name}: ports of the unknown"
     ready = bool(worker.session) and not worker.draining and free
     assert (name in state.ready) == ready, f"worker {name}: ready is {not ready}"
     assert worker.doubtful.keys() <= worker.running.keys(), f"worker {name}: doubts the unknown"
@@ -70,6 +83,8 @@ def _check_workflow(
         assert not workflow.durable.ended, f"{name} was shown as ended"
     for run in workflow.experiments.values():
         _check_experiment(workflow, run)
+        if run.state is RunState.RUNNING and not run.failed:
+            _check_line(state, workflow, run)
         for page in run.pages.values():
             for index, record in page.records.items():
                 if record.status is Status.RUNNING:
@@ -90,7 +105,9 @@ def _check_experiment(workflow: WorkflowRun, run: ExperimentRun) -> None:
             assert index // PAGE_TASKS == number and 0 <= index < run.total, f"{where}: {index}"
             assert not page.is_done(index), f"{where}: task {index} is done and has a record"
             if record.status is Status.FAILED:
-                assert record.failures > run.spec.retries, f"{where}: task {index} gave up early"
+                assert record.failures or record.lone_crashes, f"{where}: task {index} gave up"
+            if record.status is Status.HELD:
+                assert run.spec.gang > 1, f"{where}: task {index} is held and has no gang"
     assert (run.succeeded, run.failed) == (done, counts[Status.FAILED]), f"{where}: counts"
     assert run.running == counts[Status.RUNNING], f"{where}: running"
     assert run.succeeded + run.failed + run.running <= run.total, where
@@ -98,8 +115,56 @@ def _check_experiment(workflow: WorkflowRun, run: ExperimentRun) -> None:
         assert run.succeeded == run.total, f"{where} succeeded without all its tasks"
     if run.state is RunState.PENDING:
         assert not run.running, f"{where} runs before its turn"
-    waiting = set(run.again)
+
+
+def _check_line(state: State, workflow: WorkflowRun, run: ExperimentRun) -> None:
+    """Everything that can run is in line for it."""
+    where = f"{workflow.name}/{run.spec.name}"
+    if run.spec.gang > 1:
+        for unit in range(run.units):
+            _check_gang(state, workflow, run, unit)
+        return
     for page in run.pages.values():
         for index, record in page.records.items():
             if record.status is Status.PENDING:
-                assert index in waiting, f"{where}: task {index} would never run again"
+                line = run.suspects if record.crashes >= SUSPECT else run.again
+                assert index in line, f"{where}: task {index} would never run again"
+    for index in range(run.total if run.spec.each else 0):
+        if run.record(index) is None and not run.is_done(index):
+            free = _precedes(workflow, run, index)
+            assert not free or index in run.open, f"{where}: task {index} would never run"
+
+
+def _precedes(workflow: WorkflowRun, run: ExperimentRun, unit: int) -> bool:
+    """Whether everything that a task or gang follows is durably done."""
+    for name in run.spec.each:
+        before = workflow.experiments[name]
+        for index in before.gang_of(unit * before.spec.gang):
+            page = before.pages.get(index // PAGE_TASKS)
+            if page is None or not page.durable >> (index % PAGE_TASKS) & 1:
+                return False
+    return True
+
+
+def _check_gang(state: State, workflow: WorkflowRun, run: ExperimentRun, unit: int) -> None:
+    indices = run.gang_of(unit * run.spec.gang)
+    first = TaskId(workflow.name, run.spec.name, indices[0])
+    where = f"{workflow.name}/{run.spec.name}: gang {unit}"
+    done = [run.is_done(index) for index in indices]
+    assert all(done) or not any(done), f"{where} is done in part"
+    if all(done) or first in state.broken or workflow.stopping is not None:
+        return
+    records = [run.record(index) for index in indices]
+    alive = [r for r in records if r is not None and r.status in (Status.RUNNING, Status.HELD)]
+    running = [record for record in alive if record.status is Status.RUNNING]
+    if not running:
+        assert not alive, f"{where} is held and nothing of it runs"
+        assert unit in run.gangs or not _precedes(workflow, run, unit), f"{where} never runs"
+    elif len(alive) == len(records):
+        starts = {
+            (record.attempt.epoch, record.attempt.number - rank)
+            for rank, record in enumerate(records)
+            if record is not None and record.attempt is not None
+        }
+        held = any(record.status is Status.HELD for record in alive)
+        assert len(starts) == 1 or not held, f"{where} is held in part"

@@ -127,5 +127,6 @@ def _expect_workers(state: State, workflow: WorkflowRun, run: ExperimentRun, now
                 worker.draining = record.worker in state.drained
                 state.workers[record.worker] = worker
             worker.running[task] = record.attempt
-            worker.alone = task if record.alone else worker.alone
+            if record.alone:
+                worker.alone = task._replace(index=run.gang_of(index)[0])
             take_share(state, workflow, run.spec.name, worker, record.share)

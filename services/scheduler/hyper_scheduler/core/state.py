@@ -253,7 +253,7 @@ class WorkerRun:
     running: dict[TaskId, Attempt] = field(default_factory=dict)
     load: int = 0  # the sum of what they take of slots
     doubtful: dict[TaskId, float] = field(default_factory=dict)  # until when a report may come
-    alone: TaskId | None = None  # has the worker for itself
+    alone: TaskId | None = None  # the task, or first of a gang, that has it for itself
     ports: dict[TaskId, int] = field(default_factory=dict)  # in use, by the first task of a gang
     cpus_used: float = 0.0
     memory_used: float = 0.0

@@ -79,7 +79,7 @@ def room(worker: WorkerRun, spec: Experiment, share: int) -> int:
     )
     slots = (have.slots * SLOT - worker.load) // share
     rooms = (int((left + 1e-6) / (each * part)) for each, left in pairs if each)
-    return max(1, min(slots, *rooms))
+    return max(1, min((slots, *rooms)))
 
 
 def places_when_empty(worker: WorkerRun, spec: Experiment) -> int:
@@ -88,7 +88,8 @@ def places_when_empty(worker: WorkerRun, spec: Experiment) -> int:
     if wrong_labels(worker, spec):
         return 0
     pairs = ((need.cpus, have.cpus), (need.memory_bytes, have.memory_bytes), (need.gpus, have.gpus))
-    return min(have.slots, *(int((there + 1e-6) / each) for each, there in pairs if each))
+    rooms = (int((there + 1e-6) / each) for each, there in pairs if each)
+    return min((have.slots, *rooms))
 
 
 def refresh_ready(state: State, worker: WorkerRun) -> None:
@@ -137,6 +138,15 @@ def settle_assigned(
     count_move(state, "running", len(tasks))
 
 
+def set_alone(
+    state: State, run: ExperimentRun, task: TaskId, worker: WorkerRun, owner: TaskId
+) -> None:
+    """The worker that holds the task gets nothing but what belongs to `owner`."""
+    run.page(task.index).records[task.index].alone = True
+    worker.alone = owner
+    refresh_ready(state, worker)
+
+
 def _occupy(state: State, task: TaskId, worker: WorkerRun, record: Record, share: int) -> None:
     """The task takes `share` of a slot."""
     record.share = share
@@ -172,7 +182,7 @@ def release(state: State, task: TaskId, record: Record) -> None:
     del worker.running[task]
     worker.doubtful.pop(task, None)
     worker.ports.pop(task, None)
-    if worker.alone == task:
+    if not worker.running:
         worker.alone = None
     workflow = state.workflows[task.workflow]
     take_share(state, workflow, task.experiment, worker, -record.share)
@@ -217,9 +227,7 @@ def _count_loss(state: State, run: ExperimentRun, task: TaskId, record: Record, 
         return
     if run.spec.gang > 1:
         record.blame = Blame.LOST
-    elif record.lone_crashes and is_poison(state, record):
-        record.message = verdict(record)
-        _give_up(state, run, task, record, now)
+    elif give_up_poison(state, run, task, record, now):
         return
     run_again(state, run, task, record, now)
 
@@ -239,6 +247,17 @@ def _give_up(state: State, run: ExperimentRun, task: TaskId, record: Record, now
     record.status, record.end_time = Status.FAILED, now
     run.failed += 1
     touch(state, task, now)
+
+
+def give_up_poison(
+    state: State, run: ExperimentRun, task: TaskId, record: Record, now: float
+) -> bool:
+    """Set a task aside that ends its workers; whether it is one."""
+    if not record.lone_crashes or not is_poison(state, record):
+        return False
+    record.message = verdict(record)
+    _give_up(state, run, task, record, now)
+    return True
 
 
 def fail_or_again(
@@ -292,6 +311,12 @@ def adopt(state: State, task: TaskId, attempt: Attempt, worker: WorkerRun, now: 
     if record is not None and record.status is Status.RUNNING:
         release(state, task, record)  # an older attempt; what it reports will be too late
     assign(state, task, attempt, worker, now)
+    if worker.alone is not None:  # it was not as alone as an earlier leader thought
+        worker.alone = None
+        for other in worker.running:
+            where = state.workflows[other.workflow].experiments[other.experiment]
+            where.page(other.index).records[other.index].alone = False
+        refresh_ready(state, worker)
     run = state.workflows[task.workflow].experiments[task.experiment]
     if run.spec.gang > 1:
         look_at_gang(state, run, task)

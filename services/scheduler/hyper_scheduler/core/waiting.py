@@ -1,0 +1,84 @@
+"""Why nothing of a workflow starts, in one sentence for people."""
+
+from __future__ import annotations
+
+from hyper_scheduler.core.dispatch import at_quota
+from hyper_scheduler.core.model import Experiment
+from hyper_scheduler.core.state import SLOT, ExperimentRun, RunState, State, WorkerRun, WorkflowRun
+from hyper_scheduler.core.tasks import places_when_empty, wrong_labels
+
+
+def why_waiting(state: State, workflow: WorkflowRun) -> str:
+    """Empty while its tasks start as they come, or while nothing of it is to start."""
+    if workflow.state.ended or workflow.stopping is not None:
+        return ""
+    if workflow.paused:
+        return f"paused: `hyper resume {workflow.name.rpartition('/')[2]}` goes on"
+    waiting = [run for run in workflow.experiments.values() if _waits(run)]
+    if not waiting:
+        return ""
+    if workflow.name in state.held:
+        return "a new scheduler leads: it waits for the workers that it knows of, a few seconds"
+    usable = [each for each in state.workers.values() if each.session and not each.draining]
+    if not usable:
+        gone = len(state.workers) - len(usable)
+        rest = f" ({gone} silent or draining)" if gone else ""
+        return f"no worker is connected{rest}: `hyper nodes` lists them"
+    for run in waiting:
+        if text := _no_place(usable, run):
+            return f"{run.spec.name}: {text}"
+    if any(run.running for run in waiting):
+        return ""  # it gets on
+    if at_quota(state, workflow.tenant):
+        slots = state.limits.quota(workflow.tenant).slots
+        return f"tenant {workflow.tenant} uses all of its {slots} slots"
+    run = waiting[0]
+    busy = sum(min(each.load, each.capacity.slots * SLOT) for each in usable) // SLOT
+    slots = sum(each.capacity.slots for each in usable)
+    if run.spec.gang > 1:
+        wanted = f"waits for {run.spec.gang} free slots at once"
+        return f"{run.spec.name}: {wanted} ({busy} of {slots} busy)"
+    if run.suspects:
+        return f"{run.spec.name}: waits for a worker that runs nothing else"
+    return f"{run.spec.name}: waits for a free slot ({busy} of {slots} busy)" if busy else ""
+
+
+def _waits(run: ExperimentRun) -> bool:
+    """Whether some of its tasks could run if there were a place."""
+    if run.state is not RunState.RUNNING or run.spec.items:
+        return False
+    if run.spec.workers and run.running >= run.spec.workers:
+        return False
+    if run.spec.gang > 1:
+        return run.gangs.first() is not None
+    return run.peek() is not None or run.suspect() is not None
+
+
+def _no_place(usable: list[WorkerRun], run: ExperimentRun) -> str:
+    """What no worker has, however idle; empty when some could run it."""
+    spec = run.spec
+    places = sum(places_when_empty(each, spec) for each in usable)
+    if places >= spec.gang:
+        return ""
+    if places:
+        return f"a gang of {spec.gang} needs as many places at once, and all workers have {places}"
+    kind = [each for each in usable if not wrong_labels(each, spec)]
+    if not kind:
+        return f"none of {len(usable)} workers has the labels {_labels(spec)}"
+    need = spec.hardware
+    for what, wanted, most in (
+        ("CPUs", need.cpus, max(each.capacity.cpus for each in kind)),
+        ("GPUs", need.gpus, max(each.capacity.gpus for each in kind)),
+        ("GiB of memory", need.memory_bytes / 2**30,
+         max(each.capacity.memory_bytes for each in kind) / 2**30),
+    ):  # fmt: skip
+        if wanted > most:
+            return f"a task needs {wanted:g} {what}, and no worker has more than {most:.4g}"
+    return f"none of {len(usable)} workers has all that a task needs at once"
+
+
+def _labels(spec: Experiment) -> str:
+    wanted = dict(spec.labels)
+    if spec.hardware.gpu:
+        wanted["gpu"] = spec.hardware.gpu
+    return ", ".join(f"{key}={value}" for key, value in wanted.items())

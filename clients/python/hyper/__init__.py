@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from hyper.arrays import Array
     from hyper.client import Client, connect
     from hyper.client import open_default as open  # noqa: A004  (reads as hyper.open)
-    from hyper.context import TaskContext
+    from hyper.context import TaskContext, report, result
     from hyper.datasets import Dataset
     from hyper.errors import HyperError
     from hyper.sessions import Session
@@ -37,6 +37,8 @@ __all__ = [
     "connect",
     "errors",
     "open",
+    "report",
+    "result",
 ]
 
 # Imported when first asked for: a task or a command pays only for what it uses.
@@ -51,6 +53,8 @@ _LAZY = {
     "connect": "hyper.client:connect",
     "errors": "hyper.errors",
     "open": "hyper.client:open_default",
+    "report": "hyper.context:report",
+    "result": "hyper.context:result",
 }
 
 

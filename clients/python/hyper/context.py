@@ -45,6 +45,45 @@ class AttemptId:
         return f"{self.epoch}.{self.number}"
 
 
+_steps: dict[str, int] = {}  # of each attempt: the last one that was reported
+
+
+def report(step: int | None = None, **metrics: float) -> None:
+    """Say how the task does, so that it can be compared with others (`objective` of a recipe).
+
+    One line of output, which the worker reads; outside of a task it is just printed.
+
+    Args:
+        step: how far it is, from 0 on; one more than the last one if not given.
+        metrics: numbers by name.
+
+    Raises:
+        ValueError: a metric is not a finite number, or the step is negative.
+    """
+    attempt = f"{os.environ.get(TASK)} {os.environ.get(ATTEMPT)}"
+    if step is None:
+        step = _steps.get(attempt, 0) + 1
+    if step < 0:
+        raise ValueError(f"step {step} is negative")
+    _steps.clear()  # one attempt at a time
+    _steps[attempt] = step
+    numbers = {name: float(value) for name, value in metrics.items()}
+    text = json.dumps({"step": int(step), "metrics": numbers}, allow_nan=False)
+    print(f"::hyper report {text}", flush=True)
+
+
+def result(value: object) -> None:
+    """Leave a result behind, from a command; a function returns it instead.
+
+    Args:
+        value: JSON, at most 64 KiB; the last one counts.
+
+    Raises:
+        TypeError, ValueError: it is not JSON.
+    """
+    print(f"::hyper result {json.dumps(value, allow_nan=False)}", flush=True)
+
+
 _client_lock = threading.Lock()
 _client: Client | None = None
 
@@ -86,13 +125,9 @@ class TaskContext:
         """Write a line to the task's log."""
         print(text, flush=True)
 
-    def report(self, **metrics: float) -> None:
-        """Write named numbers to the task's log, as one line of JSON that programs can find.
-
-        Raises:
-            ValueError: a metric is not a finite number.
-        """
-        print(f"report {json.dumps(metrics, allow_nan=False)}", flush=True)
+    def report(self, step: int | None = None, **metrics: float) -> None:
+        """Say how the task does; see `hyper.report`."""
+        report(step, **metrics)
 
     def open(self, address: str) -> Dataset | Array:
         """`Client.open` on the task's client."""

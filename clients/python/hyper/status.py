@@ -99,6 +99,8 @@ class WorkflowStatus:
     etag: str
     tasks: TaskCounts
     recipe_yaml: str
+    paused: bool = False
+    waiting: str = ""  # why tasks wait, in one sentence; empty while they start
 
     @property
     def id(self) -> str:
@@ -133,6 +135,9 @@ class TaskInfo:
     message: str
     start_time: datetime | None
     end_time: datetime | None
+    objective: float | None = None  # the newest value of the experiment's objective
+    step: int = 0  # at which it was reported
+    stopped_early: bool = False  # others did better
 
     @property
     def experiment(self) -> str:
@@ -216,6 +221,8 @@ def workflow_from_proto(
         etag=message.etag,
         tasks=_counts(message.tasks),
         recipe_yaml=recipe,
+        paused=message.paused,
+        waiting=message.waiting,
     )
 
 
@@ -237,6 +244,9 @@ def task_from_proto(message: workflow_pb2.Task) -> TaskInfo:
         message=message.message,
         start_time=_time(message, "start_time"),
         end_time=_time(message, "end_time"),
+        objective=message.objective if message.HasField("objective") else None,
+        step=message.step,
+        stopped_early=message.stopped_early,
     )
 
 

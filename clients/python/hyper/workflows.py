@@ -23,6 +23,7 @@ from hyper.errors import (
     WorkFailedError,
 )
 from hyper.names import check_part
+from hyper.recipe_files import inline_files
 from hyper.status import (
     ClusterInfo,
     RunState,
@@ -282,14 +283,21 @@ def submit(
 
     Raises:
         InvalidArgumentError: the recipe is wrong; the message names line and key.
+        UnavailableError, DeadlineError: no answer came, so it may run or not; submitting it again
+            with `error.metadata["request_id"]` finds it or starts it, never twice.
     """
-    text = upload_folders(client, recipe_text(recipe), recipe_folder(recipe))
+    base = recipe_folder(recipe)
+    text = upload_folders(client, inline_files(recipe_text(recipe), base), base)
     request = workflow_service_pb2.CreateWorkflowRequest(
         parent=f"tenants/{client.tenant}",
         recipe_yaml=text,
         request_id=request_id or str(uuid.uuid4()),
     )
-    response = client.call(SCHEDULER, WorkflowServiceStub, "CreateWorkflow", request)
+    try:
+        response = client.call(SCHEDULER, WorkflowServiceStub, "CreateWorkflow", request)
+    except (UnavailableError, DeadlineError) as error:
+        error.metadata["request_id"] = request.request_id
+        raise
     return Workflow(client, workflow_from_proto(response.workflow))
 
 
@@ -301,7 +309,7 @@ def check(client: Client, recipe: str | Path | Mapping[str, Any]) -> WorkflowSta
     """
     request = workflow_service_pb2.CreateWorkflowRequest(
         parent=f"tenants/{client.tenant}",
-        recipe_yaml=recipe_text(recipe),
+        recipe_yaml=inline_files(recipe_text(recipe), recipe_folder(recipe)),
         request_id=str(uuid.uuid4()),
         validate_only=True,
     )

@@ -18,7 +18,7 @@ from hyper_scheduler.positioned import Node
 
 _NUMBER = r"[0-9]+(?:\.[0-9]*)?(?:[eE][-+]?[0-9]+)?"
 _SPAN = re.compile(rf"\s*({_NUMBER})\s*-\s*({_NUMBER})\s*\Z")
-_KINDS = ("range", "uniform", "loguniform", "randint", "value", "from", "lines", "file")
+_KINDS = ("range", "uniform", "loguniform", "randint", "value", "from", "lines", "choice", "file")
 
 
 def read_domain(node: Node) -> Domain:
@@ -52,6 +52,10 @@ def _kind(node: Node, value: dict[str, Node]) -> Domain:
     kind, inner = next(iter(value.items()))
     if kind == "value":
         return Choice.of([inner.plain()])
+    if kind == "choice":
+        if not isinstance(inner.value, list) or not inner.value:
+            inner.fail("expected a list with at least one value")
+        return Choice.of([each.plain() for each in inner.value])
     if kind == "from":
         return _items(inner)
     if kind == "lines":

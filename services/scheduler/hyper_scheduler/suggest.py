@@ -53,7 +53,7 @@ def suggest(experiment: Experiment, index: int, history: Sequence[TrialView]) ->
         sampler = optuna.samplers.TPESampler(
             seed=int.from_bytes(digest.digest()), multivariate=True, constant_liar=True
         )
-    direction = "maximize" if objective.maximize else "minimize"
+    direction = optuna.study.StudyDirection(2 if objective.maximize else 1)
     study = optuna.create_study(sampler=sampler, direction=direction)
     trials = [_trial(optuna, experiment, space, each) for each in history]
     study.add_trials([each for each in trials if each is not None])

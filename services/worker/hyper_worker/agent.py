@@ -11,7 +11,7 @@ import contextlib
 import random
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -42,13 +42,17 @@ from hyper_worker.core.model import (
 )
 from hyper_worker.folders import Folders
 from hyper_worker.logs import LogStream, Shipper
-from hyper_worker.runner.base import Execution, Runner
+from hyper_worker.ports import Ports, own_address
+from hyper_worker.runner.base import Execution, Output, Runner
+from hyper_worker.voice import Metrics, Voice
 from hyperapi.worker.v1 import agent_service_pb2 as wire
 
 log = get_logger(__name__)
 
 _FAILURE_LOG_S = 2.0  # a failure is reported once its log can be read, or after this long
 
+_METRICS_MAX = 1_000  # reports that wait for the connection
+_PORTS_MAX = 16
 _BACKOFF_MAX_S = 5.0
 _WARN_EVERY = 20  # failures to connect in a row
 
@@ -117,6 +121,9 @@ class Agent:
         self._deadline_moved = asyncio.Event()
         self._launches: asyncio.Queue[tuple[Job, ...]] = asyncio.Queue()
         self._streams: dict[Key, LogStream] = {}
+        self._voices: dict[Key, Voice] = {}
+        self._metrics: dict[tuple[Key, int], Metrics] = {}  # by step: the newest counts
+        self._ports = Ports(min(identity.slots, _PORTS_MAX))
         self._failing: set[Key] = set()  # ended; their logs are being shipped
         self._failures_to_report: asyncio.Queue[tuple[Key, Exit, LogStream]] = asyncio.Queue()
         self.welcomed_once = asyncio.Event()
@@ -155,6 +162,8 @@ class Agent:
         """Who this is and what runs here."""
         self._machine.reports.reconnected()
         message = self._identity.hello()
+        message.host = own_address(self._resolve())
+        message.ports.extend(self._ports.free)
         message.running.extend(map(convert.key_to_proto, self._machine.answered_for))
         return message
 
@@ -187,6 +196,12 @@ class Agent:
     def next_batch(self) -> tuple[int, tuple[Status, ...]] | None:
         """Reports to send now."""
         return self._machine.reports.next_batch()
+
+    def next_metrics(self) -> list[wire.MetricReport]:
+        """What attempts have said of themselves since the last time."""
+        told = [convert.metrics_to_proto(key, each) for (key, _), each in self._metrics.items()]
+        self._metrics.clear()
+        return told
 
     def dispatch(self, event: Event) -> None:
         """Let the core decide and carry out what it says."""
@@ -232,6 +247,7 @@ class Agent:
         kind = "function" if jobs[0].function else "command"
         keys = [job.key for job in jobs]
         start = time.monotonic()
+        self._ports.lend(jobs[0].port)
         try:
             await self._run(kind, jobs)
         except (OSError, ValueError, HyperError) as error:
@@ -242,6 +258,7 @@ class Agent:
         else:
             return
         finally:
+            self._ports.take_back(jobs[0].port)
             for key in keys:
                 self._executions.pop(key, None)
                 self._early.pop(key, None)
@@ -272,18 +289,32 @@ class Agent:
 
     # Sink of the runners
 
-    def output(self, key: Key) -> LogStream:
+    def output(self, key: Key) -> Output:
         """The log of an attempt that has something to say."""
-        stream = self._streams.get(key)
-        if stream is None:
+        voice = self._voices.get(key)
+        if voice is None:
             stream = self._streams[key] = self._shipper.open(key)
-        return stream
+            voice = Voice(stream, lambda metrics: self._told(key, metrics))
+            self._voices[key] = voice
+        return voice
+
+    def _told(self, key: Key, metrics: Metrics) -> None:
+        """An attempt has said how it does; the oldest is dropped where too many wait."""
+        self._metrics.pop((key, metrics.step), None)
+        self._metrics[key, metrics.step] = metrics
+        if len(self._metrics) > _METRICS_MAX:
+            del self._metrics[next(iter(self._metrics))]
+        if self._connection is not None:
+            self._connection.wake()
 
     def ended(self, ends: list[tuple[Key, Exit]]) -> None:
         """Attempts have ended: a failure is reported when its log can be read."""
         now: list[tuple[Key, Exit]] = []
         for key, exit_ in ends:
             stream = self._streams.pop(key, None)
+            voice = self._voices.pop(key, None)
+            if voice is not None:
+                exit_ = _with_result(exit_, voice)
             if stream is not None:
                 stream.close()
                 if exit_.exit_code != 0 or exit_.message:
@@ -374,6 +405,16 @@ class Agent:
             running=len(self._machine.live),
             reports=self._machine.reports.waiting,
         )
+
+
+def _with_result(exit_: Exit, voice: Voice) -> Exit:
+    """The end of an attempt that may have printed its result; what a function returns is first."""
+    voice.close()
+    if exit_.exit_code != 0 or exit_.message or exit_.result_json:
+        return exit_
+    if voice.problem:
+        return replace(exit_, exit_code=1, message=voice.problem)
+    return replace(exit_, result_json=voice.result_json)
 
 
 def _version() -> str:

@@ -45,6 +45,9 @@ class Owner(Protocol):
     def next_batch(self) -> tuple[int, tuple[Status, ...]] | None:
         """Reports to send now."""
 
+    def next_metrics(self) -> list[wire.MetricReport]:
+        """What attempts have said of themselves since the last time."""
+
 
 class Connection:
     """Speaks `AgentService.Connect` over one channel.
@@ -160,6 +163,9 @@ class Connection:
                     busy = _BUSY_FACTOR if self._owner.busy() else 1.0
                     await asyncio.sleep(self._gather_s * busy)
             self._reports.clear()
+            if metrics := self._owner.next_metrics():
+                message = wire.StatusBatch(metrics=metrics)
+                await call.write(wire.ConnectRequest(status=message))
             while (batch := self._owner.next_batch()) is not None:
                 sequence, statuses = batch
                 message = convert.batch_to_proto(sequence, statuses)

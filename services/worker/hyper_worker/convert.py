@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import replace
 
 from google.protobuf import duration_pb2
 
 from hyper.errors import InternalError
 from hyper_worker.core.model import Job, Key, Outcome, Status
+from hyper_worker.voice import Metrics
 from hyperapi.scheduler.v1 import workflow_pb2
 from hyperapi.worker.v1 import agent_service_pb2 as wire
 
@@ -38,8 +40,22 @@ def jobs_from_proto(batch: wire.TaskBatch, specs: Mapping[str, wire.TaskSpec]) -
     for group in batch.groups:
         make = _maker(group.experiment, specs)
         columns = zip(group.indices, group.numbers, group.parameters_json, strict=True)
-        for index, number, parameters in columns:
-            yield make(Key(f"{group.experiment}/tasks/{index}", group.epoch, number), parameters)
+        for place, (index, number, parameters) in enumerate(columns):
+            job = make(Key(f"{group.experiment}/tasks/{index}", group.epoch, number), parameters)
+            yield _ranked(job, group.ranks[place]) if group.ranks else job
+
+
+def _ranked(job: Job, rank: wire.Rank) -> Job:
+    """The job of a gang's task: its place is in the environment, under torchrun's names."""
+    names = {
+        "RANK": rank.rank, "WORLD_SIZE": rank.world_size,
+        "LOCAL_RANK": rank.local_rank, "LOCAL_WORLD_SIZE": rank.local_world_size,
+        "NODE_RANK": rank.node_rank, "GROUP_RANK": rank.node_rank,
+        "MASTER_ADDR": rank.master_addr, "MASTER_PORT": rank.master_port,
+    }  # fmt: skip
+    env = dict(job.env) | {name: str(value) for name, value in names.items()}
+    port = rank.master_port if rank.rank == 0 else 0
+    return replace(job, env=tuple(sorted(env.items())), rank=rank.rank, port=port)
 
 
 def _maker(experiment: str, specs: Mapping[str, wire.TaskSpec]) -> Callable[[Key, str], Job]:
@@ -97,7 +113,15 @@ def status_to_proto(status: Status) -> wire.TaskStatus:
         wall=duration(exit_.wall_s),
         cpu=duration(exit_.cpu_s),
         peak_rss_bytes=exit_.peak_rss_bytes,
+        permanent=exit_.permanent,
     )
+
+
+def metrics_to_proto(key: Key, metrics: Metrics) -> wire.MetricReport:
+    """Write what an attempt says of itself."""
+    return wire.MetricReport(
+        key=key_to_proto(key), step=metrics.step, metrics=dict(metrics.values)
+    )  # fmt: skip
 
 
 _OUTCOMES = {outcome: wire.Outcome.Value(f"OUTCOME_{outcome.name}") for outcome in Outcome}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -82,7 +83,10 @@ def status(
 
     now = cluster_status.status(Home.default())
     if not quiet:
-        output.emit(now.facts() if json_output else None, _status_text(now), as_json=json_output)
+        waiting = _waiting(now) if now.state == cluster_status.RUNNING else []
+        facts = now.facts() | {"waiting": waiting} if json_output else None
+        text = "\n".join([_status_text(now), *(f"waiting: {line}" for line in waiting)])
+        output.emit(facts, text, as_json=json_output)
     codes = {
         cluster_status.RUNNING: 0,
         cluster_status.DEGRADED: 1,
@@ -90,6 +94,20 @@ def status(
         cluster_status.STARTING: 3,
     }
     raise typer.Exit(codes[now.state])
+
+
+def _waiting(now: Status) -> list[str]:
+    """Why workflows wait, a line each."""
+    from hyper.client import Client
+    from hyper.errors import HyperError
+
+    assert now.cluster is not None
+    try:
+        with Client(now.cluster.endpoint, patience_s=2.0) as client:
+            newest = itertools.islice(client.workflows(), 50)
+            return [f"{each.id}: {each.waiting}" for each in newest if each.waiting]
+    except HyperError as error:
+        return [f"unknown, for workflows cannot be listed: {error}"]
 
 
 def _status_text(now: Status) -> str:

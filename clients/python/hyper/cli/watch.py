@@ -95,7 +95,12 @@ def bars(first: WorkflowStatus) -> Display:
         for e in first.experiments
     }
 
+    said = [""]
+
     def update(status: WorkflowStatus) -> None:
+        if status.waiting != said[0]:
+            said[0] = status.waiting
+            progress.console.print(f"waiting: {status.waiting}" if status.waiting else "goes on")
         for experiment in status.experiments:
             row = rows[experiment.name]
             if experiment.start_time is not None:
@@ -115,10 +120,14 @@ def bars(first: WorkflowStatus) -> Display:
 
 
 def lines() -> Display:
-    """One line on stderr whenever an experiment changes its state."""
+    """One line on stderr whenever an experiment changes its state, or why tasks wait."""
     seen: dict[str, RunState] = {}
+    said = [""]
 
     def update(status: WorkflowStatus) -> None:
+        if status.waiting != said[0]:
+            said[0] = status.waiting
+            output.say(f"waiting: {status.waiting}" if status.waiting else "goes on")
         for experiment in status.experiments:
             if seen.get(experiment.id, RunState.PENDING) is not experiment.state:
                 done = f"{experiment.tasks.succeeded} of {experiment.tasks.total} tasks done"

@@ -1,10 +1,11 @@
-"""`hyper submit | ps | tasks | logs | cancel | retry | nodes | drain`."""
+"""`hyper submit | ps | tasks | logs | cancel | retry | pause | resume | nodes | drain`."""
 
 from __future__ import annotations
 
 import itertools
 import sys
 import time
+import uuid
 from collections.abc import Iterable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
@@ -16,7 +17,13 @@ from hyper.cli import output
 from hyper.cli.targets import Target, parse_target
 from hyper.cli.watch import duration, note, watch
 from hyper.client import Client, connect
-from hyper.errors import HyperError, InvalidArgumentError, NotFoundError
+from hyper.errors import (
+    DeadlineError,
+    HyperError,
+    InvalidArgumentError,
+    NotFoundError,
+    UnavailableError,
+)
 from hyper.status import (
     RunState,
     TaskInfo,
@@ -56,7 +63,7 @@ def submit(
             text = f"{recipe}: {status.tasks.total} tasks in {len(status.experiments)} experiments"
             output.emit(_plain(status), text, as_json=json_output)
             return
-        workflow = client.submit(recipe, request_id=request_id)
+        workflow = _submit(client, recipe, request_id or str(uuid.uuid4()))
         status = workflow.status
         if not watching:
             output.say(f"{status.tasks.total} tasks; watch them with `hyper ps {status.id} -w`")
@@ -64,6 +71,16 @@ def submit(
             return
         output.say(f"submitted {status.id}: {status.tasks.total} tasks")
         _finish(workflow, as_json=json_output)
+
+
+def _submit(client: Client, recipe: Path, request_id: str) -> Workflow:
+    """Submit; says how to find out what has become of it if no answer comes."""
+    again = f"`hyper submit {recipe} --request-id {request_id}`"
+    try:
+        return client.submit(recipe, request_id=request_id)
+    except (KeyboardInterrupt, UnavailableError, DeadlineError):
+        output.say(f"no answer came, so it may run or not: {again} finds it, or starts it once")
+        raise
 
 
 def ps(
@@ -179,6 +196,21 @@ def retry(
         output.emit(_plain(status), f"{status.id} {status.state.lower()}", as_json=json_output)
 
 
+def pause(workflow: Name, json_output: Json = False) -> None:
+    """Start nothing more of a workflow until `hyper resume`; what runs goes on."""
+    with _connect() as client:
+        status = client.workflow(workflow).pause()
+        text = f"{status.id} is paused: {status.tasks.running} tasks still run"
+        output.emit(_plain(status), text, as_json=json_output)
+
+
+def resume(workflow: Name, json_output: Json = False) -> None:
+    """Go on with a paused workflow."""
+    with _connect() as client:
+        status = client.workflow(workflow).resume()
+        output.emit(_plain(status), f"{status.id} goes on", as_json=json_output)
+
+
 def nodes(json_output: Json = False) -> None:
     """List the machines that run tasks."""
     with _connect() as client:
@@ -212,7 +244,7 @@ def drain(
 
 def register(app: typer.Typer) -> None:
     """Add the commands."""
-    for command in (submit, ps, tasks, logs, cancel, retry, nodes, drain):
+    for command in (submit, ps, tasks, logs, cancel, retry, pause, resume, nodes, drain):
         app.command(command.__name__)(command)
 
 
@@ -242,11 +274,11 @@ def _workflow_row(status: WorkflowStatus) -> tuple[object, ...]:
     return (
         status.id,
         status.display_name,
-        status.state.lower(),
+        "paused" if status.paused and not status.state.ended else status.state.lower(),
         f"{counts.succeeded}/{counts.total}",
         counts.failed,
         _age(status.create_time),
-        _clipped(status.message),
+        _clipped(status.message or status.waiting),
     )
 
 
@@ -270,6 +302,8 @@ def _experiments(status: WorkflowStatus) -> str:
     head = f"{status.id} ({status.display_name}) {status.state.lower()}"
     if status.message:
         head += f": {status.message}"
+    if status.waiting:
+        head += f"\nwaiting: {status.waiting}"
     return f"{head}\n{output.table(('EXPERIMENT', 'STATE', 'DONE', 'TIME', 'NOTE'), rows)}"
 
 

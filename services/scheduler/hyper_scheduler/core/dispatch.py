@@ -146,6 +146,9 @@ def _arrivals(state: State, active: set[str]) -> None:
 def _serve(turn: _Turn, workflow: WorkflowRun) -> bool:
     """Start something of the workflow, if that can be: a task, a gang, a slot's worth of tasks."""
     runs = [each for each in workflow.experiments.values() if each.state is RunState.RUNNING]
+    for run in runs:
+        if run.suspects and not run.spec.items and _give_alone(turn, workflow, run):
+            return True
     for step in range(len(runs)):
         run = runs[(workflow.turn + step) % len(runs)]
         limit = run.spec.workers - run.running if run.spec.workers else _NO_LIMIT
@@ -154,7 +157,7 @@ def _serve(turn: _Turn, workflow: WorkflowRun) -> bool:
         if run.spec.gang > 1:
             given = _give_gang(turn, workflow, run)
         else:
-            given = _give_alone(turn, workflow, run) or _give_tasks(turn, workflow, run, limit)
+            given = _give_tasks(turn, workflow, run, limit)
         if given:
             workflow.turn = (workflow.turn + step + 1) % len(runs)
             return True

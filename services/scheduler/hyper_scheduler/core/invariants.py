@@ -124,10 +124,11 @@ def _check_line(state: State, workflow: WorkflowRun, run: ExperimentRun) -> None
         for unit in range(run.units):
             _check_gang(state, workflow, run, unit)
         return
+    again, suspects = set(run.again), set(run.suspects)
     for page in run.pages.values():
         for index, record in page.records.items():
             if record.status is Status.PENDING:
-                line = run.suspects if record.crashes >= SUSPECT else run.again
+                line = suspects if record.crashes >= SUSPECT else again
                 assert index in line, f"{where}: task {index} would never run again"
     for index in range(run.total if run.spec.each else 0):
         if run.record(index) is None and not run.is_done(index):

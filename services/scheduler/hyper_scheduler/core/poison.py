@@ -21,9 +21,12 @@ PRIOR_LOSSES, PRIOR_S = 1.0, 3_600.0  # before anything was seen: a loss an hour
 
 
 def is_poison(state: State, record: Record) -> bool:
-    """Whether chance does not explain how often the task lost a worker of its own."""
-    losses = PRIOR_LOSSES + state.workers_crashed
-    watched_s = PRIOR_S + state.worker_s
+    """Whether chance does not explain how often the task lost a worker of its own.
+
+    The rate to compare with is that of all other workers, those of other suspects included.
+    """
+    losses = PRIOR_LOSSES + max(0, state.workers_crashed - record.lone_crashes)
+    watched_s = PRIOR_S + max(0.0, state.worker_s - record.lone_s)
     return chance(record.lone_crashes, record.lone_s, losses, watched_s) < CHANCE
 
 

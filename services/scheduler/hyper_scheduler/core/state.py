@@ -367,7 +367,7 @@ class State:
     reserved: Reservation | None = None
     broken: dict[TaskId, None] = field(default_factory=dict)  # first tasks of gangs to look at
     worker_s: float = 0.0  # how long workers have been watched together
-    workers_crashed: int = 0  # of them, for no reason that a task is suspected of
+    workers_crashed: int = 0  # of them, without notice
     wake: bool = False  # dispatch may have something to do
     checked_at: float = 0.0  # when leases and deadlines were looked at
     unsettled: dict[str, None] = field(default_factory=dict)  # workflows that may go on or end

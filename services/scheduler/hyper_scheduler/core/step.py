@@ -264,7 +264,7 @@ def _lose_worker(state: State, worker: WorkerRun, now: float) -> Lost:
     refresh_ready(state, worker)
     # one that was told to go, or that never came to this leader, says nothing about its tasks
     crashed = not worker.draining and worker.capacity.slots > 0
-    state.workers_crashed += crashed and worker.alone is None
+    state.workers_crashed += crashed
     for task in tasks:
         lose(state, task, now, seen=worker.last_seen if crashed else None)
     del state.workers[worker.name]

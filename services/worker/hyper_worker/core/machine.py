@@ -319,8 +319,10 @@ class Machine:
 
 
 def _bundles(job: Job) -> bool:
-    """Whether it may share a slot: what has a timeout must know when it starts."""
-    return bool(job.function) and job.timeout_s is None
+    """Whether it may share a slot: what has a timeout must know when it starts, and ranks of a
+    gang wait for each other.
+    """
+    return bool(job.function) and job.timeout_s is None and job.rank < 0
 
 
 def _kind(job: Job) -> tuple[str, tuple[tuple[str, str], ...], str]:

@@ -32,6 +32,8 @@ class Job:
     workdir: str = ""
     timeout_s: float | None = None
     grace_s: float = 10.0
+    rank: int = -1  # in a gang; its place is in `env`
+    port: int = 0  # on this machine, that the first of the gang listens on
 
 
 class Outcome(StrEnum):
@@ -57,6 +59,7 @@ class Exit:
         wall_s: from start to end.
         cpu_s: user and system time, children included.
         peak_rss_bytes: of all its processes together, as sampled.
+        permanent: it failed in a way that another attempt cannot change.
     """
 
     exit_code: int = 0
@@ -66,6 +69,7 @@ class Exit:
     wall_s: float = 0.0
     cpu_s: float = 0.0
     peak_rss_bytes: int = 0
+    permanent: bool = False  # another attempt would fail in the same way
 
 
 @dataclass(frozen=True, slots=True)

@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 RESULT_BYTES_MAX = 64 << 10
 MESSAGE_CHARS_MAX = 500
 ANSWER = struct.Struct("=IIBddQ")  # bytes of text, call, flags, wall_s, cpu_s, peak_rss_bytes
-OK, OUTPUT = 1, 2  # flags of an answer
+OK, OUTPUT, PERMANENT = 1, 2, 4  # flags of an answer
 PACKET_BYTES_MAX = 128 << 10  # a request that is longer comes as a file
 INLINE, FILE = b"=", b"@"
 _PEAK_S = 0.25  # the peak of memory is looked at so often, and after calls of 10 ms and more
@@ -180,6 +180,7 @@ class _Answer:
 
     ok: bool = False
     text: str = ""  # the result, or why there is none
+    permanent: bool = False  # it would fail again in the same way
 
 
 def run_one(task: str, attempt: AttemptId, function: str, text: str, stopper: _Stopper) -> _Answer:
@@ -199,7 +200,7 @@ def run_one(task: str, attempt: AttemptId, function: str, text: str, stopper: _S
         answer.text = "" if answer.ok else f"the function called sys.exit({error.code!r})"
     except BaseException as error:  # noqa: BLE001  (everything a function raises is its failure)
         _print_traceback(error)
-        answer.text = _sentence(error)
+        answer.text, answer.permanent = _sentence(error), _is_permanent(error)
     finally:
         stopper.running = False
     for stream in (sys.stdout, sys.stderr):
@@ -214,6 +215,23 @@ def _print_traceback(error: BaseException) -> None:
     while stack is not None and stack.tb_frame.f_code.co_filename == __file__:
         stack = stack.tb_next
     traceback.print_exception(type(error), error, stack)
+
+
+def _is_permanent(error: BaseException) -> bool:
+    """Whether a service or the SDK has refused what the function asked for, whatever the state.
+
+    So it is too when the function cannot be called with these parameters, or returns no JSON. An
+    error of the function's own making says so by an attribute `permanent = True`.
+    """
+    stack = error.__traceback__
+    while stack is not None and stack.tb_frame.f_code.co_filename == __file__:
+        stack = stack.tb_next
+    if stack is None and isinstance(error, TypeError | ValueError):
+        return True
+    errors = sys.modules.get("hyper.errors")
+    if errors is not None and isinstance(error, errors.InvalidArgumentError):
+        return True
+    return getattr(error, "permanent", False) is True
 
 
 def _sentence(error: BaseException) -> str:
@@ -274,6 +292,7 @@ class _Calls:
         output = _waits(1)
         text = answer.text.encode(errors="replace")
         flags = (OK if answer.ok else 0) | (OUTPUT if output else 0)
+        flags |= PERMANENT if answer.permanent else 0
         peak_bytes = self._peak.end(wall_s)
         data = ANSWER.pack(len(text), number, flags, wall_s, cpu_s, peak_bytes) + text
         while data:

@@ -23,6 +23,7 @@ from hyper_worker.runner.child import (
     OK,
     OUTPUT,
     PACKET_BYTES_MAX,
+    PERMANENT,
     RESULT_BYTES_MAX,
     pack_request,
     packet_number,
@@ -232,7 +233,8 @@ class Warm:
             ok = bool(flags & OK)
             peak_bytes = max(peak_bytes, self.usage.peak_rss_bytes)
             message, result = ("", text) if ok else (text, "")
-            exit_ = Exit(int(not ok), message, result, ok, wall_s, cpu_s, peak_bytes)
+            permanent = bool(flags & PERMANENT)
+            exit_ = Exit(int(not ok), message, result, ok, wall_s, cpu_s, peak_bytes, permanent)
             found.append(Answer(number, exit_))
             more = number + 1 < self._number
             self._pause_s = min(_PAUSE_MAX_S, 2.0 * wall_s + _PAUSE_S) if more else _PAUSE_S

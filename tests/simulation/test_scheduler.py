@@ -48,7 +48,10 @@ def run_to_the_end(
 
 def poisoned(world: World, name: str) -> bool:
     names = {experiment for experiment, _ in world.poison | world.killers}
-    return any(spec.name in names for spec in world.recipes[name].experiments)
+    return any(
+        spec.name in names and spec.objective is None  # others may be stopped early instead
+        for spec in world.recipes[name].experiments
+    )
 
 
 def check_succeeded(world: World, name: str) -> None:

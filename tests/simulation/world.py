@@ -516,7 +516,7 @@ class World:
         worker.running[task] = attempt
         short = int(task.experiment[1:]) % 2 == 1 and self.random.random() < 0.9
         duration_s = self.random.expovariate(50.0 if short else 1.0)
-        if (task.experiment, task.index) in self.killers:
+        if (task.experiment, task.index) in self.killers and spec.objective is None:
             self.after(self.random.uniform(0.1, 1.0), lambda: self._kill(worker, task, attempt))
             return
         if spec.gang > 1:
@@ -535,7 +535,7 @@ class World:
 
         def end() -> None:
             if worker.alive and worker.running.get(task) == attempt:
-                failed = (task.experiment, task.index) in self.poison
+                failed = (task.experiment, task.index) in self.poison and spec.objective is None
                 outcome = e.Outcome.FAILED if failed else e.Outcome.SUCCEEDED
                 self._finish(worker, task, attempt, outcome, duration_s)
 

@@ -57,6 +57,7 @@ class ExperimentRun:
     gangs: TaskSet = field(default_factory=TaskSet)  # gangs that may start
     feeds: tuple[str, ...] = ()  # experiments that follow this one task by task
     expanding: bool = False  # its items are on their way
+    known: int = 0  # the generation of the head that says how many tasks its items make
     suggesting: int = -1  # the task whose parameters are on their way
     best: tuple[float, int] | None = None  # value of the objective, task
     rungs: list[list[float]] = field(default_factory=list)  # sorted, the better last

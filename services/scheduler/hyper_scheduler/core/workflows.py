@@ -281,7 +281,7 @@ def _go_on(state: State, workflow: WorkflowRun, run: ExperimentRun, now: float) 
             return []
         run.expanding = True
         return [Expand(workflow.name, run.spec.name)]
-    if run.state is RunState.RUNNING:
+    if run.state is RunState.RUNNING or workflow.stored < run.known:
         return []
     for name in run.spec.each:
         if runs[name].units != run.units:
@@ -335,6 +335,10 @@ def expanded(state: State, event: Expanded) -> list[Command]:
     run.expand(spec)
     if text := _over_quota(state, None, workflow):
         return stop_workflow(state, workflow, RunState.FAILED, text, event.now)
+    # a new leader must know what reports of its tasks are about: they start once this is durable
+    workflow.generation += 1
+    run.known = workflow.generation
+    state.pending.urgent = True
     touch_head(state, workflow.name, event.now)
     return []
 

@@ -9,7 +9,7 @@ import time
 from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,7 @@ from hyper_inference.compiler.frontend import onnx as onnx_frontend
 from hyper_inference.compiler.frontend import pt2, torch_export
 from hyper_inference.compiler.ir import Floats, Graph
 from hyper_inference.compiler.memory_plan import MemoryPlan, plan_memory
+from hyper_inference.compiler.outline import outline
 from hyper_inference.compiler.pipeline import run_pipeline
 from hyper_inference.errors import InvalidModelError, ShapeError
 
@@ -93,10 +94,13 @@ def compile_net(
     start = time.perf_counter()
     chosen = find_target(target)
     stages: list[tuple[str, Graph]] = []
-    source = load_graph(model, shape)
-    graph = run_pipeline(source, on_pass=lambda name, after: stages.append((name, after)))
-    plan = plan_memory(graph, mode=chosen_mode, max_bytes=max_bytes)
+    graph = load_graph(model, shape)
+    source = outline(graph)
+    graph = run_pipeline(graph, on_pass=lambda name, after: stages.append((name, outline(after))))
+    plan = plan_memory(graph, mode=chosen_mode, align=chosen.width, max_bytes=max_bytes)
     steps = lower(graph, plan, chosen, chosen_mode)
+    graph = outline(graph)
+    steps, constants = _gather_constants(steps)
     code = _machine_code(steps, chosen, CodeCache(cache))
     return Compiled(
         source=source,
@@ -109,7 +113,7 @@ def compile_net(
         compile_s=time.perf_counter() - start,
         stages=tuple(stages),
         _code=code,
-        _constants=_constants(steps),
+        _constants=constants,
     )
 
 
@@ -133,12 +137,20 @@ def _machine_code(steps: Sequence[Step], target: Target, cache: CodeCache) -> Co
     return load_object(data, target)
 
 
-def _constants(steps: Sequence[Step]) -> Floats:
+def _gather_constants(steps: list[Step]) -> tuple[list[Step], Floats]:
+    """All constants in one array, of which each step's become a part; empties `steps`.
+
+    Weights weigh most of what a net holds, so there is never a second copy of all.
+    """
     offsets, total = abi.constant_offsets(steps)
     constants = aligned_zeros(total)
-    for step, offset in zip(steps, offsets, strict=True):
-        constants[offset : offset + len(step.constants)] = step.constants
-    return constants
+    gathered = []
+    for offset in offsets:
+        step = steps.pop(0)
+        part = constants[offset : offset + len(step.constants)]
+        part[:] = step.constants
+        gathered.append(replace(step, constants=part))
+    return gathered, constants
 
 
 def aligned_zeros(count: int) -> Floats:
@@ -165,7 +177,10 @@ class _Workspace:
 
 @dataclass(slots=True)
 class Compiled:
-    """A compiled net. Call it from any number of threads; each run has memory of its own."""
+    """A compiled net. Call it from any number of threads; each run has memory of its own.
+
+    `source`, `graph` and `stages` are outlines: their weights are gone, their shapes are not.
+    """
 
     source: Graph
     graph: Graph

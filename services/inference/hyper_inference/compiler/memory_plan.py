@@ -4,11 +4,12 @@ Layout of a value: rows of x, one after another along c, then y, then z, in floa
 `[z][y][c][x]`. Any number of channels needs no padding, vectors run along x. Around it lies what
 its readers need: zero planes and rows (a convolution's zero padding), and on the left of every row
 zeros that are also the right margin of the row before. Kernels write zeros behind a row's last
-voxel, and never touch halos: these are zeroed once, when the arena is made.
+voxel, and never touch halos: these are zeroed once, when the arena is made. Where a buffer shares
+memory with one of another place or geometry, its halos are zeroed again in every run, before its
+first write (`MemoryPlan.clears`).
 
 A concatenation is one buffer whose parts are written in place, as channels of it; so are slices
-of channels. Two values share memory if their lives do not overlap and their geometry is the same
-(halos then coincide).
+of channels. Values whose lives do not overlap share memory (`arena.py`).
 """
 
 from __future__ import annotations
@@ -17,12 +18,13 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from hyper_inference.compiler import arena
 from hyper_inference.compiler.algorithm import Mode, choose_winograd
 from hyper_inference.compiler.ir import Concat, Conv, Graph, Node, Shape, Slice, TensorType, Triple
 from hyper_inference.errors import ShapeError
 
-ALIGN = 16
-"""Floats; a cache line, and the widest vector."""
+LINE = 16
+"""Floats of a cache line: where buffers begin."""
 FRONT = 16384
 SLACK = 16384
 """Floats before and behind all buffers, so that vectors may read past a tail."""
@@ -30,17 +32,21 @@ SLACK = 16384
 
 @dataclass(frozen=True, slots=True)
 class Geometry:
-    """A buffer: its shape and the zeros around it."""
+    """A buffer: its shape and the zeros around it.
+
+    Rows begin and end `align` floats apart, on vectors.
+    """
 
     shape: Shape
     before: tuple[int, int]  # zero planes, zero rows
     after: tuple[int, int]
     left: int  # zero floats before each row
+    align: int
 
     @property
     def pitch(self) -> int:
         """Floats from a row of x to the next channel's."""
-        return self.left + _round_up(self.shape[3], ALIGN)
+        return self.left + _round_up(self.shape[3], self.align)
 
     @property
     def row_stride(self) -> int:
@@ -56,6 +62,11 @@ class Geometry:
     def origin(self) -> int:
         """Floats from the buffer's start to its voxel 0."""
         return self.plane_stride * self.before[0] + self.row_stride * self.before[1] + self.left
+
+    @property
+    def has_zeros(self) -> bool:
+        """There are floats that readers need and no kernel writes."""
+        return any((*self.before, *self.after, self.left))
 
     @property
     def floats(self) -> int:
@@ -76,6 +87,14 @@ class Place:
 
 
 @dataclass(frozen=True, slots=True)
+class Clear:
+    """A buffer that begins `start` floats into the arena and whose halos are to be zeroed."""
+
+    start: int
+    geometry: Geometry
+
+
+@dataclass(frozen=True, slots=True)
 class MemoryPlan:
     """Places of all values in an arena of `floats` floats."""
 
@@ -84,6 +103,8 @@ class MemoryPlan:
     buffers: int
     in_place: frozenset[tuple[str, str]]
     """(concat or slice, part): no copy is needed."""
+    clears: Mapping[str, Clear]
+    """What is cleared before a value (the first in its buffer) is written."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,8 +118,16 @@ class _Need:
         return _Need(_largest(self.before, other.before), _largest(self.after, other.after))
 
 
-def plan_memory(graph: Graph, *, mode: Mode = "exact", max_bytes: int = 2**36) -> MemoryPlan:
+def plan_memory(
+    graph: Graph, *, mode: Mode = "exact", align: int = LINE, max_bytes: int = 2**36
+) -> MemoryPlan:
     """Place every value; the mode decides how far around a value is read.
+
+    Args:
+        graph: after all passes.
+        mode: see `algorithm.py`.
+        align: floats of a vector.
+        max_bytes: of the arena.
 
     Raises:
         ShapeError: more than `max_bytes` would be needed.
@@ -124,42 +153,56 @@ def plan_memory(graph: Graph, *, mode: Mode = "exact", max_bytes: int = 2**36) -
             needs[root] = needs.get(root, _Need()).union(_need(node, types[name], mode))
     touch(graph.output, len(graph.nodes))
 
-    together: dict[Shape, _Need] = {}  # values of one shape get one geometry, to share memory
+    together: dict[Shape, _Need] = {}  # one geometry a shape: fewer kernels, fewer clears
     for root in born:
         shape = types[root].shape
         together[shape] = together.get(shape, _Need()).union(needs.get(root, _Need()))
-    slots: list[tuple[Geometry, int]] = []  # geometry and the step at which it is free again
-    chosen: dict[str, int] = {}
-    for root in sorted(born, key=lambda name: born[name]):
-        shape = types[root].shape
-        geometry = _geometry(shape, together[shape])
-        free = (
-            n
-            for n, (have, busy_to) in enumerate(slots)
-            if have == geometry and busy_to < born[root]
-        )
-        slot = next(free, len(slots))
-        slots[slot : slot + 1] = [(geometry, dies[root])]
-        chosen[root] = slot
-
-    offsets, total = [], FRONT
-    for geometry, _ in slots:
-        offsets.append(total)
-        total += _round_up(geometry.floats, ALIGN)
-    total += SLACK
+    geometries = {
+        root: _geometry(types[root].shape, together[types[root].shape], align) for root in born
+    }
+    blocks = [
+        arena.Block(_round_up(geometries[root].floats, LINE), born[root], dies[root])
+        for root in born
+    ]
+    offsets, size = arena.place(blocks)
+    total = FRONT + size + SLACK
     if total * 4 > max_bytes:
         raise ShapeError(
             f"the net needs {total * 4 / 2**30:.1f} GiB for one sample of {graph.input_type}; "
             "use smaller patches"
         )
+    starts = {root: FRONT + offset for root, offset in zip(born, offsets, strict=True)}
     places = {}
     for name, (root, channel) in roots.items():
-        geometry = slots[chosen[root]][0]
-        start = offsets[chosen[root]] + geometry.origin + channel * geometry.pitch
+        geometry = geometries[root]
+        start = starts[root] + geometry.origin + channel * geometry.pitch
         places[name] = Place(
             types[name].shape, start, geometry.pitch, geometry.row_stride, geometry.plane_stride
         )
-    return MemoryPlan(places, total, len(slots), _in_place(graph, roots))
+    clears = {}
+    for root in _shared(starts, geometries):
+        values = [graph.input, *(node.name for node in graph.nodes)]
+        first = next(name for name in values if roots[name][0] == root)
+        clears[first] = Clear(starts[root], geometries[root])
+    return MemoryPlan(places, total, len(blocks), _in_place(graph, roots), clears)
+
+
+def _shared(starts: Mapping[str, int], geometries: Mapping[str, Geometry]) -> list[str]:
+    """Buffers with halos in memory that another one, unlike them, also uses."""
+
+    def dirties(one: str, other: str) -> bool:
+        if starts[one] == starts[other] and geometries[one] == geometries[other]:
+            return False
+        return (
+            starts[one] < starts[other] + geometries[other].floats
+            and starts[other] < starts[one] + geometries[one].floats
+        )
+
+    return [
+        root
+        for root in starts
+        if geometries[root].has_zeros and any(dirties(other, root) for other in starts)
+    ]
 
 
 def _parents(graph: Graph) -> dict[str, tuple[str, int]]:
@@ -231,10 +274,10 @@ def _need(node: Node, source: TensorType, mode: Mode) -> _Need:
     return _Need(op.pad_before, (after[0], after[1], after[2]))
 
 
-def _geometry(shape: Shape, need: _Need) -> Geometry:
-    spare = _round_up(shape[3], ALIGN) - shape[3]  # zeros behind a row
-    left = _round_up(max(need.before[2], need.after[2] - spare, 0), ALIGN)
-    return Geometry(shape, need.before[:2], need.after[:2], left)
+def _geometry(shape: Shape, need: _Need, align: int) -> Geometry:
+    spare = _round_up(shape[3], align) - shape[3]  # zeros behind a row
+    left = _round_up(max(need.before[2], need.after[2] - spare, 0), align)
+    return Geometry(shape, need.before[:2], need.after[:2], left, align)
 
 
 def _largest(one: Triple, other: Triple) -> Triple:

@@ -369,18 +369,14 @@ def pack(op: Conv, tile: Winograd, block: int) -> Floats:
 
     The last block is filled up with zeros.
     """
-    weights = transform_weights(op, tile.z, tile.y)
-    count, out, channels, taps = weights.shape
-    blocks = -(-out // block)
-    padded = np.zeros((count, blocks * block, channels, taps), np.float32)
-    padded[:, :out] = weights
-    parts = [
-        padded.reshape(count, blocks, block, channels, taps).transpose(1, 0, 3, 4, 2).ravel(),
-        op.bias,
-    ]
-    if op.residual_scale is not None:
-        parts.append(op.residual_scale)
-    return np.concatenate(parts).astype(np.float32, copy=False)
+    out, channels, taps = op.weight.shape[0], op.weight.shape[1], op.kernel[2]
+    blocks, count = -(-out // block), points(tile.z) * points(tile.y)
+    packed = np.zeros((blocks, count, channels, taps, block), np.float32)
+    for n in range(blocks):  # one at a time: transforms are in float64
+        weights = transform_weights(op.weight[n * block : (n + 1) * block], tile.z, tile.y)
+        packed[n, ..., : weights.shape[1]] = weights.transpose(0, 2, 3, 1)
+    scales = [] if op.residual_scale is None else [op.residual_scale]
+    return np.concatenate([packed.ravel(), op.bias, *scales]).astype(np.float32, copy=False)
 
 
 COLUMNS = 64

@@ -19,6 +19,7 @@ from hyper_inference.compiler.codegen import (
     resample,
 )
 from hyper_inference.compiler.codegen.boundary import Pack, Unpack
+from hyper_inference.compiler.codegen.clear import ClearHalos
 from hyper_inference.compiler.codegen.kernel import Step, strides_of
 from hyper_inference.compiler.codegen.lower_simple import lower_simple
 from hyper_inference.compiler.codegen.pointwise import Pointwise
@@ -56,11 +57,26 @@ def lower(graph: Graph, plan: MemoryPlan, target: Target, mode: Mode = "exact") 
     lowering = _Lowering(graph, plan, target, mode)
     first, last = plan.places[graph.input], plan.places[graph.output]
     pack = Pack(first.shape, strides_of(first))
-    steps = [make_step("input", pack, first.offset, None, first.shape)]
+    steps = _clear(graph.input, plan)
+    steps.append(make_step("input", pack, first.offset, None, first.shape))
     for node in graph.nodes:
+        steps += _clear(node.name, plan)
         steps += lowering.node(node)
     unpack = Unpack(last.shape, strides_of(last))
     return [*steps, make_step("output", unpack, None, last.offset, last.shape)]
+
+
+def _clear(value: str, plan: MemoryPlan) -> list[Step]:
+    """Before `value` is written: zeros around it, where another buffer has used the memory."""
+    clear = plan.clears.get(value)
+    if clear is None:
+        return []
+    g = clear.geometry
+    planes, rows = (
+        n + before + after for n, before, after in zip(g.shape[1:3], g.before, g.after, strict=True)
+    )
+    shape = (1, planes, rows, g.row_stride)
+    return [make_step(f"{value} halo", ClearHalos(g), clear.start, None, shape)]
 
 
 class _Lowering:

@@ -24,7 +24,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from hyper_inference.compiler.codegen.emitter import Emitter, Value
-from hyper_inference.compiler.ir import Conv, Floats
+from hyper_inference.compiler.ir import Floats
 
 _G2 = np.array([[1, 0, 0], [1 / 2, 1 / 2, 1 / 2], [1 / 2, -1 / 2, 1 / 2], [0, 0, 1]])
 _G4 = np.array(
@@ -92,9 +92,9 @@ def transform_sums(e: Emitter, outputs: int, m: Sequence[Value]) -> list[Value]:
             raise ValueError(f"no A^T of F({outputs}, 3)")
 
 
-def transform_weights(op: Conv, tile_z: int, tile_y: int) -> Floats:
-    """G g along z and y: (z points * y points, o, c, kx) in float32."""
-    out, channels, kz, ky, kx = op.weight.shape
-    taps = op.weight.astype(np.float64).transpose(2, 3, 0, 1, 4).reshape(kz * ky, -1)
+def transform_weights(weight: Floats, tile_z: int, tile_y: int) -> Floats:
+    """G g along z and y of (o, c, kz, ky, kx): (z points * y points, o, c, kx) in float32."""
+    out, channels, kz, ky, kx = weight.shape
+    taps = weight.astype(np.float64).transpose(2, 3, 0, 1, 4).reshape(kz * ky, -1)
     both = np.kron(_WEIGHTS[tile_z], _WEIGHTS[tile_y])  # (points, taps), z outer on both sides
     return (both @ taps).astype(np.float32).reshape(-1, out, channels, kx)

@@ -3,19 +3,28 @@
 from __future__ import annotations
 
 import itertools
+import platform
+from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 
 import hyper_inference
 from hyper_inference.compiler import algorithm
+from hyper_inference.compiler import compile as compile_module
 from hyper_inference.compiler.algorithm import MODES, Winograd, choose_winograd
+from hyper_inference.compiler.codegen.abi import build_module
+from hyper_inference.compiler.codegen.bfloat import pack_pairs
 from hyper_inference.compiler.codegen.conv_winograd import Blocking, ConvWinograd, choose_blocking
-from hyper_inference.compiler.codegen.target import targets
+from hyper_inference.compiler.codegen.jit import compile_object
+from hyper_inference.compiler.codegen.lower import lower
+from hyper_inference.compiler.codegen.target import Target, targets
 from hyper_inference.compiler.codegen.winograd import points, transform_weights
 from hyper_inference.compiler.frontend.builder import GraphBuilder
 from hyper_inference.compiler.interpret import interpret
 from hyper_inference.compiler.ir import Activation, Conv, Graph
+from hyper_inference.compiler.memory_plan import plan_memory
 
 pytestmark = pytest.mark.timeout(240)
 
@@ -83,7 +92,7 @@ def test_every_size_has_its_tails(
 @pytest.mark.parametrize("shape", [(4, 8, 16), (5, 7, 21), (9, 12, 9)])
 def test_every_mode(shape: tuple[int, int, int]) -> None:
     graph = conv_graph((12, 8), (3, 3, 3), shape, skips=1)
-    bounds = {"exact": 1e-5, "fast": 1e-4, "faster": 1e-4}
+    bounds = {"exact": 1e-5, "fast": 1e-4, "faster": 1e-4, "bf16": 5e-2}
     for mode in MODES:
         assert error(run(graph, mode), graph) < bounds[mode]
 
@@ -97,18 +106,49 @@ def test_other_taps_along_x_and_no_padding(
         assert error(run(graph, "fast"), graph) < 5e-6
 
 
+def sixteen_lanes() -> Target:
+    """AVX-512's code for CPUs without: LLVM makes two vectors of each."""
+    best = targets()[0]
+    return replace(best, name="sixteen", width=16, accumulators=28)
+
+
+@pytest.mark.parametrize("mode", ["fast", "bf16"])
 @pytest.mark.parametrize(
     ("channels", "kernel", "shape"),
     [((9, 13), (3, 3, 3), (5, 7, 21)), ((16, 70), (3, 3, 3), (4, 8, 8)),
      ((8, 8), (1, 3, 3), (2, 10, 150))],
 )  # fmt: skip
 def test_threads_and_vector_widths_give_the_same_bits(
-    channels: tuple[int, int], kernel: tuple[int, int, int], shape: tuple[int, int, int]
-) -> None:
+    channels: tuple[int, int], kernel: tuple[int, int, int], shape: tuple[int, int, int],
+    mode: str, monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
     graph = conv_graph(channels, kernel, shape, residual=True)
-    expected = run(graph, "fast")
+    expected = run(graph, mode)
     for target, threads in itertools.product(targets(), (1, 3)):
-        assert np.array_equal(run(graph, "fast", threads, target.name), expected)
+        assert np.array_equal(run(graph, mode, threads, target.name), expected)
+    monkeypatch.setattr(compile_module, "find_target", lambda _: sixteen_lanes())
+    assert np.array_equal(run(graph, mode), expected)
+
+
+def test_bfloat_products_are_one_instruction_where_the_cpu_has_it() -> None:
+    if platform.machine() not in ("x86_64", "AMD64"):
+        pytest.skip("an instruction of x86")
+    features = "+avx512f,+avx512bf16,+avx512vl,+avx512bw,+avx512dq,+fma,-prefer-256-bit"
+    target = Target("avx512", 16, 28, "znver4", features)
+    graph = conv_graph((9, 13), (3, 3, 3), (5, 7, 21))
+    plan = plan_memory(graph, mode="bf16", align=target.width)
+    code = build_module(lower(graph, plan, target, "bf16"), target)
+    assert "llvm.x86.avx512bf16.dpbf16ps.512" in code
+    assert compile_object(code, target).startswith(b"\x7fELF")
+
+
+@pytest.mark.parametrize("number", [0.0, 1.0, 1.00390625, -3.1415927, 1e-39, 6e37, 65537.0])
+def test_weights_are_rounded_to_the_nearest_bfloat(number: float) -> None:
+    words = pack_pairs(np.full((1, 1, 1), number, np.float32)).view(np.uint32)
+    expected = torch.tensor(number, dtype=torch.float32).to(torch.bfloat16).float().item()
+    low = np.array([words.item() << 16], np.uint32).view(np.float32).item()
+    assert low == (0.0 if abs(number) < 1e-38 else expected)
+    assert words.item() >> 16 == 0
 
 
 def test_blocking_changes_no_bit(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -121,7 +161,7 @@ def test_blocking_changes_no_bit(monkeypatch: pytest.MonkeyPatch) -> None:
         Blocking(13, 2, 8, 32, 20, 52), Blocking(8, 1, 1, 16, 32, 8),
     ):  # fmt: skip
         monkeypatch.setattr(conv_winograd, "choose_blocking", lambda *_, b=block: b)
-        assert np.array_equal(run(graph, "fast", target="avx512"), expected)
+        assert np.array_equal(run(graph, "fast"), expected)
 
 
 def test_the_transforms_compute_a_filter() -> None:

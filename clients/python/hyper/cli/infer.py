@@ -27,7 +27,7 @@ def infer(
     channels: Annotated[int, typer.Option(help="of the result (0: as the model says)", min=0)] = 0,
     patch: Annotated[str | None, typer.Option(help="z,y,x of the net's input")] = None,
     overlap: Annotated[str | None, typer.Option(help="z,y,x of neighbouring patches")] = None,
-    mode: Annotated[str, typer.Option(help="exact, fast or faster")] = "fast",
+    mode: Annotated[str, typer.Option(help="exact, fast, faster or bf16")] = "fast",
     scale: Annotated[float, typer.Option(help="input = value * scale + shift")] = 1.0,
     shift: Annotated[float, typer.Option(help="see --scale")] = 0.0,
     output_scale: Annotated[

@@ -11,10 +11,11 @@ from typing import Literal, TypeAlias
 from hyper.errors import InvalidArgumentError
 from hyper_inference.compiler.ir import Conv, Shape
 
-Mode: TypeAlias = Literal["exact", "fast", "faster"]
-MODES: tuple[Mode, ...] = ("exact", "fast", "faster")
+Mode: TypeAlias = Literal["exact", "fast", "faster", "bf16"]
+MODES: tuple[Mode, ...] = ("exact", "fast", "faster", "bf16")
 """exact: direct convolutions, largest relative error below 1e-5; fast: Winograd, below 1e-4;
-faster: larger Winograd tiles along z too, a few times the error of fast."""
+faster: larger Winograd tiles along z too, a few times the error of fast; bf16: the tiles of fast,
+multiplied in bfloat16 and summed in float32, error about 1e-2."""
 
 FEWEST_CHANNELS = 6
 """With fewer, transforming costs more than the multiplications that it saves."""

@@ -14,6 +14,8 @@ starts at 0 and runs over input channel, then x; grouping, blocking and vector w
 With many weights, tasks also split the output channels: a slice of the weights stays in the cache
 for all tiles.
 
+With `pairs`, U and the weights are bfloat16 numbers, two channels in a word (`bfloat.py`).
+
 The last tiles reach behind the output: they read zeros there (the memory plan's halo) and their
 surplus rows are not stored.
 """
@@ -28,6 +30,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from hyper_inference.compiler.algorithm import Winograd
+from hyper_inference.compiler.codegen import bfloat
 from hyper_inference.compiler.codegen.activations import apply
 from hyper_inference.compiler.codegen.emitter import Emitter, Value
 from hyper_inference.compiler.codegen.kernel import Arguments, Kernel, Strides
@@ -83,6 +86,12 @@ class ConvWinograd(Kernel):
     residual: Strides | None
     activation: Activation | None
     block: Blocking
+    pairs: bool = False
+
+    @property
+    def _depth_in(self) -> int:
+        """Words or floats of all input channels of a voxel."""
+        return -(-self.channels_in // 2) if self.pairs else self.channels_in
 
     @property
     def points(self) -> int:
@@ -120,7 +129,7 @@ class ConvWinograd(Kernel):
 
     @property
     def _u_point(self) -> int:
-        return _odd_lines(self.channels_in * self._u_row)
+        return _odd_lines(self._depth_in * self._u_row)
 
     @property
     def _m_point(self) -> int:
@@ -160,7 +169,6 @@ class ConvWinograd(Kernel):
 
     def _inputs(self, e: Emitter, p: Arguments, first: Value, x: Value) -> None:
         """Stage 1: `U[point][c][tile, x]`, lanes behind the last column are never used."""
-        points_z, points_y = points(self.tile.z), points(self.tile.y)
         vectors = -(-(self.block.columns + self.kernel_x - 1) // e.width)
         if self.folded:
             vectors = -(-self.block.pitch // e.width)
@@ -170,27 +178,48 @@ class ConvWinograd(Kernel):
             corner = e.mul(z_in, self.a.plane), e.mul(y_in, self.a.row), x, -self.pad[2]
             source = e.at(p.a, e.add(*corner))
             u = e.at(p.scratch, e.mul(index, self.block.pitch))
-            with e.loop(0, self.channels_in) as c, e.loop(0, vectors * e.width, e.width) as v:
-                pixels = e.at(source, e.add(e.mul(c.index, self.a.channel), v.index))
-                to = e.at(u, e.add(e.mul(c.index, self._u_row), v.index))
-                rows = []
-                for dz in range(points_z):
-                    line = [
-                        e.load(pixels, dz * self.a.plane + dy * self.a.row)
-                        for dy in range(points_y)
+            each = 2 if self.pairs else 1
+            whole, rest = divmod(self.channels_in, each)
+
+            def channels(index: Value, count: int) -> None:
+                first = e.at(source, e.mul(index, each * self.a.channel))
+                to = e.at(u, e.mul(index, self._u_row))
+                with e.loop(0, vectors * e.width, e.width) as v:
+                    found = [
+                        self._transformed(e, e.at(first, e.add(v.index, n * self.a.channel)))
+                        for n in range(count)
                     ]
-                    rows.append(transform_inputs(e, self.tile.y, line))
-                for dy in range(points_y):
-                    column = transform_inputs(e, self.tile.z, [row[dy] for row in rows])
-                    for dz, value in enumerate(column):
-                        e.store(value, to, (dz * points_y + dy) * self._u_point)
+                    if self.pairs:
+                        zeros = [e.constant(0.0)] * self.points
+                        pairs = zip(found[0], (*found[1:], zeros)[0], strict=True)
+                        found = [[bfloat.join(e, low, high) for low, high in pairs]]
+                    for n, value in enumerate(found[0]):
+                        e.store(value, to, e.add(v.index, n * self._u_point))
+
+            if whole:
+                with e.loop(0, whole) as c:
+                    channels(c.index, each)
+            if rest:
+                channels(whole, rest)
 
         self._each_tile(e, first, tile)
+
+    def _transformed(self, e: Emitter, pixels: Value) -> list[Value]:
+        """One vector of every point, from the rows of a tile of one channel."""
+        rows = []
+        for dz in range(points(self.tile.z)):
+            line = [
+                e.load(pixels, dz * self.a.plane + dy * self.a.row)
+                for dy in range(points(self.tile.y))
+            ]
+            rows.append(transform_inputs(e, self.tile.y, line))
+        columns = [transform_inputs(e, self.tile.z, column) for column in zip(*rows, strict=True)]
+        return [value for row in zip(*columns, strict=True) for value in row]
 
     def _sums(self, e: Emitter, p: Arguments, part: Value) -> None:
         """Stage 2: every point a product of matrices, in register blocks."""
         block = self.block
-        per_point = self.channels_in * self.kernel_x * block.channels
+        per_point = self._depth_in * self.kernel_x * block.channels
         blocks = block.slice // block.channels
         total = -(-self.channels_out // block.channels)
         begin = e.mul(part, blocks)
@@ -253,11 +282,15 @@ class ConvWinograd(Kernel):
         """`channels x vectors` sums over input channels and taps along x."""
         count, taps = self.block.channels, self.kernel_x
         zeros = [e.constant(0.0)] * (count * vectors)
-        with e.loop(0, self.channels_in, 1, zeros) as c:
+        with e.loop(0, self._depth_in, 1, zeros) as c:
             row = e.at(u, e.mul(c.index, self._u_row))
             slice_ = e.at(weights, e.mul(c.index, taps * count))
             sums = list(c.carried)
             for tap in range(taps):
+                if self.pairs:
+                    words = [bfloat.load_words(e, row, tap + v * steps[0]) for v in range(vectors)]
+                    bfloat.add_products(e, sums, words, e.at(slice_, tap * count), count)
+                    continue
                 loads = [e.load(row, tap + v * steps[0]) for v in range(vectors)]
                 for n in range(count):
                     weight = e.broadcast(slice_, tap * count + n)
@@ -273,7 +306,7 @@ class ConvWinograd(Kernel):
         """Stage 3: back to rows, epilogue, stores."""
         m = e.at(p.scratch, self.points * self._u_point)
         padded = _round_up(self.channels_out, self.block.channels)
-        biases = e.at(p.constants, self.points * self.channels_in * self.kernel_x * padded)
+        biases = e.at(p.constants, self.points * self._depth_in * self.kernel_x * padded)
         biases = e.at(biases, channel)
         count: Value = self.block.slice
         if self.channels_out % count:
@@ -364,17 +397,19 @@ def _odd_lines(floats: int) -> int:
     return (lines + (lines % 2 == 0)) * LINE
 
 
-def pack(op: Conv, tile: Winograd, block: int) -> Floats:
+def pack(op: Conv, tile: Winograd, block: int, *, pairs: bool = False) -> Floats:
     """Weights as [block][point][c][kx][o of the block], then biases, then residual scales.
 
-    The last block is filled up with zeros.
+    The last block is filled up with zeros. With `pairs`, words of two channels.
     """
     out, channels, taps = op.weight.shape[0], op.weight.shape[1], op.kernel[2]
     blocks, count = -(-out // block), points(tile.z) * points(tile.y)
-    packed = np.zeros((blocks, count, channels, taps, block), np.float32)
+    words = -(-channels // 2) if pairs else channels
+    packed = np.zeros((blocks, count, words, taps, block), np.float32)
     for n in range(blocks):  # one at a time: transforms are in float64
         weights = transform_weights(op.weight[n * block : (n + 1) * block], tile.z, tile.y)
-        packed[n, ..., : weights.shape[1]] = weights.transpose(0, 2, 3, 1)
+        weights = weights.transpose(0, 2, 3, 1)
+        packed[n, ..., : weights.shape[-1]] = bfloat.pack_pairs(weights) if pairs else weights
     scales = [] if op.residual_scale is None else [op.residual_scale]
     return np.concatenate([packed.ravel(), op.bias, *scales]).astype(np.float32, copy=False)
 

@@ -146,19 +146,21 @@ class _Lowering:
         a, out = self.places[node.inputs[0]], self.places[node.name]
         residual = self.places[node.inputs[1]] if op.residual_scale is not None else None
         _, depth, height, size = node.type.shape
+        pairs = self.mode == "bf16"
+        channels = -(-op.weight.shape[1] // (1 + pairs))
         block = conv_winograd.choose_blocking(
-            op.weight.shape[1], op.weight.shape[0], op.kernel[2], tile, (depth, height, size),
+            channels, op.weight.shape[0], op.kernel[2], tile, (depth, height, size),
             self.target.width, self.target.accumulators,
         )  # fmt: skip
         kernel = conv_winograd.ConvWinograd(
             op.weight.shape[1], op.weight.shape[0], op.kernel[2], tile, op.pad_before, depth,
             height, size, strides_of(a), strides_of(out),
-            strides_of(residual) if residual is not None else None, op.activation, block,
+            strides_of(residual) if residual is not None else None, op.activation, block, pairs,
         )  # fmt: skip
         return Step(
             node.name, kernel, out.offset, a.offset,
             residual.offset if residual is not None else None,
-            conv_winograd.pack(op, tile, block.channels), kernel.tasks, 1,
+            conv_winograd.pack(op, tile, block.channels, pairs=pairs), kernel.tasks, 1,
             2.0 * op.weight[0].size * node.type.elements,
         )  # fmt: skip
 

@@ -37,6 +37,11 @@ class Target:
         return platform.machine() in ("x86_64", "AMD64")
 
     @property
+    def has_bfloat(self) -> bool:
+        """It multiplies bfloat16 numbers (AVX512_BF16)."""
+        return self.name == "avx512" and "+avx512bf16" in self.features.split(",")
+
+    @property
     def key(self) -> str:
         """All that distinguishes its machine code."""
         return f"{self.name}/{self.width}/{self.cpu}/{self.features}"

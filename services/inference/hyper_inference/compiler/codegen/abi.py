@@ -27,7 +27,7 @@ from typing import Any
 import llvmlite.binding as llvm
 import llvmlite.ir as ir
 
-from hyper_inference.compiler.codegen.emitter import I64, POINTER, Emitter
+from hyper_inference.compiler.codegen.emitter import I64, POINTER, Emitter, Value
 from hyper_inference.compiler.codegen.kernel import Arguments, Kernel, Step
 from hyper_inference.compiler.codegen.target import Target
 from hyper_inference.compiler.codegen.waiting import Waiting
@@ -37,6 +37,8 @@ STATE_STRIDE = 16
 """64-bit numbers a step: the two counters lie on cache lines of their own."""
 CLOCK = 9
 """Where in a step's state the time is noted at which it was done; behind all: of the start."""
+FACTS = 7
+"""Numbers of a step in the table of steps."""
 SPINS = 400
 """Looks at a counter, each a pause of some ten nanoseconds, before the thread sleeps."""
 
@@ -101,50 +103,60 @@ def _kernel(module: Any, kernel: Kernel, number: int, target: Target) -> Any:
 
 
 def _net(module: Any, steps: Sequence[Step], functions: dict[Kernel, Any], target: Target) -> None:
+    """One loop over a table of the steps: its size, and LLVM's time, do not grow with them."""
     function = ir.Function(module, ir.FunctionType(ir.VoidType(), [POINTER] * 6), NET)
     arena, constants, source, result, scratch, state = function.args
     e = Emitter(module, function, target)
-    waiting = Waiting(e)
-    offsets, _ = constant_offsets(steps)
-    _stamp(e, e.b.gep(state, [e.i64(len(steps) * STATE_STRIDE + CLOCK)], source_etype=I64))
-    last = e.b.gep(state, [e.i64(len(steps) * STATE_STRIDE)], source_etype=I64)
-    me = e.b.atomic_rmw("add", last, e.i64(1), "monotonic")
+    b, waiting, count = e.b, Waiting(e), len(steps)
+
+    def word(of_step: Value, at: int) -> Value:
+        offset = e.add(e.mul(of_step, STATE_STRIDE), at)
+        return b.gep(state, [e.i64(offset)], source_etype=I64)
+
+    _stamp(e, word(count, CLOCK))
+    me = b.atomic_rmw("add", word(count, 0), e.i64(1), "monotonic")
     scratch = e.at(scratch, e.mul(me, scratch_floats(steps)))
-    for number, (step, offset) in enumerate(zip(steps, offsets, strict=True)):
-        taken = e.b.gep(state, [e.i64(number * STATE_STRIDE)], source_etype=I64)
-        done = e.b.gep(state, [e.i64(number * STATE_STRIDE + 8)], source_etype=I64)
-        chunks = -(-step.rows // step.chunk)
-        pointers = [
-            result if step.out is None else e.at(arena, step.out),
-            source if step.a is None else e.at(arena, step.a),
-            arena if step.b is None else e.at(arena, step.b),
-            e.at(constants, offset),
-            scratch,
-        ]
-        take, work, wait, check, following = (
-            function.append_basic_block(f"{name}{number}")
-            for name in ("take", "work", "wait", "check", "step")
+    table = _table(module, steps, list(functions))
+    with e.loop(0, count) as step:
+        entry = b.gep(table, [e.mul(step.index, FACTS)], source_etype=I64)
+        kernel, out, a, other, offset, rows, size = (
+            b.load(b.gep(entry, [e.i64(n)], source_etype=I64), align=8, typ=I64)
+            for n in range(FACTS)
         )
-        b = e.b
+
+        def place(offset: Value, else_base: Value) -> Value:
+            outside = b.icmp_signed("<", offset, e.i64(0))
+            return b.select(outside, else_base, e.at(arena, offset))
+
+        pointers = [
+            place(out, result), place(a, source), place(other, arena), e.at(constants, offset),
+            scratch,
+        ]  # fmt: skip
+        chunks = b.udiv(b.add(rows, b.sub(size, e.i64(1))), size)
+        taken, done = word(step.index, 0), word(step.index, 8)
+        take, work, worked, wait, check, passed = (
+            function.append_basic_block(name)
+            for name in ("take", "work", "worked", "wait", "check", "passed")
+        )
         b.branch(take)
         b.position_at_end(take)
         chunk = b.atomic_rmw("add", taken, e.i64(1), "monotonic")
-        b.cbranch(b.icmp_signed("<", chunk, e.i64(chunks)), work, wait)
+        b.cbranch(b.icmp_signed("<", chunk, chunks), work, wait)
         b.position_at_end(work)
-        begin = b.mul(chunk, e.i64(step.chunk))
-        stop = b.add(begin, e.i64(step.chunk))
-        rows = e.i64(step.rows)
+        begin = b.mul(chunk, size)
+        stop = b.add(begin, size)
         end = b.select(b.icmp_signed("<", stop, rows), stop, rows)
-        b.call(functions[step.kernel], [*pointers, begin, end])
+        _call(e, kernel, list(functions.values()), [*pointers, begin, end], worked)
+        b.position_at_end(worked)
         before = b.atomic_rmw("add", done, e.i64(1), "release")
-        with b.if_then(b.icmp_signed("==", before, e.i64(chunks - 1)), likely=False):
+        with b.if_then(b.icmp_signed("==", b.add(before, e.i64(1)), chunks), likely=False):
             waiting.wake(done)
         b.branch(take)
         b.position_at_end(wait)
         spins = b.phi(I64)
         spins.add_incoming(e.i64(0), take)
         seen = b.load_atomic(done, "acquire", 8, typ=I64)
-        b.cbranch(b.icmp_signed("<", seen, e.i64(chunks)), check, following)
+        b.cbranch(b.icmp_signed("<", seen, chunks), check, passed)
         b.position_at_end(check)
         more = b.add(spins, e.i64(1))
         with b.if_else(b.icmp_signed(">", more, e.i64(SPINS)), likely=False) as (sleep, spin):
@@ -154,9 +166,40 @@ def _net(module: Any, steps: Sequence[Step], functions: dict[Kernel, Any], targe
                 waiting.pause()
         spins.add_incoming(more, b.block)
         b.branch(wait)
-        b.position_at_end(following)
-        _stamp(e, b.gep(state, [e.i64(number * STATE_STRIDE + CLOCK)], source_etype=I64))
-    e.b.ret_void()
+        b.position_at_end(passed)
+        _stamp(e, word(step.index, CLOCK))
+    b.ret_void()
+
+
+def _table(module: Any, steps: Sequence[Step], kernels: Sequence[Kernel]) -> Any:
+    """`FACTS` numbers a step: kernel, offsets of out, a, b and constants, rows, chunk.
+
+    An offset of -1 is the user's own array.
+    """
+    number = {kernel: n for n, kernel in enumerate(kernels)}
+    facts: list[int] = []
+    for step, offset in zip(steps, constant_offsets(steps)[0], strict=True):
+        places = [-1 if at is None else at for at in (step.out, step.a, step.b)]
+        facts += [number[step.kernel], *places, offset, step.rows, step.chunk]
+    kind = ir.ArrayType(I64, len(facts))
+    table = ir.GlobalVariable(module, kind, "steps")
+    table.linkage, table.global_constant, table.align = "internal", True, 8
+    table.initializer = ir.Constant(kind, facts)
+    return table
+
+
+def _call(
+    e: Emitter, kernel: Value, functions: Sequence[Any], arguments: Sequence[Value], then: Any
+) -> None:
+    """The function of that number, then on to block `then`."""
+    blocks = [e.function.append_basic_block("call") for _ in functions]
+    switch = e.b.switch(kernel, blocks[0])
+    for number, (block, function) in enumerate(zip(blocks, functions, strict=True)):
+        if number:
+            switch.add_case(ir.Constant(I64, number), block)
+        e.b.position_at_end(block)
+        e.b.call(function, arguments)
+        e.b.branch(then)
 
 
 def _stamp(e: Emitter, to: Any) -> None:

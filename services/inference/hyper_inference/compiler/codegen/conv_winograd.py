@@ -406,14 +406,21 @@ def pack(op: Conv, tile: Winograd, block: int, *, pairs: bool = False) -> Floats
     blocks, count = -(-out // block), points(tile.z) * points(tile.y)
     words = -(-channels // 2) if pairs else channels
     packed = np.zeros((blocks, count, words, taps, block), np.float32)
-    for n in range(blocks):  # one at a time: transforms are in float64
-        weights = transform_weights(op.weight[n * block : (n + 1) * block], tile.z, tile.y)
-        weights = weights.transpose(0, 2, 3, 1)
-        packed[n, ..., : weights.shape[-1]] = bfloat.pack_pairs(weights) if pairs else weights
+    ordered = op.weight.transpose(2, 3, 1, 4, 0)
+    for first in range(0, blocks, PACKED_BLOCKS):  # not all at once: transforms are in float64
+        some = packed[first : first + PACKED_BLOCKS]
+        weights = np.zeros((count, channels, taps, len(some) * block), np.float32)
+        part = ordered[..., first * block : (first + len(some)) * block]
+        weights[..., : part.shape[-1]] = transform_weights(part, tile.z, tile.y)
+        if pairs:
+            weights = bfloat.pack_pairs(weights)
+        some[:] = np.moveaxis(weights.reshape(*weights.shape[:-1], len(some), block), -2, 0)
     scales = [] if op.residual_scale is None else [op.residual_scale]
     return np.concatenate([packed.ravel(), op.bias, *scales]).astype(np.float32, copy=False)
 
 
+PACKED_BLOCKS = 16
+"""Blocks of output channels whose weights are transformed together."""
 COLUMNS = 64
 """Columns of a task: enough for each weight to be used often."""
 FOLDED_COLUMNS = 80

@@ -93,8 +93,7 @@ def transform_sums(e: Emitter, outputs: int, m: Sequence[Value]) -> list[Value]:
 
 
 def transform_weights(weight: Floats, tile_z: int, tile_y: int) -> Floats:
-    """G g along z and y of (o, c, kz, ky, kx): (z points * y points, o, c, kx) in float32."""
-    out, channels, kz, ky, kx = weight.shape
-    taps = weight.astype(np.float64).transpose(2, 3, 0, 1, 4).reshape(kz * ky, -1)
+    """G g along the first two axes of (kz, ky, ...): (z points * y points, ...) in float32."""
+    taps = weight.astype(np.float64).reshape(weight.shape[0] * weight.shape[1], -1)
     both = np.kron(_WEIGHTS[tile_z], _WEIGHTS[tile_y])  # (points, taps), z outer on both sides
-    return (both @ taps).astype(np.float32).reshape(-1, out, channels, kx)
+    return (both @ taps).astype(np.float32).reshape(-1, *weight.shape[2:])

@@ -19,7 +19,7 @@ from hyper_inference.compiler.ir import Floats
 _SMALLEST = float(np.finfo(np.float32).tiny)
 
 
-class _BFloat(ir.Type):
+class _BFloat(ir.Type):  # type: ignore[misc]  # llvmlite has no types
     """LLVM's bfloat, which llvmlite does not name."""
 
     def _to_string(self) -> str:

@@ -17,6 +17,7 @@ import numpy as np
 
 from hyper.errors import InvalidArgumentError
 from hyper_inference.compiler.algorithm import Mode, parse_mode
+from hyper_inference.compiler.autotune import autotune as tune
 from hyper_inference.compiler.cache import CodeCache
 from hyper_inference.compiler.codegen import abi
 from hyper_inference.compiler.codegen.jit import Code, compile_object, load_object
@@ -26,6 +27,7 @@ from hyper_inference.compiler.codegen.target import Target, find_target
 from hyper_inference.compiler.frontend import onnx as onnx_frontend
 from hyper_inference.compiler.frontend import pt2, torch_export
 from hyper_inference.compiler.ir import Floats, Graph
+from hyper_inference.compiler.memory import aligned_zeros
 from hyper_inference.compiler.memory_plan import MemoryPlan, plan_memory
 from hyper_inference.compiler.outline import outline
 from hyper_inference.compiler.pipeline import run_pipeline
@@ -68,6 +70,7 @@ def compile_net(
     threads: int | None = None,
     target: str | None = None,
     cache: Path | None = None,
+    autotune: bool = False,
     max_bytes: int = 2**36,
 ) -> Compiled:
     """Compile a net for one input shape.
@@ -80,6 +83,8 @@ def compile_net(
         threads: how many work on one sample; all cores by default. Changes no bit of the result.
         target: avx512, avx2 or generic; the best by default. Changes no bit either.
         cache: folder of compiled code.
+        autotune: measure other blockings of the large convolutions first, which takes some
+            seconds once for a cache. Changes no bit.
         max_bytes: of memory for one run.
 
     Raises:
@@ -98,10 +103,14 @@ def compile_net(
     source = outline(graph)
     graph = run_pipeline(graph, on_pass=lambda name, after: stages.append((name, outline(after))))
     plan = plan_memory(graph, mode=chosen_mode, align=chosen.width, max_bytes=max_bytes)
+    store = CodeCache(cache)
     steps = lower(graph, plan, chosen, chosen_mode)
+    tuned = tune(steps, plan.floats, chosen, store) if autotune else {}
+    if tuned:
+        steps = lower(graph, plan, chosen, chosen_mode, tuned)
     graph = outline(graph)
     steps, constants = _gather_constants(steps)
-    code = _machine_code(steps, chosen, CodeCache(cache))
+    code = _machine_code(steps, chosen, store)
     return Compiled(
         source=source,
         graph=graph,
@@ -151,13 +160,6 @@ def _gather_constants(steps: list[Step]) -> tuple[list[Step], Floats]:
         part[:] = step.constants
         gathered.append(replace(step, constants=part))
     return gathered, constants
-
-
-def aligned_zeros(count: int) -> Floats:
-    """Zeros that begin on a cache line."""
-    raw = np.zeros(count + 16, np.float32)
-    first = (-raw.ctypes.data // 4) % 16
-    return raw[first : first + count]
 
 
 _HELPERS = ThreadPoolExecutor(

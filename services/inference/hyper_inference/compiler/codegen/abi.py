@@ -66,14 +66,21 @@ def state_words(steps: Sequence[Step]) -> int:
     return STATE_STRIDE * (len(steps) + 1)
 
 
-def step_shares(steps: Sequence[Step], state: Any) -> list[float] | None:
-    """Each step's part of the time of the run that left `state`; None where there is no clock."""
+def step_cycles(steps: Sequence[Step], state: Any) -> list[int]:
+    """Cycles between each step's end and the one before, in the run that left `state`.
+
+    All 0 where there is no clock.
+    """
     clocks = [int(n) for n in state.reshape(-1, STATE_STRIDE)[:, CLOCK]]
     ends = [clocks[-1], *clocks[: len(steps)]]
-    total = ends[-1] - ends[0]
-    if clocks[-1] == 0 or total <= 0:
-        return None
-    return [max(0, after - before) / total for before, after in itertools.pairwise(ends)]
+    return [max(0, after - before) for before, after in itertools.pairwise(ends)]
+
+
+def step_shares(steps: Sequence[Step], state: Any) -> list[float] | None:
+    """Each step's part of the time of the run that left `state`; None where there is no clock."""
+    cycles = step_cycles(steps, state)
+    total = sum(cycles)
+    return [count / total for count in cycles] if total > 0 else None
 
 
 def build_module(steps: Sequence[Step], target: Target) -> str:

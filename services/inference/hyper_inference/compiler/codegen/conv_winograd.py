@@ -105,7 +105,7 @@ class ConvWinograd(Kernel):
 
     @property
     def _input_pitch(self) -> int:
-        return _round_up(self.block.columns + self.kernel_x - 1, LINE)
+        return unfolded_pitch(self.block.columns, self.kernel_x)
 
     @property
     def _groups(self) -> int:
@@ -380,6 +380,11 @@ class ConvWinograd(Kernel):
         return context
 
 
+def unfolded_pitch(columns: int, kernel_x: int) -> int:
+    """Floats from a tile to the next in U where tiles do not share vectors."""
+    return _round_up(columns + kernel_x - 1, LINE)
+
+
 def _least(e: Emitter, value: Value, bound: Value) -> Value:
     if isinstance(value, int) and isinstance(bound, int):
         return min(value, bound)
@@ -449,7 +454,7 @@ def choose_blocking(
     vectors = -(-size // width)
     chunks = max(1, round(vectors * width / COLUMNS))
     columns = -(-vectors // chunks) * width
-    pitch, tiles, folds = _round_up(columns + kernel_x - 1, LINE), 1, False
+    pitch, tiles, folds = unfolded_pitch(columns, kernel_x), 1, False
     if chunks == 1:
         fold = size + kernel_x - 1
         plain, folded = (

@@ -5,8 +5,10 @@ A new family is a new file, and one more choice here.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
-from typing import assert_never
+from types import MappingProxyType
+from typing import TypeVar, assert_never
 
 import numpy as np
 
@@ -20,7 +22,7 @@ from hyper_inference.compiler.codegen import (
 )
 from hyper_inference.compiler.codegen.boundary import Pack, Unpack
 from hyper_inference.compiler.codegen.clear import ClearHalos
-from hyper_inference.compiler.codegen.kernel import Step, strides_of
+from hyper_inference.compiler.codegen.kernel import Kernel, Step, strides_of
 from hyper_inference.compiler.codegen.lower_simple import lower_simple
 from hyper_inference.compiler.codegen.pointwise import Pointwise
 from hyper_inference.compiler.codegen.steps import make_step
@@ -50,11 +52,22 @@ from hyper_inference.compiler.memory_plan import MemoryPlan
 from hyper_inference.errors import UnsupportedOp
 
 MAX_STRIDE = 64
+NO_CHOICES: Mapping[Kernel, Kernel] = MappingProxyType({})
+Tunable = TypeVar("Tunable", conv_direct.ConvDirect, conv_winograd.ConvWinograd)
 
 
-def lower(graph: Graph, plan: MemoryPlan, target: Target, mode: Mode = "exact") -> list[Step]:
-    """Steps in order; the first reads the user's input, the last writes the user's output."""
-    lowering = _Lowering(graph, plan, target, mode)
+def lower(
+    graph: Graph,
+    plan: MemoryPlan,
+    target: Target,
+    mode: Mode = "exact",
+    tuned: Mapping[Kernel, Kernel] = NO_CHOICES,
+) -> list[Step]:
+    """Steps in order; the first reads the user's input, the last writes the user's output.
+
+    `tuned`: kernels that others, with blocks found by `autotune.py`, take the places of.
+    """
+    lowering = _Lowering(graph, plan, target, mode, tuned)
     first, last = plan.places[graph.input], plan.places[graph.output]
     pack = Pack(first.shape, strides_of(first))
     steps = _clear(graph.input, plan)
@@ -82,8 +95,11 @@ def _clear(value: str, plan: MemoryPlan) -> list[Step]:
 class _Lowering:
     """Facts that every node's lowering needs."""
 
-    def __init__(self, graph: Graph, plan: MemoryPlan, target: Target, mode: Mode) -> None:
-        self.mode = mode
+    def __init__(
+        self, graph: Graph, plan: MemoryPlan, target: Target, mode: Mode,
+        tuned: Mapping[Kernel, Kernel],
+    ) -> None:  # fmt: skip
+        self.mode, self.tuned = mode, tuned
         self.places, self.in_place, self.target = plan.places, plan.in_place, target
         self.types = graph.types()
 
@@ -130,6 +146,8 @@ class _Lowering:
             op.pad_before, out.shape[2], out.shape[3], strides_of(a), strides_of(out),
             strides_of(residual) if residual is not None else None, op.activation, block,
         )  # fmt: skip
+        kernel = self._tuned(kernel)
+        block = kernel.block
         flops = 2.0 * op.weight[0].size * node.type.elements
         step = make_step(
             node.name, kernel, out.offset, a.offset,
@@ -157,12 +175,18 @@ class _Lowering:
             height, size, strides_of(a), strides_of(out),
             strides_of(residual) if residual is not None else None, op.activation, block, pairs,
         )  # fmt: skip
+        kernel = self._tuned(kernel)
+        block = kernel.block
         return Step(
             node.name, kernel, out.offset, a.offset,
             residual.offset if residual is not None else None,
             conv_winograd.pack(op, tile, block.channels, pairs=pairs), kernel.tasks, 1,
             2.0 * op.weight[0].size * node.type.elements,
         )  # fmt: skip
+
+    def _tuned(self, kernel: Tunable) -> Tunable:
+        other = self.tuned.get(kernel, kernel)
+        return other if isinstance(other, type(kernel)) else kernel
 
     def _conv_transpose(self, node: Node, op: ConvTranspose) -> Step:
         a, out = self.places[node.inputs[0]], self.places[node.name]

@@ -156,9 +156,12 @@ def test_blocking_changes_no_bit(monkeypatch: pytest.MonkeyPatch) -> None:
     expected = run(graph, "fast")
     from hyper_inference.compiler.codegen import conv_winograd
 
+    whole = -(-18 // targets()[0].width) * targets()[0].width
+
     for block in (
-        Blocking(5, 1, 1, 32, 48, 40), Blocking(8, 2, 3, 32, 48, 16), Blocking(7, 3, 4, 32, 20, 21),
-        Blocking(13, 2, 8, 32, 20, 52), Blocking(8, 1, 1, 16, 32, 8),
+        Blocking(5, 1, 1, whole, 48, 40), Blocking(8, 2, 3, whole, 48, 16),
+        Blocking(7, 3, 4, whole, 20, 21), Blocking(13, 2, 8, whole, 20, 52),
+        Blocking(8, 1, 1, 16, 32, 8),
     ):  # fmt: skip
         monkeypatch.setattr(conv_winograd, "choose_blocking", lambda *_, b=block: b)
         assert np.array_equal(run(graph, "fast"), expected)

@@ -27,11 +27,15 @@ from hyper_inference.compiler.codegen.target import Target, find_target
 from hyper_inference.compiler.frontend import onnx as onnx_frontend
 from hyper_inference.compiler.frontend import pt2, torch_export
 from hyper_inference.compiler.ir import Floats, Graph
-from hyper_inference.compiler.memory import aligned_zeros
+from hyper_inference.compiler.memory import aligned_zeros, give_back
 from hyper_inference.compiler.memory_plan import MemoryPlan, plan_memory
 from hyper_inference.compiler.outline import outline
 from hyper_inference.compiler.pipeline import run_pipeline
 from hyper_inference.errors import InvalidModelError, ShapeError
+
+
+GIVE_BACK = 2**22
+"""Floats of weights that are freed before the system gets them back."""
 
 
 def load_graph(model: Any, shape: Sequence[int]) -> Graph:
@@ -100,6 +104,7 @@ def compile_net(
     chosen = find_target(target)
     stages: list[tuple[str, Graph]] = []
     graph = load_graph(model, shape)
+    give_back()
     source = outline(graph)
     graph = run_pipeline(graph, on_pass=lambda name, after: stages.append((name, outline(after))))
     plan = plan_memory(graph, mode=chosen_mode, align=chosen.width, max_bytes=max_bytes)
@@ -110,7 +115,9 @@ def compile_net(
         steps = lower(graph, plan, chosen, chosen_mode, tuned)
     graph = outline(graph)
     steps, constants = _gather_constants(steps)
+    give_back()
     code = _machine_code(steps, chosen, store)
+    give_back()
     return Compiled(
         source=source,
         graph=graph,
@@ -153,12 +160,17 @@ def _gather_constants(steps: list[Step]) -> tuple[list[Step], Floats]:
     """
     offsets, total = abi.constant_offsets(steps)
     constants = aligned_zeros(total)
-    gathered = []
+    gathered, freed = [], 0
     for offset in offsets:
         step = steps.pop(0)
         part = constants[offset : offset + len(step.constants)]
         part[:] = step.constants
         gathered.append(replace(step, constants=part))
+        freed += len(part)
+        if freed > GIVE_BACK:
+            del step
+            give_back()
+            freed = 0
     return gathered, constants
 
 

@@ -37,16 +37,8 @@ def compile_object(text: str, target: Target) -> bytes:
     builder.getModulePassManager().run(module, builder)
     data: bytes = machine.emit_object(module)
     module.close()
-    _give_back_memory()
+    gc.collect()  # llvmlite's IR is full of cycles
     return data
-
-
-def _give_back_memory() -> None:
-    """To the system: what LLVM freed would otherwise stay with a process that lives long."""
-    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # glibc's
-    if trim is not None:
-        gc.collect()  # llvmlite's IR is full of cycles
-        trim(0)
 
 
 def load_object(data: bytes, target: Target) -> Code:

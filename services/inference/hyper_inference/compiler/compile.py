@@ -33,7 +33,6 @@ from hyper_inference.compiler.outline import outline
 from hyper_inference.compiler.pipeline import run_pipeline
 from hyper_inference.errors import InvalidModelError, ShapeError
 
-
 GIVE_BACK = 2**22
 """Floats of weights that are freed before the system gets them back."""
 

@@ -61,3 +61,27 @@ def test_what_cannot_be_trained_on_is_refused(
         refused = local_cluster.run("train-nccnet", source, "tests/nccnet-out2", *SETTINGS)
     assert refused.returncode == 2
     assert message in refused.stderr
+
+
+def test_sections_are_matched_from_the_command_line(
+    local_cluster: LocalCluster, tmp_path: Path
+) -> None:
+    with Client(local_cluster.endpoint) as client:
+        upload(client, "tests/match-raw", depth=3)
+    table = tmp_path / "matches.csv"
+    result = local_cluster.json(
+        "match", "tests/match-raw/aligned", "--template", "32", "--spacing", "24",
+        "--neighbours", "2", "--table", str(table),
+    )  # fmt: skip
+    assert [(p["source_z"], p["target_z"]) for p in result["pairs"]] == [(0, 1), (0, 2), (1, 2)]
+    for pair in result["pairs"]:
+        assert pair["accepted"] > 10
+        assert np.abs(pair["offset"]).max() < 5
+    lines = table.read_text().splitlines()
+    tried = sum(p["accepted"] + sum(p["rejected"].values()) for p in result["pairs"])
+    assert len(lines) == 1 + tried
+    assert lines[0].split(",")[-1] == "rejection"
+    refused = local_cluster.run("match", "tests/match-raw/aligned", "--pairs", "0-7")
+    assert refused.returncode == 2
+    assert "(0, 7) is no pair" in refused.stderr
+    assert local_cluster.run("match", "tests/match-raw/aligned", "--pairs", "x").returncode == 2

@@ -28,6 +28,7 @@ _COMMAND_MODULES = (
     "hyper.cli.history",
     "hyper.cli.align",
     "hyper.cli.infer",
+    "hyper.cli.match",
     "hyper.cli.train_nccnet",
     "hyper.cli.mount",
 )

@@ -145,9 +145,9 @@ def _or_skip(find: Callable[[], Program]) -> Program:
 
 
 @contextmanager
-def run_etcd(folder: Path) -> Iterator[EtcdServer]:
-    """An etcd with its data in `folder`, gone at the end."""
-    program = _or_skip(find_etcd)
+def run_etcd(folder: Path, program: Program | None = None) -> Iterator[EtcdServer]:
+    """An etcd with its data in `folder`, gone at the end; any, unless `program` is given."""
+    program = program or _or_skip(find_etcd)
     name = f"test-{secrets.token_hex(8)}"
     with HeldPorts() as held:
         ports = EtcdPorts.hold(held)

@@ -84,6 +84,12 @@ class ServiceProcess:
             self.child.wait()
             pytest.fail(f"{self.name} does not end:\n{self.log.read_text()[-3000:]}")
 
+    def destroy(self) -> None:
+        """SIGKILL, whatever state it is in, a stopped one too."""
+        if self.child is not None and self.child.poll() is None:
+            self.child.kill()
+            self.child.wait()
+
 
 @dataclass
 class Services:
@@ -97,7 +103,8 @@ class Services:
         return Client(self.scheduler.address, tenant="test", patience_s=patience_s)
 
 
-def _s3(settings: S3Settings) -> dict[str, str]:
+def s3_environment(settings: S3Settings) -> dict[str, str]:
+    """Settings of a service's S3, as its environment names them."""
     return {
         "S3__ENDPOINT": settings.endpoint,
         "S3__BUCKET": settings.bucket,
@@ -139,9 +146,9 @@ def run_services(
             "scheduler",
             "hyper_scheduler",
             "SCHEDULER",
-            {**common, **_s3(s3), **(scheduler_settings or {})},
+            {**common, **s3_environment(s3), **(scheduler_settings or {})},
         )
-        storage = start("storage", "hyper_storage", "STORAGE", {**common, **_s3(s3)})
+        storage = start("storage", "hyper_storage", "STORAGE", {**common, **s3_environment(s3)})
         worker_settings = {
             "SCHEDULER_ENDPOINT": scheduler.address,
             "SLOTS": str(slots),

@@ -1,0 +1,44 @@
+"""What really ran, checked against what the cluster says and against what it promises."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+
+from hyper.status import TaskInfo, TaskState
+
+Execution = tuple[int, str]  # task, attempt
+
+
+def read_journal(path: Path) -> tuple[Counter[Execution], Counter[Execution]]:
+    """How often each attempt of each task has begun and has ended."""
+    begun: Counter[Execution] = Counter()
+    ended: Counter[Execution] = Counter()
+    for line in path.read_text().splitlines():
+        verb, index, attempt = line.split()
+        (begun if verb == "begin" else ended)[int(index), attempt] += 1
+    return begun, ended
+
+
+def check(path: Path, tasks: list[TaskInfo]) -> None:
+    """Raise an AssertionError that names the first broken promise.
+
+    Args:
+        path: the journal of all executions.
+        tasks: all tasks as the scheduler tells of them after the end, with results.
+    """
+    begun, ended = read_journal(path)
+    twice = [execution for execution, count in begun.items() if count > 1]
+    assert not twice, f"attempts that ran more than once: {twice}"
+    assert ended.keys() <= begun.keys(), "an execution ended that had not begun"
+    for task in tasks:
+        assert task.state is TaskState.SUCCEEDED, task
+        assert task.failures == 0, f"a fault of the cluster counted as the task's: {task}"
+        kept = task.result["attempt"]
+        assert str(task.attempt) == kept, f"{task.id}: the result is of another attempt"
+        assert ended[task.index, kept], f"{task.id}: the result is of an attempt that did not end"
+        attempts = [attempt for index, attempt in begun if index == task.index]
+        assert len(attempts) >= 1, f"{task.id} never ran"
+        newest = max(attempts, key=lambda text: tuple(map(int, text.split("."))))
+        # an attempt that was given out later, and began, may only come too late
+        assert kept == newest or len(attempts) > 1, f"{task.id}: {attempts}, kept {kept}"

@@ -1,4 +1,8 @@
-"""`python -m benchmarks.scheduler [--quick] [--json]`: this scheduler, Ray and Dask, in turn.
+"""`python -m benchmarks.scheduler [--quick] [--json] [--only PART ...]`: with Ray and Dask, in turn.
+
+Parts: `peers` (no-op tasks, with Ray and Dask), `busy` (10 ms of work each), `commands`, `latency`,
+`large` (ten million tasks), `plan` (time to plan from ten thousand to ten million), `agents` (ten
+thousand streams).
 
 CPU time is that of whole systems: ours of scheduler, worker and tasks, etcd, storage gateway and
 S3, with every result durable; the peers' of all their processes, with nothing durable.
@@ -13,6 +17,7 @@ import statistics
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from typing import Any
 
 from benchmarks.scheduler import cpu, peer_runs
@@ -53,9 +58,27 @@ def throughput(where: Cluster, client: Client, quick: bool, cores: int) -> dict[
         found[f"vs_{peer}"] = None if why[peer] else statistics.median(ratios)
         if why[peer]:
             found[f"vs_{peer}_reason"] = why[peer]
-    busy = 400 if quick else 2_000
-    found["tasks_per_cpu_second_10ms"] = rate(run(where, client, recipe(busy, 10)), busy)
     return found
+
+
+def busy(where: Cluster, client: Client, quick: bool) -> dict[str, float]:
+    """Tasks of 10 ms of CPU time each: how much of the CPU time of all is the tasks' own."""
+    tasks = 400 if quick else 2_000
+    per_second = rate(run(where, client, recipe(tasks, 10)), tasks)
+    return {"tasks_per_cpu_second_10ms": per_second, "share_of_ideal_10ms": per_second / 100.0}
+
+
+def plan(client: Client) -> dict[str, list[list[float]]]:
+    """Seconds until a workflow of so many tasks is durable and its first tasks are listed."""
+    points: list[list[float]] = []
+    for tasks in (10_000, 100_000, 1_000_000, 10_000_000):
+        start = time.perf_counter()
+        workflow = client.submit(recipe(tasks, 1, "plan"))
+        next(iter(workflow.tasks("noop")))
+        points.append([tasks, time.perf_counter() - start])
+        workflow.cancel("measured")
+        workflow.wait(timeout_s=120)
+    return {"plan_seconds_by_tasks": points}
 
 
 def commands(where: Cluster, client: Client, quick: bool) -> float:
@@ -150,17 +173,30 @@ def many_workers(quick: bool) -> dict[str, Any]:
     }
 
 
-def measure(quick: bool) -> dict[str, Any]:
-    """Everything."""
-    cores = len(os.sched_getaffinity(0))
-    with cluster(1, cores) as where, Client(where.endpoint) as client:
-        run(where, client, recipe(500))
-        figures = throughput(where, client, quick, cores)
-        figures["commands_per_core_second"] = commands(where, client, quick)
-        figures["submit_to_start_ms_p50"] = start_latency(client, quick)
-        figures |= large(where, client)
-        figures["etcd_db_mb"] = etcd_db_mb(where)
-    return figures | many_workers(quick)
+PARTS = ("peers", "busy", "commands", "latency", "large", "plan", "agents")
+
+
+def measure(quick: bool, parts: Sequence[str]) -> dict[str, Any]:
+    """The parts that are wanted."""
+    figures: dict[str, Any] = {}
+    if set(parts) - {"agents"}:
+        cores = len(os.sched_getaffinity(0))
+        with cluster(1, cores) as where, Client(where.endpoint) as client:
+            run(where, client, recipe(500))
+            if "peers" in parts:
+                figures |= throughput(where, client, quick, cores)
+            if "busy" in parts:
+                figures |= busy(where, client, quick)
+            if "commands" in parts:
+                figures["commands_per_core_second"] = commands(where, client, quick)
+            if "latency" in parts:
+                figures["submit_to_start_ms_p50"] = start_latency(client, quick)
+            if "large" in parts:
+                figures |= large(where, client)
+                figures["etcd_db_mb"] = etcd_db_mb(where)
+            if "plan" in parts:
+                figures |= plan(client)
+    return figures | (many_workers(quick) if "agents" in parts else {})
 
 
 def main() -> None:
@@ -168,8 +204,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.scheduler", description=__doc__)
     parser.add_argument("--quick", action="store_true", help="smaller: two or three minutes")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
+    parser.add_argument("--only", nargs="+", choices=PARTS, default=PARTS, help="some parts")
     options = parser.parse_args()
-    figures = measure(options.quick)
+    figures = measure(options.quick, options.only)
     if options.json:
         print(json.dumps(figures))
         return

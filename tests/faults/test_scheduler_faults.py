@@ -111,7 +111,7 @@ def submit(client: Client, journal: Path) -> Workflow:
     )  # fmt: skip
 
 
-@pytest.mark.timeout(120 * ROUNDS)
+@pytest.mark.timeout(300 + 60 * ROUNDS)
 @pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: fault.__name__)
 def test_a_workflow_survives(
     cluster: FaultCluster,

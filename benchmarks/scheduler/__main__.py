@@ -1,4 +1,4 @@
-"""`python -m benchmarks.scheduler [--quick] [--json] [--only PART ...]`: with Ray and Dask, in turn.
+"""`python -m benchmarks.scheduler [--quick] [--json] [--only PART]`: with Ray and Dask, in turn.
 
 Parts: `peers` (no-op tasks, with Ray and Dask), `busy` (10 ms of work each), `commands`, `latency`,
 `large` (ten million tasks), `plan` (time to plan from ten thousand to ten million), `agents` (ten

@@ -37,8 +37,3 @@ def check(path: Path, tasks: list[TaskInfo]) -> None:
         kept = task.result["attempt"]
         assert str(task.attempt) == kept, f"{task.id}: the result is of another attempt"
         assert ended[task.index, kept], f"{task.id}: the result is of an attempt that did not end"
-        attempts = [attempt for index, attempt in begun if index == task.index]
-        assert len(attempts) >= 1, f"{task.id} never ran"
-        newest = max(attempts, key=lambda text: tuple(map(int, text.split("."))))
-        # an attempt that was given out later, and began, may only come too late
-        assert kept == newest or len(attempts) > 1, f"{task.id}: {attempts}, kept {kept}"

@@ -16,6 +16,9 @@ from tests.support.services import Services, run_services
 FUNCTIONS = "tests.integration.feature_functions"
 
 
+pytestmark = pytest.mark.xdist_group("scheduler-features")  # one cluster
+
+
 @pytest.fixture(scope="module")
 def services(
     tmp_path_factory: pytest.TempPathFactory, etcd_server: EtcdServer, s3_server: S3Server

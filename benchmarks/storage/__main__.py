@@ -13,7 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from benchmarks.storage import rows
+from benchmarks.storage import mounts, rows
 from benchmarks.storage.place import Place, place
 
 ROWS: dict[str, Callable[[Place], dict[str, Any]]] = {
@@ -27,6 +27,10 @@ ROWS: dict[str, Callable[[Place], dict[str, Any]]] = {
         rows.patch_cached_ms,
         rows.small_files_per_s,
         rows.ingest_files_per_s,
+        mounts.mount_small_vs_local,
+        mounts.mount_seq_mb_s,
+        mounts.loader_decode_vs_local,
+        mounts.loader_raw_vs_local,
         rows.commits_per_s,
     )
 }

@@ -38,7 +38,9 @@ async def _delayed(
 
 async def _serve(host: str, port: int, delay_s: float) -> None:
     async def connected(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        with contextlib.suppress(OSError, ExceptionGroup):  # a side went away: so does the other
+        with contextlib.suppress(
+            OSError, ExceptionGroup, asyncio.CancelledError
+        ):  # a side went away: so does the other
             there, back = await asyncio.open_connection(host, port)
             try:
                 async with asyncio.TaskGroup() as group:
@@ -52,6 +54,8 @@ async def _serve(host: str, port: int, delay_s: float) -> None:
     print(f"127.0.0.1:{server.sockets[0].getsockname()[1]}", flush=True)
     await asyncio.to_thread(sys.stdin.read)
     server.close()
+    for task in asyncio.all_tasks() - {asyncio.current_task()}:
+        task.cancel()
 
 
 def main() -> None:

@@ -197,11 +197,12 @@ def array_write_vs_raw(where: Place) -> dict[str, Any]:
 
 def patch_cached_ms(where: Place) -> dict[str, Any]:
     """Patches of 64^3 at random places of an array whose chunks are in the local cache."""
-    array = _volume(where, "zstd").cached(2**31)
+    stored = _volume(where, "zstd")
+    array = stored.cached(2**31)
     count = 50 if where.quick else 200
     picks = random.Random(5)
     corners = [[picks.randrange(n - PATCH) for n in array.shape] for _ in range(count)]
-    prefix = _chunk_keys(array)[0][0].partition("/c/")[0]
+    prefix = _chunk_keys(stored)[0][0].partition("/c/")[0]
 
     def ours() -> None:
         for z, y, x in corners:

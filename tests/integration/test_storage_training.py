@@ -7,12 +7,14 @@ import itertools
 import json
 import secrets
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
+from hyper._files import Tree
 from hyper.client import Client
 from hyper.datasets import Dataset
 from hyper.errors import InvalidArgumentError
@@ -107,6 +109,26 @@ def test_ranks_see_every_file_once(dataset: Dataset) -> None:
 
 def _length(path: str, data: bytes) -> int:
     return len(data)
+
+
+def test_packs_are_fetched_once_for_all_epochs(
+    dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fetched: list[str] = []
+    fetch = Tree.fetch
+
+    def counted(tree: Tree, key: str, start: int, stop: int) -> bytes | None:
+        fetched.append(key)
+        return fetch(tree, key, start, stop)
+
+    monkeypatch.setattr(Tree, "fetch", counted)
+    loader = dataset.torch("x/", batch_size=4, shuffle=True, seed=3, cache=tmp_path / "c")
+    expected = [loader.plan.batches(epoch) for epoch in range(3)]
+    assert firsts(loader) == expected[0]
+    assert fetched
+    fetched.clear()
+    assert [firsts(loader) for _ in range(2)] == expected[1:]
+    assert not fetched
 
 
 def test_decoding_is_the_callers(dataset: Dataset) -> None:

@@ -308,6 +308,8 @@ class Tree:
         world: int | None = None,
         drop_last: bool = False,
         resume: Mapping[str, Any] | None = None,
+        cache: str | Path | None = None,
+        cache_bytes: int = 10 * 2**30,
         **options: Any,
     ) -> Loader:
         """Batches of the files under `prefix`, for training.
@@ -322,11 +324,14 @@ class Tree:
             world: processes that train together.
             drop_last: leave out a last batch that is smaller.
             resume: a `Loader.state()` to go on from.
+            cache: a folder for packs: files of a pack, and later epochs, cost no more requests.
+            cache_bytes: its cap for each worker.
             options: of `torch.utils.data.DataLoader`: num_workers, pin_memory, collate_fn, ...
         """
         from hyper import training
 
-        source = training.FileSource(self, self._client, prefix, decode or training.decode)
+        packs = training.PackCache(str(cache), cache_bytes) if cache is not None else None
+        source = training.FileSource(self, self._client, prefix, decode or training.decode, packs)
         return training.make_loader(
             source, self._name, batch_size=batch_size, shuffle=shuffle, seed=seed, rank=rank,
             world=world, drop_last=drop_last, resume=resume, options=options,

@@ -28,6 +28,7 @@ from hyperapi.storage.v1 import dataset_service_pb2 as api
 
 if TYPE_CHECKING:
     from hyper._zarr_store import PresignedStore
+    from hyper.chunk_cache import CachedArray
     from hyper.client import Client
     from hyper.training import Loader
 
@@ -193,6 +194,16 @@ class Array:
         """Replace the attributes, in a session; the voxel size stays."""
         text = json.dumps(dict(attributes))
         self._update(api.UpdateArrayRequest(attributes_json=text))
+
+    def cached(self, size_bytes: int) -> CachedArray:
+        """The same array, with up to `size_bytes` of its decoded chunks kept in memory.
+
+        Raises:
+            InvalidArgumentError: it is not committed yet.
+        """
+        from hyper.chunk_cache import CachedArray
+
+        return CachedArray(self, size_bytes)
 
     def torch(
         self,

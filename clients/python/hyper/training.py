@@ -10,23 +10,29 @@ torch is imported when a loader is iterated, never before.
 from __future__ import annotations
 
 import io
+import logging
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
+import google_crc32c
 import numpy as np
 
 from hyper._files import FileInfo, Tree
 from hyper.errors import InvalidArgumentError
+from hyper.mount.blocks import BlockCache
 
 if TYPE_CHECKING:
     from hyper.arrays import Array
     from hyper.client import Client
 
+log = logging.getLogger("hyper.training")
 Decode = Callable[[str, bytes], Any]
 _IMAGES = (".png", ".tif", ".tiff")
+_PACK_MEMORY_BYTES = 64 * 2**20
 _EPOCH_START = datetime(1970, 1, 1, tzinfo=UTC)
 
 
@@ -172,11 +178,28 @@ class _Connected:
         return self._client
 
 
+@dataclass(frozen=True, slots=True)
+class PackCache:
+    """Packs on disk, for epochs after the first; each process has a part of its own.
+
+    Args:
+        folder: where.
+        size_bytes: cap for each process.
+    """
+
+    folder: str
+    size_bytes: int
+
+
 class FileSource:
     """The files of a version as samples."""
 
-    def __init__(self, tree: Tree, client: Client, prefix: str, decode: Decode) -> None:
+    def __init__(
+        self, tree: Tree, client: Client, prefix: str, decode: Decode, cache: PackCache | None
+    ) -> None:
         self._connected = _Connected(client)
+        self._cache = cache
+        self._packs: tuple[int, BlockCache] | None = None
         self._name = tree.name
         self._decode = decode
         self._tree: tuple[int, Tree] | None = (os.getpid(), tree)
@@ -189,7 +212,7 @@ class FileSource:
         ).reshape(-1, 4)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_tree": None}
+        return {**self.__dict__, "_tree": None, "_packs": None}
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -199,7 +222,25 @@ class FileSource:
 
     def __getitems__(self, indices: Sequence[int]) -> list[Any]:
         infos = [self._info(index) for index in indices]
+        if self._cache is not None:
+            return [self._decode(info.path, self._read_cached(info)) for info in infos]
         return [self._decode(info.path, data) for info, data in self._open().read_many(infos)]
+
+    def _read_cached(self, info: FileInfo) -> bytes:
+        """A file from this process's pack cache, checked; from S3 if the cache's copy is bad."""
+        if self._packs is None or self._packs[0] != os.getpid():
+            assert self._cache is not None
+            tree = self._open()
+            cache = BlockCache(
+                tree.fetch, Path(self._cache.folder), disk_bytes=self._cache.size_bytes,
+                memory_bytes=_PACK_MEMORY_BYTES, notice=log.warning,
+            )  # fmt: skip
+            self._packs = os.getpid(), cache
+        data = bytes(self._packs[1].read(info.object, info.offset, info.offset + info.size_bytes))
+        if len(data) == info.size_bytes and google_crc32c.value(data) == info.crc32c:
+            return data
+        self._packs[1].forget(info.object)
+        return self._open().read_file(info)
 
     def _open(self) -> Tree:
         if self._tree is None or self._tree[0] != os.getpid():

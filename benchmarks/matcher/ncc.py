@@ -1,7 +1,9 @@
 """Normalised cross-correlation against OpenCV: `python -m benchmarks.matcher.ncc [--json]`.
 
-Agreement, milliseconds a match on one thread (single templates, and 64 templates of one section,
-whose transforms and integral images are shared), and where FFTs become cheaper than direct sums.
+Agreement; milliseconds a match on one thread (single templates, and 64 templates of one section,
+whose transforms are shared); matches a second on features four times smaller; and where FFTs become
+cheaper than direct sums. Rounds of ours and of OpenCV take turns; figures are medians of a thread's
+CPU time.
 """
 
 from __future__ import annotations
@@ -11,7 +13,7 @@ import json
 import os
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +23,12 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from hyper_matcher import ncc
+from hyper_matcher.align.sampling import downsample
 
 _CASES = ((160, 360), (224, 424), (160, 512), (160, 1024))  # template in image, px
-_CROSSOVER = ((64, (4, 8, 12, 16, 24, 32)), (128, (4, 8, 12, 16, 24, 32)), (512, (4, 8, 12, 16)))
+_FEATURES = (40, 90)  # 160 in 360 on features four times smaller
+_FACTOR = 4
+_CROSSOVER = ((64, (4, 6, 8, 12, 16, 24, 32)), (128, (4, 6, 8, 12, 16, 24)), (512, (4, 6, 8, 12)))
 _MANY = 64
 
 
@@ -33,8 +38,9 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument(
         "--sections", type=Path, help="folder of sections (default: em/aligntk_raw)"
     )
-    parser.add_argument("--seconds", type=float, default=0.5, help="for each measurement")
+    parser.add_argument("--seconds", type=float, default=2.0, help="for each measurement")
     parser.add_argument("--json", action="store_true", help="end with an object of all figures")
+    parser.add_argument("--plot", type=Path, help="draw the crossover, .png or .svg")
     arguments = parser.parse_args(argv)
     data = Path(os.environ.get("HYPER_DATA_DIR", "../shared/data"))
     files = sorted((arguments.sections or data / "em" / "aligntk_raw").glob("*.png"))
@@ -43,14 +49,24 @@ def main(argv: list[str] | None = None) -> int:
         return 2
     cv2.setNumThreads(1)
     first, second = (np.asarray(Image.open(file)) for file in files[:2])
-    matches = [compare(first, second, t, s, arguments.seconds) for t, s in _CASES]
+    if min(first.shape + second.shape) < _CASES[-1][1]:
+        print(f"error: sections must be at least {_CASES[-1][1]} px wide and high", file=sys.stderr)
+        return 2
+    matches = [compare(first, second, *case, arguments.seconds) for case in _CASES]
+    small = downsample(first, _FACTOR), downsample(second, _FACTOR)
+    features = compare(*small, *_FEATURES, arguments.seconds)
     result = {
         "matches": matches,
-        "disagreement_max": max(match["disagreement"] for match in matches),
+        "features": features,
+        "matches_per_second_per_core": 1e3 / features["shared_ms"],
+        "disagreement_max": max(match["disagreement"] for match in [*matches, features]),
         "crossover": [
             crossover(second, size, templates, arguments.seconds) for size, templates in _CROSSOVER
         ],
     }
+    print(f"{result['matches_per_second_per_core']:.0f} matches a second and core on 4x features")
+    if arguments.plot:
+        plot(result["crossover"], arguments.plot)
     if arguments.json:
         print(json.dumps(result))
     return 0
@@ -63,41 +79,56 @@ def compare(
     low = (min(target.shape) - search_px) // 2
     image = np.ascontiguousarray(target[low : low + search_px, low : low + search_px])
     corners = np.linspace(0, search_px - template_px, 8).astype(int)
-    templates = np.stack(
-        [
+    templates = [
+        np.ascontiguousarray(
             source[low + y : low + y + template_px, low + x : low + x + template_px]
-            for y in corners
-            for x in corners
-        ]
+        )
+        for y in corners
+        for x in corners
+    ]
+    image32, templates32 = image.astype(np.float32), [t.astype(np.float32) for t in templates]
+
+    def theirs(template: NDArray[np.float32]) -> NDArray[np.float32]:
+        return np.asarray(cv2.matchTemplate(image32, template, cv2.TM_CCOEFF_NORMED))
+
+    def ours() -> Iterable[NDArray[np.float32]]:
+        return ncc.SearchImage(image).correlate_each(templates)
+
+    middle = _MANY // 2
+    alone = ncc.normalized_cross_correlation(templates[middle], image)
+    differences = [
+        float(np.abs(alone - theirs(templates32[middle])).max()),
+        *(
+            float(np.abs(found - theirs(template)).max())
+            for found, template in zip(ours(), templates32, strict=True)
+        ),
+    ]
+    single, single_theirs = timed(
+        (
+            lambda: ncc.normalized_cross_correlation(templates[middle], image),
+            lambda: theirs(templates32[middle]),
+        ),
+        seconds,
     )
-    one = templates[_MANY // 2]
-    image32, one32 = image.astype(np.float32), one.astype(np.float32)
-    expected = cv2.matchTemplate(image32, one32, cv2.TM_CCOEFF_NORMED)
-    found = ncc.normalized_cross_correlation(one, image)
-
-    def shared() -> None:
-        searched = ncc.SearchImage(image)
-        for template in templates:
-            searched.correlate(template)
-
-    def theirs() -> None:
-        for template in templates:
-            cv2.matchTemplate(image32, template.astype(np.float32), cv2.TM_CCOEFF_NORMED)
-
+    shared, shared_theirs = timed(
+        (lambda: exhaust(ours()), lambda: exhaust(theirs(t) for t in templates32)), seconds
+    )
     figures = {
         "template_px": template_px,
         "search_px": search_px,
-        "disagreement": float(np.abs(found - expected).max()),
-        "single_ms": 1e3 * timed(lambda: ncc.normalized_cross_correlation(one, image), seconds),
-        "single_opencv_ms": 1e3
-        * timed(lambda: cv2.matchTemplate(image32, one32, cv2.TM_CCOEFF_NORMED), seconds),
-        "shared_ms": 1e3 * timed(shared, seconds) / _MANY,
-        "shared_opencv_ms": 1e3 * timed(theirs, seconds) / _MANY,
+        "disagreement": max(differences),
+        "single_ms": 1e3 * single,
+        "single_opencv_ms": 1e3 * single_theirs,
+        "single_ratio": single_theirs / single,
+        "shared_ms": 1e3 * shared / _MANY,
+        "shared_opencv_ms": 1e3 * shared_theirs / _MANY,
+        "shared_ratio": shared_theirs / shared,
     }
     print(
-        f"{template_px:4} in {search_px:4}: single {figures['single_ms']:.2f} ms (OpenCV "
-        f"{figures['single_opencv_ms']:.2f}), {_MANY} in one {figures['shared_ms']:.2f} "
-        f"({figures['shared_opencv_ms']:.2f}); differs by {figures['disagreement']:.1e}"
+        f"{template_px:4} in {search_px:4}: single {figures['single_ms']:.3f} ms (OpenCV "
+        f"{figures['single_opencv_ms']:.3f}, {figures['single_ratio']:.2f}x), {_MANY} in one "
+        f"{figures['shared_ms']:.3f} ({figures['shared_opencv_ms']:.3f}, "
+        f"{figures['shared_ratio']:.2f}x); differs by {figures['disagreement']:.1e}"
     )
     return figures
 
@@ -109,35 +140,69 @@ def crossover(
     image = ncc.SearchImage(section[:size, :size])
     rows = []
     for edge in templates:
-        centred = section[:edge, :edge].astype(np.float64)
-        centred -= centred.mean()
-        direct = timed(lambda c=centred: ncc.correlate_directly(image, c), seconds / 4)
-        by_fft = timed(lambda c=centred: ncc.correlate_by_fft(image, c), seconds / 4)
+        template = section[:edge, :edge]
+
+        def directly(template: NDArray[Any] = template) -> object:
+            return image.correlate(template, "direct")
+
+        def by_fft(template: NDArray[Any] = template) -> object:
+            return image.correlate(template, "fft")
+
+        direct_s, fft_s = timed((directly, by_fft), seconds / 4)
+        chosen = ncc.spatial_is_cheaper((edge, edge), (size, size))
         rows.append(
             {
                 "template_px": edge,
-                "direct_ms": 1e3 * direct,
-                "fft_ms": 1e3 * by_fft,
-                "direct_chosen": ncc.spatial_is_cheaper((edge, edge), (size, size)),
+                "direct_ms": 1e3 * direct_s,
+                "fft_ms": 1e3 * fft_s,
+                "direct_chosen": chosen,
             }
         )
         print(
-            f"{edge:4} in {size:4}: direct {1e3 * direct:.3f} ms, FFT {1e3 * by_fft:.3f} ms, "
-            f"chosen: {'direct' if rows[-1]['direct_chosen'] else 'FFT'}"
+            f"{edge:4} in {size:4}: direct {1e3 * direct_s:.3f} ms, FFT {1e3 * fft_s:.3f} ms, "
+            f"chosen: {'direct' if chosen else 'FFT'}"
         )
     return {"search_px": size, "templates": rows}
 
 
-def timed(work: Callable[[], object], seconds: float) -> float:
-    """CPU seconds of the fastest of several runs, after one that does not count."""
-    work()
-    best, end = float("inf"), time.perf_counter() + seconds
-    while True:
-        start = time.thread_time()
+def plot(curves: list[dict[str, Any]], path: Path) -> None:
+    """Time against the template's edge, direct sums and FFTs, for each size of image."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(7, 4.5), layout="constrained")
+    axes = figure.add_subplot()
+    for k, curve in enumerate(curves):
+        rows, size = curve["templates"], curve["search_px"]
+        edges = [row["template_px"] for row in rows]
+        for key, name, style in (("direct_ms", "direct", "o-"), ("fft_ms", "FFT", "s--")):
+            times = [row[key] for row in rows]
+            axes.plot(edges, times, style, color=f"C{k}", label=f"{name}, {size} px image")
+    axes.set(xscale="log", yscale="log", xlabel="edge of the template, px", ylabel="CPU ms a match")
+    ticks = sorted({row["template_px"] for curve in curves for row in curve["templates"]})
+    axes.set_xticks(ticks, [str(tick) for tick in ticks])
+    axes.minorticks_off()
+    axes.legend()
+    figure.savefig(path)
+
+
+def exhaust(values: Iterable[object]) -> None:
+    """Compute all of them, keep none."""
+    for _ in values:
+        pass
+
+
+def timed(works: tuple[Callable[[], object], ...], seconds: float) -> list[float]:
+    """Median CPU seconds of each, taking turns for that long, after one that does not count."""
+    for work in works:
         work()
-        best = min(best, time.thread_time() - start)
-        if time.perf_counter() > end:
-            return best
+    taken: list[list[float]] = [[] for _ in works]
+    end = time.perf_counter() + seconds
+    while len(taken[0]) < 3 or time.perf_counter() < end:
+        for work, times in zip(works, taken, strict=True):
+            start = time.thread_time()
+            work()
+            times.append(time.thread_time() - start)
+    return [float(np.median(times)) for times in taken]
 
 
 if __name__ == "__main__":

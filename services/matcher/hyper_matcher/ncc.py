@@ -9,20 +9,31 @@ Axes are (y, x); a correlogram's entry (i, j) is the score of the window that st
 
 from __future__ import annotations
 
+import itertools
 import math
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from functools import cached_property, lru_cache
+from typing import Any, Literal, TypeVar
 
 import numba
 import numpy as np
 import scipy.fft
 from numpy.typing import NDArray
 
+from hyper_matcher import fft
+
 FloatArray = NDArray[np.floating[Any]]
 BoolArray = NDArray[np.bool_]
+Method = Literal["auto", "direct", "fft"]
+_Value = TypeVar("_Value")
+_Kept = tuple[tuple[int, int], _Value]  # of the last template's shape
 
 _FLAT = 1e-20  # a template's energy below this share of its squared values counts as none
 _ROUNDING = 1e-13  # of integral images: a window's energy below this share of the image's is none
+# Of a float32 FFT's products, over the norms of what went in: measured 4e-8 at most, then doubled.
+_FFT_ERROR = 8e-8
+_ERROR_MAX = 5e-6  # of a score; where float32 may miss it, float64 computes the correlogram
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,65 +67,208 @@ class SearchImage:
     def __init__(self, image: NDArray[Any]) -> None:
         if image.ndim != 2 or image.size == 0:
             raise ValueError(f"an image to search in has two axes, not shape {image.shape}")
-        wide = image.astype(np.float64)
-        if not np.isfinite(wide).all():
+        mean = image.mean(dtype=np.float64)
+        if not np.isfinite(mean):
             raise ValueError("the image has values that are not finite")
         self.shape: tuple[int, int] = (image.shape[0], image.shape[1])
-        wide -= wide.mean()
-        self.scale = float(np.abs(wide).max())
-        self.values = wide.astype(np.float32)
-        self.centred = wide
-        self._sum, self._squares = _integrals(wide)
-        self._spectrum: NDArray[np.complex128] | None = None
-        self._inverse: tuple[tuple[int, int], NDArray[np.float64]] | None = None
+        self._image, self._mean = np.array(image), float(mean)
+        exact = np.float32 if np.can_cast(image.dtype, np.float32) else np.float64
+        self.values = np.subtract(self._image, mean, dtype=exact, order="C").astype(np.float32)
+        # What is made when first needed. Threads share an image: read once, written whole.
+        self._integrals: tuple[NDArray[np.float64], NDArray[np.float64]] | None = None
+        self._inverse: _Kept[NDArray[np.float32]] | None = None
+        self._exact_inverse: _Kept[NDArray[np.float64]] | None = None
+        self._spectra: dict[bool, tuple[Tiling, list[_Spectrum]]] = {}
+
+    @cached_property
+    def scale(self) -> float:
+        """Largest absolute value of the image less its mean."""
+        return float(max(self.values.max(), -self.values.min()))
+
+    @cached_property
+    def centred(self) -> NDArray[np.float64]:
+        """The image less its mean, in float64."""
+        return self._make_centred()
+
+    @cached_property
+    def exact_spectrum(self) -> NDArray[np.complex128]:
+        """That of `centred`, by real FFTs in float64."""
+        return np.asarray(scipy.fft.rfft2(self.centred, _fft_shape(self.shape)))
+
+    def _make_centred(self) -> NDArray[np.float64]:
+        return np.asarray(self._image.astype(np.float64) - self._mean)
 
     def window_norms(
         self, template: tuple[int, int], y: int, x: int, rows: int, columns: int
     ) -> NDArray[np.float64]:
         """sqrt(sum((w - mean(w))^2)) of rows x columns windows, the first at (y, x)."""
         h, w = template
-        first = _box_sums(self._sum, h, w, y, x, rows, columns)
-        energy = _box_sums(self._squares, h, w, y, x, rows, columns) - first * first / (h * w)
-        energy[energy <= _ROUNDING * self._squares[-1, -1]] = 0.0
+        if (tables := self._integrals) is None:
+            self._integrals = tables = _integrals(self._make_centred())
+        sums, squares = tables
+        first = _box_sums(sums, h, w, y, x, rows, columns)
+        energy = _box_sums(squares, h, w, y, x, rows, columns) - first * first / (h * w)
+        energy[energy <= _ROUNDING * squares[-1, -1]] = 0.0
         return np.asarray(np.sqrt(energy))
 
-    def correlate(self, template: NDArray[Any]) -> NDArray[np.float64]:
+    def correlate(self, template: NDArray[Any], method: Method = "auto") -> NDArray[np.float32]:
         """The correlogram of `template` (h, w): (H - h + 1, W - w + 1), in [-1, 1].
 
-        Windows and templates without contrast score 0.
+        Windows and templates without contrast score 0. For many templates use `correlate_each`.
+
+        Args:
+            template: any real dtype, finite.
+            method: "direct" sums in the spatial domain, "fft"; "auto" chooses by cost.
         """
-        h, w = template.shape
+        return self._correlate([template], method, paired_tiles=True)[0]
+
+    def correlate_each(
+        self, templates: Iterable[NDArray[Any]], method: Method = "auto"
+    ) -> Iterator[NDArray[np.float32]]:
+        """The correlograms of templates of one shape, one after the other, as `correlate`'s.
+
+        The image is transformed once, and two templates share each of their transforms.
+        """
+        rest = iter(templates)
+        while pair := list(itertools.islice(rest, 2)):
+            yield from self._correlate(pair, method, paired_tiles=False)
+
+    def _correlate(
+        self, templates: Sequence[NDArray[Any]], method: Method, paired_tiles: bool
+    ) -> list[NDArray[np.float32]]:
+        """One template, or two at once if the tiles are not paired."""
+        h, w = shape = templates[0].shape
+        if any(template.shape != shape for template in templates):
+            raise ValueError("templates that are correlated together must have one shape")
         rows, columns = self.shape[0] - h + 1, self.shape[1] - w + 1
         if rows < 1 or columns < 1:
-            raise ValueError(f"the template {template.shape} is larger than the image {self.shape}")
-        centred = template.astype(np.float64)
-        centred -= centred.mean()
-        norm = math.sqrt(float((centred * centred).sum()))
-        if norm * norm <= _FLAT * h * w * float(np.abs(template).max()) ** 2:
-            return np.zeros((rows, columns))
-        if spatial_is_cheaper((h, w), self.shape):
-            products = correlate_directly(self, centred)
-        else:
-            products = correlate_by_fft(self, centred)
-        scores = products * self._inverse_norms((h, w))
-        scores /= norm
-        return np.asarray(np.clip(scores, -1, 1, out=scores))
+            raise ValueError(f"the template {shape} is larger than the image {self.shape}")
+        units = [_unit(template) for template in templates]
+        if method == "direct" or (method == "auto" and spatial_is_cheaper((h, w), self.shape)):
+            return [self._exactly(unit, correlate_directly) for unit in units]
+        tiling = choose_tiling((h, w), self.shape, paired_tiles)
+        tiles = self._tiles(tiling, paired_tiles)
+        inverse = self._inverse_norms((h, w))
+        if _FFT_ERROR * max(tile.norm for tile in tiles) * float(inverse.max()) > _ERROR_MAX:
+            return [self._exactly(unit, correlate_by_float64_fft) for unit in units]
+        factor = 1.0 / (tiling.shape[0] * tiling.shape[1])
+        flipped = [np.ascontiguousarray(u[::-1, ::-1] * factor, np.float32) for u in units]
+        second = flipped[1] if len(flipped) > 1 else None
+        spectrum = fft.transform(fft.spectrum_buffer(tiling.shape), flipped[0], second)
+        outs = [np.empty((rows, columns), np.float32) for _ in units]
+        for tile in tiles:
+            if paired_tiles:
+                outputs = [(outs[0], y, x) for y, x in tile.at]
+            else:
+                outputs = [(out, *tile.at[0]) for out in outs]
+            fft.convolve(tile.values, spectrum, (h - 1, w - 1), outputs, inverse)
+        return outs
 
-    def _inverse_norms(self, template: tuple[int, int]) -> NDArray[np.float64]:
-        """1 / `window_norms` of all windows, 0 for those without contrast; the last size's kept."""
-        kept = self._inverse  # threads share an image: read once, written whole
-        if kept is None or kept[0] != template:
-            rows, columns = (n - t + 1 for n, t in zip(self.shape, template, strict=True))
-            norms = self.window_norms(template, 0, 0, rows, columns)
+    def _exactly(
+        self,
+        unit: NDArray[np.float64],
+        products: Callable[[SearchImage, NDArray[np.float64]], NDArray[np.float64]],
+    ) -> NDArray[np.float32]:
+        """The correlogram of a template of norm 1, in float64 throughout."""
+        h, w = unit.shape
+        kept = self._exact_inverse
+        if kept is None or kept[0] != (h, w):
+            norms = self.window_norms((h, w), 0, 0, self.shape[0] - h + 1, self.shape[1] - w + 1)
             inverse = np.divide(1.0, norms, out=np.zeros_like(norms), where=norms > 0)
-            self._inverse = kept = (template, inverse)
+            self._exact_inverse = kept = ((h, w), inverse)
+        scores = products(self, unit) * kept[1]
+        return np.asarray(np.clip(scores, -1, 1, out=scores), np.float32)
+
+    def _inverse_norms(self, template: tuple[int, int]) -> NDArray[np.float32]:
+        """1 / `window_norms` of all windows, 0 for those without contrast; the last size's kept."""
+        kept = self._inverse
+        if kept is None or kept[0] != template:
+            self._inverse = kept = (template, _inverse_window_norms(self.values, *template))
         return kept[1]
 
-    def spectrum(self) -> NDArray[np.complex128]:
-        """Of the image less its mean; made once."""
-        if self._spectrum is None:
-            self._spectrum = np.asarray(scipy.fft.rfft2(self.centred, _fft_shape(self.shape)))
-        return self._spectrum
+    def _tiles(self, tiling: Tiling, paired: bool) -> list[_Spectrum]:
+        """Spectra of the tiles, one or two in each; the last tiling's are kept."""
+        kept = self._spectra.get(paired)
+        if kept is None or kept[0] != tiling:
+            places = tiling.places(self.shape)
+            count = 2 if paired else 1
+            groups = [places[i : i + count] for i in range(0, len(places), count)]
+            made = [self._spectrum(tiling.shape, group) for group in groups]
+            self._spectra[paired] = kept = (tiling, made)
+        return kept[1]
+
+    def _spectrum(self, shape: tuple[int, int], at: list[tuple[int, int]]) -> _Spectrum:
+        parts = [self.values[y : y + shape[0], x : x + shape[1]] for y, x in at]
+        norm = math.sqrt(sum(float(np.einsum("ij,ij->", part, part)) for part in parts))
+        values = fft.spectrum_buffer(shape)
+        if len(at) == 1:
+            fft.transform(values, self.values, at=at[0])
+        else:
+            fft.transform(values, self.values, self.values, at[0], at[1])
+        return _Spectrum(at, values, norm)
+
+
+@dataclass(frozen=True, slots=True)
+class _Spectrum:
+    """Of one tile, or of two as real and imaginary part; `norm`: of all their pixels."""
+
+    at: list[tuple[int, int]]
+    values: NDArray[np.float32]
+    norm: float
+
+
+@dataclass(frozen=True, slots=True)
+class Tiling:
+    """How an image is cut for FFTs: overlapping tiles whose correlograms abut.
+
+    Args:
+        shape: of the transforms.
+        step: from a tile to the next; of a tile's correlogram.
+    """
+
+    shape: tuple[int, int]
+    step: tuple[int, int]
+
+    def places(self, image: tuple[int, int]) -> list[tuple[int, int]]:
+        """First pixels of the tiles of an image of this shape."""
+        overlap = [edge - step for edge, step in zip(self.shape, self.step, strict=True)]
+        ys, xs = (
+            range(0, max(1, edge - over), step)
+            for edge, over, step in zip(image, overlap, self.step, strict=True)
+        )
+        return [(y, x) for y in ys for x in xs]
+
+
+@lru_cache(maxsize=1024)
+def choose_tiling(template: tuple[int, int], image: tuple[int, int], paired: bool) -> Tiling:
+    """The tiling that costs least, for one template (`paired` tiles) or two of many."""
+    h, w = template
+    rows, columns = image[0] - h + 1, image[1] - w + 1
+    ny = np.array([n for n in fft.SIZES if h <= n <= max(fft.good_size(image[0]), 2 * h)])[:, None]
+    nx = np.array([n for n in fft.SIZES if w <= n <= max(fft.good_size(image[1]), 2 * w)])[None]
+    tiles = -(-rows // (ny - h + 1)) * -(-columns // (nx - w + 1))
+    along_y, along_x = ny * nx * np.log2(ny), ny * nx * np.log2(nx)
+    forward = along_y * w / nx + along_x
+    backward = along_y * np.minimum(columns, nx - w + 1) / nx + along_x
+    if paired:
+        spectra = -(-tiles // 2)
+        cost = forward + spectra * (along_y + along_x + backward)
+    else:
+        cost = forward + tiles * backward
+    i, j = np.unravel_index(int(np.argmin(cost)), cost.shape)
+    shape = (int(ny[i, 0]), int(nx[0, j]))
+    return Tiling(shape, (shape[0] - h + 1, shape[1] - w + 1))
+
+
+def _unit(template: NDArray[Any]) -> NDArray[np.float64]:
+    """The template without its mean, of norm 1; zeros if it has no contrast."""
+    centred = template.astype(np.float64)
+    centred -= centred.mean()
+    energy = float(np.einsum("ij,ij->", centred, centred))  # BLAS would wake its threads
+    if energy <= _FLAT * centred.size * float(np.abs(template).max()) ** 2:
+        return np.zeros_like(centred)
+    centred *= 1.0 / math.sqrt(energy)
+    return np.asarray(centred)
 
 
 def correlate_directly(search: SearchImage, template: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -122,11 +276,14 @@ def correlate_directly(search: SearchImage, template: NDArray[np.float64]) -> ND
     return np.asarray(_correlate_directly(search.centred, template))
 
 
-def correlate_by_fft(search: SearchImage, template: NDArray[np.float64]) -> NDArray[np.float64]:
+def correlate_by_float64_fft(
+    search: SearchImage, template: NDArray[np.float64]
+) -> NDArray[np.float64]:
     """The same by real FFTs."""
     h, w = template.shape
     size = _fft_shape(search.shape)
-    products = scipy.fft.irfft2(search.spectrum() * np.conj(scipy.fft.rfft2(template, size)), size)
+    spectrum = search.exact_spectrum * np.conj(scipy.fft.rfft2(template, size))
+    products = scipy.fft.irfft2(spectrum, size)
     return np.asarray(products[: search.shape[0] - h + 1, : search.shape[1] - w + 1])
 
 
@@ -234,14 +391,12 @@ def find_peaks(correlograms: NDArray[Any], exclusion_px: int = 8) -> Peaks:
 def spatial_is_cheaper(template: tuple[int, int], search: tuple[int, int]) -> bool:
     """Whether the direct sum costs less than FFTs, the image's own being there already.
 
-    The constants are `python -m benchmarks.matcher.ncc`'s, on one core of an AVX-512 machine: the
-    crossover lies at 8 to 12 px, whatever the image's size.
+    The constants, in seconds, are `python -m benchmarks.matcher.ncc`'s on one core with AVX2.
     """
     rows, columns = search[0] - template[0] + 1, search[1] - template[1] + 1
     direct = rows * columns * template[0] * template[1] * 0.18e-9
-    size = _fft_shape(search)
-    fft = 2 * size[0] * size[1] * math.log2(size[0] * size[1]) * 0.33e-9 + 15e-6
-    return direct < fft
+    pixels = search[0] * search[1]
+    return direct < 40e-6 + pixels * math.log2(pixels) * 0.2e-9
 
 
 def _fft_shape(shape: tuple[int, ...]) -> tuple[int, int]:
@@ -284,6 +439,51 @@ def _integrals(
             sums[i + 1, j + 1] = sums[i, j + 1] + total
             squares[i + 1, j + 1] = squares[i, j + 1] + energy
     return sums, squares
+
+
+@numba.njit(cache=True, nogil=True, fastmath={"reassoc", "contract"}, error_model="numpy")  # type: ignore[untyped-decorator]  # no types in numba
+def _inverse_window_norms(values: NDArray[np.float32], h: int, w: int) -> NDArray[np.float32]:
+    """1 / sqrt(sum((v - mean(v))^2)) of all (h, w) windows, 0 for those without contrast.
+
+    Sums of columns move down a row at a time, sums of windows along it; all of them in float64.
+    """
+    height, width = values.shape
+    rows, columns = height - h + 1, width - w + 1
+    result = np.empty((rows, columns), np.float32)
+    sums, squares = np.zeros(width), np.zeros(width)
+    windows, energies = np.empty(columns), np.empty(columns)
+    total = 0.0
+    for pixel in values.flat:
+        total += np.float64(pixel) * np.float64(pixel)
+    floor, share = _ROUNDING * total, 1.0 / (h * w)
+    for i in range(h - 1):
+        for j in range(width):
+            value = np.float64(values[i, j])
+            sums[j] += value
+            squares[j] += value * value
+    for i in range(rows):
+        for j in range(width):
+            value = np.float64(values[i + h - 1, j])
+            sums[j] += value
+            squares[j] += value * value
+        first, second = 0.0, 0.0
+        for j in range(w):
+            first += sums[j]
+            second += squares[j]
+        windows[0], energies[0] = first, second
+        for j in range(1, columns):
+            first += sums[j + w - 1] - sums[j - 1]
+            second += squares[j + w - 1] - squares[j - 1]
+            windows[j], energies[j] = first, second
+        for j in range(columns):
+            energy = energies[j] - windows[j] * windows[j] * share
+            inverse = np.float32(1) / np.sqrt(np.float32(max(energy, floor)))
+            result[i, j] = inverse if energy > floor else np.float32(0)
+        for j in range(width):
+            value = np.float64(values[i, j])
+            sums[j] -= value
+            squares[j] -= value * value
+    return result
 
 
 @numba.njit(cache=True, fastmath=True, nogil=True)  # type: ignore[untyped-decorator]  # no types in numba

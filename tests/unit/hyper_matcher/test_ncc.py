@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from hyper_matcher.ncc import (
     SearchImage,
+    choose_tiling,
     correlate_windows,
     find_peaks,
     masked_cross_correlation,
@@ -32,6 +33,75 @@ def test_agrees_with_opencv(
     found = normalized_cross_correlation(piece, image)
     assert found.shape == expected.shape
     assert np.abs(found - expected).max() < 1e-5
+
+
+@pytest.mark.parametrize(
+    ("template", "search"),
+    [((30, 41), (31, 41)), ((16, 16), (700, 90)), ((50, 40), (333, 517)), ((90, 25), (90, 300))],
+)
+def test_tiles_and_shared_transforms_agree_with_float64(
+    template: tuple[int, int], search: tuple[int, int]
+) -> None:
+    image = texture(search, 8).astype(np.float32)
+    pieces = [texture(template, seed) for seed in range(3)]  # odd: the last one goes alone
+    searched = SearchImage(image)
+    expected = [SearchImage(image).correlate(piece, "direct") for piece in pieces]
+    alone = [searched.correlate(piece, "fft") for piece in pieces]
+    together = list(searched.correlate_each(pieces, "fft"))
+    for exact, one, shared in zip(expected, alone, together, strict=True):
+        assert one.shape == shared.shape == tuple(np.subtract(search, template) + 1)
+        assert np.abs(one - exact).max() < 2e-6
+        assert np.abs(shared - exact).max() < 2e-6
+
+
+@settings(deadline=None, max_examples=30)
+@given(
+    st.integers(2, 60), st.integers(2, 60), st.integers(0, 300), st.integers(0, 300),
+    st.integers(0, 2**32 - 1),
+)  # fmt: skip
+def test_ffts_agree_with_direct_sums(h: int, w: int, more_y: int, more_x: int, seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    image = rng.normal(size=(h + more_y, w + more_x))
+    pieces = rng.normal(size=(2, h, w))
+    searched = SearchImage(image)
+    for piece, shared in zip(pieces, searched.correlate_each(pieces, "fft"), strict=True):
+        exact = searched.correlate(piece, "direct")
+        assert np.abs(shared - exact).max() < 5e-6
+        assert np.abs(searched.correlate(piece, "fft") - exact).max() < 5e-6
+
+
+def test_faint_windows_beside_bright_ones_are_exact() -> None:
+    image = texture((300, 300), 9).astype(np.float64)
+    image[:, 150:] = 1e4 * image[:, 150:] + 1e6  # float32 has no digits left for the other half
+    piece = texture((80, 80), 10)
+    exact = SearchImage(image).correlate(piece, "direct")
+    searched = SearchImage(image)
+    assert np.abs(searched.correlate(piece, "fft") - exact).max() < 1e-6
+    assert np.abs(next(searched.correlate_each([piece], "fft")) - exact).max() < 1e-6
+
+
+def test_tiles_cover_every_place_once() -> None:
+    for template, image in [((160, 160), (1024, 900)), ((20, 300), (5000, 310)), ((9, 9), (9, 9))]:
+        for paired in (True, False):
+            tiling = choose_tiling(template, image, paired)
+            seen = np.zeros(np.subtract(image, template) + 1, int)
+            for y, x in tiling.places(image):
+                seen[y : y + tiling.step[0], x : x + tiling.step[1]] += 1
+            assert (seen == 1).all()
+
+
+def test_templates_correlated_together_have_one_shape() -> None:
+    searched = SearchImage(texture((90, 90)))
+    with pytest.raises(ValueError, match="one shape"):
+        list(searched.correlate_each([texture((40, 40)), texture((40, 30))]))
+
+
+def test_keeps_no_reference_to_the_callers_array() -> None:
+    image = texture((120, 120), 11)
+    searched, piece = SearchImage(image), texture((40, 40), 12)
+    expected = SearchImage(image.copy()).correlate(piece, "direct")
+    image[:] = 0
+    assert np.array_equal(searched.correlate(piece, "direct"), expected)
 
 
 def test_both_ways_of_computing_are_used() -> None:

@@ -1,10 +1,12 @@
 """Normalised cross-correlation: exact, masked, batched; and what a correlogram says.
 
-The score is the zero-mean one (Lewis 1995, OpenCV's `TM_CCOEFF_NORMED`). Variances of windows come
-from integral images in float64: float32 loses them. The correlation itself runs in the spatial
-domain for small templates and by real FFTs for large ones, whichever costs less; what depends on
-the searched image alone (integral images, spectrum) is computed once for all its templates.
-Axes are (y, x); a correlogram's entry (i, j) is the score of the window that starts there.
+The score is the zero-mean one (Lewis 1995, OpenCV's `TM_CCOEFF_NORMED`). Variances of windows are
+summed in float64: float32 loses them. The correlation itself runs in the spatial domain for small
+templates and by FFTs (`fft.py`) of overlapping tiles for large ones, whichever costs less; what
+depends on the searched image alone (spectra, norms of windows) is computed once for all templates.
+FFTs in float32 are off by a share of the whole tile's norm: where the faintest window is too faint
+beside it, the correlogram is computed in float64. Axes are (y, x); a correlogram's entry (i, j) is
+the score of the window that starts there.
 """
 
 from __future__ import annotations
@@ -67,11 +69,9 @@ class SearchImage:
     def __init__(self, image: NDArray[Any]) -> None:
         if image.ndim != 2 or image.size == 0:
             raise ValueError(f"an image to search in has two axes, not shape {image.shape}")
-        mean = image.mean(dtype=np.float64)
-        if not np.isfinite(mean):
-            raise ValueError("the image has values that are not finite")
+        mean = _finite_mean(image, "image")
         self.shape: tuple[int, int] = (image.shape[0], image.shape[1])
-        self._image, self._mean = np.array(image), float(mean)
+        self._image, self._mean = np.array(image), mean
         exact = np.float32 if np.can_cast(image.dtype, np.float32) else np.float64
         self.values = np.subtract(self._image, mean, dtype=exact, order="C").astype(np.float32)
         # What is made when first needed. Threads share an image: read once, written whole.
@@ -137,15 +137,20 @@ class SearchImage:
         self, templates: Sequence[NDArray[Any]], method: Method, paired_tiles: bool
     ) -> list[NDArray[np.float32]]:
         """One template, or two at once if the tiles are not paired."""
-        h, w = shape = templates[0].shape
+        shape = templates[0].shape
+        if len(shape) != 2 or 0 in shape:
+            raise ValueError(f"a template has two axes, not shape {shape}")
         if any(template.shape != shape for template in templates):
             raise ValueError("templates that are correlated together must have one shape")
+        h, w = shape
         rows, columns = self.shape[0] - h + 1, self.shape[1] - w + 1
         if rows < 1 or columns < 1:
             raise ValueError(f"the template {shape} is larger than the image {self.shape}")
         units = [_unit(template) for template in templates]
         if method == "direct" or (method == "auto" and spatial_is_cheaper((h, w), self.shape)):
             return [self._exactly(unit, correlate_directly) for unit in units]
+        if max(h, w) > fft.SIZES[-1]:
+            return [self._exactly(unit, correlate_by_float64_fft) for unit in units]
         tiling = choose_tiling((h, w), self.shape, paired_tiles)
         tiles = self._tiles(tiling, paired_tiles)
         inverse = self._inverse_norms((h, w))
@@ -241,11 +246,15 @@ class Tiling:
 
 @lru_cache(maxsize=1024)
 def choose_tiling(template: tuple[int, int], image: tuple[int, int], paired: bool) -> Tiling:
-    """The tiling that costs least, for one template (`paired` tiles) or two of many."""
+    """The tiling that costs least, for one template (`paired` tiles) or two of many.
+
+    Templates are no larger than the largest FFT (`fft.SIZES`).
+    """
     h, w = template
     rows, columns = image[0] - h + 1, image[1] - w + 1
-    ny = np.array([n for n in fft.SIZES if h <= n <= max(fft.good_size(image[0]), 2 * h)])[:, None]
-    nx = np.array([n for n in fft.SIZES if w <= n <= max(fft.good_size(image[1]), 2 * w)])[None]
+    largest = [fft.good_size(min(edge, fft.SIZES[-1])) for edge in image]
+    ny = np.array([n for n in fft.SIZES if h <= n <= largest[0]])[:, None]
+    nx = np.array([n for n in fft.SIZES if w <= n <= largest[1]])[None]
     tiles = -(-rows // (ny - h + 1)) * -(-columns // (nx - w + 1))
     along_y, along_x = ny * nx * np.log2(ny), ny * nx * np.log2(nx)
     forward = along_y * w / nx + along_x
@@ -260,10 +269,19 @@ def choose_tiling(template: tuple[int, int], image: tuple[int, int], paired: boo
     return Tiling(shape, (shape[0] - h + 1, shape[1] - w + 1))
 
 
+def _finite_mean(values: NDArray[Any], what: str) -> float:
+    """The mean in float64: finite exactly where all values are, if their sum does not overflow."""
+    with np.errstate(invalid="ignore"):
+        mean = float(values.mean(dtype=np.float64))
+    if not math.isfinite(mean):
+        raise ValueError(f"the {what} has values that are not finite")
+    return mean
+
+
 def _unit(template: NDArray[Any]) -> NDArray[np.float64]:
     """The template without its mean, of norm 1; zeros if it has no contrast."""
     centred = template.astype(np.float64)
-    centred -= centred.mean()
+    centred -= _finite_mean(centred, "template")
     energy = float(np.einsum("ij,ij->", centred, centred))  # BLAS would wake its threads
     if energy <= _FLAT * centred.size * float(np.abs(template).max()) ** 2:
         return np.zeros_like(centred)

@@ -7,6 +7,7 @@ import scipy.ndimage
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from hyper_matcher.fft import SIZES
 from hyper_matcher.ncc import (
     SearchImage,
     choose_tiling,
@@ -80,6 +81,14 @@ def test_faint_windows_beside_bright_ones_are_exact() -> None:
     assert np.abs(next(searched.correlate_each([piece], "fft")) - exact).max() < 1e-6
 
 
+def test_edges_beyond_the_largest_fft() -> None:
+    image = texture((30, SIZES[-1] + 40), 13)
+    for width in (20, SIZES[-1] + 10):
+        piece = texture((12, width), 14)
+        exact = SearchImage(image).correlate(piece, "direct")
+        assert np.abs(SearchImage(image).correlate(piece, "fft") - exact).max() < 2e-6
+
+
 def test_tiles_cover_every_place_once() -> None:
     for template, image in [((160, 160), (1024, 900)), ((20, 300), (5000, 310)), ((9, 9), (9, 9))]:
         for paired in (True, False):
@@ -148,8 +157,16 @@ def test_bright_images_lose_no_precision() -> None:
 def test_refuses_what_cannot_be_searched() -> None:
     with pytest.raises(ValueError, match="larger than the image"):
         normalized_cross_correlation(np.zeros((9, 9)), np.zeros((8, 20)))
-    with pytest.raises(ValueError, match="not finite"):
-        SearchImage(np.full((8, 8), np.nan))
+    for worst in (np.nan, np.inf):
+        image = np.ones((8, 8))
+        image[3, 4], image[5, 5] = worst, -worst
+        with pytest.raises(ValueError, match="image has values that are not finite"):
+            SearchImage(image)
+        with pytest.raises(ValueError, match="template has values that are not finite"):
+            SearchImage(texture((99, 99))).correlate(image)
+    for shape in ((3,), (0, 5), (2, 8, 8)):
+        with pytest.raises(ValueError, match="template has two axes"):
+            SearchImage(np.zeros((9, 9))).correlate(np.zeros(shape))
     with pytest.raises(ValueError, match="two axes"):
         SearchImage(np.zeros((2, 8, 8)))
 

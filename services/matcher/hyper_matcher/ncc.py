@@ -73,7 +73,9 @@ class SearchImage:
         self.shape: tuple[int, int] = (image.shape[0], image.shape[1])
         self._image, self._mean = np.array(image), mean
         exact = np.float32 if np.can_cast(image.dtype, np.float32) else np.float64
-        self.values = np.subtract(self._image, mean, dtype=exact, order="C").astype(np.float32)
+        self.values = np.subtract(self._image, mean, dtype=exact, order="C").astype(
+            np.float32, copy=False
+        )
         # What is made when first needed. Threads share an image: read once, written whole.
         self._integrals: tuple[NDArray[np.float64], NDArray[np.float64]] | None = None
         self._inverse: _Kept[NDArray[np.float32]] | None = None

@@ -69,7 +69,10 @@ class SearchImage:
     def __init__(self, image: NDArray[Any]) -> None:
         if image.ndim != 2 or image.size == 0:
             raise ValueError(f"an image to search in has two axes, not shape {image.shape}")
-        mean = _finite_mean(image, "image")
+        with np.errstate(invalid="ignore"):
+            mean = float(image.mean(dtype=np.float64))
+        if not math.isfinite(mean):  # unless it overflows, as soon as one value is not
+            raise ValueError("the image has values that are not finite")
         self.shape: tuple[int, int] = (image.shape[0], image.shape[1])
         self._image, self._mean = np.array(image), mean
         exact = np.float32 if np.can_cast(image.dtype, np.float32) else np.float64
@@ -159,7 +162,7 @@ class SearchImage:
         if _FFT_ERROR * max(tile.norm for tile in tiles) * float(inverse.max()) > _ERROR_MAX:
             return [self._exactly(unit, correlate_by_float64_fft) for unit in units]
         factor = 1.0 / (tiling.shape[0] * tiling.shape[1])
-        flipped = [np.ascontiguousarray(u[::-1, ::-1] * factor, np.float32) for u in units]
+        flipped = [_flip(unit, factor) for unit in units]
         second = flipped[1] if len(flipped) > 1 else None
         spectrum = fft.transform(fft.spectrum_buffer(tiling.shape), flipped[0], second)
         outs = [np.empty((rows, columns), np.float32) for _ in units]
@@ -271,24 +274,12 @@ def choose_tiling(template: tuple[int, int], image: tuple[int, int], paired: boo
     return Tiling(shape, (shape[0] - h + 1, shape[1] - w + 1))
 
 
-def _finite_mean(values: NDArray[Any], what: str) -> float:
-    """The mean in float64: finite exactly where all values are, if their sum does not overflow."""
-    with np.errstate(invalid="ignore"):
-        mean = float(values.mean(dtype=np.float64))
-    if not math.isfinite(mean):
-        raise ValueError(f"the {what} has values that are not finite")
-    return mean
-
-
 def _unit(template: NDArray[Any]) -> NDArray[np.float64]:
     """The template without its mean, of norm 1; zeros if it has no contrast."""
-    centred = template.astype(np.float64)
-    centred -= _finite_mean(centred, "template")
-    energy = float(np.einsum("ij,ij->", centred, centred))  # BLAS would wake its threads
-    if energy <= _FLAT * centred.size * float(np.abs(template).max()) ** 2:
-        return np.zeros_like(centred)
-    centred *= 1.0 / math.sqrt(energy)
-    return np.asarray(centred)
+    values = np.array(template, np.float64, order="C")
+    if not _make_unit(values):
+        raise ValueError("the template has values that are not finite")
+    return values
 
 
 def correlate_directly(search: SearchImage, template: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -504,6 +495,37 @@ def _inverse_window_norms(values: NDArray[np.float32], h: int, w: int) -> NDArra
             sums[j] -= value
             squares[j] -= value * value
     return result
+
+
+@numba.njit(cache=True, nogil=True, fastmath={"reassoc", "contract"}, error_model="numpy")  # type: ignore[untyped-decorator]  # no types in numba
+def _make_unit(values: NDArray[np.float64]) -> bool:
+    """Take the mean out and divide by the norm, in place; False if a value is not finite."""
+    total, largest = 0.0, 0.0
+    for value in values.flat:
+        total += value
+        largest = max(largest, abs(value))
+    mean, energy = total / values.size, 0.0
+    if not np.isfinite(mean):
+        return False
+    for i in range(values.shape[0]):
+        for j in range(values.shape[1]):
+            value = values[i, j] - mean
+            values[i, j] = value
+            energy += value * value
+    flat = energy <= _FLAT * values.size * largest * largest
+    values *= 0.0 if flat else 1.0 / np.sqrt(energy)
+    return True
+
+
+@numba.njit(cache=True, nogil=True)  # type: ignore[untyped-decorator]  # no types in numba
+def _flip(values: NDArray[np.float64], factor: float) -> NDArray[np.float32]:
+    """factor * values, the last one first along either axis."""
+    h, w = values.shape
+    flipped = np.empty((h, w), np.float32)
+    for i in range(h):
+        for j in range(w):
+            flipped[i, j] = values[h - 1 - i, w - 1 - j] * factor
+    return flipped
 
 
 @numba.njit(cache=True, fastmath=True, nogil=True)  # type: ignore[untyped-decorator]  # no types in numba

@@ -1,7 +1,7 @@
 """`make bench`: run every benchmark and render docs/benchmarks.md, with the machine's name.
 
-Each benchmark is a program that ends with one JSON object when given `--json`; a benchmark that
-fails is shown as failed, with its last line, never left out.
+Each benchmark is a program, with arguments, that ends with one JSON object when given `--json`; one
+that fails is shown as failed, with its last line, never left out.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ ROOT = Path(__file__).resolve().parents[1]
 PAGE = ROOT / "docs" / "benchmarks.md"
 MODULES = (
     "benchmarks.inference",
+    "benchmarks.inference --net rsunet --scaling --cost",
     "benchmarks.matcher.alignment",
     "benchmarks.matcher.false_matches",
     "benchmarks.matcher.ncc",
@@ -31,7 +32,7 @@ MODULES = (
 
 def run(module: str, quick: bool) -> tuple[Any, str]:
     """The benchmark's object, or None and why there is none."""
-    command = [sys.executable, "-m", module, "--json"]
+    command = [sys.executable, "-m", *module.split(), "--json"]
     helped = subprocess.run(
         [*command[:3], "--help"], capture_output=True, text=True, check=False, cwd=ROOT
     )
@@ -76,7 +77,9 @@ def main() -> int:
     parser.add_argument("modules", nargs="*", help="default: all")
     parser.add_argument("--quick", action="store_true", help="small inputs, few rounds")
     arguments = parser.parse_args()
-    modules = arguments.modules or [name for name in MODULES if find_spec(name) is not None]
+    modules = arguments.modules or [
+        name for name in MODULES if find_spec(name.split()[0]) is not None
+    ]
     parts = [
         "# Benchmarks\n",
         f"Rendered by `make bench` on {datetime.now(UTC):%Y-%m-%d}, on {machine()}."

@@ -9,21 +9,28 @@ ours with an empty cache; `cached_compile_s` with a full one); `peak_rss_mb` tha
 `--json` ends with one object, {net: {engine: {...} | null}}; why an engine is null stands under
 "reasons". `--into FILE` adds the rows to those in FILE, so that a long measurement can be made in
 pieces: one net, or a few peers, at a time; `--keep FOLDER` then saves preparing a net each time.
+
+`--scaling` measures this engine alone: 1 and 2 threads, patches of 16x64x64 to 32x512x512, the
+share of each layer, and how much of the machine's peak (measured in the same run); `--plot FILE`
+draws the cost of a voxel. `--cost` adds dollars per teravoxel against GPUs (`prices.yaml`).
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from benchmarks.inference import cost
 from benchmarks.inference.engines import LOADERS, MODES, PEERS
 from benchmarks.inference.measure import Setting, measure, prepared
 from benchmarks.inference.nets import CASES, Case
+from benchmarks.inference.scaling import SIZES, plot, report, scaling
 
 
 def main() -> None:
@@ -40,6 +47,9 @@ def main() -> None:
         if not size:
             raise SystemExit(f"give --shape for {name}")
         setting = Setting(size, rounds, arguments.threads, arguments.isa, arguments.keep)
+        if arguments.scaling or arguments.cost:
+            results[name] = alone(case.net, setting, arguments)
+            continue
         if arguments.prepare:
             if arguments.keep is None:
                 raise SystemExit("--prepare without --keep prepares for nobody")
@@ -53,6 +63,28 @@ def main() -> None:
         results = merge(arguments.into, results)
     if arguments.json:
         print(json.dumps(results))
+
+
+def alone(net: str, setting: Setting, arguments: argparse.Namespace) -> dict[str, Any]:
+    """This engine without peers: scaling, cost, or both."""
+    result: dict[str, Any] = {}
+    with prepared(net, setting, reference=False) as folder:
+        onnx = folder / "net.onnx"
+        if arguments.scaling:
+            sizes = SIZES[:3] if arguments.quick else SIZES
+            rows = scaling(onnx, sizes, sorted({1, setting.threads}), setting.rounds)
+            result["scaling"] = rows
+            print(f"\n{net}\n{report(rows)}", file=sys.stderr, flush=True)
+            if arguments.plot:
+                plot(rows, arguments.plot, f"{net.rpartition(':')[2]}, mode fast")
+        if arguments.cost:
+            size = setting.shape[2:]
+            (row,) = scaling(onnx, [size], [setting.threads], setting.rounds)
+            voxels = math.prod(size)
+            measured = cost.Measured(row["median_s"], setting.threads, voxels, row["gflop"])
+            result["cost"] = cost.compare(measured)
+            print(f"\n{net}\n{cost.report(result['cost'])}", file=sys.stderr, flush=True)
+    return result
 
 
 def parse() -> argparse.Namespace:
@@ -71,6 +103,9 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--keep", type=Path, help="folder of prepared nets, used again")
     parser.add_argument("--prepare", action="store_true", help="fill --keep, measure nothing")
     parser.add_argument("--into", type=Path, help="JSON file to add the rows to")
+    parser.add_argument("--scaling", action="store_true", help="threads and patch sizes, no peers")
+    parser.add_argument("--plot", type=Path, help="with --scaling: draw the cost of a voxel")
+    parser.add_argument("--cost", action="store_true", help="dollars per teravoxel against GPUs")
     parser.add_argument("--json", action="store_true", help="one object at the end")
     return parser.parse_args()
 

@@ -114,8 +114,8 @@ def measure(net: str, engines: Sequence[str], setting: Setting) -> dict[str, Any
 
 
 @contextmanager
-def prepared(net: str, setting: Setting) -> Iterator[Path]:
-    """A folder with the input, the exported net and its output in float64."""
+def prepared(net: str, setting: Setting, *, reference: bool = True) -> Iterator[Path]:
+    """A folder with the input, the exported net and (if asked for) its output in float64."""
     if ":" in net and net.startswith("benchmarks.inference.zoo"):
         missing = ensure([ZOO])
         if missing:
@@ -126,10 +126,10 @@ def prepared(net: str, setting: Setting) -> Iterator[Path]:
             size = "x".join(map(str, setting.shape))
             folder = setting.keep / f"{net.replace(':', '.')}-{size}"
             folder.mkdir(parents=True, exist_ok=True)
-        if not (folder / "reference.npy").exists():
+        if not (folder / ("reference.npy" if reference else "net.onnx")).exists():
             generator = np.random.default_rng(0)
             np.save(folder / "input.npy", generator.random(setting.shape, np.float32))
-            first = Worker("prepare", net, folder, setting)
+            first = Worker("prepare" if reference else "export", net, folder, setting)
             ready = first.read()
             first.close()
             if "reason" in ready:

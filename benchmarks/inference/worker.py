@@ -31,8 +31,9 @@ def main() -> int:
     def answer(**facts: Any) -> None:
         answers.write(json.dumps(facts) + "\n")
 
-    if arguments.engine == "prepare":
-        prepare(arguments.net, arguments.folder, arguments.threads)
+    if arguments.engine in ("prepare", "export"):
+        reference = arguments.engine == "prepare"
+        prepare(arguments.net, arguments.folder, arguments.threads, reference)
         answer(ready=True)
         return 0
     from benchmarks.inference.engines import LOADERS, Request
@@ -70,8 +71,8 @@ def peak_rss_mb() -> float:
     raise OSError("the kernel tells no VmHWM")
 
 
-def prepare(net: str, folder: Path, threads: int) -> None:
-    """The ONNX file, and the output in float64."""
+def prepare(net: str, folder: Path, threads: int, reference: bool) -> None:
+    """The ONNX file, for any size along z, y and x; and the output in float64."""
     import torch
 
     from benchmarks.inference.engines import make_net
@@ -83,7 +84,10 @@ def prepare(net: str, folder: Path, threads: int) -> None:
     torch.onnx.export(
         module, (x,), folder / "net.onnx", dynamo=False, opset_version=17, input_names=["x"],
         output_names=["y"],
+        dynamic_axes=None if reference else {"x": {n: f"n{n}" for n in range(2, x.ndim)}},
     )  # fmt: skip
+    if not reference:
+        return
     np.save(folder / "reference.npy", module.double()(x.double()).numpy())
 
 

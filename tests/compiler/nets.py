@@ -9,6 +9,7 @@ import numpy as np
 from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 
+from hyper_inference.compiler.frontend import reductions
 from hyper_inference.compiler.frontend.builder import GraphBuilder, frozen, taps_of
 from hyper_inference.compiler.ir import Activation, Affine, Conv, Graph
 
@@ -89,7 +90,7 @@ ACTIVATIONS = (
     Activation("relu"), Activation("leaky_relu", 0.1), Activation("elu", 1.0),
     Activation("elu", 0.7), Activation("sigmoid"), Activation("tanh"), Activation("silu"),
     Activation("gelu"), Activation("gelu_tanh"), Activation("erf"), Activation("hardswish"),
-    Activation("clip", -0.5, 1.5), Activation("abs"),
+    Activation("clip", -0.5, 1.5), Activation("abs"), Activation("softplus"), Activation("mish"),
 )  # fmt: skip
 
 
@@ -178,10 +179,37 @@ def _norm(draw: Any, b: GraphBuilder, random: Any, value: str, _: Any, name: str
     return b.norm(value, groups, numbers[0], numbers[1], 0.1, name)
 
 
+def _axes(draw: Any, b: GraphBuilder) -> list[int]:
+    return draw(st.lists(st.integers(0, 3), min_size=1, max_size=4, unique=True))
+
+
 def _mean(draw: Any, b: GraphBuilder, random: Any, value: str, _: Any, name: str) -> str:
-    """Squeeze and excite."""
-    axes = draw(st.sampled_from([(1,), tuple(range(2, b.spatial + 2))]))
-    return b.arithmetic("mul", value, b.mean(value, axes, f"{name}_mean"), name)
+    """Squeeze and excite, along any axes."""
+    mean = reductions.reduce(b, value, _axes(draw, b), draw(st.sampled_from(["mean", "sum"])), name)
+    return b.arithmetic("mul", value, mean, name)
+
+
+def _normalize(draw: Any, b: GraphBuilder, random: Any, value: str, _: Any, name: str) -> str:
+    shape = b.sizes(value)
+    maps = [random.standard_normal(shape if draw(st.booleans()) else (1, 1, 1, 1)) for _ in "ab"]
+    return reductions.normalize(b, value, _axes(draw, b), maps[0], maps[1], 0.1, name)
+
+
+def _adaptive(draw: Any, b: GraphBuilder, random: Any, value: str, _: Any, name: str) -> str:
+    kind = draw(st.sampled_from(["max", "average"]))
+    sizes = [draw(st.integers(1, min(20, 2 * n))) for n in b.shape(value)[2:]]
+    return reductions.adaptive_pool(b, value, kind, sizes, name)
+
+
+def _spatial_concat(
+    draw: Any, b: GraphBuilder, random: Any, value: str, values: list[str], name: str
+) -> str:
+    axis = draw(st.integers(4 - b.spatial, 3))
+    fits = [
+        other for other in values
+        if all(n == axis or b.sizes(other)[n] == b.sizes(value)[n] for n in range(4))
+    ]  # fmt: skip
+    return reductions.concat(b, [value, draw(st.sampled_from(fits))], axis, name)
 
 
 def _prelu(draw: Any, b: GraphBuilder, random: Any, value: str, _: Any, name: str) -> str:
@@ -189,11 +217,14 @@ def _prelu(draw: Any, b: GraphBuilder, random: Any, value: str, _: Any, name: st
 
 
 def _softmax(draw: Any, b: GraphBuilder, random: Any, value: str, _: Any, name: str) -> str:
-    return b.softmax(value, 1, name)
+    axes = draw(st.sampled_from([[0], [0], _axes(draw, b)]))
+    return reductions.softmax(b, value, axes, name, log=draw(st.booleans()))
 
 
 def _global_max(draw: Any, b: GraphBuilder, random: Any, value: str, _: Any, name: str) -> str:
-    return b.arithmetic("sub", value, b.global_max(value, f"{name}_max"), name)
+    kind = draw(st.sampled_from(["max", "min"]))
+    most = reductions.reduce(b, value, _axes(draw, b), kind, f"{name}_max")
+    return b.arithmetic("sub", value, most, name)
 
 
 def _affine(draw: Any, b: GraphBuilder, random: Any, value: str, _: Any, name: str) -> str:
@@ -216,7 +247,7 @@ def _binary(
         if b.shape(other)[2:] == shape[2:]
         and (b.shape(other)[1] == shape[1] or 1 in (b.shape(other)[1], shape[1]))
     ]
-    kind = draw(st.sampled_from(["add", "add", "sub", "mul"]))
+    kind = draw(st.sampled_from(["add", "add", "sub", "mul", "max", "min"]))
     return b.arithmetic(kind, value, draw(st.sampled_from(fits)), name)
 
 
@@ -276,6 +307,7 @@ _MAKERS: dict[str, Any] = {
     "activation": _activation, "binary": _binary, "concat": _concat, "pool": _pool,
     "resize": _resize, "pad": _pad, "slice": _slice, "conv_transpose_any": _conv_transpose_any,
     "norm": _norm, "mean": _mean, "prelu": _prelu, "softmax": _softmax, "global_max": _global_max,
+    "normalize": _normalize, "adaptive": _adaptive, "spatial_concat": _spatial_concat,
 }  # fmt: skip
 
 

@@ -157,9 +157,15 @@ def test_a_slice_beside_its_source_in_a_concatenation() -> None:
 
 
 def test_explain_names_every_step() -> None:
-    text = hyper_inference.compile(small_unet_model(), SHAPE).explain()
-    for word in ("deep_act", "ConvDirect", "ConvTransposeDirect", "GFLOP", "arena"):
+    net = hyper_inference.compile(small_unet_model(), SHAPE)
+    assert net.layer_shares() == {}
+    net(noise(*SHAPE))
+    text = net.explain()
+    for word in ("deep_act", "ConvDirect", "ConvTransposeDirect", "GFLOP", "arena", "MB", "ms"):
         assert word in text
+    if net.target.has_clock:
+        assert set(net.layer_shares()) == {step.name for step in net.steps}
+        assert 0.5 < sum(net.layer_shares().values()) < 1.5
 
 
 def test_a_broken_pass_is_caught() -> None:

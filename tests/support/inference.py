@@ -15,7 +15,16 @@ from tests.support.servers import ServerProcess
 
 @contextmanager
 def run_inference(folder: Path, gateway: str, **extra: str) -> Iterator[dict[str, str]]:
-    """The service's ready file, as a mapping; gone at the end.
+    """The service's ready file, as a mapping; gone at the end. Arguments: `inference_process`."""
+    with inference_process(folder, gateway, **extra) as (facts, _):
+        yield facts
+
+
+@contextmanager
+def inference_process(
+    folder: Path, gateway: str, **extra: str
+) -> Iterator[tuple[dict[str, str], ServerProcess]]:
+    """The service's ready file, and its process to kill; gone at the end.
 
     Args:
         folder: for its log.
@@ -37,7 +46,7 @@ def run_inference(folder: Path, gateway: str, **extra: str) -> Iterator[dict[str
     try:
         process.start(ready.exists)
         facts: dict[str, str] = json.loads(ready.read_text())
-        yield facts
+        yield facts, process
     finally:
         process.stop(grace_s=5.0)
 

@@ -26,7 +26,14 @@ from hyper_inference.compiler.codegen.lower import lower
 from hyper_inference.compiler.codegen.target import Target, find_target
 from hyper_inference.compiler.frontend import onnx as onnx_frontend
 from hyper_inference.compiler.frontend import pt2, torch_export
-from hyper_inference.compiler.ir import Floats, Graph
+from hyper_inference.compiler.ir import (
+    Axes,
+    Floats,
+    Graph,
+    Shape,
+    plain_axes,
+    seen_shape,
+)
 from hyper_inference.compiler.memory import aligned_zeros, give_back
 from hyper_inference.compiler.memory_plan import MemoryPlan, plan_memory
 from hyper_inference.compiler.outline import outline
@@ -37,18 +44,19 @@ GIVE_BACK = 2**22
 """Floats of weights that are freed before the system gets them back."""
 
 
-def load_graph(model: Any, shape: Sequence[int]) -> Graph:
-    """The graph of a model for an input of `shape`, as its frontend makes it.
+def load_graph(model: Any, shape: Sequence[Any]) -> Graph:
+    """The graph of a model for inputs of `shape`, as its frontend makes it.
 
     Args:
         model: bytes or a path of an ONNX or `.pt2` file, an onnx.ModelProto, a torch.nn.Module,
             a torch.export.ExportedProgram, or a Graph.
-        shape: (n, c, y, x) or (n, c, z, y, x).
+        shape: (n, c, y, x) or (n, c, z, y, x), or a sequence of these for several inputs.
     """
+    shapes = shapes_of(shape)
     if isinstance(model, Graph):
         return model
     if torch_export.is_torch_model(model):
-        return torch_export.from_torch(model, shape)
+        return torch_export.from_torch(model, shapes)
     if isinstance(model, (str, Path)):
         try:
             model = Path(model).read_bytes()
@@ -56,13 +64,13 @@ def load_graph(model: Any, shape: Sequence[int]) -> Graph:
             raise InvalidModelError(f"cannot read model file {model}: {error.strerror}") from error
     if isinstance(model, (bytes, bytearray, memoryview)):
         if bytes(model[:4]) == pt2.MAGIC:
-            return torch_export.from_torch(pt2.load(bytes(model)), shape)
+            return torch_export.from_torch(pt2.load(bytes(model)), shapes)
         model = onnx_frontend.parse(bytes(model))
     if type(model).__name__ != "ModelProto":
         raise InvalidArgumentError(
             f"cannot compile a {type(model).__name__}; give an ONNX file or a torch module"
         )
-    return onnx_frontend.from_onnx(model, shape)
+    return onnx_frontend.from_onnx(model, shapes)
 
 
 def compile_net(
@@ -76,12 +84,12 @@ def compile_net(
     autotune: bool = False,
     max_bytes: int = 2**36,
 ) -> Compiled:
-    """Compile a net for one input shape.
+    """Compile a net for one shape of its inputs.
 
     Args:
         model: see `load_graph`.
-        example_or_shape: an array or tensor, or its shape: (n, c, y, x) or (n, c, z, y, x); the
-            callable takes any n.
+        example_or_shape: an array or tensor, or its shape: (n, c, y, x) or (n, c, z, y, x); for a
+            net with several inputs a sequence of these. The callable takes any n.
         mode: exact, fast or faster: see `algorithm.py`.
         threads: how many work on one sample; all cores by default. Changes no bit of the result.
         target: avx512, avx2 or generic; the best by default. Changes no bit either.
@@ -98,11 +106,11 @@ def compile_net(
     chosen_mode = parse_mode(mode)
     if threads is not None and not 1 <= threads <= 1024:
         raise InvalidArgumentError(f"threads {threads} is not between 1 and 1024", field="threads")
-    shape = _shape_of(example_or_shape)
+    shapes = shapes_of(example_or_shape)
     start = time.perf_counter()
     chosen = find_target(target)
     stages: list[tuple[str, Graph]] = []
-    graph = load_graph(model, shape)
+    graph = load_graph(model, shapes)
     give_back()
     source = outline(graph)
     graph = run_pipeline(graph, on_pass=lambda name, after: stages.append((name, outline(after))))
@@ -130,6 +138,22 @@ def compile_net(
         _code=code,
         _constants=constants,
     )
+
+
+def shapes_of(example_or_shape: Any) -> tuple[tuple[int, ...], ...]:
+    """Shapes of one input or of several, from examples or shapes.
+
+    Raises:
+        InvalidArgumentError, ShapeError: they are none.
+    """
+    if hasattr(example_or_shape, "shape"):
+        return (_shape_of(example_or_shape),)
+    try:
+        listed = list(example_or_shape)
+    except TypeError as error:
+        raise InvalidArgumentError("give an example array, or its shape as integers") from error
+    several = bool(listed) and all(hasattr(item, "__len__") for item in listed)
+    return tuple(_shape_of(item) for item in listed) if several else (_shape_of(listed),)
 
 
 def _shape_of(example_or_shape: Any) -> tuple[int, ...]:
@@ -173,6 +197,14 @@ def _gather_constants(steps: list[Step]) -> tuple[list[Step], Floats]:
     return gathered, constants
 
 
+def _seen(flat: Floats, shape: Shape, axes: Axes) -> Floats:
+    """(n, elements) of a value as its users see it."""
+    named = [axis for group in axes for axis in group]
+    order = [*named, *(axis for axis in range(4) if axis not in named)]
+    whole = flat.reshape(len(flat), *shape).transpose(0, *(axis + 1 for axis in order))
+    return np.ascontiguousarray(whole.reshape(len(flat), *seen_shape(shape, axes)))
+
+
 _HELPERS = ThreadPoolExecutor(
     max_workers=max(1, (os.cpu_count() or 1) * 2), thread_name_prefix="net"
 )
@@ -207,18 +239,33 @@ class Compiled:
     _code: Code
     _constants: Floats
     _shares: list[float] | None = None
+    _seconds: float = 0.0
     _free: deque[_Workspace] = field(default_factory=deque)
     _lock: Any = field(default_factory=threading.Lock)
 
     @property
+    def input_shapes(self) -> tuple[tuple[int, ...], ...]:
+        """Of one sample of each input, without the batch: (c, y, x) or (c, z, y, x)."""
+        plain = plain_axes(self.graph.spatial)
+        return tuple(seen_shape(kind.shape, plain) for _, kind in self.graph.inputs)
+
+    @property
+    def output_shapes(self) -> tuple[tuple[int, ...], ...]:
+        """Of one sample of each output, without the batch."""
+        return tuple(
+            seen_shape(self.plan.places[name].shape, axes)
+            for name, axes in zip(self.graph.outputs, self.graph.axes, strict=True)
+        )
+
+    @property
     def input_shape(self) -> tuple[int, ...]:
-        """Of one sample, without the batch: (c, y, x) or (c, z, y, x)."""
-        return self._seen(self.graph.input_type.shape)
+        """Of one sample of the first input."""
+        return self.input_shapes[0]
 
     @property
     def output_shape(self) -> tuple[int, ...]:
-        """Of one sample, without the batch."""
-        return self._seen(self.plan.places[self.graph.output].shape)
+        """Of one sample of the first output."""
+        return self.output_shapes[0]
 
     @property
     def memory_bytes(self) -> int:
@@ -231,32 +278,46 @@ class Compiled:
         """Multiplications and additions of one sample, as the graph asks for them."""
         return sum(step.flops for step in self.steps)
 
-    def _seen(self, shape: tuple[int, int, int, int]) -> tuple[int, ...]:
-        return shape[0], *shape[4 - self.graph.spatial :]
+    def __call__(self, *batches: Any) -> Any:
+        """Run on `(n, c, [z,] y, x)`, one for each input; torch tensors give torch tensors.
 
-    def __call__(self, batch: Any) -> Any:
-        """Run on `(n, c, [z,] y, x)`; a torch tensor gives a torch tensor.
+        A net with several outputs gives a tuple of them.
 
         Raises:
-            ShapeError: another shape than it was compiled for.
+            ShapeError: other shapes than it was compiled for.
         """
-        array = np.asarray(batch.detach().cpu() if hasattr(batch, "detach") else batch)
-        if array.shape[1:] != self.input_shape or array.ndim != self.graph.spatial + 2:
-            raise ShapeError(
-                f"the net was compiled for (n, {', '.join(map(str, self.input_shape))}), "
-                f"not {array.shape}"
-            )
-        if array.dtype.kind not in "fiub":
-            raise InvalidArgumentError(f"an input of {array.dtype} is not numbers")
-        dense = np.ascontiguousarray(array, np.float32)
-        result = np.empty((len(dense), *self.output_shape), np.float32)
-        for sample, output in zip(dense, result, strict=True):
+        dense = self._checked(batches)
+        types = self.graph.types()
+        sizes = [types[name].elements for name in self.graph.outputs]
+        result = np.empty((len(dense[0]), sum(sizes)), np.float32)
+        for index, output in enumerate(result):
+            parts = [array[index] for array in dense]
+            sample = parts[0] if len(parts) == 1 else np.concatenate([p.ravel() for p in parts])
             self._run(sample, output)
-        if hasattr(batch, "detach"):
+        outputs, at = [], 0
+        for name, axes, size in zip(self.graph.outputs, self.graph.axes, sizes, strict=True):
+            outputs.append(_seen(result[:, at : at + size], types[name].shape, axes))
+            at += size
+        if any(hasattr(batch, "detach") for batch in batches):
             import torch
 
-            return torch.from_numpy(result)
-        return result
+            outputs = [torch.from_numpy(output) for output in outputs]
+        return outputs[0] if len(outputs) == 1 else tuple(outputs)
+
+    def _checked(self, batches: Sequence[Any]) -> list[Floats]:
+        """The inputs as dense float32."""
+        arrays = [np.asarray(b.detach().cpu() if hasattr(b, "detach") else b) for b in batches]
+        wanted = self.input_shapes
+        if [array.shape[1:] for array in arrays] != list(wanted) or any(
+            len(array) != len(arrays[0]) for array in arrays
+        ):
+            takes = " and ".join(f"(n, {', '.join(map(str, shape))})" for shape in wanted)
+            given = " and ".join(str(array.shape) for array in arrays) or "nothing"
+            raise ShapeError(f"the net was compiled for {takes}, not {given}")
+        for array in arrays:
+            if array.dtype.kind not in "fiub":
+                raise InvalidArgumentError(f"an input of {array.dtype} is not numbers")
+        return [np.ascontiguousarray(array, np.float32) for array in arrays]
 
     def _run(self, sample: Floats, output: Floats) -> None:
         with self._workspace() as work:
@@ -266,6 +327,7 @@ class Compiled:
                 for array in (work.arena, self._constants, sample, output, work.scratch)
             ]
             arguments = (*pointers, work.state.ctypes.data)
+            start = time.perf_counter()
             helpers = [
                 _HELPERS.submit(self._code.call, *arguments) for _ in range(self.threads - 1)
             ]
@@ -273,6 +335,7 @@ class Compiled:
             for helper in helpers:
                 if not helper.cancel():
                     helper.result()  # it reads `state` until it returns
+            self._seconds = time.perf_counter() - start
             self._shares = abi.step_shares(self.steps, work.state)
 
     @contextlib.contextmanager
@@ -288,6 +351,25 @@ class Compiled:
         finally:
             with self._lock:
                 self._free.append(work)
+
+    def layer_shares(self) -> dict[str, float]:
+        """Each node's part of the time of the last run; empty before it, or without a clock."""
+        shares: dict[str, float] = {}
+        if self._shares is not None:
+            for step, share in zip(self.steps, self._shares, strict=True):
+                shares[step.name] = shares.get(step.name, 0.0) + share
+        return shares
+
+    def _traffic(self) -> dict[str, int]:
+        """Bytes that each node reads and writes, its weights too, if nothing were in a cache."""
+        found = {
+            node.name: 4 * (node.type.elements + sum(kind.elements for kind in inputs))
+            for node, inputs in self.graph.walk()
+        }
+        for step in self.steps:
+            if step.name in found:
+                found[step.name] += 4 * len(step.constants)
+        return found
 
     def explain(self) -> str:
         """The graph as it came and as it runs, kernels, operations, memory, time of each step.
@@ -313,13 +395,19 @@ class Compiled:
         shares: list[float | None] = [None] * len(self.steps)
         if self._shares is not None:
             shares = list(self._shares)
-        lines.append(f"{'step':<28}{'kernel':<34}{'MFLOP':>10}{'rows':>8}{'chunk':>7}{'time':>8}")
+        traffic = self._traffic()
+        lines.append(
+            f"{'step':<28}{'kernel':<34}{'MFLOP':>10}{'MB':>9}{'rows':>8}{'chunk':>7}"
+            f"{'time':>8}{'ms':>9}"
+        )
         for step, share in zip(self.steps, shares, strict=True):
             kind = type(step.kernel).__name__
             block = getattr(step.kernel, "block", "")
             lines.append(
                 f"{step.name[:27]:<28}{f'{kind} {block}'.strip()[:33]:<34}"
-                f"{step.flops / 1e6:>10.1f}{step.rows:>8}{step.chunk:>7}"
+                f"{step.flops / 1e6:>10.1f}{traffic.get(step.name, 0) / 1e6:>9.2f}"
+                f"{step.rows:>8}{step.chunk:>7}"
                 f"{'' if share is None else f'{share:.1%}':>8}"
+                f"{'' if share is None else f'{share * self._seconds * 1e3:.2f}':>9}"
             )
         return "\n".join(lines)

@@ -17,6 +17,7 @@ from hyper_inference.compiler.ir import (
     Activate,
     Activation,
     Affine,
+    AffineMap,
     Binary,
     Concat,
     Conv,
@@ -40,15 +41,22 @@ Array: TypeAlias = npt.NDArray[Any]
 
 
 def interpret(graph: Graph, sample: Array, *, dtype: type = np.float64) -> Array:
-    """The net's output `(c, z, y, x)` for one sample `(c, z, y, x)`."""
-    if sample.shape != graph.input_type.shape:
-        raise ValueError(f"the net takes {graph.input_type.shape}, not {sample.shape}")
-    values: dict[str, Array] = {graph.input: sample.astype(dtype)}
+    """The net's first output `(c, z, y, x)` for one sample `(c, z, y, x)` of its one input."""
+    return interpret_all(graph, [sample], dtype=dtype)[0]
+
+
+def interpret_all(graph: Graph, samples: list[Array], *, dtype: type = np.float64) -> list[Array]:
+    """All outputs for a sample of each input, `(c, z, y, x)`."""
+    values: dict[str, Array] = {}
+    for (name, wanted), sample in zip(graph.inputs, samples, strict=True):
+        if sample.shape != wanted.shape:
+            raise ValueError(f"%{name} takes {wanted.shape}, not {sample.shape}")
+        values[name] = sample.astype(dtype)
     with np.errstate(all="ignore"):
         for node in graph.nodes:
             inputs = [values[name] for name in node.inputs]
             values[node.name] = evaluate(node.op, inputs).astype(dtype)
-    return values[graph.output]
+    return [values[name] for name in graph.outputs]
 
 
 def evaluate(op: Op, inputs: list[Array]) -> Array:
@@ -63,11 +71,14 @@ def evaluate(op: Op, inputs: list[Array]) -> Array:
         case Affine():
             value = first * _channels(op.scale) + _channels(op.shift)
             return activate(op.activation, value)
+        case AffineMap():
+            return first * op.scale + op.shift
         case Activate():
             return activate(op.activation, first)
         case Binary():
             functions = {
                 "add": np.add, "sub": np.subtract, "mul": np.multiply, "div": np.divide,
+                "max": np.maximum, "min": np.minimum,
             }  # fmt: skip
             return activate(op.activation, functions[op.kind](first, inputs[1]))
         case Prelu():
@@ -137,6 +148,18 @@ def activate(activation: Activation | None, x: Array) -> Array:
             return np.asarray(np.clip(x, activation.alpha, activation.beta))
         case "abs":
             return np.asarray(np.abs(x))
+        case "exp":
+            return np.asarray(np.exp(x))
+        case "log":
+            return np.asarray(np.log(x))
+        case "sqrt":
+            return np.asarray(np.sqrt(x))
+        case "reciprocal":
+            return np.asarray(1 / x)
+        case "softplus":
+            return np.asarray(np.logaddexp(x, 0))
+        case "mish":
+            return np.asarray(x * np.tanh(np.logaddexp(x, 0)))
         case _:
             assert_never(activation.kind)
 

@@ -9,6 +9,7 @@ what shape it gives is `shapes.py`'s.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeAlias
@@ -44,14 +45,15 @@ class Activation:
     """A function of one number.
 
     Args:
-        kind: `gelu` by erf, `gelu_tanh` its approximation by tanh, `clip` to alpha..beta.
+        kind: `gelu` by erf, `gelu_tanh` its approximation by tanh, `clip` to alpha..beta,
+            `softplus` log(1 + e^x), `mish` x tanh(softplus(x)).
         alpha: slope of leaky_relu, limit of elu, least of clip.
         beta: largest of clip.
     """
 
     kind: Literal[
         "relu", "leaky_relu", "elu", "sigmoid", "tanh", "silu", "gelu", "gelu_tanh", "erf",
-        "hardswish", "clip", "abs",
+        "hardswish", "clip", "abs", "exp", "log", "sqrt", "reciprocal", "softplus", "mish",
     ]  # fmt: skip
     alpha: float = 0.0
     beta: float = 0.0
@@ -120,6 +122,18 @@ class Affine:
     activation: Activation | None = None
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class AffineMap:
+    """`x * scale + shift` with constants that differ between voxels.
+
+    Args:
+        scale, shift: (c, z, y, x) each, as the value.
+    """
+
+    scale: Floats
+    shift: Floats
+
+
 @dataclass(frozen=True, slots=True)
 class Activate:
     """An activation on its own."""
@@ -131,7 +145,7 @@ class Activate:
 class Binary:
     """`act(a op b)`; an operand of size 1 along an axis is used all along that axis."""
 
-    kind: Literal["add", "sub", "mul", "div"]
+    kind: Literal["add", "sub", "mul", "div", "max", "min"]
     activation: Activation | None = None
 
 
@@ -258,8 +272,8 @@ class Slice:
 Statistics: TypeAlias = PartialSums | Means | NormScales
 """What norms and means over whole values are made of."""
 Op: TypeAlias = (
-    Conv | ConvTranspose | Affine | Activate | Binary | Prelu | Softmax | Statistics | ScaleShift
-    | DepthToSpace | Concat | Pool | Resize | Pad | Slice
+    Conv | ConvTranspose | Affine | AffineMap | Activate | Binary | Prelu | Softmax | Statistics
+    | ScaleShift | DepthToSpace | Concat | Pool | Resize | Pad | Slice
 )  # fmt: skip
 Fusable: TypeAlias = Conv | ConvTranspose | Affine | Binary | ScaleShift
 
@@ -278,32 +292,70 @@ class Node:
         return f"%{self.name}: {self.type} = {describe(self.op)} ({inputs})"
 
 
+Axes: TypeAlias = tuple[tuple[int, ...], ...]
+"""How a value is seen: for each axis behind the batch, which of (c, z, y, x) it runs through, the
+first slowest; () is an axis of 1. Axes of the value that are not named are 1."""
+
+
+def plain_axes(spatial: int) -> Axes:
+    """(c, y, x) or (c, z, y, x)."""
+    return ((0,), *((axis,) for axis in range(4 - spatial, 4)))
+
+
+def seen_shape(shape: Shape, axes: Axes) -> tuple[int, ...]:
+    """Of a value, without the batch."""
+    return tuple(math.prod(shape[axis] for axis in group) for group in axes)
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Graph:
-    """A net for one input shape. `spatial` is 2 or 3: how many of z, y, x its users see."""
+    """A net for one shape of its inputs.
 
-    input: str
-    input_type: TensorType
+    Args:
+        inputs: names and types.
+        outputs: names; a value may be given twice.
+        spatial: 2 or 3: how many of z, y, x its users see.
+        axes: how users see each output.
+    """
+
+    inputs: tuple[tuple[str, TensorType], ...]
     nodes: tuple[Node, ...]
-    output: str
+    outputs: tuple[str, ...]
     spatial: int
+    axes: tuple[Axes, ...]
     name: str = field(default="net")
+
+    @property
+    def input(self) -> str:
+        """The first input."""
+        return self.inputs[0][0]
+
+    @property
+    def input_type(self) -> TensorType:
+        """Type of the first input."""
+        return self.inputs[0][1]
+
+    @property
+    def output(self) -> str:
+        """The first output."""
+        return self.outputs[0]
 
     def types(self) -> dict[str, TensorType]:
         """Type of every value."""
-        return {self.input: self.input_type, **{node.name: node.type for node in self.nodes}}
+        return {**dict(self.inputs), **{node.name: node.type for node in self.nodes}}
 
     def producers(self) -> dict[str, Node]:
         """The node that makes each value but the input."""
         return {node.name: node for node in self.nodes}
 
     def uses(self) -> dict[str, int]:
-        """How often each value is read; the graph's output counts as one reader more."""
+        """How often each value is read; a graph's output counts as one reader more."""
         count = dict.fromkeys(self.types(), 0)
         for node in self.nodes:
             for name in node.inputs:
                 count[name] += 1
-        count[self.output] += 1
+        for name in self.outputs:
+            count[name] += 1
         return count
 
     def walk(self) -> Iterator[tuple[Node, list[TensorType]]]:
@@ -313,7 +365,9 @@ class Graph:
             yield node, [types[name] for name in node.inputs]
 
     def __str__(self) -> str:
-        lines = [f"{self.name} (%{self.input}: {self.input_type}) -> %{self.output}"]
+        inputs = ", ".join(f"%{name}: {kind}" for name, kind in self.inputs)
+        outputs = ", ".join(f"%{name}" for name in self.outputs)
+        lines = [f"{self.name} ({inputs}) -> {outputs}"]
         return "\n".join([*lines, *(f"  {node}" for node in self.nodes)])
 
 
@@ -345,6 +399,8 @@ def describe(op: Op) -> str:
             words += ["+residual"] * (op.residual_scale is not None)
         case Affine():
             words = ["affine"]
+        case AffineMap():
+            words = ["affine_map"]
         case Activate():
             words = ["activate"]
         case Binary():

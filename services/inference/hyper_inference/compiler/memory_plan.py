@@ -144,14 +144,16 @@ def plan_memory(
         born[root] = min(born.get(root, at), at)
         dies[root] = max(dies.get(root, at), at)
 
-    touch(graph.input, -1)
+    for name, _ in graph.inputs:
+        touch(name, -1)
     for index, node in enumerate(graph.nodes):
         touch(node.name, index)
         for name in node.inputs:
             touch(name, index)
             root = roots[name][0]
             needs[root] = needs.get(root, _Need()).union(_need(node, types[name], mode))
-    touch(graph.output, len(graph.nodes))
+    for name in graph.outputs:
+        touch(name, len(graph.nodes))
 
     together: dict[Shape, _Need] = {}  # one geometry a shape: fewer kernels, fewer clears
     for root in born:
@@ -181,7 +183,7 @@ def plan_memory(
         )
     clears = {}
     for root in _shared(starts, geometries):
-        values = [graph.input, *(node.name for node in graph.nodes)]
+        values = list(graph.types())
         first = next(name for name in values if roots[name][0] == root)
         clears[first] = Clear(starts[root], geometries[root])
     return MemoryPlan(places, total, len(blocks), _in_place(graph, roots), clears)

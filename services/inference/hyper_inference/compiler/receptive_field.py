@@ -41,7 +41,7 @@ def steps(graph: Graph) -> tuple[float, ...]:
 
 def _output(graph: Graph) -> tuple[_Reach, ...]:
     types = graph.types()
-    values: dict[str, tuple[_Reach, ...]] = {graph.input: (_Reach(),) * 3}
+    values: dict[str, tuple[_Reach, ...]] = {name: (_Reach(),) * 3 for name, _ in graph.inputs}
     for node in graph.nodes:
         inputs = [values[name] for name in node.inputs]
         size = types[node.inputs[0]].shape

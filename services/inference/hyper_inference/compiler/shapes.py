@@ -10,6 +10,7 @@ from hyper_inference.compiler.ir import (
     SUM_ROWS,
     Activate,
     Affine,
+    AffineMap,
     Binary,
     Concat,
     Conv,
@@ -87,6 +88,10 @@ def _shape(op: Op, inputs: list[Shape]) -> Shape:
         case Affine():
             if op.scale.shape != (first[0],) or op.shift.shape != (first[0],):
                 raise ShapeError(f"scale of {op.scale.shape} for {first[0]} channels")
+            return first
+        case AffineMap():
+            if op.scale.shape != first or op.shift.shape != first:
+                raise ShapeError(f"a map of {op.scale.shape} for {TensorType(first)}")
             return first
         case Activate() | Softmax():
             return first

@@ -15,8 +15,8 @@ class IllegalGraphError(AssertionError):
 def verify(graph: Graph, after: str = "frontend") -> Graph:
     """Return `graph` if it is legal.
 
-    Rules: names are unique; every input is defined before its use; the output exists; every type is
-    what the op gives; weights are float32 and read-only.
+    Rules: names are unique; every input is defined before its use; outputs exist and are seen
+    whole; every type is what the op gives; weights are float32 and read-only.
 
     Raises:
         IllegalGraphError: names the pass and the node.
@@ -26,7 +26,8 @@ def verify(graph: Graph, after: str = "frontend") -> Graph:
         if not condition:
             raise IllegalGraphError(f"after {after}: node {node!r}: {rule}\n{graph}")
 
-    known: dict[str, TensorType] = {graph.input: graph.input_type}
+    known: dict[str, TensorType] = dict(graph.inputs)
+    check(len(known) == len(graph.inputs) > 0, graph.name, "inputs have names of their own")
     for node in graph.nodes:
         check(node.name not in known, node.name, "its name is taken")
         for name in node.inputs:
@@ -37,7 +38,12 @@ def verify(graph: Graph, after: str = "frontend") -> Graph:
             check(array.dtype in (np.float32, np.int32), node.name, f"a constant of {array.dtype}")
             check(not array.flags.writeable, node.name, "a writable constant")
         known[node.name] = node.type
-    check(graph.output in known, graph.output, "the output is not defined")
+    check(len(graph.outputs) == len(graph.axes) > 0, graph.name, "every output has axes")
+    for name, axes in zip(graph.outputs, graph.axes, strict=True):
+        check(name in known, name, "the output is not defined")
+        listed = [axis for group in axes for axis in group]
+        unseen = [n for axis, n in enumerate(known[name].shape) if axis not in listed]
+        check(len(set(listed)) == len(listed) and set(unseen) <= {1}, name, "its axes are wrong")
     check(graph.spatial in (2, 3), graph.name, "spatial is 2 or 3")
     return graph
 

@@ -10,6 +10,7 @@ import math
 from typing import assert_never
 
 from hyper_inference.compiler.codegen.emitter import Emitter, Value
+from hyper_inference.compiler.codegen.transcendental import transcendental
 from hyper_inference.compiler.ir import Activation
 
 _LOG2_E = 1.4426950408889634
@@ -61,6 +62,8 @@ def apply(e: Emitter, activation: Activation | None, x: Value) -> Value:
             return _clip(e, x, activation.alpha, activation.beta)
         case "abs":
             return e.absolute(x)
+        case "exp" | "log" | "sqrt" | "reciprocal" | "softplus" | "mish":
+            return transcendental(e, activation.kind, x)
         case _:
             assert_never(activation.kind)
 

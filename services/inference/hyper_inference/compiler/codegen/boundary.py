@@ -17,10 +17,11 @@ from hyper_inference.compiler.ir import Shape
 
 @dataclass(frozen=True, slots=True)
 class Pack(Kernel):
-    """Read the user's array."""
+    """Read the user's array, `skip` floats behind its beginning."""
 
     shape: Shape
     out: Strides
+    skip: int = 0
 
     def emit(self, e: Emitter, p: Arguments) -> None:
         """Rows, channels, x."""
@@ -36,15 +37,16 @@ class Pack(Kernel):
                 zeros = [ir.Constant(F32, 0.0)] * (e.width - tail)
                 e.store(e.build([*lanes, *zeros]), placed, at)
 
-        _each_line(e, p, self.shape, p.a, p.out, self.out, line)
+        _each_line(e, p, self.shape, e.at(p.a, self.skip), p.out, self.out, line)
 
 
 @dataclass(frozen=True, slots=True)
 class Unpack(Kernel):
-    """Write the user's array."""
+    """Write the user's array, `skip` floats behind its beginning."""
 
     shape: Shape
     a: Strides
+    skip: int = 0
 
     def emit(self, e: Emitter, p: Arguments) -> None:
         """Rows, channels, x."""
@@ -58,7 +60,7 @@ class Unpack(Kernel):
                 at = whole * e.width + lane
                 e.b.store(e.load_scalar(placed, at), e.at(dense, at), align=4)
 
-        _each_line(e, p, self.shape, p.out, p.a, self.a, line)
+        _each_line(e, p, self.shape, e.at(p.out, self.skip), p.a, self.a, line)
 
 
 def _each_line(

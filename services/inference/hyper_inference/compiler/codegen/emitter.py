@@ -203,6 +203,10 @@ class Emitter:
         """Without sign."""
         return self._intrinsic("fabs", value)
 
+    def square_root(self, value: Value) -> Value:
+        """Correctly rounded."""
+        return self._intrinsic("sqrt", value)
+
     def _intrinsic(self, name: str, *arguments: Value) -> Value:
         full = f"llvm.{name}.v{self.width}f32"
         function = self.module.globals.get(full)

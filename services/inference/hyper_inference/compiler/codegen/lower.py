@@ -5,6 +5,7 @@ A new family is a new file, and one more choice here.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import replace
 from types import MappingProxyType
@@ -20,6 +21,7 @@ from hyper_inference.compiler.codegen import (
     pool,
     resample,
 )
+from hyper_inference.compiler.codegen.affine_map import lower_map
 from hyper_inference.compiler.codegen.boundary import Pack, Unpack
 from hyper_inference.compiler.codegen.clear import ClearHalos
 from hyper_inference.compiler.codegen.kernel import Kernel, Step, strides_of
@@ -30,6 +32,7 @@ from hyper_inference.compiler.codegen.target import Target
 from hyper_inference.compiler.ir import (
     Activate,
     Affine,
+    AffineMap,
     Binary,
     Concat,
     Conv,
@@ -63,20 +66,30 @@ def lower(
     mode: Mode = "exact",
     tuned: Mapping[Kernel, Kernel] = NO_CHOICES,
 ) -> list[Step]:
-    """Steps in order; the first reads the user's input, the last writes the user's output.
+    """Steps in order; the first read the user's inputs, the last write the user's outputs.
 
+    Inputs lie one behind the other in the user's memory, dense (c, z, y, x) each; so do outputs.
     `tuned`: kernels that others, with blocks found by `autotune.py`, take the places of.
     """
     lowering = _Lowering(graph, plan, target, mode, tuned)
-    first, last = plan.places[graph.input], plan.places[graph.output]
-    pack = Pack(first.shape, strides_of(first))
-    steps = _clear(graph.input, plan)
-    steps.append(make_step("input", pack, first.offset, None, first.shape))
+    steps: list[Step] = []
+    skip = 0
+    for name, kind in graph.inputs:
+        place = plan.places[name]
+        steps += _clear(name, plan)
+        pack = Pack(place.shape, strides_of(place), skip)
+        steps.append(make_step("input", pack, place.offset, None, place.shape))
+        skip += kind.elements
     for node in graph.nodes:
         steps += _clear(node.name, plan)
         steps += lowering.node(node)
-    unpack = Unpack(last.shape, strides_of(last))
-    return [*steps, make_step("output", unpack, None, last.offset, last.shape)]
+    skip = 0
+    for name in graph.outputs:
+        place = plan.places[name]
+        unpack = Unpack(place.shape, strides_of(place), skip)
+        steps.append(make_step("output", unpack, None, place.offset, place.shape))
+        skip += math.prod(place.shape)
+    return steps
 
 
 def _clear(value: str, plan: MemoryPlan) -> list[Step]:
@@ -110,6 +123,8 @@ class _Lowering:
                 return [self._conv(node, node.op)]
             case ConvTranspose():
                 return [self._conv_transpose(node, node.op)]
+            case AffineMap():
+                return [lower_map(node, node.op, self.places)]
             case Affine() | Activate() | Binary() | Prelu() | ScaleShift() | Softmax():
                 return [lower_simple(node, node.op, self.places)]
             case PartialSums() | Means() | NormScales() | DepthToSpace():

@@ -117,7 +117,9 @@ def _means(node: Node, op: Means | NormScales, out: Place, inputs: list[Place]) 
 
 def _kind(
     op: PointwiseOp,
-) -> Literal["affine", "identity", "prelu", "scale_shift", "add", "sub", "mul", "div"]:
+) -> Literal[
+    "affine", "identity", "prelu", "scale_shift", "add", "sub", "mul", "div", "max", "min"
+]:
     match op:
         case Binary():
             return op.kind

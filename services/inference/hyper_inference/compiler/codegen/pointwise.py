@@ -19,7 +19,9 @@ class Pointwise(Kernel):
     `scale_shift`: b holds scales, and `shift_at` floats behind them shifts.
     """
 
-    kind: Literal["affine", "identity", "prelu", "scale_shift", "add", "sub", "mul", "div"]
+    kind: Literal[
+        "affine", "identity", "prelu", "scale_shift", "add", "sub", "mul", "div", "max", "min"
+    ]
     channels: int
     height: int
     size: int
@@ -75,5 +77,10 @@ class Pointwise(Kernel):
                 return e.b.fmul(a, b)
             case "div":
                 return e.b.fdiv(a, b)
+            case "max" | "min":
+                less = (
+                    e.select_less(a, b, b, a) if self.kind == "max" else e.select_less(b, a, b, a)
+                )
+                return e.b.select(e.b.fcmp_unordered("uno", b, b), b, less)  # NaN wins
             case _:
                 return e.b.fadd(a, b)

@@ -17,6 +17,8 @@ from hyper_inference.compiler.ir import (
     Activate,
     Activation,
     Affine,
+    AffineMap,
+    Axes,
     Binary,
     Concat,
     Conv,
@@ -34,11 +36,12 @@ from hyper_inference.compiler.ir import (
     Prelu,
     Resize,
     ScaleShift,
+    Shape,
     Slice,
-    Softmax,
     Taps,
     TensorType,
     Triple,
+    plain_axes,
 )
 from hyper_inference.compiler.shapes import check_size, infer_type
 from hyper_inference.errors import InvalidModelError, ShapeError, UnsupportedOp
@@ -73,7 +76,29 @@ class GraphBuilder:
         self.input = "input"
         self._types = {self.input: TensorType((c, z, y, x))}
         check_size(self._types[self.input])
+        self._inputs = [self.input]
         self._nodes: list[Node] = []
+
+    def add_input(self, shape: Sequence[int]) -> str:
+        """One more input, (n, c, ...) with as many axes as the first."""
+        if len(shape) != self.spatial + 2 or min(shape) < 1:
+            raise ShapeError(
+                f"an input of shape {tuple(shape)} beside one of {self.spatial + 2} axes"
+            )
+        z, y, x = self.lift(shape[2:], 1)
+        name = f"{self.input}_{len(self._inputs) + 1}"
+        self._types[name] = TensorType((int(shape[1]), z, y, x))
+        check_size(self._types[name])
+        self._inputs.append(name)
+        return name
+
+    def has(self, value: str) -> bool:
+        """Whether this is the name of a value."""
+        return value in self._types
+
+    def sizes(self, value: str) -> Shape:
+        """(c, z, y, x)."""
+        return self._types[value].shape
 
     def add(self, op: Op, inputs: Sequence[str], hint: str) -> str:
         """Append a node; returns its value's name, made from `hint`."""
@@ -86,14 +111,14 @@ class GraphBuilder:
         self._nodes.append(Node(name, op, tuple(inputs), self._types[name]))
         return name
 
-    def finish(self, output: str) -> Graph:
-        """The graph whose result is `output`."""
+    def finish(self, *outputs: str, axes: Sequence[Axes] | None = None) -> Graph:
+        """The graph that gives `outputs`, seen by these axes (default: as usual)."""
         return Graph(
-            self.input,
-            self._types[self.input],
+            tuple((name, self._types[name]) for name in self._inputs),
             tuple(self._nodes),
-            output,
+            outputs,
             self.spatial,
+            tuple(axes) if axes is not None else (plain_axes(self.spatial),) * len(outputs),
             self.name,
         )
 
@@ -207,7 +232,7 @@ class GraphBuilder:
         c, z, y, width = self._types[x].shape
         if groups < 1 or c % groups:
             raise InvalidModelError(f"node {hint!r}: {c} channels in {groups} groups")
-        mean = self._means(x, groups, hint)
+        mean = self.means(x, groups, hint)
         squares = self.add(PartialSums(), [x, mean], f"{hint}_squares")
         scales = NormScales(
             frozen(np.ones(c) if weight is None else np.ravel(weight)),
@@ -219,24 +244,11 @@ class GraphBuilder:
         both = self.add(scales, [squares, mean], f"{hint}_scales")
         return self.add(ScaleShift(), [x, both], hint)
 
-    def _means(self, x: str, groups: int, hint: str) -> str:
+    def means(self, x: str, groups: int, hint: str) -> str:
+        """The mean of each of `groups` of channels over all their voxels, (c, 1, 1, 1)."""
         c, z, y, width = self._types[x].shape
         sums = self.add(PartialSums(), [x], f"{hint}_sums")
         return self.add(Means(groups, c // groups * z * y * width), [sums], f"{hint}_mean")
-
-    def mean(self, x: str, axes: Sequence[int], hint: str) -> str:
-        """The mean over the channels, or over all of z, y and x, kept as axes of 1."""
-        shape = self.shape(x)
-        named = {int(axis) % len(shape) for axis in axes}
-        named = {axis for axis in named if shape[axis] > 1}
-        if not named:
-            return x
-        if named == {1}:
-            weight = np.full((1, shape[1], *[1] * self.spatial), 1 / shape[1])
-            return self.conv(x, weight, None, hint)
-        if named == {axis for axis in range(2, len(shape)) if shape[axis] > 1}:
-            return self._means(x, shape[1], hint)
-        raise UnsupportedOp("mean", hint, "over other axes than the channels, or all of z, y, x")
 
     def prelu(self, x: str, slope: Any, hint: str) -> str:
         """One slope, or one a channel."""
@@ -245,45 +257,11 @@ class GraphBuilder:
             return self.activation(x, Activation("leaky_relu", float(slopes[0])), hint)
         return self.add(Prelu(frozen(slopes)), [x], hint)
 
-    def softmax(self, x: str, axis: int, hint: str) -> str:
-        """Over the channels."""
-        if axis % (self.spatial + 2) != 1:
-            raise UnsupportedOp("softmax", hint, "over another axis than the channels")
-        return self.add(Softmax(), [x], hint)
-
     def depth_to_space(self, x: str, factor: int, hint: str) -> str:
         """Channels (o, dz, dy, dx) become blocks of voxels."""
         steps = self.lift(factor, 1)
         size = _three(n * s for n, s in zip(self._types[x].shape[1:], steps, strict=True))
         return self.add(DepthToSpace(steps, size), [x], hint)
-
-    def global_max(self, x: str, hint: str) -> str:
-        """The maximum over z, y and x, in windows of up to 16 along one axis at a time."""
-        while max(self._types[x].shape[1:]) > 1:
-            sizes = self._types[x].shape[1:]
-            axis = int(np.argmax(sizes))
-            kernel, after = [1, 1, 1], [0, 0, 0]
-            kernel[axis] = min(16, sizes[axis])
-            after[axis] = -sizes[axis] % kernel[axis]
-            steps = _three(kernel)
-            x = self.add(Pool("max", steps, steps, (0, 0, 0), _three(after)), [x], hint)
-        return x
-
-    def adaptive_pool(
-        self, x: str, kind: Literal["max", "average"], sizes: Sequence[int | None], hint: str
-    ) -> str:
-        """Pooling to sizes that divide the input's."""
-        have = self.shape(x)[2:]
-        listed = list(sizes) * self.spatial if len(sizes) == 1 else sizes
-        wanted = [n if want is None else int(want) for want, n in zip(listed, have, strict=True)]
-        if all(want == 1 for want in wanted):
-            if kind == "max":
-                return self.global_max(x, hint)
-            return self.mean(x, range(2, len(have) + 2), hint)
-        if any(want < 1 or n % want for n, want in zip(have, wanted, strict=True)):
-            raise UnsupportedOp("adaptive_pool", hint, f"of {have} to {tuple(wanted)}")
-        kernel = [n // want for n, want in zip(have, wanted, strict=True)]
-        return self.pool(x, kind, hint, kernel=kernel, stride=kernel)
 
     def batch_norm(
         self, x: str, weight: Any, bias: Any, mean: Any, variance: Any, epsilon: float, hint: str
@@ -304,12 +282,18 @@ class GraphBuilder:
     def arithmetic(self, kind: str, left: str | Any, right: str | Any, hint: str) -> str:
         """add, sub, mul or div of values and constants, at least one of them a value."""
         if isinstance(left, str) and isinstance(right, str):
-            if kind not in ("add", "sub", "mul", "div"):
+            if kind not in ("add", "sub", "mul", "div", "max", "min"):
                 raise UnsupportedOp(kind, hint, "of two tensors")
-            op: Literal["add", "sub", "mul", "div"] = kind  # type: ignore[assignment]  # checked above
+            op: Any = kind
             return self.add(Binary(op), [left, right], hint)
         value, constant = (left, right) if isinstance(left, str) else (right, left)
         numbers = self._per_channel(constant, value, kind, hint)
+        if kind in ("max", "min") and np.all(numbers.ravel() == numbers.flat[0]):
+            bounds = (-np.inf, np.inf)
+            bounds = (numbers.flat[0], np.inf) if kind == "max" else (-np.inf, numbers.flat[0])
+            return self.activation(value, Activation("clip", *map(float, bounds)), hint)
+        if kind == "div" and value is right:
+            value, kind, left = self.activation(value, Activation("reciprocal"), hint), "mul", value
         one, zero = np.ones_like(numbers), np.zeros_like(numbers)
         match kind:
             case "add":
@@ -321,19 +305,51 @@ class GraphBuilder:
             case "div" if value is left:
                 scale, shift = 1 / numbers, zero
             case _:
-                raise UnsupportedOp(kind, hint, "a constant divided by a tensor")
-        return self.add(Affine(frozen(scale), frozen(shift)), [value], hint)
+                raise UnsupportedOp(kind, hint, "of a tensor and a constant that varies")
+        return self.affine(value, scale, shift, hint)
+
+    def affine(self, x: str, scale: Any, shift: Any, hint: str) -> str:
+        """`x * scale + shift`; the constants are (c,), or broadcast to (c, z, y, x).
+
+        Where they have more voxels along an axis than x, x is used all along it.
+        """
+        if np.ndim(scale) == 1:
+            return self.add(Affine(frozen(scale), frozen(shift)), [x], hint)
+        shape = np.broadcast_shapes(np.shape(scale), np.shape(shift), self.sizes(x))
+        if shape != self.sizes(x):
+            x = self.expand(x, (shape[0], shape[1], shape[2], shape[3]), hint)
+        maps = (frozen(np.broadcast_to(numbers, shape)) for numbers in (scale, shift))
+        return self.add(AffineMap(*maps), [x], hint)
+
+    def expand(self, x: str, shape: Shape, hint: str) -> str:
+        """Axes of 1 repeated to (c, z, y, x)."""
+        have = self.sizes(x)
+        if any(a not in (1, b) for a, b in zip(have, shape, strict=True)):
+            raise ShapeError(f"node {hint!r}: {have} cannot be expanded to {shape}")
+        check_size(TensorType(shape))
+        if have[1:] != shape[1:]:
+            taps = []
+            for n, out in zip(have[1:], shape[1:], strict=True):
+                index = np.zeros(out, np.int32) if n == 1 else np.arange(n, dtype=np.int32)
+                taps.append(Taps(index, index.copy(), frozen(np.zeros(out))))
+            x = self.resize(x, taps[3 - self.spatial :], False, hint)
+        if have[0] == shape[0]:
+            return x
+        ones = np.ones((shape[0], 1, *[1] * self.spatial))
+        return self.conv(x, ones, None, hint)
 
     def _per_channel(self, constant: Any, value: str, kind: str, hint: str) -> Any:
-        """A constant as (c,) float64."""
+        """A constant as (c,) float64, or as (c, z, y, x) where it differs between voxels."""
         array = np.asarray(constant, np.float64)
         shape = self.shape(value)
+        if array.ndim > len(shape) or (array.ndim == len(shape) and array.shape[0] != 1):
+            raise UnsupportedOp(kind, hint, f"a constant of shape {array.shape}")
         padded = (1,) * (len(shape) - array.ndim) + array.shape
-        if padded not in ((1,) * len(shape), (1, shape[1]) + (1,) * self.spatial):
-            raise UnsupportedOp(
-                kind, hint, f"a constant of shape {array.shape}; one number or one a channel"
-            )
-        return np.broadcast_to(array.reshape(-1), (shape[1],)).copy()
+        if any(n not in (1, have) and have != 1 for n, have in zip(padded, shape, strict=True)):
+            raise UnsupportedOp(kind, hint, f"a constant of shape {array.shape} for {shape}")
+        if padded in ((1,) * len(shape), (1, shape[1]) + (1,) * self.spatial):
+            return np.broadcast_to(array.reshape(-1), (shape[1],)).copy()
+        return array.reshape(padded[1], *[1] * (3 - self.spatial), *padded[2:])
 
     def concat(self, values: Sequence[str], hint: str) -> str:
         """Concatenation along the channels."""
@@ -495,3 +511,30 @@ def taps_of(
         raise InvalidModelError(f"unknown rounding {rounding[:40]!r}")
     near = np.clip(rounds[rounding](at), 0, size - 1).astype(np.int32)
     return Taps(near, near.copy(), frozen(np.zeros(out)))
+
+
+def power(b: GraphBuilder, x: str, exponent: float, op: str, hint: str) -> str:
+    """Whole powers up to 4, roots, and their reciprocals."""
+    size = abs(exponent)
+    if exponent == 0 or size not in (0.5, 1, 2, 3, 4):
+        raise UnsupportedOp(op, hint, f"to the power {exponent:g}; 0.5, 1, 2, 3, 4 are")
+    value = b.activation(x, Activation("sqrt"), hint) if size == 0.5 else x
+    if size >= 2:
+        value = b.arithmetic("mul", x, x, hint)
+    if size == 3:
+        value = b.arithmetic("mul", value, x, hint)
+    if size == 4:
+        value = b.arithmetic("mul", value, value, hint)
+    return value if exponent > 0 else b.activation(value, Activation("reciprocal"), hint)
+
+
+def space_to_depth(b: GraphBuilder, x: str, factor: int, hint: str) -> str:
+    """Blocks of voxels become channels (c, dz, dy, dx): a convolution that picks them."""
+    shape = b.shape(x)
+    if factor < 1 or any(n % factor for n in shape[2:]):
+        raise InvalidModelError(f"node {hint!r}: blocks of {factor} in {shape}")
+    count = factor**b.spatial
+    weight = np.zeros((shape[1], count, count), np.float32)
+    weight[:, np.arange(count), np.arange(count)] = 1
+    kernel = weight.reshape(shape[1] * count, 1, *[factor] * b.spatial)
+    return b.conv(x, kernel, None, hint, stride=factor, groups=shape[1])

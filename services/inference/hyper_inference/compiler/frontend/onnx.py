@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -12,7 +12,9 @@ from google.protobuf.message import DecodeError
 from hyper_inference.compiler.frontend.builder import GraphBuilder
 from hyper_inference.compiler.frontend.onnx_call import Call, Grouped
 from hyper_inference.compiler.frontend.onnx_constants import fold, read_tensor
-from hyper_inference.compiler.frontend.onnx_ops import HANDLERS
+from hyper_inference.compiler.frontend.onnx_ops import ELEMENTWISE, HANDLERS
+from hyper_inference.compiler.frontend.view_ops import elementwise
+from hyper_inference.compiler.frontend.views import View, shape_of, view_of
 from hyper_inference.compiler.ir import Graph
 from hyper_inference.errors import InvalidModelError, ShapeError, UnsupportedOp
 
@@ -39,8 +41,18 @@ def parse(data: bytes) -> onnx.ModelProto:
 
 
 def input_shape(model: onnx.ModelProto) -> tuple[int, ...]:
-    """Declared shape of the input, -1 where any size goes."""
-    return _dims(_tensor_input(model))
+    """Declared shape of the one input, -1 where any size goes.
+
+    Raises:
+        InvalidModelError: there are several inputs or outputs.
+    """
+    inputs = _tensor_inputs(model)
+    if len(inputs) != 1 or len(model.graph.output) != 1:
+        raise InvalidModelError(
+            f"the model has {len(inputs)} inputs and {len(model.graph.output)} outputs; the "
+            "service takes models with one of each"
+        )
+    return _dims(inputs[0])
 
 
 def output_shape(model: onnx.ModelProto) -> tuple[int, ...]:
@@ -53,59 +65,67 @@ def _dims(value: Any) -> tuple[int, ...]:
     return tuple(d.dim_value if d.HasField("dim_value") and d.dim_value > 0 else -1 for d in dims)
 
 
-def _tensor_input(model: onnx.ModelProto) -> Any:
+def _tensor_inputs(model: onnx.ModelProto) -> list[Any]:
     stored = {tensor.name for tensor in model.graph.initializer}
     inputs = [value for value in model.graph.input if value.name not in stored]
-    if len(inputs) != 1 or len(model.graph.output) != 1:
-        raise InvalidModelError(
-            f"the model has {len(inputs)} inputs and {len(model.graph.output)} outputs; "
-            "one of each is covered"
-        )
-    if inputs[0].type.tensor_type.elem_type not in _FLOATS:
-        raise InvalidModelError(f"input {inputs[0].name[:80]!r} is not a tensor of floats")
-    return inputs[0]
+    for value in inputs:
+        if value.type.tensor_type.elem_type not in _FLOATS:
+            raise InvalidModelError(f"input {value.name[:80]!r} is not a tensor of floats")
+    return inputs
 
 
-def from_onnx(model: onnx.ModelProto, shape: Sequence[int]) -> Graph:
-    """The graph of `model` for an input of `shape`, `(n, c, y, x)` or `(n, c, z, y, x)`.
+def from_onnx(model: onnx.ModelProto, shapes: Sequence[Sequence[int]]) -> Graph:
+    """The graph of `model` for inputs of `shapes`, `(n, c, y, x)` or `(n, c, z, y, x)` each.
 
     Raises:
         InvalidModelError: the file is malformed.
         UnsupportedOp: an op or a use of it is not covered.
         ShapeError: the shape does not fit the model.
     """
-    value = _tensor_input(model)
-    declared = _dims(value)
-    fits = len(declared) == len(shape) and all(
-        want in (-1, have) for want, have in zip(declared[1:], shape[1:], strict=True)
-    )
-    if not fits:
-        raise ShapeError(
-            f"the model takes {declared} (-1: any), which an input of {tuple(shape)} does not fit"
+    inputs = _tensor_inputs(model)
+    if len(inputs) != len(shapes):
+        raise InvalidModelError(
+            f"the model has {len(inputs)} inputs, but {len(shapes)} shapes were given"
         )
+    for value, shape in zip(inputs, shapes, strict=True):
+        declared = _dims(value)
+        fits = len(declared) == len(shape) and all(
+            want in (-1, have) for want, have in zip(declared[1:], shape[1:], strict=True)
+        )
+        if not fits:
+            raise ShapeError(
+                f"the model takes {declared} (-1: any), which an input of {tuple(shape)} does not "
+                "fit"
+            )
     if len(model.graph.node) > MAX_NODES:
         raise InvalidModelError(f"the model has more than {MAX_NODES} nodes")
-    reader = _Reader(model, value.name, shape)
+    reader = _Reader(model, [value.name for value in inputs], shapes)
     for node in model.graph.node:
         reader.read(node)
-    output = model.graph.output[0].name
-    result = reader.values.get(output)
-    if not isinstance(result, str):
-        raise InvalidModelError(f"output {output[:80]!r} is not computed from the input")
-    return reader.builder.finish(result)
+    views = []
+    for output in model.graph.output:
+        result = reader.values.get(output.name)
+        if not isinstance(result, (str, View)):
+            raise InvalidModelError(f"output {output.name[:80]!r} is not computed from an input")
+        views.append(view_of(reader.builder, result))
+    return reader.builder.finish(*(v.value for v in views), axes=[v.axes for v in views])
 
 
 class _Reader:
-    """Values by ONNX name: a string is a value of the graph, an array is a constant."""
+    """Values by ONNX name: strings and views are computed, arrays are constants."""
 
-    def __init__(self, model: onnx.ModelProto, input_name: str, shape: Sequence[int]) -> None:
-        self.builder = GraphBuilder([1, *shape[1:]], name="onnx")
+    def __init__(
+        self, model: onnx.ModelProto, inputs: Sequence[str], shapes: Sequence[Sequence[int]]
+    ) -> None:
+        self.builder = GraphBuilder([1, *shapes[0][1:]], name="onnx")
         self.values: dict[str, Any] = {}
         if model.graph.sparse_initializer or model.functions:
             raise InvalidModelError("sparse weights and local functions are not covered")
         for tensor in model.graph.initializer:
             self.values[tensor.name] = read_tensor(tensor, f"weight {tensor.name[:80]!r}")
-        self.values[input_name] = self.builder.input
+        self.values[inputs[0]] = self.builder.input
+        for name, shape in zip(inputs[1:], shapes[1:], strict=True):
+            self.values[name] = self.builder.add_input([1, *shape[1:]])
 
     def read(self, node: Any) -> None:
         """Add one ONNX node."""
@@ -121,10 +141,12 @@ class _Reader:
             handler = HANDLERS.get(node.op_type)
             if handler is None:
                 raise UnsupportedOp(node.op_type, where)
+            call = Call(self.builder, node.op_type, where, inputs, attributes, len(node.output))
             try:
-                result = handler(
-                    Call(self.builder, node.op_type, where, inputs, attributes, len(node.output))
-                )
+                if node.op_type in ELEMENTWISE and any(isinstance(v, View) for v in inputs):
+                    result = self._elementwise(call, handler)
+                else:
+                    result = handler(call)
             except (IndexError, KeyError, TypeError, ValueError) as error:
                 raise InvalidModelError(
                     f"node {where[:80]!r} ({node.op_type}) is malformed: {error}"
@@ -132,6 +154,9 @@ class _Reader:
         results = result if isinstance(result, tuple) else (result,)
         for name, value in zip(node.output, results, strict=False):
             self.values[name] = value
+
+    def _elementwise(self, call: Call, handler: Callable[[Call], Any]) -> Any:
+        return elementwise(call, call.inputs, lambda given: handler(call.with_inputs(given)))
 
     def _value(self, name: str, where: str) -> Any:
         if not name:
@@ -144,10 +169,10 @@ class _Reader:
         if op == "Constant":
             found = [attributes[k] for k in attributes if k.startswith("value")]
             return np.asarray(found[0]) if found else None
-        if op == "Shape" and isinstance(inputs[0], str):
-            shape = np.asarray(self.builder.shape(inputs[0]), np.int64)
+        if op == "Shape" and isinstance(inputs[0], (str, View)):
+            shape = np.asarray(shape_of(self.builder, inputs[0]), np.int64)
             return shape[attributes.get("start", 0) : attributes.get("end", len(shape))]
-        if not inputs or any(isinstance(value, (str, Grouped)) for value in inputs):
+        if not inputs or any(isinstance(value, (str, Grouped, View)) for value in inputs):
             return None
         return fold(op, inputs, attributes)
 

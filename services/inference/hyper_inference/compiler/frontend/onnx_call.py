@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from hyper_inference.compiler.frontend.builder import GraphBuilder
+from hyper_inference.compiler.frontend.views import Seen, View
 from hyper_inference.errors import UnsupportedOp
 
 
@@ -33,9 +34,24 @@ class Call:
         self.builder, self.op, self.where = builder, op, where
         self.inputs, self.attributes, self.outputs = inputs, attributes, outputs
 
-    def tensor(self, index: int = 0) -> str:
-        """Input `index`, which must be a value of the graph."""
+    def seen(self, index: int = 0) -> Seen:
+        """Input `index`, which must be computed, however it is seen."""
         value = self.inputs[index]
+        if not isinstance(value, (str, View)):
+            raise UnsupportedOp(self.op, self.where, f"input {index} is a constant")
+        return value
+
+    def with_inputs(self, inputs: list[Any]) -> Call:
+        """The same node with other inputs."""
+        return Call(self.builder, self.op, self.where, inputs, self.attributes, self.outputs)
+
+    def tensor(self, index: int = 0) -> str:
+        """Input `index`, which must be a value of the graph, seen as (n, c, [z,] y, x)."""
+        value = self.inputs[index]
+        if isinstance(value, View):
+            raise UnsupportedOp(
+                self.op, self.where, "its input is permuted or flattened, not (n, c, ...)"
+            )
         if not isinstance(value, str):
             raise UnsupportedOp(self.op, self.where, f"input {index} is a constant")
         return value
@@ -43,7 +59,7 @@ class Call:
     def constant(self, index: int, default: Any = None) -> Any:
         """Input `index`, which must be known now."""
         value = self.inputs[index] if index < len(self.inputs) else None
-        if isinstance(value, (str, Grouped)):
+        if isinstance(value, (str, Grouped, View)):
             raise UnsupportedOp(self.op, self.where, f"input {index} is not a constant")
         return default if value is None else value
 

@@ -121,4 +121,9 @@ _FOLDABLE: dict[str, Callable[[list[Any], Mapping[str, Any]], Any]] = {
     "Floor": lambda v, a: np.floor(v[0]),
     "Ceil": lambda v, a: np.ceil(v[0]),
     "ConstantOfShape": _constant_of_shape,
+    "Equal": lambda v, a: np.equal(v[0], v[1]),
+    "Where": lambda v, a: np.where(v[0], v[1], v[2]),
+    "ReduceProd": lambda v, a: np.prod(
+        v[0], tuple(_axes(v, a)) or None, keepdims=bool(a.get("keepdims", 1))
+    ),
 }

@@ -7,8 +7,12 @@ from typing import Any
 
 import numpy as np
 
-from hyper_inference.compiler.frontend.builder import taps_of
+from hyper_inference.compiler.frontend import reductions, view_ops
+from hyper_inference.compiler.frontend.builder import power, space_to_depth, taps_of
+from hyper_inference.compiler.frontend.linear import linear
 from hyper_inference.compiler.frontend.onnx_call import Call, Grouped
+from hyper_inference.compiler.frontend.reductions import dilated_max_pool
+from hyper_inference.compiler.frontend.views import Seen, permuted, reshaped, shape_of
 from hyper_inference.compiler.ir import Activation, Taps
 
 
@@ -70,21 +74,25 @@ def _arithmetic(kind: str) -> Callable[[Call], str]:
     return handler
 
 
-def _concat(call: Call) -> str:
-    values = [call.tensor(index) for index in range(len(call.inputs))]
-    rank = call.builder.spatial + 2
-    if call.get("axis", 1) % rank != 1:
-        raise call.refuse("along another axis than the channels")
-    return call.builder.concat(values, call.where)
+def _concat(call: Call) -> Seen:
+    values = [call.seen(index) for index in range(len(call.inputs))]
+    return view_ops.concat(call, values, int(call.get("axis", 1)))
 
 
 def _pool(kind: Any) -> Callable[[Call], str]:
     def handler(call: Call) -> str:
         ones = [1] * call.builder.spatial
         kernel, stride = call.attributes["kernel_shape"], call.get("strides", ones)
-        if any(n != 1 for n in call.get("dilations", ones)):
-            raise call.refuse("with dilation")
-        before, after = call.pads(kernel, stride, ones)
+        gaps = call.get("dilations", ones)
+        before, after = call.pads(kernel, stride, gaps)
+        if any(n != 1 for n in gaps):
+            if kind != "max" or before != after or call.get("ceil_mode", 0):
+                raise call.refuse("of means, or with other padding after than before")
+            lift = call.builder.lift
+            return dilated_max_pool(
+                call.builder, call.tensor(), lift(kernel, 1), lift(stride, 1), lift(before, 0),
+                lift(gaps, 1), call.where,
+            )  # fmt: skip
         return call.builder.pool(
             call.tensor(), kind, call.where, kernel=kernel, stride=stride,
             pad_before=before, pad_after=after,
@@ -149,8 +157,9 @@ def _pad(call: Call) -> str:
     return call.builder.pad(call.tensor(), before, after, call.where, mode=mode, value=number)
 
 
-def _slice(call: Call) -> str:
-    shape = call.builder.shape(call.tensor())
+def _slice(call: Call) -> Seen:
+    seen = call.seen()
+    shape = shape_of(call.builder, seen)
     if len(call.inputs) > 1:
         starts, ends = call.constant(1), call.constant(2)
         axes = call.constant(3, np.arange(len(starts)))
@@ -158,13 +167,25 @@ def _slice(call: Call) -> str:
     else:
         starts, ends = call.attributes["starts"], call.attributes["ends"]
         axes, steps = call.get("axes", list(range(len(starts)))), [1] * len(starts)
-    start, stop, step = [0] * len(shape), list(shape), [1] * len(shape)
     for axis, a, b, s in zip(axes, starts, ends, steps, strict=True):
         if int(s) < 1:
             raise call.refuse("backwards")
-        at = int(axis) % len(shape)
-        start[at], stop[at], step[at] = slice(int(a), int(b), int(s)).indices(shape[at])
-    return call.builder.slice(call.tensor(), start, stop, step, call.where)
+        place = int(axis) % len(shape)
+        span = slice(*slice(int(a), int(b), int(s)).indices(shape[place]))
+        if span != slice(0, shape[place], 1):
+            seen = view_ops.cut(call, seen, place, span)
+    return seen
+
+
+def _gather(call: Call) -> Seen:
+    """One index along an axis."""
+    index, seen = call.constant(1), call.seen()
+    shape = shape_of(call.builder, seen)
+    place = int(call.get("axis", 0)) % len(shape)
+    if np.size(index) != 1:
+        raise call.refuse("of several indices")
+    at = int(np.ravel(index)[0]) % shape[place]
+    return view_ops.cut(call, seen, place, slice(at, at + 1, 1), drop=np.ndim(index) == 0)
 
 
 def _same(call: Call) -> str:
@@ -190,16 +211,20 @@ def _reshape(call: Call) -> Any:
     """Channels in groups, and back: how exporters write group norm; nothing else."""
     value, shape = call.inputs[0], [int(n) for n in np.ravel(call.constant(1))]
     grouped = isinstance(value, Grouped)
-    have = call.builder.shape(value.value if grouped else call.tensor())
+    have = call.builder.shape(value.value) if grouped else shape_of(call.builder, call.seen())
     if not call.get("allowzero", 0):
         shape = [have[at] if n == 0 and at < len(have) else n for at, n in enumerate(shape)]
     known = int(np.prod([n for n in shape if n > 0]))
     total = int(np.prod(have))
     if shape.count(-1) == 1 and known and total % known == 0:
         shape = [total // known if n == -1 else n for n in shape]
-    if tuple(shape) == have:
-        return value.value if grouped else value
+    if tuple(shape) == have and grouped:
+        return value.value
     three = len(shape) == 3 and not grouped and shape[0] == 1 and shape[1] > 0
+    if not grouped:
+        moved = reshaped(call.builder, value, shape)
+        if moved is not None:
+            return moved
     if three and have[1] % shape[1] == 0 and shape[1] * shape[2] == total:
         return Grouped(call.tensor(), shape[1])
     raise call.refuse(f"{have} to {tuple(shape)[:8]}")
@@ -214,23 +239,13 @@ def _group_norm(call: Call) -> str:
     return call.builder.norm(value, groups, weight, bias, call.get("epsilon", 1e-5), call.where)
 
 
-def _layer_norm(call: Call) -> str:
-    value = call.tensor()
-    shape = call.builder.shape(value)
-    if int(call.get("axis", -1)) % len(shape) != 1:
-        raise call.refuse("over other axes than all but the batch")
-    affine: list[Any] = []
-    for index in (1, 2):
-        given = call.constant(index)
-        if given is None:
-            affine.append(None)
-            continue
-        spread = np.broadcast_to(given, shape[1:]).reshape(shape[1], -1)
-        if np.any(spread != spread[:, :1]):
-            raise call.refuse("with a weight for every voxel")
-        affine.append(spread[:, 0])
-    weight, bias = affine
-    return call.builder.norm(value, 1, weight, bias, call.get("epsilon", 1e-5), call.where)
+def _layer_norm(call: Call) -> Seen:
+    seen = call.seen()
+    rank = len(shape_of(call.builder, seen))
+    count = rank - int(call.get("axis", -1)) % rank
+    return view_ops.layer_norm(
+        call, seen, count, call.constant(1), call.constant(2), call.get("epsilon", 1e-5)
+    )
 
 
 def _prelu(call: Call) -> str:
@@ -263,22 +278,154 @@ def _hard_sigmoid(call: Call) -> str:
     return call.builder.activation(moved, Activation("clip", 0.0, 1.0), call.where)
 
 
-def _softmax(call: Call) -> str:
-    return call.builder.softmax(call.tensor(), int(call.get("axis", -1)), call.where)
+def _softmax(call: Call) -> Seen:
+    return view_ops.softmax(
+        call, call.seen(), int(call.get("axis", -1)), log=call.op == "LogSoftmax"
+    )
 
 
 def _global_pool(call: Call) -> str:
-    value = call.tensor()
-    if call.op == "GlobalMaxPool":
-        return call.builder.global_max(value, call.where)
-    return call.builder.mean(value, range(2, call.builder.spatial + 2), call.where)
+    kind: Any = "max" if call.op == "GlobalMaxPool" else "mean"
+    return reductions.reduce(call.builder, call.tensor(), (1, 2, 3), kind, call.where)
 
 
-def _reduce_mean(call: Call) -> str:
+def _reduction(kind: Any) -> Callable[[Call], Seen]:
+    def handler(call: Call) -> Seen:
+        axes = call.constant(1, call.get("axes", None))
+        if axes is None or np.size(axes) == 0:
+            raise call.refuse("over everything, the batch axis too")
+        listed = [int(n) for n in np.ravel(axes)]
+        return view_ops.reduce(call, call.seen(), kind, listed, keep=bool(call.get("keepdims", 1)))
+
+    return handler
+
+
+def _transpose(call: Call) -> Seen:
+    seen = call.seen()
+    rank = len(shape_of(call.builder, seen))
+    order = [int(n) for n in call.get("perm", list(range(rank))[::-1])]
+    return _moved(call, permuted(call.builder, seen, order), f"to the order {order}")
+
+
+def _squeeze(call: Call) -> Seen:
+    seen = call.seen()
+    have = shape_of(call.builder, seen)
     axes = call.constant(1, call.get("axes", None))
-    if axes is None or not call.get("keepdims", 1):
-        raise call.refuse("of all axes, or without keepdims")
-    return call.builder.mean(call.tensor(), [int(n) for n in np.ravel(axes)], call.where)
+    if call.op == "Unsqueeze":
+        rank = len(have) + np.size(axes)
+        wanted = [int(n) + rank * (n < 0) for n in np.ravel(axes)]
+        if not all(0 < n < rank for n in wanted):
+            raise call.refuse(f"at axes {wanted[:8]} of {rank}")
+        shape = list(have)
+        for at in sorted(wanted):
+            shape.insert(at, 1)
+    else:
+        gone = [at for at, n in enumerate(have) if n == 1 and at]
+        if axes is not None:
+            gone = [int(n) % len(have) for n in np.ravel(axes)]
+            if any(have[at] != 1 for at in gone):
+                raise call.refuse(f"axes {gone[:8]} of {have}")
+        shape = [n for at, n in enumerate(have) if at not in gone]
+    return _moved(call, reshaped(call.builder, seen, shape), f"{have} to {tuple(shape)}")
+
+
+def _flatten(call: Call) -> Seen:
+    seen = call.seen()
+    have = shape_of(call.builder, seen)
+    at = int(call.get("axis", 1))
+    at = at + len(have) if at < 0 else at
+    if not 0 < at <= len(have):
+        raise call.refuse(f"at axis {at}: the batch stays")
+    shape = [int(np.prod(have[:at])), int(np.prod(have[at:]))]
+    return _moved(call, reshaped(call.builder, seen, shape), f"{have} to {tuple(shape)}")
+
+
+def _moved(call: Call, result: Seen | None, what: str) -> Seen:
+    if result is None:
+        raise call.refuse(what)
+    return result
+
+
+def _gemm(call: Call) -> Seen:
+    weight = np.asarray(call.constant(1), np.float64)
+    if call.get("transA", 0) or weight.ndim != 2:
+        raise call.refuse("of a transposed input")
+    weight = (weight if call.get("transB", 0) else weight.T) * call.get("alpha", 1.0)
+    bias = call.constant(2)
+    bias = None if bias is None else np.asarray(bias, np.float64) * call.get("beta", 1.0)
+    return linear(call.builder, call.seen(), weight, bias, call.op, call.where)
+
+
+def _matmul(call: Call) -> Seen:
+    weight = np.asarray(call.constant(1))
+    if weight.ndim != 2:
+        raise call.refuse("but by a stored matrix from the right")
+    return linear(call.builder, call.seen(), weight.T, None, call.op, call.where)
+
+
+def _expand(call: Call) -> str:
+    shape = [int(n) for n in np.ravel(call.constant(1))]
+    have = call.builder.shape(call.tensor())
+    wanted = [1] * (len(have) - len(shape)) + shape
+    if len(shape) > len(have) or wanted[0] != 1 or min(wanted) < 1:
+        raise call.refuse(f"{have} to {tuple(shape)}")
+    c, *zyx = (max(a, b) for a, b in zip(have[1:], wanted[1:], strict=True))
+    z, y, x = [1] * (3 - len(zyx)) + zyx
+    return call.builder.expand(call.tensor(), (c, z, y, x), call.where)
+
+
+def _space_to_depth(call: Call) -> str:
+    builder, factor = call.builder, int(call.attributes["blocksize"])
+    shape = builder.shape(call.tensor())
+    blocks = space_to_depth(builder, call.tensor(), factor, call.where)
+    # Here channels are (block, c), not (c, block).
+    count = factor**builder.spatial
+    parts = [
+        builder.slice(blocks, [0, n, *[0] * builder.spatial], list(builder.shape(blocks)),
+                      [1, count, *[1] * builder.spatial], call.where)
+        for n in range(count)
+    ]  # fmt: skip
+    return builder.concat(parts, call.where) if shape[1] > 1 else blocks
+
+
+def _extreme(kind: str) -> Callable[[Call], Any]:
+    def handler(call: Call) -> Any:
+        result = call.inputs[0]
+        for other in call.inputs[1:]:
+            result = call.builder.arithmetic(kind, result, other, call.where)
+        return result
+
+    return handler
+
+
+def _softplus(call: Call) -> str:
+    return call.builder.activation(call.tensor(), Activation("softplus"), call.where)
+
+
+def _selu(call: Call) -> str:
+    elu = Activation("elu", float(call.get("alpha", 1.67326319217681884765625)))
+    value = call.builder.activation(call.tensor(), elu, call.where)
+    gamma = float(call.get("gamma", 1.05070102214813232421875))
+    return call.builder.arithmetic("mul", value, gamma, call.where)
+
+
+def _celu(call: Call) -> str:
+    alpha, builder, where = float(call.get("alpha", 1.0)), call.builder, call.where
+    value = builder.arithmetic("div", call.tensor(), alpha, where)
+    value = builder.activation(value, Activation("elu", 1.0), where)
+    return builder.arithmetic("mul", value, alpha, where)
+
+
+def _softsign(call: Call) -> str:
+    size = call.builder.activation(call.tensor(), Activation("abs"), call.where)
+    size = call.builder.arithmetic("add", size, 1.0, call.where)
+    return call.builder.arithmetic("div", call.tensor(), size, call.where)
+
+
+def _cast(call: Call) -> str:
+    if call.attributes["to"] not in (1, 10, 11, 16):
+        raise call.refuse("to no float")
+    return call.tensor()
 
 
 def _depth_to_space(call: Call) -> str:
@@ -292,9 +439,10 @@ def _negative(call: Call) -> str:
 
 
 def _power(call: Call) -> str:
-    if np.any(np.ravel(call.constant(1)) != 2):
-        raise call.refuse("to another power than 2")
-    return call.builder.arithmetic("mul", call.tensor(), call.tensor(), call.where)
+    exponent = np.ravel(call.constant(1))
+    if len(exponent) != 1:
+        raise call.refuse("to several powers")
+    return power(call.builder, call.tensor(), float(exponent[0]), call.op, call.where)
 
 
 def _sum(call: Call) -> str:
@@ -348,13 +496,38 @@ HANDLERS: dict[str, Callable[[Call], Any]] = {
     "Clip": _clip,
     "PRelu": _prelu,
     "Softmax": _softmax,
+    "LogSoftmax": _softmax,
     "InstanceNormalization": _instance_norm,
     "GroupNormalization": _group_norm,
     "LayerNormalization": _layer_norm,
     "Reshape": _reshape,
     "GlobalAveragePool": _global_pool,
     "GlobalMaxPool": _global_pool,
-    "ReduceMean": _reduce_mean,
+    "ReduceMean": _reduction("mean"),
+    "ReduceSum": _reduction("sum"),
+    "ReduceMax": _reduction("max"),
+    "ReduceMin": _reduction("min"),
+    "Transpose": _transpose,
+    "Squeeze": _squeeze,
+    "Unsqueeze": _squeeze,
+    "Flatten": _flatten,
+    "Gemm": _gemm,
+    "MatMul": _matmul,
+    "Gather": _gather,
+    "Expand": _expand,
+    "SpaceToDepth": _space_to_depth,
+    "Max": _extreme("max"),
+    "Min": _extreme("min"),
+    "Exp": _activation("exp"),
+    "Log": _activation("log"),
+    "Sqrt": _activation("sqrt"),
+    "Reciprocal": _activation("reciprocal"),
+    "Mish": _activation("mish"),
+    "Softplus": _softplus,
+    "Softsign": _softsign,
+    "Selu": _selu,
+    "Celu": _celu,
+    "Cast": _cast,
     "DepthToSpace": _depth_to_space,
     "Split": _split,
     "Concat": _concat,
@@ -367,3 +540,11 @@ HANDLERS: dict[str, Callable[[Call], Any]] = {
     "Identity": _same,
     "Dropout": _same,
 }
+
+
+ELEMENTWISE = frozenset((
+    "Relu", "LeakyRelu", "Elu", "Sigmoid", "Tanh", "Add", "Sub", "Mul", "Div", "Sum", "Neg", "Pow",
+    "Abs", "Erf", "HardSwish", "HardSigmoid", "Gelu", "Clip", "Max", "Min", "Exp", "Log", "Sqrt",
+    "Reciprocal", "Mish", "Softplus", "Softsign", "Selu", "Celu", "Cast", "Identity", "Dropout",
+))  # fmt: skip
+"""Ops of one voxel each: they do not mind how values are seen."""

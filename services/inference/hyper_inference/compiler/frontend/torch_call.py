@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from hyper_inference.compiler.frontend.builder import GraphBuilder
+from hyper_inference.compiler.frontend.views import View
 from hyper_inference.errors import UnsupportedOp
 
 
@@ -14,7 +15,8 @@ class Call:
     def __init__(
         self, builder: GraphBuilder, op: str, node: Any, arguments: list[Any], keywords: Any
     ) -> None:
-        self.builder, self.op, self.where = builder, op, node.name
+        self.builder, self.op, self.where, self.node = builder, op, node.name, node
+        self.keywords = keywords
         self.values: dict[str, Any] = dict(keywords)
         schema = getattr(node.target, "_schema", None)
         if schema is not None:
@@ -26,9 +28,21 @@ class Call:
         value = self.values.get(name)
         return default if value is None else value
 
+    def is_value(self, argument: Any) -> bool:
+        """Whether an argument is computed from the net's input."""
+        return isinstance(argument, View) or (
+            isinstance(argument, str) and self.builder.has(argument)
+        )
+
+    def with_inputs(self, arguments: list[Any]) -> Call:
+        """The same node with other arguments."""
+        return Call(self.builder, self.op, self.node, arguments, self.keywords)
+
     def tensor(self, name: str = "input") -> str:
-        """An argument that must be a value of the graph."""
+        """An argument that must be a value of the graph, seen as (n, c, [z,] y, x)."""
         value = self.values.get(name, self.inputs[0] if name == "input" else None)
+        if isinstance(value, View):
+            raise self.refuse(f"{name} is not seen as (n, c, ...): permuted or flattened")
         if not isinstance(value, str):
             raise self.refuse(f"{name} is not computed from the net's input")
         return value
@@ -36,7 +50,7 @@ class Call:
     def constant(self, name: str) -> Any:
         """An argument that must be stored with the module (or None)."""
         value = self.values.get(name)
-        if isinstance(value, str):
+        if isinstance(value, (str, View)):
             raise self.refuse(f"{name} is computed from the net's input")
         return value
 

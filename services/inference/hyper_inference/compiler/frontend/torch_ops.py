@@ -7,7 +7,9 @@ from typing import Any
 
 import numpy as np
 
-from hyper_inference.compiler.frontend.builder import taps_of
+from hyper_inference.compiler.frontend import torch_views
+from hyper_inference.compiler.frontend.builder import power, space_to_depth, taps_of
+from hyper_inference.compiler.frontend.reductions import adaptive_pool, dilated_max_pool
 from hyper_inference.compiler.frontend.torch_call import Call
 from hyper_inference.compiler.ir import Activation
 
@@ -85,22 +87,21 @@ def _reversed_sub(call: Call) -> str:
     return call.builder.arithmetic("sub", call.inputs[1], call.inputs[0], call.where)
 
 
-def _concat(call: Call) -> str:
-    rank = call.builder.spatial + 2
-    values = call.inputs[0]
-    if call.get("dim", 0) % rank != 1 or not all(isinstance(v, str) for v in values):
-        raise call.refuse("of constants, or along another axis than the channels")
-    return call.builder.concat(values, call.where)
-
-
 def _pool(kind: Any) -> Callable[[Call], Any]:
     def handler(call: Call) -> Any:
         builder = call.builder
         kernel = call.get("kernel_size")
         stride = call.get("stride") or kernel
         padding = call.get("padding", 0)
-        if builder.lift(call.get("dilation", 1), 1) != (1, 1, 1):
-            raise call.refuse("with dilation")
+        gaps = builder.lift(call.get("dilation", 1), 1)
+        if gaps != (1, 1, 1) and kind == "max" and not call.get("ceil_mode", False):
+            result = dilated_max_pool(
+                builder, call.tensor("self"), builder.lift(kernel, 1), builder.lift(stride, 1),
+                builder.lift(padding, 0), gaps, call.where,
+            )  # fmt: skip
+            return (result, None) if "with_indices" in call.op else result
+        if gaps != (1, 1, 1):
+            raise call.refuse("with dilation and ceil_mode")
         if call.get("divisor_override") is not None:
             raise call.refuse("with divisor_override")
         result = builder.pool(
@@ -159,18 +160,6 @@ def _pad(call: Call) -> str:
     return call.builder.pad(value, before, after, call.where, mode=checked, value=number)
 
 
-def _slice(call: Call) -> str:
-    value = call.tensor("self")
-    shape = call.builder.shape(value)
-    axis = int(call.get("dim", 0)) % len(shape)
-    start, stop, step = [0] * len(shape), list(shape), [1] * len(shape)
-    chosen = slice(call.get("start"), call.get("end"), int(call.get("step", 1)))
-    start[axis], stop[axis], step[axis] = chosen.indices(shape[axis])
-    if (start[axis], stop[axis], step[axis]) == (0, shape[axis], 1):
-        return value
-    return call.builder.slice(value, start, stop, step, call.where)
-
-
 def _instance_norm(call: Call) -> str:
     value = call.tensor()
     weight, bias = call.constant("weight"), call.constant("bias")
@@ -190,24 +179,6 @@ def _group_norm(call: Call) -> Any:
         float(call.get("eps", 1e-5)), call.where,
     )  # fmt: skip
     return (result, None, None) if native else result
-
-
-def _layer_norm(call: Call) -> Any:
-    value = call.tensor()
-    shape = call.builder.shape(value)[1:]
-    if tuple(call.get("normalized_shape")) != shape:
-        raise call.refuse("over other axes than all but the batch")
-    weight, bias = call.constant("weight"), call.constant("bias")
-    for affine in (weight, bias):
-        if affine is not None and np.any(affine != affine.reshape(shape[0], -1)[:, :1].reshape(
-            shape[0], *[1] * (len(shape) - 1)
-        )):  # fmt: skip
-            raise call.refuse("with a weight for every voxel")
-    weight, bias = (
-        None if affine is None else affine.reshape(shape[0], -1)[:, 0] for affine in (weight, bias)
-    )
-    result = call.builder.norm(value, 1, weight, bias, float(call.get("eps", 1e-5)), call.where)
-    return (result, None, None) if "native" in call.op else result
 
 
 def _prelu(call: Call) -> str:
@@ -235,25 +206,15 @@ def _hardsigmoid(call: Call) -> str:
     return call.builder.activation(moved, Activation("clip", 0.0, 1.0), call.where)
 
 
-def _softmax(call: Call) -> str:
-    return call.builder.softmax(call.tensor("self"), int(call.get("dim")), call.where)
-
-
 def _adaptive_pool(kind: Any) -> Callable[[Call], Any]:
     def handler(call: Call) -> Any:
         value = call.tensor("self")
-        result = call.builder.adaptive_pool(value, kind, call.get("output_size"), call.where)
+        sizes = call.get("output_size")
+        sizes = [sizes] if isinstance(sizes, int) else sizes
+        result = adaptive_pool(call.builder, value, kind, sizes, call.where)
         return (result, None) if "max" in call.op else result
 
     return handler
-
-
-def _mean(call: Call) -> str:
-    axes = call.get("dim")
-    if axes is None or not call.get("keepdim", False):
-        raise call.refuse("without keepdim=True")
-    listed = [axes] if isinstance(axes, int) else list(axes)
-    return call.builder.mean(call.tensor("self"), listed, call.where)
 
 
 def _pixel_shuffle(call: Call) -> str:
@@ -267,10 +228,96 @@ def _negative(call: Call) -> str:
 
 
 def _power(call: Call) -> str:
-    if call.get("exponent") != 2:
-        raise call.refuse(f"to the power {call.get('exponent')}; 2 is")
-    value = call.tensor("self")
-    return call.builder.arithmetic("mul", value, value, call.where)
+    builder, value, where = call.builder, call.tensor("self"), call.where
+    exponent = call.get("exponent", 2 if "square" in call.op else None)
+    if not isinstance(exponent, (int, float)):
+        raise call.refuse("to a power that is computed")
+    return power(builder, value, float(exponent), call.op, where)
+
+
+def _rsqrt(call: Call) -> str:
+    root = call.builder.activation(call.tensor("self"), Activation("sqrt"), call.where)
+    return call.builder.activation(root, Activation("reciprocal"), call.where)
+
+
+def _softplus(call: Call) -> str:
+    beta, builder, where = float(call.get("beta", 1)), call.builder, call.where
+    value = builder.arithmetic("mul", call.tensor("self"), beta, where)
+    soft = builder.activation(value, Activation("softplus"), where)
+    return builder.arithmetic("div", soft, beta, where)
+
+
+def _log_sigmoid(call: Call) -> str:
+    less = call.builder.arithmetic("mul", call.tensor("self"), -1.0, call.where)
+    soft = call.builder.activation(less, Activation("softplus"), call.where)
+    return call.builder.arithmetic("mul", soft, -1.0, call.where)
+
+
+def _selu(call: Call) -> str:
+    elu = Activation("elu", 1.6732632423543772)
+    value = call.builder.activation(call.tensor("self"), elu, call.where)
+    return call.builder.arithmetic("mul", value, 1.0507009873554805, call.where)
+
+
+def _celu(call: Call) -> str:
+    alpha, builder, where = float(call.get("alpha", 1.0)), call.builder, call.where
+    value = builder.arithmetic("div", call.tensor("self"), alpha, where)
+    value = builder.activation(value, Activation("elu", 1.0), where)
+    return builder.arithmetic("mul", value, alpha, where)
+
+
+def _glu(call: Call) -> str:
+    builder, value = call.builder, call.tensor("self")
+    shape = builder.shape(value)
+    axis = int(call.get("dim", -1)) % len(shape)
+    if axis == 0 or shape[axis] % 2:
+        raise call.refuse("along the batch axis, or of an odd size")
+    halves = []
+    for start in (0, shape[axis] // 2):
+        first, last = [0] * len(shape), list(shape)
+        first[axis], last[axis] = start, start + shape[axis] // 2
+        halves.append(builder.slice(value, first, last, [1] * len(shape), call.where))
+    gate = builder.activation(halves[1], Activation("sigmoid"), call.where)
+    return builder.arithmetic("mul", halves[0], gate, call.where)
+
+
+def _channel_shuffle(call: Call) -> str:
+    builder, value = call.builder, call.tensor("self")
+    shape, groups = builder.shape(value), int(call.get("groups"))
+    if groups < 1 or shape[1] % groups:
+        raise call.refuse(f"{shape[1]} channels in {groups} groups")
+    each = shape[1] // groups
+    parts = [
+        builder.slice(value, [0, n, *[0] * builder.spatial], list(shape),
+                      [1, each, *[1] * builder.spatial], call.where)
+        for n in range(each)
+    ]  # fmt: skip
+    return builder.concat(parts, call.where)
+
+
+def _pixel_unshuffle(call: Call) -> str:
+    return space_to_depth(
+        call.builder, call.tensor("self"), int(call.get("downscale_factor")), call.where
+    )
+
+
+def _minimum(kind: str) -> Callable[[Call], Any]:
+    def handler(call: Call) -> Any:
+        return call.builder.arithmetic(kind, call.inputs[0], call.inputs[1], call.where)
+
+    return handler
+
+
+def _extreme(kind: str) -> Callable[[Call], Any]:
+    """`torch.max` and `min`: of two tensors, or along an axis."""
+
+    def handler(call: Call) -> Any:
+        two = len(call.inputs) > 1 and (
+            call.is_value(call.inputs[1]) or isinstance(call.inputs[1], np.ndarray)
+        )
+        return (_minimum(kind) if two else torch_views.HANDLERS[f"aten.{kind}"])(call)
+
+    return handler
 
 
 def _split(call: Call) -> tuple[str, ...]:
@@ -306,6 +353,30 @@ def _same(call: Call) -> Any:
 
 
 HANDLERS: dict[str, Callable[[Call], Any]] = {
+    **torch_views.HANDLERS,
+    "aten.max": _extreme("max"),
+    "aten.min": _extreme("min"),
+    "aten.maximum": _minimum("max"),
+    "aten.minimum": _minimum("min"),
+    "aten.exp": _activation("exp"),
+    "aten.log": _activation("log"),
+    "aten.sqrt": _activation("sqrt"),
+    "aten.rsqrt": _rsqrt,
+    "aten.reciprocal": _activation("reciprocal"),
+    "aten.softplus": _softplus,
+    "aten.mish": _activation("mish"),
+    "aten.mish_": _activation("mish"),
+    "aten.log_sigmoid": _log_sigmoid,
+    "aten.selu": _selu,
+    "aten.selu_": _selu,
+    "aten.celu": _celu,
+    "aten.celu_": _celu,
+    "aten.square": _power,
+    "aten.glu": _glu,
+    "aten.channel_shuffle": _channel_shuffle,
+    "aten.native_channel_shuffle": _channel_shuffle,
+    "aten.pixel_unshuffle": _pixel_unshuffle,
+    "aten.exp_": _activation("exp"),
     "aten.conv2d": _conv,
     "aten.conv3d": _conv,
     "aten.convolution": _conv,
@@ -338,18 +409,13 @@ HANDLERS: dict[str, Callable[[Call], Any]] = {
     "aten.clamp_max": _clip(None, None),
     "aten.hardsigmoid": _hardsigmoid,
     "aten.hardsigmoid_": _hardsigmoid,
-    "aten.softmax": _softmax,
-    "aten._softmax": _softmax,
     "aten.instance_norm": _instance_norm,
     "aten.group_norm": _group_norm,
     "aten.native_group_norm": _group_norm,
-    "aten.layer_norm": _layer_norm,
-    "aten.native_layer_norm": _layer_norm,
     "aten.adaptive_avg_pool2d": _adaptive_pool("average"),
     "aten.adaptive_avg_pool3d": _adaptive_pool("average"),
     "aten.adaptive_max_pool2d": _adaptive_pool("max"),
     "aten.adaptive_max_pool3d": _adaptive_pool("max"),
-    "aten.mean": _mean,
     "aten.pixel_shuffle": _pixel_shuffle,
     "aten.neg": _negative,
     "aten.pow": _power,
@@ -370,7 +436,6 @@ HANDLERS: dict[str, Callable[[Call], Any]] = {
     "aten.mul_": _arithmetic("mul"),
     "aten.div": _arithmetic("div"),
     "aten.div_": _arithmetic("div"),
-    "aten.cat": _concat,
     "aten.max_pool2d": _pool("max"),
     "aten.max_pool3d": _pool("max"),
     "aten.max_pool2d_with_indices": _pool("max"),
@@ -385,7 +450,6 @@ HANDLERS: dict[str, Callable[[Call], Any]] = {
     "aten.upsample_trilinear3d": _upsample(linear=True),
     "aten.pad": _pad,
     "aten.constant_pad_nd": _pad,
-    "aten.slice": _slice,
     "aten.clone": _same,
     "aten.contiguous": _same,
     "aten.detach": _same,
@@ -395,4 +459,17 @@ HANDLERS: dict[str, Callable[[Call], Any]] = {
     "aten.alias": _same,
     "aten.to": _same,
     "aten.alpha_dropout": _same,
+    "aten.feature_alpha_dropout": _same,
+    "aten.lift_fresh_copy": _same,
 }
+
+
+ELEMENTWISE = frozenset(
+    name for name, handler in HANDLERS.items()
+    if handler in (_same, _negative, _power, _rsqrt, _softplus, _log_sigmoid, _selu, _celu, _gelu,
+                   _hardsigmoid, _reversed_sub)
+    or getattr(handler, "__qualname__", "").split(".")[0] in (
+        "_activation", "_arithmetic", "_clip", "_minimum"
+    )
+)  # fmt: skip
+"""Ops of one voxel each: they do not mind how values are seen."""

@@ -24,7 +24,7 @@ def drop_dead(graph: Graph) -> Graph:
         or (isinstance(node.op, Resize) and _is_identity(node.op, types[node.inputs[0]].shape[1:]))
     }
     graph = rename_inputs(graph, same)
-    alive = {graph.output}
+    alive = set(graph.outputs)
     kept = []
     for node in reversed(graph.nodes):
         if node.name in alive:

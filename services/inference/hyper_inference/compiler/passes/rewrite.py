@@ -19,7 +19,7 @@ def rename_inputs(graph: Graph, renames: Mapping[str, str]) -> Graph:
     nodes = tuple(
         replace(node, inputs=tuple(target(name) for name in node.inputs)) for node in graph.nodes
     )
-    return replace(graph, nodes=nodes, output=target(graph.output))
+    return replace(graph, nodes=nodes, outputs=tuple(target(name) for name in graph.outputs))
 
 
 def merge_into_producer(graph: Graph, merge: Callable[[Op, Node], Op | None]) -> Graph:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import io
 import threading
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
@@ -67,6 +68,13 @@ async def test_ranges_of_nothing(store: ObjectStore) -> None:
         await store.get("missing", -1)
     with pytest.raises(ValueError, match="range"):
         await store.get("missing", 0, -1)
+
+
+async def test_a_file_is_put_from_where_it_stands(store: ObjectStore) -> None:
+    file = io.BytesIO(b"0123456789")
+    file.seek(3)
+    await store.put_file("a", file, 4)
+    assert await store.get("a") == b"3456"
 
 
 async def test_head(store: ObjectStore) -> None:

@@ -212,3 +212,58 @@ def test_links_out_are_refused_and_nothing_is_committed(
     status, _, said = run("cp", folder, f"hyper://{name}")
     assert status == 2 and "link" in said
     assert run("ls", name)[0] == 2
+
+
+def test_volumes_travel_in_every_form(run: Run, client: Client, name: str, tmp_path: Path) -> None:
+    data = np.random.default_rng(3).integers(0, 2**40, (9, 40, 33)).astype(np.uint64)
+    zarr.create_array(str(tmp_path / "in.zarr"), data=data, chunks=(4, 16, 16))
+    source = tmp_path / "in.zarr"
+    assert run("import", source, f"{name}/zarr", "--voxel-size", "40,4,4")[0] == 0
+    for form, path in (("n5", ""), ("hdf5", "data.h5"), ("precomputed", ""), ("tiff", "")):
+        out = tmp_path / form
+        assert run("export", f"{name}/zarr", out, "--format", form)[0] == 0
+        voxel = ("--voxel-size", "40,4,4") if form == "tiff" else ()
+        status, result, said = run("import", out / path, f"{name}/{form}", "--json", *voxel)
+        assert status == 0, said
+        assert result["dtype"] == "uint64"
+        back = client.open_array(f"{name}/{form}")
+        np.testing.assert_array_equal(back[...], data)
+        assert back.voxel_size_nm == pytest.approx((40, 4, 4))
+    assert run("export", f"{name}/zarr", tmp_path / "x", "--format", "lua")[0] == 2
+    (tmp_path / "bad").mkdir()
+    (tmp_path / "bad" / "zarr.json").write_text("{")
+    status, _, said = run("import", tmp_path / "bad", f"{name}/bad")
+    assert status == 2
+    assert "zarr.json is not JSON" in said
+
+
+def test_register_edit_and_publish(
+    run: Run, client: Client, name: str, bucket: S3Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = np.arange(1000, dtype=np.int16).reshape(10, 10, 10)
+    with client.session(name) as session:
+        session.create_array("a", data.shape, data.dtype, voxel_size_nm=(40, 4, 4))[...] = data
+    url = client.open_array(f"{name}/a").url
+    path = url.removeprefix(f"s3://{bucket.bucket}/")
+    secret = bucket.secret_key.get_secret_value()
+    store = ("store", "set", "ours", bucket.endpoint, bucket.bucket, "--tenant", "lab")
+    assert run(*store, "--access-key", bucket.access_key)[0] == 2  # nobody to ask for the secret
+    monkeypatch.setenv("HYPER_STORE_SECRET_KEY", secret)
+    status, shown, said = run(*store, "--access-key", bucket.access_key, "--json")
+    assert status == 0
+    assert secret not in json.dumps(shown) + said
+    status, shown, _ = run("store", "ls", "--tenant", "lab")
+    assert "ours" in shown and secret not in shown
+    status, result, _ = run("register", "ours", path, f"{name}/there", "--json")
+    assert (status, result["shape"], result["dtype"]) == (0, [10, 10, 10], "int16")
+    status, result, _ = run("publish", f"{name}/there", f"{name}/copy", "--json")
+    assert status == 0
+    np.testing.assert_array_equal(client.open_array(f"{name}/copy")[...], data)
+    with client.session(name) as session:
+        session.edit_array("copy")[0] = 1
+    status, text, _ = run("publish", f"{name}/copy")
+    assert status == 0 and "plain Zarr v3 at s3://" in text
+    assert run("publish", f"{name}/copy")[0] == 2  # is plain already
+    assert run("publish", name)[0] == 2
+    assert run("register", "nobody", path, f"{name}/x")[0] == 2
+    assert run("store", "rm", "ours", "--tenant", "lab")[0] == 0

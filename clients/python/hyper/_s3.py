@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import google_crc32c
+import grpc
 import urllib3
 
 from hyper.config import STORAGE
@@ -28,8 +29,10 @@ from hyper.errors import (
     NotFoundError,
     ResourceExhaustedError,
     UnavailableError,
+    from_rpc_error,
 )
 from hyperapi.storage.v1 import dataset_service_pb2 as api
+from hyperapi.storage.v1.array_service_pb2_grpc import ArrayServiceStub
 from hyperapi.storage.v1.dataset_service_pb2_grpc import DatasetServiceStub
 
 if TYPE_CHECKING:
@@ -43,8 +46,9 @@ URLS_KEPT = 50_000
 READ_ATTEMPTS = 4
 _MARGIN_S = 60.0
 _FIRST_PAUSE_S = 0.1
-_SEND_BYTES = 2**20
 _CONNECT_S = 3.0
+_PART = 2**20  # of a body
+_WRITE_S = 600.0
 _GET_SILENCE_S = 15.0  # of a server that has the request; no second try after it
 _PUT_SILENCE_S = 30.0
 _STREAM_SILENCE_S = 60.0  # of a large file: servers check it as a whole at its end
@@ -54,7 +58,8 @@ _STREAM_TIMEOUT = urllib3.Timeout(connect=_CONNECT_S, read=_STREAM_SILENCE_S)
 _METHODS = {"GET": api.METHOD_GET, "PUT": api.METHOD_PUT}
 _FULL = (b"InsufficientStorage", b"XMinioStorageFull", b"QuotaExceeded", b"No space left")
 
-Body = bytes | bytearray | memoryview | Path
+Buffer = bytes | bytearray | memoryview
+Body = Buffer | Sequence[Buffer] | Path
 
 
 class _Process:
@@ -67,7 +72,7 @@ class _Process:
             maxsize=CONNECTIONS,
             block=True,
             retries=False,
-            blocksize=_SEND_BYTES,
+            blocksize=_PART,
             timeout=urllib3.Timeout(connect=_CONNECT_S, read=_PUT_SILENCE_S),
         )
         self.threads = ThreadPoolExecutor(THREADS, thread_name_prefix="hyper-s3")
@@ -115,6 +120,7 @@ class _Refusal:
 
     error: HyperError
     may_pass: bool
+    unreachable: bool = False
 
 
 class Remote:
@@ -198,7 +204,9 @@ class Remote:
         for attempt in range(READ_ATTEMPTS):
             try:
                 url = self._url(key, "GET")
-                response = _here().http.request("GET", url, headers=headers, timeout=_GET_TIMEOUT)
+                response = _here().http.request(
+                    "GET", url, headers=headers, timeout=_GET_TIMEOUT, decode_content=False
+                )
             except urllib3.exceptions.HTTPError as error:
                 why = type(error).__name__
             else:
@@ -225,7 +233,7 @@ class Remote:
             told, self._told = self._told, True
         if not told:
             self.client.notify(
-                f"S3 does not answer from here ({why}): reading through the gateway, slowly"
+                f"S3 does not answer from here ({why}): going through the gateway, slowly"
             )
 
     def _through_gateway(
@@ -261,10 +269,39 @@ class Remote:
         deadline = time.monotonic() + self.client.patience_s
         pause_s = _FIRST_PAUSE_S
         while (refusal := self._try_put(key, body)) is not None:
+            if refusal.unreachable and self._put_through_gateway(key, body):
+                return
             if not refusal.may_pass or time.monotonic() >= deadline:
                 raise refusal.error
             time.sleep(min(pause_s, max(0.0, deadline - time.monotonic())))
             pause_s = min(pause_s * 2, 2.0)
+
+    def _put_through_gateway(self, key: str, body: Body) -> bool:
+        """Have the gateway store it, as S3 does not answer us; whether it could."""
+        self._tell_once("no connection")
+
+        def messages() -> Iterator[api.WriteObjectRequest]:
+            size, parts = _sized_parts(body)
+            first: dict[str, Any] = {
+                "session": self.parent, "object": key, "size_bytes": size,
+            }  # fmt: skip
+            for part in parts:
+                data = bytes(part)
+                yield api.WriteObjectRequest(
+                    data=data, crc32c=int(google_crc32c.value(data)), **first
+                )
+                first = {}
+
+        stub = self.client.stub(STORAGE, DatasetServiceStub)
+        try:
+            stub.WriteObject(messages(), timeout=_WRITE_S)
+        except grpc.RpcError as error:
+            failed = from_rpc_error(error, peer=STORAGE)
+            if isinstance(failed, UnavailableError):  # it cannot reach S3 either
+                self.client.forget(STORAGE)
+                return False
+            raise failed from error
+        return True
 
     def _try_put(self, key: str, body: Body) -> _Refusal | None:
         url = self._url(key, "PUT")
@@ -276,10 +313,9 @@ class Remote:
                         "PUT", url, body=file, headers=headers, timeout=_STREAM_TIMEOUT
                     )
             else:
-                view = memoryview(body).cast("B")
-                headers = {"Content-Length": str(len(view))}
-                body_parts: Any = _parts(view)  # urllib3 sends any buffers, its types know bytes
-                response = _here().http.request("PUT", url, body=body_parts, headers=headers)
+                size, parts = _sized_parts(body)
+                headers = {"Content-Length": str(size)}
+                response = _here().http.request("PUT", url, body=parts, headers=headers)
         except urllib3.exceptions.HTTPError as error:
             return _Refusal(
                 UnavailableError(
@@ -287,6 +323,7 @@ class Remote:
                     reason="S3_UNREACHABLE",
                 ),
                 may_pass=True,
+                unreachable=True,
             )
         if response.status in (HTTPStatus.OK, HTTPStatus.CREATED, HTTPStatus.NO_CONTENT):
             return None
@@ -295,10 +332,20 @@ class Remote:
         return _refusal(key, response)
 
 
-def _parts(view: memoryview) -> Iterator[memoryview]:
-    """A body in pieces: what is sent at once must pass within the time that a connection has."""
-    for at in range(0, len(view), _SEND_BYTES):
-        yield view[at : at + _SEND_BYTES]
+def _sized_parts(body: Body) -> tuple[int, Iterator[Any]]:
+    """The size of a body, and its bytes in pieces: what is sent at once must pass in time."""
+    if isinstance(body, Path):
+        return body.stat().st_size, _file_parts(body)
+    whole = [body] if isinstance(body, bytes | bytearray | memoryview) else body
+    views = [memoryview(part).cast("B") for part in whole]
+    pieces = (view[at : at + _PART] for view in views for at in range(0, len(view), _PART))
+    return sum(map(len, views)), pieces
+
+
+def _file_parts(path: Path) -> Iterator[bytes]:
+    with path.open("rb") as file:
+        while part := file.read(_PART):
+            yield part
 
 
 def _refusal(key: str, response: Any) -> _Refusal:
@@ -331,3 +378,8 @@ def service_call(
 ) -> Any:
     """One call of the dataset service."""
     return client.call(STORAGE, DatasetServiceStub, method, request, timeout_s=timeout_s)
+
+
+def array_call(client: Client, method: str, request: Any) -> Any:
+    """One call of the array service."""
+    return client.call(STORAGE, ArrayServiceStub, method, request)

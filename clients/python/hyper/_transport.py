@@ -7,11 +7,15 @@ server never saw can be lost by them, deadline and all (ADR 0009). Deadlines com
 from __future__ import annotations
 
 import json
+import os
 import socket
 from collections.abc import Sequence
-from typing import Any
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import grpc
+
+from hyper.errors import InvalidArgumentError
 
 UNARY_TIMEOUT_S = 30.0
 
@@ -54,5 +58,63 @@ def _resolved(address: str) -> str | None:
 
 
 def channel(addresses: Sequence[str]) -> grpc.Channel:
-    """A blocking channel that spreads its calls over the replicas."""
-    return grpc.insecure_channel(target(addresses), options=OPTIONS)
+    """A blocking channel that spreads its calls over the replicas and shows our token."""
+    plain = grpc.insecure_channel(target(addresses), options=OPTIONS)
+    return grpc.intercept_channel(plain, _ShowToken())
+
+
+def token() -> str:
+    """What proves who we are: `HYPER_TOKEN`, or what `HYPER_TOKEN_FILE` holds now; "" for none.
+
+    Raises:
+        InvalidArgumentError: the file cannot be read.
+    """
+    given = os.environ.get("HYPER_TOKEN", "")
+    path = os.environ.get("HYPER_TOKEN_FILE", "")
+    if given or not path:
+        return given
+    try:
+        return Path(path).read_text().strip()
+    except OSError as error:
+        raise InvalidArgumentError(
+            f"HYPER_TOKEN_FILE: {path} cannot be read ({error.strerror})"
+        ) from error
+
+
+def token_metadata() -> tuple[tuple[str, str], ...]:
+    """The token as a call carries it."""
+    known = token()
+    return (("authorization", f"Bearer {known}"),) if known else ()
+
+
+class _ShowToken(
+    grpc.UnaryUnaryClientInterceptor,
+    grpc.UnaryStreamClientInterceptor,
+    grpc.StreamUnaryClientInterceptor,
+    grpc.StreamStreamClientInterceptor,
+):
+    """Adds the token to every call."""
+
+    def _intercept(self, proceed: Any, details: Any, request: Any) -> Any:
+        shown = token_metadata()
+        if shown:
+            metadata = (*(details.metadata or ()), *shown)
+            details = _Details(
+                details.method, details.timeout, metadata, details.credentials,
+                details.wait_for_ready, details.compression,
+            )  # fmt: skip
+        return proceed(details, request)
+
+    intercept_unary_unary: Any = _intercept
+    intercept_unary_stream: Any = _intercept
+    intercept_stream_unary: Any = _intercept
+    intercept_stream_stream: Any = _intercept
+
+
+class _Details(NamedTuple):
+    method: str
+    timeout: float | None
+    metadata: Any
+    credentials: Any
+    wait_for_ready: bool | None
+    compression: Any

@@ -21,18 +21,18 @@ from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 
+from hyper._blocks import Blocks
+from hyper._chunk_cache import ChunkCache
 from hyper._s3 import Remote, service_call
+from hyper.codecs import CodecError, Layout
 from hyper.errors import ConflictError, DataLossError, HyperError, InvalidArgumentError
 from hyperapi.storage.v1 import dataset_pb2
 from hyperapi.storage.v1 import dataset_service_pb2 as api
 
 if TYPE_CHECKING:
-    from hyper._zarr_store import PresignedStore
-    from hyper.chunk_cache import CachedArray
     from hyper.client import Client
     from hyper.training import Loader
 
-_SIGN_AHEAD = 4096
 _LEASE_BATCH = 100
 _LEASE_PAUSE_S = 0.1
 _LEASE_SAFE = 0.5  # of a lease's life: later than that no write begins
@@ -45,14 +45,21 @@ class Array:
     `a[3]`, `a[0:4, ..., 10:20]` and negative steps read; `a[3] = section` writes, in a session.
     """
 
-    def __init__(self, client: Client, message: dataset_pb2.Array, remote: Remote | None = None):
+    def __init__(
+        self,
+        client: Client,
+        message: dataset_pb2.Array,
+        remote: Remote | None = None,
+        *,
+        cache: ChunkCache | None = None,
+    ) -> None:
         self._client = client
+        self._cache = cache
         self._message = message
         parent = message.name.partition("/arrays/")[0]
         self._remote = remote if remote is not None else Remote(client, parent)
-        self._writable = "/sessions/" in parent and not message.url
-        self._store = self._make_store(None)
-        self._zarr = self._open(self._store)
+        self._writable = message.writable
+        self._blocks = self._make_blocks()
 
     @property
     def name(self) -> str:
@@ -95,6 +102,55 @@ class Array:
         return tuple(self._message.shard_shape)
 
     @property
+    def metadata(self) -> dict[str, Any]:
+        """Its Zarr v3 metadata; of a registered array what they would be."""
+        document: dict[str, Any] = json.loads(self._message.zarr_json)
+        return document
+
+    @property
+    def sharded(self) -> bool:
+        """Whether an object holds many chunks behind an index; always, but for registered ones."""
+        return self._blocks.layout.index is not None
+
+    @property
+    def registered(self) -> bool:
+        """Whether it lies in a store of somebody (`session.register_array`)."""
+        return self._message.registered
+
+    @property
+    def fill_value(self) -> Any:
+        """What is read where nobody has written."""
+        return self._blocks.layout.fill[()]
+
+    @property
+    def prefix(self) -> str:
+        """Of the keys of its objects."""
+        return self._message.prefix
+
+    @property
+    def remote(self) -> Remote:
+        """Reaches its objects."""
+        return self._remote
+
+    @property
+    def client(self) -> Client:
+        """Reaches the gateway."""
+        return self._client
+
+    def box_of(self, shard: Sequence[int]) -> tuple[slice, ...]:
+        """What a shard holds of the array."""
+        return tuple(
+            slice(i * s, min((i + 1) * s, n))
+            for i, s, n in zip(shard, self.shards, self.shape, strict=True)
+        )
+
+    def stored_like(self, other: Array) -> bool:
+        """Whether an object of one array may stand in the other as it is."""
+        keys = ("data_type", "chunk_grid", "codecs", "fill_value")
+        mine, theirs = self.metadata, other.metadata
+        return all(mine[key] == theirs[key] for key in keys)
+
+    @property
     def voxel_size_nm(self) -> tuple[float, float, float] | None:
         """(z, y, x), or None if unknown."""
         if not self._message.HasField("voxel_size"):
@@ -110,7 +166,10 @@ class Array:
 
     @property
     def url(self) -> str:
-        """Where any Zarr v3 reader opens it, `s3://...`; "" for one not committed yet."""
+        """Where any Zarr v3 reader opens it, `s3://...`; "" for one that is not plain there.
+
+        That is one not committed yet, edited (`hyper publish` makes it plain) or registered.
+        """
         return self._message.url
 
     def __len__(self) -> int:
@@ -128,16 +187,13 @@ class Array:
 
     def __getitem__(self, key: Any) -> Any:
         selection = Selection.of(key, self.shape)
-        self._sign(selection, "GET")
         try:
-            data = self._read(selection)
-        except (ValueError, RuntimeError, HyperError) as error:
-            if isinstance(error, HyperError) and not isinstance(error, DataLossError):
-                raise
-            self._store.forget_tails()  # damaged on its way, perhaps: fetch once more
+            data = self._blocks.read(selection.ranges)
+        except (CodecError, DataLossError) as error:
+            self._blocks.forget()  # damaged on its way, perhaps: fetch once more
             try:
-                data = self._read(selection)
-            except (ValueError, RuntimeError) as again:
+                data = self._blocks.read(selection.ranges)
+            except CodecError as again:
                 raise DataLossError(
                     f"{self.name}[{selection}] cannot be decoded, twice ({again}): its stored "
                     "bytes are damaged"
@@ -147,22 +203,26 @@ class Array:
     def __setitem__(self, key: Any, value: Any) -> None:
         if not self._writable:
             raise InvalidArgumentError(
-                f"{self.name} is committed and never changes; make an array in a session and write "
-                "to that (delete_array first if it shall have this one's name)"
+                f"{self.name} is committed and never changes; edit it in a session "
+                "(`edit_array`), or make it anew there (`delete_array` first)"
             )
         selection = Selection.of(key, self.shape)
         if selection.empty:
             return
         data = self._fitting(selection, value)
-        store = self._make_store(selection.covers(self.shards, self.shape))
-        self._sign(selection, "PUT")
         if selection.whole(self.shards, self.shape):
-            self._open(store).set_basic_selection(selection.forward, data)
+            self._blocks.write(selection.ranges, data)
             return
         with _LOCKS[hash(self.name) % len(_LOCKS)], self._leased(selection) as lease:
-            store.may_put = lease.check
-            self._sign(selection, "GET")
-            self._open(store).set_basic_selection(selection.forward, data)
+            self._blocks.write(selection.ranges, data, lease.check)
+
+    def cached(self, limit_bytes: int) -> Array:
+        """The same array with a cache of its own for decoded chunks, of at most `limit_bytes`.
+
+        Without it arrays share the cache of their process, `HYPER_CHUNK_CACHE_MB` (256 MiB).
+        Selections above a quarter of a cache pass it by. What a session writes is never cached.
+        """
+        return Array(self._client, self._message, self._remote, cache=ChunkCache(limit_bytes))
 
     def resize(self, shape: Sequence[int]) -> None:
         """Let the array grow, in a session; what is new holds the fill value.
@@ -195,16 +255,6 @@ class Array:
         text = json.dumps(dict(attributes))
         self._update(api.UpdateArrayRequest(attributes_json=text))
 
-    def cached(self, size_bytes: int) -> CachedArray:
-        """The same array, with up to `size_bytes` of its decoded chunks kept in memory.
-
-        Raises:
-            InvalidArgumentError: it is not committed yet.
-        """
-        from hyper.chunk_cache import CachedArray
-
-        return CachedArray(self, size_bytes)
-
     def torch(
         self,
         patch: Sequence[int],
@@ -234,8 +284,7 @@ class Array:
     def _update(self, request: api.UpdateArrayRequest) -> None:
         request.name, request.request_id = self.name, str(uuid.uuid4())
         self._message = service_call(self._client, "UpdateArray", request).array
-        self._store = self._make_store(None)
-        self._zarr = self._open(self._store)
+        self._blocks = self._make_blocks()
 
     def _leased(self, selection: Selection) -> ShardLease:
         """The shards of which `selection` is a part, reserved while it is written."""
@@ -245,11 +294,6 @@ class Array:
         )
         partial = [f"{self._message.prefix}/{key}" for key in keys if not covers(key)]
         return ShardLease(self._client, self._remote.parent, partial)
-
-    def _read(self, selection: Selection) -> np.ndarray:
-        if selection.empty:
-            return np.empty(selection.lengths, self.dtype)
-        return np.asarray(self._zarr.get_basic_selection(selection.forward))
 
     def _fitting(self, selection: Selection, value: Any) -> np.ndarray:
         """The value as the selection wants it, as numpy would broadcast and cast it."""
@@ -264,35 +308,13 @@ class Array:
             ) from error
         return selection.begin(data.astype(self.dtype, copy=False))
 
-    def _make_store(self, overwrites: Callable[[str], bool] | None) -> PresignedStore:
-        from hyper._zarr_store import PresignedStore  # zarr is half a second: only for arrays
-
-        return PresignedStore(
-            self._remote,
-            self._message.prefix,
-            self._message.zarr_json,
-            read_only=not self._writable,
-            overwrites=overwrites,
-            keep_tails=not self._writable,
-        )
-
-    def _open(self, store: PresignedStore) -> Any:
-        from zarr import Array as ZarrArray
-        from zarr import AsyncArray
-        from zarr.storage import StorePath
-
-        metadata = json.loads(self._message.zarr_json)
-        config = {"order": "C", "write_empty_chunks": True}
-        return ZarrArray(AsyncArray(metadata=metadata, store_path=StorePath(store), config=config))
-
-    def _sign(self, selection: Selection, method: str) -> None:
-        """Have the URLs of the shards at hand in one call."""
-        touched = selection.shards(self.shards)
-        keys = (
-            f"{self._message.prefix}/c/" + "/".join(map(str, index))
-            for index in itertools.islice(itertools.product(*touched), _SIGN_AHEAD)
-        )
-        self._remote.sign(keys, method)
+    def _make_blocks(self) -> Blocks:
+        try:
+            layout = Layout.of(json.loads(self._message.zarr_json))
+        except (KeyError, TypeError, ValueError) as error:
+            raise InvalidArgumentError(f"{self.name} cannot be read here: {error}") from error
+        prefixes = self._message.prefix, self._message.base_prefix
+        return Blocks(self._remote, *prefixes, layout, mutable=self._writable, cache=self._cache)
 
 
 class ShardLease:
@@ -361,6 +383,9 @@ class ShardLease:
                 self._client.notify(f"shards stay reserved until their time is over ({error})")
 
 
+_NONE: frozenset[int] = frozenset()
+
+
 @dataclass(frozen=True, slots=True)
 class Selection:
     """A basic selection, taken apart.
@@ -379,6 +404,11 @@ class Selection:
     def of(cls, key: Any, shape: tuple[int, ...]) -> Selection:
         """Read what stands in the brackets; errors are numpy's."""
         parts = key if isinstance(key, tuple) else (key,)
+        if len(parts) == len(shape) and all(
+            type(part) is slice and part.step is None for part in parts
+        ):  # small patches are read by the million
+            plain = (range(*part.indices(n)) for part, n in zip(parts, shape, strict=True))
+            return cls(tuple(plain), _NONE, _NONE)
         dots = sum(part is Ellipsis for part in parts)
         if dots > 1:
             raise IndexError("an index can only have a single ellipsis ('...')")
@@ -424,6 +454,8 @@ class Selection:
 
     def finish(self, data: np.ndarray) -> Any:
         """What the caller sees of what zarr read."""
+        if not self.dropped and not self.flipped:
+            return data
         flips = tuple(slice(None, None, -1 if a in self.flipped else 1) for a in range(data.ndim))
         result = data[flips].reshape(self.shape)
         return result if self.shape or not self.dropped else result[()]

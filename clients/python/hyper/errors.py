@@ -123,6 +123,7 @@ class UnauthenticatedError(HyperError):
 
     code = grpc.StatusCode.UNAUTHENTICATED
     exit_code = 2
+    default_reason = "UNAUTHENTICATED"
 
 
 class PermissionDeniedError(HyperError):
@@ -130,6 +131,7 @@ class PermissionDeniedError(HyperError):
 
     code = grpc.StatusCode.PERMISSION_DENIED
     exit_code = 2
+    default_reason = "PERMISSION_DENIED"
 
 
 class ConflictError(HyperError):
@@ -225,6 +227,8 @@ CLASS_OF_REASON: dict[str, type[HyperError]] = {
     "DRAINING": UnavailableError,
     "CHECKSUM_MISMATCH": DataLossError,
     "INTERNAL": InternalError,
+    "UNAUTHENTICATED": UnauthenticatedError,
+    "PERMISSION_DENIED": PermissionDeniedError,
 }
 """The class, and so the gRPC code, with which each reason travels."""
 

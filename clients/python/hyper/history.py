@@ -178,7 +178,7 @@ def scrub(dataset: Dataset) -> Iterator[Checked]:
     for info in dataset.files():
         yield _check_file(dataset, info)
     for name in dataset.arrays():
-        yield from _check_array(name, dataset[name])
+        yield from _check_array(name, dataset[name].cached(0))  # what is stored, not remembered
 
 
 def _check_file(dataset: Dataset, info: FileInfo) -> Checked:

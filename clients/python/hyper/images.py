@@ -43,7 +43,9 @@ def natural(name: str) -> tuple[tuple[int, int, str], ...]:
     )
 
 
-def read_section(source: Path | str | bytes, *, label: str | None = None) -> np.ndarray:
+def read_section(
+    source: Path | str | bytes, *, label: str | None = None, numbers: bool = False
+) -> np.ndarray:
     """A section as a 2D array of uint8 or uint16; of a multi-page TIFF the first page.
 
     Colour images are taken as grey if their channels are equal.
@@ -51,6 +53,7 @@ def read_section(source: Path | str | bytes, *, label: str | None = None) -> np.
     Args:
         source: a file, or its bytes.
         label: what errors call it; by default the file's path.
+        numbers: any integers or floats, as labels and predictions are.
 
     Raises:
         InvalidArgumentError: INVALID_IMAGE; metadata names the file.
@@ -65,6 +68,8 @@ def read_section(source: Path | str | bytes, *, label: str | None = None) -> np.
         pixels = _read_tiff(data, name)
     else:
         raise _bad(name, "is not a PNG or TIFF image")
+    if numbers and pixels.ndim == 2 and pixels.dtype.kind in "iuf":
+        return np.ascontiguousarray(pixels, dtype=pixels.dtype.newbyteorder("="))
     return _grey(pixels, name)
 
 
@@ -117,7 +122,7 @@ def _write(path: Path, data: bytes) -> None:
 
 def _read_png(data: bytes, name: str) -> np.ndarray:
     width, height = int.from_bytes(data[16:20], "big"), int.from_bytes(data[20:24], "big")
-    _check_size((height, width), name)
+    check_size((height, width), name)
     if width * height > _DEFLATE_RATIO * 8 * len(data):
         raise _bad(name, f"is truncated or damaged ({len(data)} bytes for {height} x {width})")
     try:
@@ -150,7 +155,7 @@ def _read_tiff(data: bytes, name: str) -> np.ndarray:
     try:
         with tifffile.TiffFile(io.BytesIO(data)) as tiff:
             page: Any = tiff.pages[0]
-            _check_size(page.shape, name)
+            check_size(page.shape, name)
             pixels = np.asarray(page.asarray())
     except InvalidArgumentError:
         raise
@@ -159,7 +164,8 @@ def _read_tiff(data: bytes, name: str) -> np.ndarray:
     return pixels
 
 
-def _check_size(shape: tuple[int, ...], name: str) -> None:
+def check_size(shape: tuple[int, ...], name: str) -> None:
+    """Raise unless an image of this shape is one that we take."""
     pixels = 1
     for length in shape:
         pixels *= int(length)

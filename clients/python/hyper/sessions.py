@@ -18,11 +18,12 @@ import numpy as np
 
 from hyper import _s3
 from hyper._files import FileInfo, Tree
-from hyper._s3 import service_call
+from hyper._s3 import array_call, service_call
 from hyper.arrays import Array
 from hyper.errors import HyperError, InvalidArgumentError
 from hyper.names import check_path, parse_address
 from hyperapi.common.v1.geometry_pb2 import VoxelSize
+from hyperapi.storage.v1 import array_service_pb2 as array_api
 from hyperapi.storage.v1 import dataset_pb2
 from hyperapi.storage.v1 import dataset_service_pb2 as api
 
@@ -149,6 +150,47 @@ class Session(Tree):
             z, y, x = voxel_size_nm
             request.voxel_size.CopyFrom(VoxelSize(z_nm=z, y_nm=y, x_nm=x))
         response = service_call(self._client, "CreateArray", request)
+        return Array(self._client, response.array, self._remote)
+
+    def edit_array(self, name: str) -> Array:
+        """An array of the version that the session began on, writable here.
+
+        Shards that are written lie over those of the base, which is not copied, and appear with
+        the commit all at once. Sessions that edit other shards of it meanwhile are no conflict.
+        """
+        request = array_api.EditArrayRequest(
+            name=f"{self.name}/arrays/{name}", request_id=str(uuid.uuid4())
+        )
+        response = array_call(self._client, "EditArray", request)
+        return Array(self._client, response.array, self._remote)
+
+    def register_array(
+        self,
+        name: str,
+        store: str,
+        path: str,
+        *,
+        scale: str = "",
+        voxel_size_nm: tuple[float, float, float] | None = None,
+    ) -> Array:
+        """Add an array that lies elsewhere, without a copy: Zarr, N5 or precomputed.
+
+        Args:
+            name: that it gets here.
+            store: of this tenant (`hyper.stores.set_store`).
+            path: of the array in the store's bucket.
+            scale: of precomputed, by its key; the first one by default.
+            voxel_size_nm: (z, y, x); by default what its metadata say.
+        """
+        tenant = "/".join(self.name.split("/")[:2])
+        request = array_api.RegisterArrayRequest(
+            session=self.name, array=name, store=f"{tenant}/stores/{store}", path=path,
+            scale=scale, request_id=str(uuid.uuid4()),
+        )  # fmt: skip
+        if voxel_size_nm is not None:
+            z, y, x = voxel_size_nm
+            request.voxel_size.CopyFrom(VoxelSize(z_nm=z, y_nm=y, x_nm=x))
+        response = array_call(self._client, "RegisterArray", request)
         return Array(self._client, response.array, self._remote)
 
     def delete_array(self, name: str) -> None:

@@ -90,6 +90,10 @@ class ServiceSettings(BaseSettings):
     log_format: str = Field(default="console", pattern="^(console|json)$")
     log_level: str = Field(default="INFO", pattern="^(DEBUG|INFO|WARNING|ERROR)$")
     drain_grace_s: float = Field(default=10.0, ge=0, description="for calls in flight on SIGTERM")
+    auth_keys: dict[str, SecretStr] = Field(
+        default_factory=dict,
+        description="keys of tokens by their ids; calls need no token where there are none",
+    )
     max_concurrent_rpcs: int = Field(default=1000, gt=0)
 
     @classmethod

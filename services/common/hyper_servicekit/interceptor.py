@@ -18,13 +18,15 @@ from typing import Any
 import grpc
 import grpc.aio
 import structlog
-from google.protobuf.message import DecodeError
+from google.protobuf.message import DecodeError, Message
 from google.rpc import status_pb2
 from grpc_status import rpc_status
 
 from hyper.errors import HyperError, InternalError, InvalidArgumentError, to_status
+from hyper_servicekit.authorize import Authorizer
 from hyper_servicekit.logs import get_logger
 from hyper_servicekit.metrics import RPC_SECONDS, RPC_TOTAL
+from hyper_servicekit.tokens import Claims
 
 log = get_logger(__name__)
 
@@ -35,7 +37,14 @@ _QUIET = ("/grpc.health.", "/grpc.reflection.")
 
 
 class CallInterceptor(grpc.aio.ServerInterceptor):
-    """Wraps every handler of a service's server."""
+    """Wraps every handler of a service's server.
+
+    Args:
+        authorizer: says who may call what; None where anybody may.
+    """
+
+    def __init__(self, authorizer: Authorizer | None = None) -> None:
+        self._authorizer = authorizer
 
     async def intercept_service(
         self,
@@ -46,7 +55,7 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
         handler = await continuation(handler_call_details)
         if handler is None or handler_call_details.method.startswith(_QUIET):
             return handler
-        call = _Call(handler_call_details)
+        call = _Call(handler_call_details, self._authorizer)
         kind = "stream" if handler.request_streaming or handler.response_streaming else "unary"
         if handler.response_streaming:
             inner_stream = handler.unary_stream or handler.stream_stream
@@ -54,7 +63,8 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
             async def stream(request: Any, context: Any) -> AsyncIterator[Any]:
                 async with call.watched(context, kind):
                     _refuse_malformed(request)
-                    async with aclosing(inner_stream(request, context)) as responses:
+                    allowed = call.authorize(request)
+                    async with aclosing(inner_stream(allowed, context)) as responses:
                         async for response in responses:
                             yield response
 
@@ -69,7 +79,7 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
         async def unary(request: Any, context: Any) -> Any:
             async with call.watched(context, kind):
                 _refuse_malformed(request)
-                return await inner(request, context)
+                return await inner(call.authorize(request), context)
 
         make = (
             grpc.stream_unary_rpc_method_handler
@@ -106,16 +116,40 @@ def _refuse_malformed(request: Any) -> None:
 class _Call:
     """Facts of one call."""
 
-    def __init__(self, details: grpc.HandlerCallDetails) -> None:
+    def __init__(self, details: grpc.HandlerCallDetails, authorizer: Authorizer | None) -> None:
         metadata = dict(details.invocation_metadata or ())
+        self._metadata, self._authorizer = metadata, authorizer
         given = metadata.get("x-request-id", "")
         request_id = given if isinstance(given, str) else ""
         self.request_id = request_id[:64] or uuid.uuid4().hex
         package, _, self.method = details.method.strip("/").rpartition("/")
         self.service = package.rpartition(".")[2]
 
+    def authorize(self, request: Any) -> Any:
+        """The request, or stream of them, if the caller may make this call."""
+        authorizer = self._authorizer
+        if authorizer is None:
+            return request
+        claims = authorizer.caller(self._metadata)
+        structlog.contextvars.bind_contextvars(tenant=claims.tenant, subject=claims.subject)
+        if isinstance(request, Message):
+            authorizer.check(claims, self.method, request)
+            return request
+        return _checked(request, authorizer, claims, self.method)
+
     def watched(self, context: Any, kind: str) -> _Watched:
         return _Watched(self, context, kind)
+
+
+async def _checked(
+    requests: AsyncIterator[Any], authorizer: Authorizer, claims: Claims, method: str
+) -> AsyncIterator[Any]:
+    """The messages of a stream, each allowed before the handler sees it."""
+    first = True
+    async for request in requests:
+        authorizer.check(claims, method, request, first=first)
+        first = False
+        yield request
 
 
 class _Watched:

@@ -25,6 +25,7 @@ from grpc_reflection.v1alpha import reflection
 
 from hyper.errors import HyperError
 from hyper_servicekit import failpoints
+from hyper_servicekit.authorize import Authorizer
 from hyper_servicekit.config import ServiceSettings, split_address
 from hyper_servicekit.interceptor import CallInterceptor
 from hyper_servicekit.logs import configure_logs, get_logger
@@ -149,7 +150,7 @@ async def _start_grpc(
 ) -> health.aio.HealthServicer:
     """Bind and start the gRPC server; it stops with the stack. Returns its health, not yet set."""
     server = grpc.aio.server(
-        interceptors=[CallInterceptor()],
+        interceptors=[CallInterceptor(_authorizer(settings))],
         maximum_concurrent_rpcs=settings.max_concurrent_rpcs,
         options=[
             ("grpc.so_reuseport", 0),  # a port in use is an error, not a second listener
@@ -169,6 +170,13 @@ async def _start_grpc(
     await server.start()
     running.stack.push_async_callback(server.stop, settings.drain_grace_s)
     return checker
+
+
+def _authorizer(settings: ServiceSettings) -> Authorizer | None:
+    """Who may call what; None in the single-user mode, where no keys are set."""
+    if not settings.auth_keys:
+        return None
+    return Authorizer({name: key.get_secret_value() for name, key in settings.auth_keys.items()})
 
 
 async def _drain(running: Running, grace_s: float) -> None:

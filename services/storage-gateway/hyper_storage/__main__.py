@@ -15,18 +15,23 @@ from hyper_servicekit.logs import get_logger
 from hyper_servicekit.objects import S3Store
 from hyper_servicekit.owned import owned
 from hyper_servicekit.server import Running, Served, run_service
+from hyper_storage.array_servicer import ArrayServicer, ArraysShown
 from hyper_storage.catalog import Catalog
 from hyper_storage.commit import Committer
 from hyper_storage.config import Settings
+from hyper_storage.external import Externals
 from hyper_storage.files.fragments import Fragments
 from hyper_storage.garbage import Collector
 from hyper_storage.history_servicer import HistoryServicer
+from hyper_storage.locate import Locator
 from hyper_storage.log_servicer import LogServicer
 from hyper_storage.manifests import Manifests
+from hyper_storage.quotas import Quotas
 from hyper_storage.servicer import DatasetServicer, Parts
 from hyper_storage.sessions import Sessions
 from hyper_storage.task_logs import TaskLogs
 from hyper_storage.views import Views
+from hyperapi.storage.v1 import array_service_pb2_grpc as array_grpc
 from hyperapi.storage.v1 import dataset_service_pb2_grpc as api_grpc
 from hyperapi.storage.v1 import history_service_pb2_grpc as history_grpc
 
@@ -52,23 +57,23 @@ async def build(settings: Settings, running: Running) -> Sequence[Served]:
         cache_entries=settings.fragment_cache_entries,
     )
     views = Views(catalog, sessions, manifests, fragments)
+    quotas = Quotas(catalog, store, settings.quotas, reserve_bytes=settings.session_reserve_bytes)
     committer = Committer(
-        catalog, sessions, views, manifests, fragments, store, clock,
+        catalog, sessions, views, manifests, fragments, store, clock, quotas,
         page_entries=settings.page_entries, attempts=settings.commit_attempts,
     )  # fmt: skip
+    externals = Externals(catalog, settings)
+    running.stack.callback(externals.close)
+    locator = Locator(manifests, externals)
+    arrays = ArraysShown(manifests, settings.s3)
     datasets = DatasetServicer(
         Parts(
-            settings,
-            store,
-            catalog,
-            sessions,
-            views,
-            manifests,
-            fragments,
-            committer,
-            clock,
-            _new_id,
+            settings, store, catalog, sessions, views, manifests, fragments, committer, arrays,
+            locator, quotas, clock, _new_id,
         )
+    )  # fmt: skip
+    array_service = ArrayServicer(
+        store, catalog, sessions, views, manifests, arrays, externals, clock, _new_id
     )
     history = HistoryServicer(
         catalog, views, manifests, Collector(catalog, manifests, store, clock), clock,
@@ -86,6 +91,11 @@ async def build(settings: Settings, running: Running) -> Sequence[Served]:
             "hyperapi.storage.v1.DatasetService",
             api_grpc.add_DatasetServiceServicer_to_server,
             datasets,
+        ),
+        Served(
+            "hyperapi.storage.v1.ArrayService",
+            array_grpc.add_ArrayServiceServicer_to_server,
+            array_service,
         ),
         Served(
             "hyperapi.storage.v1.HistoryService",

@@ -21,11 +21,13 @@ from hyper_storage.records import (
     RequestRecord,
     SessionRecord,
     TagRecord,
+    Usage,
     VersionEntry,
     decode_head,
     decode_request,
     decode_session,
     decode_tag,
+    decode_usage,
     decode_version,
 )
 from hyper_storage.resources import DatasetName
@@ -99,6 +101,9 @@ class Catalog:
         """Where a dataset's tags are."""
         return f"{self._prefix}/tags/{dataset_id}/"
 
+    def _stores_prefix(self, tenant: str) -> str:
+        return f"{self._prefix}/stores/{tenant}/"
+
     @property
     def gc_epoch_key(self) -> str:
         """Changed whenever manifests begin to be deleted."""
@@ -152,6 +157,34 @@ class Catalog:
         prefix = self.tags_prefix(dataset_id)
         found, _ = await self._etcd.get_prefix(prefix)
         return [(item.key.removeprefix(prefix), decode_tag(item.value)) for item in found]
+
+    async def store(self, tenant: str, name: str) -> bytes | None:
+        """What is known of a tenant's store elsewhere."""
+        found = await self._etcd.get(f"{self._stores_prefix(tenant)}{name}")
+        return None if found is None else found.value
+
+    async def stores(self, tenant: str) -> list[tuple[str, bytes]]:
+        """A tenant's stores, in order of name."""
+        prefix = self._stores_prefix(tenant)
+        found, _ = await self._etcd.get_prefix(prefix)
+        return [(item.key.removeprefix(prefix), item.value) for item in found]
+
+    async def put_store(self, tenant: str, name: str, record: bytes) -> None:
+        """Name a store, or replace what is known of it."""
+        await self._etcd.transact([], [Op.put(f"{self._stores_prefix(tenant)}{name}", record)])
+
+    async def delete_store(self, tenant: str, name: str) -> None:
+        """Forget a store; fine if there is none."""
+        await self._etcd.transact([], [Op.delete(f"{self._stores_prefix(tenant)}{name}")])
+
+    def usage_key(self, tenant: str) -> str:
+        """Where it stands what a tenant with a quota uses."""
+        return f"{self._prefix}/usage/{tenant}"
+
+    async def usage(self, tenant: str) -> tuple[Usage, int]:
+        """What a tenant uses, and the revision of that."""
+        found = await self._etcd.get(self.usage_key(tenant))
+        return (Usage(), 0) if found is None else (decode_usage(found.value), found.mod_revision)
 
     async def every_root(self) -> EveryRoot:
         """The roots of all versions of all datasets."""

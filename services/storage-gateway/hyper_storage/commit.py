@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import islice
 
@@ -30,6 +30,7 @@ from hyper_servicekit.failpoints import declare
 from hyper_servicekit.logs import get_logger
 from hyper_servicekit.objects import ObjectStore
 from hyper_storage.access import array_prefix
+from hyper_storage.arrays.overlay import Overlay
 from hyper_storage.catalog import Catalog, Request, Stored
 from hyper_storage.files.entries import Entry
 from hyper_storage.files.fragments import Fragments
@@ -43,6 +44,7 @@ from hyper_storage.files.merge import (
 )
 from hyper_storage.files.root import ArrayRef, PageRef, Root
 from hyper_storage.manifests import Manifests, Writes
+from hyper_storage.quotas import Counted, Quotas
 from hyper_storage.records import Head, SessionRecord, SessionState, VersionEntry
 from hyper_storage.resources import DatasetName, SessionName
 from hyper_storage.sessions import NANO, Sessions, closed
@@ -59,6 +61,15 @@ _OBJECTS_WRITTEN = declare("storage.commit.objects_written")
 _VISIBLE = declare("storage.commit.visible")
 
 
+@dataclass(frozen=True, slots=True)
+class Edit:
+    """Shards that a session wrote over an array of its base, and the array's new record."""
+
+    prefix: str
+    record: str
+    shards: frozenset[str]
+
+
 @dataclass(eq=False, slots=True)
 class _Ticket:
     """One commit that waits for its turn."""
@@ -66,6 +77,7 @@ class _Ticket:
     name: SessionName
     stored: Stored[SessionRecord]
     files: Sequence[Entry]
+    edits: Mapping[str, Edit]
     message: str
     request: Request
     done: asyncio.Future[VersionEntry] = field(
@@ -100,6 +112,7 @@ class Committer:
         fragments: Fragments,
         store: ObjectStore,
         clock: Clock,
+        quotas: Quotas,
         *,
         page_entries: int,
         attempts: int,
@@ -111,6 +124,7 @@ class Committer:
         self._fragments = fragments
         self._store = store
         self._clock = clock
+        self._quotas = quotas
         self._page_entries = page_entries
         self._attempts = attempts
         self._lines: dict[DatasetName, deque[_Ticket]] = {}
@@ -134,8 +148,9 @@ class Committer:
         await _SEALED.reach()
         files = await self._fragments.overlay(stored.value.id)
         await self._publish_arrays(stored.value)
+        edits = await self._edits(stored.value)
         await _ARRAYS_PUBLISHED.reach()
-        ticket = _Ticket(name, stored, files, message, request)
+        ticket = _Ticket(name, stored, files, edits, message, request)
         line = self._lines.setdefault(name.dataset, deque())
         line.append(ticket)
         if len(line) == 1:
@@ -171,11 +186,14 @@ class Committer:
                 return
             guard = await self._catalog.guard()
             group = [ticket for ticket in group if not ticket.done.done()]
+            group, counted = await self._count(group)
             planned = await self._plan(head.value, group)
             if not planned:
                 return
+            if len(planned) < len(group):
+                _, counted = await self._count([ticket for ticket, _ in planned])
             await _OBJECTS_WRITTEN.reach()
-            if await self._make_visible(head, planned, guard):
+            if await self._make_visible(head, planned, guard, counted):
                 await _VISIBLE.reach()
                 self._succeed(planned, attempt)
                 return
@@ -202,7 +220,9 @@ class Committer:
         writes = Writes()
         for ticket in group:
             try:
-                root = await self._rebase(ticket.stored.value, ticket.files, head, writes)
+                root = await self._rebase(
+                    ticket.stored.value, ticket.files, ticket.edits, head, writes
+                )
             except HyperError as error:
                 ticket.fail(error)
                 continue
@@ -250,32 +270,88 @@ class Committer:
     async def _publish_arrays(self, record: SessionRecord) -> None:
         """Write `zarr.json` of the arrays that the session made, after all their shards."""
         for made in record.arrays.values():
-            if made is not None:
-                zarr = await self._manifests.record(made[1])
-                await self._store.put(f"{array_prefix(made[0])}/zarr.json", zarr)
+            if made is not None and not made.edits and not made.overlay:
+                zarr = await self._manifests.record(made.record)
+                await self._store.put(f"{array_prefix(made.id)}/zarr.json", zarr)
+
+    async def _edits(self, record: SessionRecord) -> dict[str, Edit]:
+        """What the session wrote over arrays of its base, as the bucket shows it."""
+        edits: dict[str, Edit] = {}
+        for name, made in record.arrays.items():
+            if made is None or not made.edits:
+                continue
+            folder = f"{array_prefix(made.id)}/c/"
+            found = self._store.list(folder)
+            shards = frozenset([info.key.removeprefix(folder) async for info in found])
+            edits[name] = Edit(array_prefix(made.id), made.record, shards)
+        return edits
+
+    async def _count(self, group: list[_Ticket]) -> tuple[list[_Ticket], Counted]:
+        """Those of a group that keep to their tenant's quota, and how they are counted."""
+        counted = await self._quotas.settle([ticket.stored.value for ticket in group])
+        for ticket in group:
+            if (refused := counted.refused.get(ticket.stored.value.id)) is not None:
+                ticket.fail(refused)
+        return [ticket for ticket in group if not ticket.done.done()], counted
 
     async def _rebase(
-        self, record: SessionRecord, files: Sequence[Entry], head: Head, writes: Writes
+        self,
+        record: SessionRecord,
+        files: Sequence[Entry],
+        edits: Mapping[str, Edit],
+        head: Head,
+        writes: Writes,
     ) -> Root:
         """The root of the head with the session's changes on it."""
         target = await self._manifests.root(head.root)
-        if head.root != record.base_root:
-            await self._refuse_conflicts(record, files, target)
+        base = await self._manifests.root(record.base_root)
         arrays = dict(target.arrays)
+        conflicts: list[str] = []
+        for name, edit in edits.items():
+            before, now = base.arrays[name], target.arrays.get(name)
+            edited = None if now is None else await self._edited(edit, before, now)
+            if edited is None:
+                conflicts.append(name)
+            else:
+                arrays[name] = edited
+        if head.root != record.base_root:
+            await self._refuse_conflicts(record, files, conflicts, (base, target))
         for name, made in record.arrays.items():
             if made is None:
                 arrays.pop(name, None)
-            else:
-                arrays[name] = ArrayRef(array_prefix(made[0]), made[1])
+            elif not made.edits:
+                arrays[name] = ArrayRef(array_prefix(made.id), made.record, made.overlay)
         return Root(await self._merge(target.pages, files, writes), arrays)
 
+    async def _edited(self, edit: Edit, before: ArrayRef, now: ArrayRef) -> ArrayRef | None:
+        """The array `now` with an edit of what it was `before`; None if both changed the same."""
+        overlay = await self._overlay(now)
+        if now != before:
+            others = overlay.newer_than(await self._overlay(before))
+            same_record = now.record == before.record == edit.record
+            if others is None or not same_record or others & edit.shards:
+                return None
+        if not edit.shards and edit.record == now.record:
+            return now
+        after = overlay.with_layer(edit.prefix, edit.shards)
+        return ArrayRef(edit.prefix, edit.record, await self._manifests.put_overlay(after))
+
+    async def _overlay(self, ref: ArrayRef) -> Overlay:
+        return await self._manifests.overlay(ref.overlay) if ref.overlay else Overlay(ref.prefix)
+
     async def _refuse_conflicts(
-        self, record: SessionRecord, files: Sequence[Entry], target: Root
+        self,
+        record: SessionRecord,
+        files: Sequence[Entry],
+        edited: Sequence[str],
+        roots: tuple[Root, Root],
     ) -> None:
-        base = await self._manifests.root(record.base_root)
+        base, target = roots
         paths = [entry.path for entry in files]
+        made = [name for name, m in record.arrays.items() if m is None or not m.edits]
         both = [
-            *array_conflicts(base, target, record.arrays),
+            *edited,
+            *array_conflicts(base, target, made),
             *file_conflicts(
                 await self._views.find_files(base, paths),
                 await self._views.find_files(target, paths),
@@ -323,13 +399,14 @@ class Committer:
         head: Stored[Head],
         planned: Sequence[tuple[_Ticket, VersionEntry]],
         guard: Sequence[Compare],
+        counted: Counted,
     ) -> bool:
         """All of them, or none."""
         dataset, last = planned[-1][0].name.dataset, planned[-1][1]
         head_key = self._catalog.head_key(dataset)
         after = replace(head.value, number=last.number, root=last.root, updated_ns=last.created_ns)
-        compares = [Compare.mod_revision(head_key, head.revision), *guard]
-        changes = [Op.put(head_key, after.encode())]
+        compares = [Compare.mod_revision(head_key, head.revision), *guard, *counted.compares]
+        changes = [Op.put(head_key, after.encode()), *counted.changes]
         for ticket, entry in planned:
             key = self._catalog.session_key(ticket.name.session)
             done = replace(

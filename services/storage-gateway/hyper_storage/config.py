@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pydantic import Field
+from pydantic import Field, SecretStr
 
 from hyper_servicekit.config import S3Settings, ServiceSettings, settings_config
 
@@ -35,6 +35,25 @@ class Settings(ServiceSettings):
     )
     shard_lease_s: float = Field(
         default=120.0, gt=0, description="how long a shard is reserved for a partial write"
+    )
+    write_object_max_bytes: int = Field(
+        default=2**32, ge=1, description="of an object that is sent through the gateway"
+    )
+    write_object_streams: int = Field(
+        default=8, ge=1, description="objects taken through the gateway at once; more wait"
+    )
+    quotas: dict[str, int] = Field(
+        default_factory=dict, description="bytes that tenants may keep, by name; '*' for all others"
+    )
+    session_reserve_bytes: int = Field(
+        default=2**30, ge=1, description="reserved at begin, of a session of a tenant with a quota"
+    )
+    credentials_key: SecretStr | None = Field(
+        default=None,
+        description="seals the credentials of registered stores; by default the S3 secret key",
+    )
+    external_private: bool = Field(
+        default=True, description="registered stores may be on this cluster's own network"
     )
     gc_grace_s: float = Field(
         default=3600.0, ge=0, description="objects younger than this are never garbage"

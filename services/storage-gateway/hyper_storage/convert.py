@@ -8,27 +8,28 @@ import json
 import re
 import uuid
 from typing import Any
+from urllib.parse import urlsplit
 
 from google.protobuf.timestamp_pb2 import Timestamp
 
-from hyper.errors import InvalidArgumentError
-from hyper.names import check_path
-from hyper_storage.access import Writable
-from hyper_storage.arrays.layout import default_chunks, default_shards
-from hyper_storage.arrays.spec import (
+from hyper.array_spec import (
     DTYPES,
     ArraySpec,
     check,
     read_attributes,
     read_fill_value,
 )
+from hyper.errors import InvalidArgumentError
+from hyper.names import check_path
+from hyper_storage.access import Writable
+from hyper_storage.arrays.layout import default_chunks, default_shards
 from hyper_storage.catalog import Request
 from hyper_storage.files.entries import Entry
 from hyper_storage.files.root import ArrayRef
 from hyper_storage.records import Head, SessionRecord, SessionState, VersionEntry
 from hyper_storage.resources import ArrayName, DatasetName, SessionName, VersionName
 from hyperapi.common.v1 import geometry_pb2
-from hyperapi.storage.v1 import dataset_pb2, dataset_service_pb2
+from hyperapi.storage.v1 import array_service_pb2, dataset_pb2, dataset_service_pb2
 
 MAX_FILES_A_CALL = 4096
 MAX_OBJECTS_A_CALL = 4096
@@ -137,6 +138,33 @@ def shards_of(objects: Any) -> list[str]:
             raise InvalidArgumentError(f"{key[:120]!r} is not a shard", field="objects")
         check_path(key)
     return keys
+
+
+_BUCKET = re.compile(r"[a-z0-9][a-z0-9._-]{1,221}[a-z0-9]\Z")
+_KEY_TEXT = re.compile(r"[!-~]{0,512}\Z")
+
+
+def check_store(store: array_service_pb2.ExternalStore) -> None:
+    """Raise unless a store is one that URLs can be made for."""
+    parts = urlsplit(store.endpoint)
+    if (
+        len(store.endpoint) > 512
+        or parts.scheme not in ("http", "https")
+        or not parts.hostname
+        or parts.path.strip("/")
+        or parts.query
+        or parts.username
+    ):
+        raise InvalidArgumentError(
+            f"endpoint {store.endpoint[:80]!r} is not http(s)://host[:port]", field="endpoint"
+        )
+    if not _BUCKET.match(store.bucket) or ".." in store.bucket:
+        raise InvalidArgumentError(f"{store.bucket[:80]!r} is not a bucket", field="bucket")
+    texts = (store.region, store.access_key, store.secret_key)
+    if not all(_KEY_TEXT.match(text) for text in texts):
+        raise InvalidArgumentError("region and keys are printable and short", field="access_key")
+    if bool(store.access_key) != bool(store.secret_key):
+        raise InvalidArgumentError("give both keys, or none for public objects", field="secret_key")
 
 
 def method_of(method: int) -> str:
@@ -278,26 +306,34 @@ def file_to_proto(entry: Entry) -> dataset_pb2.File:
 
 
 def array_to_proto(
-    name: ArrayName, ref: ArrayRef, zarr: bytes, base_url: str | None
+    name: ArrayName,
+    ref: ArrayRef,
+    zarr: bytes,
+    url: str,
+    *,
+    writable: bool,
+    registered: bool = False,
+    base_prefix: str = "",
 ) -> dataset_pb2.Array:
-    """An array on the wire; everything about it stands in its `zarr.json`.
-
-    `base_url` is None for one that a session has made: it has no address before the commit.
-    """
+    """An array on the wire; everything about it stands in its `zarr.json`."""
     document = json.loads(zarr)
     attributes = document["attributes"]
-    sharding = document["codecs"][0]["configuration"]
+    shards = document["chunk_grid"]["configuration"]["chunk_shape"]
+    sharded = document["codecs"][0]["name"] == "sharding_indexed"
     voxel = attributes.get("voxel_size_nm")
     array = dataset_pb2.Array(
         name=str(name),
         prefix=ref.prefix,
-        url="" if base_url is None else f"{base_url}/{ref.prefix}",
+        url=url,
         shape=document["shape"],
         dtype=document["data_type"],
-        chunk_shape=sharding["chunk_shape"],
-        shard_shape=document["chunk_grid"]["configuration"]["chunk_shape"],
+        chunk_shape=document["codecs"][0]["configuration"]["chunk_shape"] if sharded else shards,
+        shard_shape=shards,
         zarr_json=zarr,
         attributes_json=json.dumps(attributes),
+        writable=writable,
+        registered=registered,
+        base_prefix=base_prefix,
     )
     if isinstance(voxel, list) and len(voxel) == 3:
         array.voxel_size.CopyFrom(

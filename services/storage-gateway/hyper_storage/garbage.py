@@ -135,6 +135,10 @@ class Collector:
         for ref in root.arrays.values():
             marks.keys.add(f"{_MANIFESTS}{ref.record}")
             marks.folders.add(_folder(ref.prefix))
+            if ref.overlay:
+                marks.keys.add(f"{_MANIFESTS}{ref.overlay}")
+                overlay = await self._manifests.overlay(ref.overlay)
+                marks.folders |= {_folder(prefix) for prefix in overlay.prefixes}
         marks.keys.add(f"{_MANIFESTS}{digest}")
         marks.roots.add(digest)
 
@@ -178,8 +182,8 @@ def _mark_session(record: SessionRecord, marks: _Marks) -> None:
     marks.folders |= {_folder(blob_prefix(record.id)), _folder(session_prefix(record.id))}
     for made in record.arrays.values():
         if made is not None:
-            marks.folders.add(_folder(array_prefix(made[0])))
-            marks.keys.add(f"{_MANIFESTS}{made[1]}")
+            marks.folders.add(_folder(array_prefix(made.id)))
+            marks.keys |= {f"{_MANIFESTS}{digest}" for digest in (made.record, made.overlay)}
 
 
 def _folder(prefix: str) -> str:

@@ -1,7 +1,7 @@
 """Manifests in the bucket: immutable, under the SHA-256 of their bytes, cached.
 
-Three kinds share the space `manifests/`: roots, pages of files, and records of arrays (an array's
-record is its `zarr.json`).
+Four kinds share the space `manifests/`: roots, pages of files, records of arrays (an array's record
+is its `zarr.json`), and overlays (where the shards of an edited or registered array lie).
 """
 
 from __future__ import annotations
@@ -15,12 +15,14 @@ from typing import TypeVar
 
 from hyper.errors import DataLossError
 from hyper_servicekit.objects import ObjectStore
+from hyper_storage.arrays.overlay import Overlay, decode_overlay, encode_overlay
 from hyper_storage.files.entries import Entry, decode_page, encode_page, sources
 from hyper_storage.files.root import EMPTY, PageRef, Root, decode_root, encode_root
 
 V = TypeVar("V")
 _ROOTS_KEPT = 256
 _RECORDS_KEPT = 4096
+_OVERLAYS_KEPT = 16  # of up to 2^18 shards each
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +51,7 @@ class Manifests:
         self._cache_entries = cache_entries
         self._roots: OrderedDict[str, Root] = OrderedDict()
         self._records: OrderedDict[str, bytes] = OrderedDict()
+        self._overlays: OrderedDict[str, Overlay] = OrderedDict()
         self._pages: OrderedDict[str, list[Entry]] = OrderedDict()
         self._cached_entries = 0
 
@@ -69,6 +72,21 @@ class Manifests:
             known = await self._get(digest)
             _remember(self._records, digest, known, _RECORDS_KEPT)
         return known
+
+    async def overlay(self, digest: str) -> Overlay:
+        """Where the shards of an array lie."""
+        known = self._overlays.get(digest)
+        if known is None:
+            known = await asyncio.to_thread(decode_overlay, await self._get(digest))
+            _remember(self._overlays, digest, known, _OVERLAYS_KEPT)
+        return known
+
+    async def put_overlay(self, overlay: Overlay) -> str:
+        """Store an overlay; returns its hash."""
+        data = await asyncio.to_thread(encode_overlay, overlay)
+        digest = await self._put(data)
+        _remember(self._overlays, digest, overlay, _OVERLAYS_KEPT)
+        return digest
 
     async def page(self, page: PageRef) -> list[Entry]:
         """The entries of a page, in order of path; not to be changed."""
@@ -122,6 +140,7 @@ class Manifests:
         """A manifest was deleted from the bucket."""
         self._roots.pop(digest, None)
         self._records.pop(digest, None)
+        self._overlays.pop(digest, None)
         dropped = self._pages.pop(digest, None)
         self._cached_entries -= len(dropped or ())
 

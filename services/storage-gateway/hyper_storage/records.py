@@ -8,6 +8,8 @@ Keys, below `{etcd_prefix}/storage/`:
     sessions/{session id}                 SessionRecord
     fragments/{session id}                the newest fragment's name, under a lease
     shards/{session id}/{shard}           who is changing a part of it, under a lease
+    usage/{tenant}                        Usage, of a tenant with a quota
+    stores/{tenant}/{store}               StoreRecord (see `external.py`)
     gc/epoch  gc/lock                     garbage collection of manifests (see `garbage.py`)
     requests/{tenant}/{request id}        RequestRecord, under a lease
 """
@@ -18,7 +20,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from enum import StrEnum
-from typing import Any
+from typing import Any, NamedTuple
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +67,22 @@ class TagRecord:
         return _dump(asdict(self))
 
 
+class Made(NamedTuple):
+    """An array that a session writes.
+
+    Args:
+        id: its place in the bucket.
+        record: hash of its `zarr.json`.
+        edits: it lies over the array of the same name in the session's base.
+        overlay: hash of where its shards lie, of a registered one.
+    """
+
+    id: str
+    record: str
+    edits: bool = False
+    overlay: str = ""
+
+
 class SessionState(StrEnum):
     """Where a session is in its life. SEALED: a commit has begun and takes no more files."""
 
@@ -91,7 +109,7 @@ class SessionRecord:
         expires_ns: Unix time; moved on by use, coarsely.
         committed: its version, once it is committed.
         commit_request: the request that committed it.
-        arrays: what it changes: array name to (array id, hash of its record); None for deleted.
+        arrays: what it changes, by name; None for deleted.
     """
 
     id: str
@@ -106,19 +124,41 @@ class SessionRecord:
     expires_ns: int
     committed: int = 0
     commit_request: str = ""
-    arrays: Mapping[str, tuple[str, str] | None] = field(default_factory=dict)
+    arrays: Mapping[str, Made | None] = field(default_factory=dict)
 
     def encode(self) -> bytes:
         """The value in etcd."""
         return _dump(asdict(self))
 
-    def with_array(self, name: str, made: tuple[str, str] | None) -> SessionRecord:
+    def with_array(self, name: str, made: Made | None) -> SessionRecord:
         """The same session with one more change."""
         return replace(self, arrays={**self.arrays, name: made})
 
     def without_array(self, name: str) -> SessionRecord:
         """The same session without its change of `name`."""
         return replace(self, arrays={k: v for k, v in self.arrays.items() if k != name})
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """What a tenant uses.
+
+    Args:
+        sessions: bytes reserved, by id of the session.
+        datasets: bytes committed, by id of the dataset.
+    """
+
+    sessions: Mapping[str, int] = field(default_factory=dict)
+    datasets: Mapping[str, int] = field(default_factory=dict)
+
+    @property
+    def total_bytes(self) -> int:
+        """Of both."""
+        return sum(self.sessions.values()) + sum(self.datasets.values())
+
+    def encode(self) -> bytes:
+        """The value in etcd."""
+        return _dump(asdict(self))
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,10 +197,13 @@ def decode_tag(value: bytes) -> TagRecord:
 def decode_session(value: bytes) -> SessionRecord:
     """A session from etcd."""
     facts = json.loads(value)
-    arrays = {
-        name: None if made is None else (made[0], made[1]) for name, made in facts["arrays"].items()
-    }
+    arrays = {name: None if made is None else Made(*made) for name, made in facts["arrays"].items()}
     return SessionRecord(**{**facts, "state": SessionState(facts["state"]), "arrays": arrays})
+
+
+def decode_usage(value: bytes) -> Usage:
+    """A tenant's usage from etcd."""
+    return Usage(**json.loads(value))
 
 
 def decode_request(value: bytes) -> RequestRecord:

@@ -57,6 +57,17 @@ class SessionName:
         return f"{self.dataset}/sessions/{self.session}"
 
 
+@dataclass(frozen=True, slots=True)
+class StoreName:
+    """A tenant's store elsewhere."""
+
+    tenant: str
+    store: str
+
+    def __str__(self) -> str:
+        return f"tenants/{self.tenant}/stores/{self.store}"
+
+
 Parent = VersionName | SessionName
 
 
@@ -77,6 +88,14 @@ def parse_tenant(text: str) -> str:
     if kind != "tenants":
         raise _wrong(text, "tenants/{tenant}")
     return check_part(tenant, "tenant")
+
+
+def parse_store(text: str) -> StoreName:
+    """Read `tenants/{t}/stores/{s}`."""
+    parts = text.split("/")
+    if len(parts) != 4 or parts[0] != "tenants" or parts[2] != "stores":
+        raise _wrong(text, "tenants/{tenant}/stores/{store}")
+    return StoreName(check_part(parts[1], "tenant"), check_part(parts[3], "store"))
 
 
 def parse_dataset(text: str) -> DatasetName:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import tempfile
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 from datetime import timedelta
@@ -11,20 +13,29 @@ import google_crc32c
 import grpc.aio
 from google.protobuf.duration_pb2 import Duration
 
-from hyper.errors import ConflictError, InvalidArgumentError, NotFoundError
+from hyper.array_spec import updated_zarr, zarr_json
+from hyper.errors import (
+    ConflictError,
+    DataLossError,
+    HyperError,
+    InvalidArgumentError,
+    NotFoundError,
+)
 from hyper_servicekit.clock import Clock
 from hyper_servicekit.etcd import Compare, Op
 from hyper_servicekit.objects import ObjectStore
 from hyper_storage import convert
-from hyper_storage.access import Writable, array_prefix
-from hyper_storage.arrays.spec import updated_zarr, zarr_json
+from hyper_storage.access import Writable
+from hyper_storage.array_servicer import ArraysShown
 from hyper_storage.catalog import VERSIONS_AT_ONCE, Catalog, Request
 from hyper_storage.commit import Committer
 from hyper_storage.config import Settings
 from hyper_storage.files.entries import gone
 from hyper_storage.files.fragments import Fragments
-from hyper_storage.files.root import ArrayRef
+from hyper_storage.locate import Locator, Place
 from hyper_storage.manifests import Manifests
+from hyper_storage.quotas import Quotas
+from hyper_storage.records import Made
 from hyper_storage.resources import (
     ArrayName,
     DatasetName,
@@ -39,7 +50,6 @@ from hyper_storage.resources import (
 )
 from hyper_storage.sessions import NANO, Sessions, ttl_of
 from hyper_storage.views import View, Views
-from hyperapi.storage.v1 import dataset_pb2
 from hyperapi.storage.v1 import dataset_service_pb2 as api
 from hyperapi.storage.v1 import dataset_service_pb2_grpc as api_grpc
 
@@ -63,6 +73,9 @@ class Parts:
     manifests: Manifests
     fragments: Fragments
     committer: Committer
+    arrays: ArraysShown
+    locator: Locator
+    quotas: Quotas
     clock: Clock
     new_id: Callable[[], str]
 
@@ -72,9 +85,7 @@ class DatasetServicer(api_grpc.DatasetServiceServicer):
 
     def __init__(self, parts: Parts) -> None:
         self._parts = parts
-        s3 = parts.settings.s3
-        prefix = f"/{s3.prefix.strip('/')}" if s3.prefix.strip("/") else ""
-        self._base_url = f"s3://{s3.bucket}{prefix}"
+        self._writes = asyncio.Semaphore(parts.settings.write_object_streams)
 
     # Datasets and versions
 
@@ -115,6 +126,7 @@ class DatasetServicer(api_grpc.DatasetServiceServicer):
             answer = await catalog.answer(asked)
             if answer is not None:
                 await catalog.delete_versions(answer["dataset_id"])
+                await self._parts.quotas.forget(name.tenant, answer["dataset_id"])
                 return api.DeleteDatasetResponse()
             await self._parts.views.head(name)
             found = await catalog.head(name)
@@ -129,6 +141,7 @@ class DatasetServicer(api_grpc.DatasetServiceServicer):
             )
             if done:
                 await catalog.delete_versions(found.value.id)
+                await self._parts.quotas.forget(name.tenant, found.value.id)
                 return api.DeleteDatasetResponse()
         raise ConflictError(f"{name} is being changed by too many at once; try again")
 
@@ -169,7 +182,15 @@ class DatasetServicer(api_grpc.DatasetServiceServicer):
         asked_s = request.ttl.ToNanoseconds() / NANO if request.HasField("ttl") else 0
         ttl_s = ttl_of(asked_s, settings.session_ttl_s, settings.session_ttl_max_s)
         asked = convert.request_of(name.tenant, request.request_id, f"CreateSession {name}")
+        if not 0 <= request.reserve_bytes < 2**62:
+            raise InvalidArgumentError("a session reserves 0 bytes or more", field="reserve_bytes")
         record = await self._parts.sessions.create(name, ttl_s, asked)
+        try:
+            await self._parts.quotas.reserve(record, request.reserve_bytes)
+        except HyperError:
+            session = SessionName(name, record.id)
+            await self._parts.sessions.abort(session, Request(name.tenant, "", ""))
+            raise
         return api.CreateSessionResponse(session=convert.session_to_proto(record))
 
     async def GetSession(  # noqa: N802
@@ -320,16 +341,15 @@ class DatasetServicer(api_grpc.DatasetServiceServicer):
         view = await parts.views.open(session)
         await parts.sessions.writable(session)
         guard = await parts.catalog.guard()
-        array_id, record = await parts.sessions.make_array(
+        made = await parts.sessions.make_array(
             session,
             name.array,
-            (parts.new_id(), await parts.manifests.put_record(zarr)),
+            Made(parts.new_id(), await parts.manifests.put_record(zarr)),
             in_base=name.array in view.root.arrays,
             request=self._asked(session, request.request_id, f"CreateArray {name}"),
             guard=guard,
         )
-        ref = ArrayRef(array_prefix(array_id), record)
-        return api.CreateArrayResponse(array=await self._array(name, ref, committed=False))
+        return api.CreateArrayResponse(array=await parts.arrays.made(name, made))
 
     async def GetArray(  # noqa: N802
         self, request: api.GetArrayRequest, context: Context
@@ -337,9 +357,7 @@ class DatasetServicer(api_grpc.DatasetServiceServicer):
         """One array."""
         name = parse_array(request.name)
         view = await self._parts.views.open(name.parent)
-        exact, ref = ArrayName(view.name, name.array), view.array(name.array)
-        committed = view.committed(name.array)
-        return api.GetArrayResponse(array=await self._array(exact, ref, committed=committed))
+        return api.GetArrayResponse(array=await self._parts.arrays.shown(view, name.array))
 
     async def ListArrays(  # noqa: N802
         self, request: api.ListArraysRequest, context: Context
@@ -347,10 +365,7 @@ class DatasetServicer(api_grpc.DatasetServiceServicer):
         """All arrays, in order of name."""
         view = await self._parts.views.open(parse_parent(request.parent))
         return api.ListArraysResponse(
-            arrays=[
-                await self._array(ArrayName(view.name, name), ref, committed=view.committed(name))
-                for name, ref in sorted(view.arrays.items())
-            ]
+            arrays=[await self._parts.arrays.shown(view, name) for name in sorted(view.arrays)]
         )
 
     async def DeleteArray(  # noqa: N802
@@ -382,17 +397,20 @@ class DatasetServicer(api_grpc.DatasetServiceServicer):
         asked = self._asked(name.parent, request.request_id, f"UpdateArray {name}")
         if await parts.catalog.answer(asked) is not None:
             view = await parts.views.open(name.parent)
-            ref = view.array(name.array)
-            return api.UpdateArrayResponse(array=await self._array(name, ref, committed=False))
+            return api.UpdateArrayResponse(array=await parts.arrays.shown(view, name.array))
         guard = await parts.catalog.guard()
         made, seen = await parts.sessions.own_array(name.parent, name.array)
+        if made.overlay:
+            raise InvalidArgumentError(
+                f"{name.array} is registered: it is as its store has it", field="name"
+            )
         changed = updated_zarr(
-            await parts.manifests.record(made[1]),
+            await parts.manifests.record(made.record),
             expected=tuple(request.expected_shape),
             shape=tuple(request.shape),
             attributes_json=request.attributes_json,
         )
-        after = (made[0], await parts.manifests.put_record(changed))
+        after = made._replace(record=await parts.manifests.put_record(changed))
         await parts.sessions.change_array(
             name.parent,
             name.array,
@@ -400,8 +418,8 @@ class DatasetServicer(api_grpc.DatasetServiceServicer):
             request=asked,
             guard=guard,
         )
-        ref = ArrayRef(array_prefix(after[0]), after[1])
-        return api.UpdateArrayResponse(array=await self._array(name, ref, committed=False))
+        view = await parts.views.open(name.parent)
+        return api.UpdateArrayResponse(array=await parts.arrays.shown(view, name.array))
 
     async def LeaseShards(  # noqa: N802
         self, request: api.LeaseShardsRequest, context: Context
@@ -425,6 +443,7 @@ class DatasetServicer(api_grpc.DatasetServiceServicer):
         """Give shards back; those of another owner stay as they are."""
         name, owner = parse_session(request.session), convert.owner_of(request.owner)
         objects = convert.shards_of(request.objects)
+        await self._parts.sessions.get(name)
         await self._parts.catalog.release_shards(name.session, objects, owner)
         return api.ReleaseShardsResponse()
 
@@ -450,14 +469,19 @@ class DatasetServicer(api_grpc.DatasetServiceServicer):
             writable = Writable(record.id, await parts.views.own_grids(record, request.objects))
             for key in request.objects:
                 writable.check(key)
+            places = [Place(key) for key in request.objects]
         else:
-            readable = (await parts.views.open(parent)).readable
-            for key in request.objects:
-                readable.check(key)
+            view = await parts.views.open(parent)
+            places = await parts.locator.find(view, request.objects)
         lifetime_s = parts.settings.sign_lifetime_s
         lifetime = Duration()
         lifetime.FromTimedelta(timedelta(seconds=lifetime_s))
-        urls = [parts.store.sign(key, method, lifetime_s) for key in request.objects]
+        urls = [
+            parts.store.sign(place.key, method, lifetime_s)
+            if place.elsewhere is None
+            else place.elsewhere.sign(method, lifetime_s)
+            for place in places
+        ]
         return api.SignUrlsResponse(urls=urls, lifetime=lifetime)
 
     async def ReadObject(  # noqa: N802
@@ -467,12 +491,15 @@ class DatasetServicer(api_grpc.DatasetServiceServicer):
         if request.offset < 0 or request.size_bytes < 0:
             raise InvalidArgumentError("offset and size cannot be negative", field="offset")
         view = await self._parts.views.open(parse_parent(request.parent))
-        view.readable.check(request.object)
+        (place,) = await self._parts.locator.find(view, [request.object])
         offset = request.offset
         end = offset + request.size_bytes if request.size_bytes else None
         while end is None or offset < end:
             wanted = _READ_AHEAD_BYTES if end is None else min(_READ_AHEAD_BYTES, end - offset)
-            window = await self._parts.store.get(request.object, offset, offset + wanted)
+            if place.elsewhere is None:
+                window = await self._parts.store.get(place.key, offset, offset + wanted)
+            else:
+                window = await place.elsewhere.get(offset, offset + wanted)
             for at in range(0, len(window), _STREAM_BYTES):
                 data = window[at : at + _STREAM_BYTES]
                 yield api.ReadObjectResponse(
@@ -482,9 +509,43 @@ class DatasetServicer(api_grpc.DatasetServiceServicer):
             if len(window) < wanted:
                 return
 
-    async def _array(self, name: ArrayName, ref: ArrayRef, *, committed: bool) -> dataset_pb2.Array:
-        zarr = await self._parts.views.zarr(ref)
-        return convert.array_to_proto(name, ref, zarr, self._base_url if committed else None)
+    async def WriteObject(  # noqa: N802
+        self, request_iterator: AsyncIterator[api.WriteObjectRequest], context: Context
+    ) -> api.WriteObjectResponse:
+        """Store an object whose bytes come as a stream; they wait on disk, not in memory."""
+        parts = self._parts
+        header = await anext(request_iterator, None)
+        if header is None:
+            raise InvalidArgumentError("the stream ended before it began", field="session")
+        session = parse_session(header.session)
+        record = await parts.sessions.writable(session)
+        grids = await parts.views.own_grids(record, [header.object])
+        Writable(record.id, grids).check(header.object)
+        if not 0 < header.size_bytes <= parts.settings.write_object_max_bytes:
+            raise InvalidArgumentError(
+                f"an object sent through the gateway has 1 to "
+                f"{parts.settings.write_object_max_bytes} bytes, not {header.size_bytes}",
+                field="size_bytes",
+            )
+        async with self._writes:
+            with tempfile.TemporaryFile() as file:
+                message: api.WriteObjectRequest | None = header
+                length = 0
+                while message is not None:
+                    if google_crc32c.value(message.data) != message.crc32c:
+                        raise DataLossError("data was damaged on its way; send it again")
+                    length += len(message.data)
+                    if length > header.size_bytes:
+                        raise InvalidArgumentError("more data than was said", field="data")
+                    await asyncio.to_thread(file.write, message.data)
+                    message = await anext(request_iterator, None)
+                if length != header.size_bytes:
+                    raise InvalidArgumentError(
+                        f"{length} bytes came of {header.size_bytes}", field="data"
+                    )
+                file.seek(0)
+                await parts.store.put_file(header.object, file, length)
+        return api.WriteObjectResponse()
 
     def _asked(self, session: SessionName, request_id: str, call: str) -> Request:
         return convert.request_of(session.dataset.tenant, request_id, call)

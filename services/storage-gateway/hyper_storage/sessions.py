@@ -6,13 +6,14 @@ after an eighth of its time to live has passed, so that a call costs a read.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
 from hyper.errors import (
     AlreadyExistsError,
     ConflictError,
     FailedPreconditionError,
+    HyperError,
     InvalidArgumentError,
     NotFoundError,
     ResourceExhaustedError,
@@ -21,7 +22,7 @@ from hyper_servicekit.clock import Clock
 from hyper_servicekit.etcd import Compare, Op
 from hyper_servicekit.logs import get_logger
 from hyper_storage.catalog import Catalog, Request, Stored
-from hyper_storage.records import Head, SessionRecord, SessionState
+from hyper_storage.records import Head, Made, SessionRecord, SessionState
 from hyper_storage.resources import DatasetName, SessionName
 
 log = get_logger(__name__)
@@ -29,8 +30,6 @@ log = get_logger(__name__)
 ATTEMPTS = 20
 _RENEW_FRACTION = 8
 NANO = 1_000_000_000
-
-ArrayChange = tuple[str, str] | None
 
 
 class Sessions:
@@ -110,19 +109,23 @@ class Sessions:
         self,
         name: SessionName,
         array: str,
-        made: tuple[str, str],
+        made: Made,
         *,
         in_base: bool,
         request: Request,
         guard: Sequence[Compare] = (),
-    ) -> tuple[str, str]:
-        """Add an array to the session; returns its (id, record), the first ones if repeated."""
+    ) -> Made:
+        """Add an array to the session, or edit one of its base; if repeated, the first answer."""
         for _ in range(ATTEMPTS):
             if (answer := await self._catalog.answer(request)) is not None:
-                return answer["id"], answer["record"]
+                return Made(**answer)
             stored = await self._writable(name)
             arrays = stored.value.arrays
-            if arrays.get(array) is not None or (in_base and array not in arrays):
+            if made.edits and (array in arrays or not in_base):
+                raise _not_editable(name, array, arrays)
+            if not made.edits and (
+                arrays.get(array) is not None or (in_base and array not in arrays)
+            ):
                 raise AlreadyExistsError(
                     f"{name} has an array {array!r} already; delete it first, or use another name"
                 )
@@ -135,23 +138,21 @@ class Sessions:
                 stored,
                 stored.value.with_array(array, made),
                 request=request,
-                answer={"id": made[0], "record": made[1]},
+                answer=made._asdict(),
                 guard=guard,
             )
             if done:
                 return made
         raise _busy(str(name))
 
-    async def own_array(
-        self, name: SessionName, array: str
-    ) -> tuple[tuple[str, str], Stored[SessionRecord]]:
-        """(id, record) of an array that the session made, and the session as it was then."""
+    async def own_array(self, name: SessionName, array: str) -> tuple[Made, Stored[SessionRecord]]:
+        """An array that the session writes, and the session as it was then."""
         stored = await self._writable(name)
         made = stored.value.arrays.get(array)
         if made is None:
             raise NotFoundError(
-                f"{name} has made no array {array!r}; one of an older version never changes: copy "
-                "it into a new array"
+                f"{name} has made no array {array!r}; one of an older version never changes: edit "
+                "it in the session first"
             )
         return made, stored
 
@@ -159,7 +160,7 @@ class Sessions:
         self,
         name: SessionName,
         array: str,
-        change: tuple[Stored[SessionRecord], tuple[str, str]],
+        change: tuple[Stored[SessionRecord], Made],
         *,
         request: Request,
         guard: Sequence[Compare],
@@ -307,6 +308,13 @@ def ttl_of(seconds: float, default_s: int, max_s: int) -> int:
     if not 1 <= seconds <= max_s:
         raise InvalidArgumentError(f"ttl must be from 1 to {max_s} s, not {seconds:g}", field="ttl")
     return int(seconds)
+
+
+def _not_editable(name: SessionName, array: str, arrays: Mapping[str, Made | None]) -> HyperError:
+    made = arrays.get(array)
+    if made is not None:
+        return AlreadyExistsError(f"{name} writes {array!r} already")
+    return NotFoundError(f"{name} is based on no array {array!r}; make one instead")
 
 
 def _busy(name: str) -> ConflictError:

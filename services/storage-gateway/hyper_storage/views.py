@@ -50,7 +50,7 @@ class View:
             if made is None:
                 merged.pop(name, None)
             else:
-                merged[name] = ArrayRef(array_prefix(made[0]), made[1])
+                merged[name] = ArrayRef(array_prefix(made.id), made.record, made.overlay)
         return merged
 
     @property
@@ -59,11 +59,15 @@ class View:
         sources = set(self.root.sources)
         if self.session is not None:
             sources.add(self.session.id)
-        return Readable(sources, {ref.prefix for ref in self.arrays.values()})
+        prefixes = {ref.prefix for ref in self.arrays.values()}
+        return Readable(sources, prefixes | self.edited.keys())
 
-    def committed(self, name: str) -> bool:
-        """Whether an array is a version's: not one that this session has made."""
-        return self.session is None or name not in self.session.arrays
+    @property
+    def edited(self) -> dict[str, ArrayRef]:
+        """Arrays of the base that the session edits, by prefix."""
+        made = (self.session.arrays if self.session else {}).items()
+        refs = [self.root.arrays[name] for name, m in made if m is not None and m.edits]
+        return {ref.prefix: ref for ref in refs}
 
     def array(self, name: str) -> ArrayRef:
         """One array."""
@@ -145,8 +149,9 @@ class Views:
     ) -> dict[str, tuple[int, ...]]:
         """Shards along each axis of the session's own arrays that `keys` lie in, by prefix."""
         wanted = {key.partition("/c/")[0] for key in keys}
-        made = (ArrayRef(array_prefix(m[0]), m[1]) for m in record.arrays.values() if m)
-        refs = [ref for ref in made if ref.prefix in wanted]
+        made = (m for m in record.arrays.values() if m is not None and not m.overlay)
+        refs = [ArrayRef(array_prefix(m.id), m.record) for m in made]
+        refs = [ref for ref in refs if ref.prefix in wanted]
         slots = asyncio.Semaphore(_RECORDS_AT_ONCE)
 
         async def one(ref: ArrayRef) -> tuple[int, ...]:

@@ -9,7 +9,7 @@ from typing import Protocol
 import grpc
 import grpc.aio
 
-from hyper._transport import OPTIONS, target
+from hyper._transport import OPTIONS, target, token_metadata
 from hyper.errors import DeadlineError, InternalError
 from hyper_servicekit.logs import get_logger
 from hyper_worker import convert
@@ -85,7 +85,7 @@ class Connection:
             DeadlineError: no Welcome came in time.
         """
         async with grpc.aio.insecure_channel(target(self._addresses), options=OPTIONS) as channel:
-            call = AgentServiceStub(channel).Connect()
+            call = AgentServiceStub(channel).Connect(metadata=token_metadata())
             try:
                 await self._greet(call)
                 self._reports.set()

@@ -15,9 +15,7 @@ import zarr.storage
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hyper.errors import InvalidArgumentError
-from hyper_storage.arrays.layout import SHARD_BYTES, default_chunks, default_shards
-from hyper_storage.arrays.spec import (
+from hyper.array_spec import (
     COMPRESSORS,
     DTYPES,
     ArraySpec,
@@ -26,6 +24,8 @@ from hyper_storage.arrays.spec import (
     read_fill_value,
     zarr_json,
 )
+from hyper.errors import InvalidArgumentError
+from hyper_storage.arrays.layout import SHARD_BYTES, default_chunks, default_shards
 
 SPEC = ArraySpec(
     shape=(5, 60, 70),

@@ -23,7 +23,8 @@ if TYPE_CHECKING:
 
 SCHEME = "hyper://"
 _DOWNLOADS_AT_ONCE = 8
-_VOLUMES = ("zarr", "precomputed")
+_VOLUMES = ("zarr", "precomputed")  # with their pyramids
+_SINGLE = ("n5", "hdf5")
 _SLAB_BYTES = 256 * 2**20
 
 _Json = Annotated[bool, typer.Option("--json", help="print JSON")]
@@ -278,7 +279,7 @@ def export(
     source: Annotated[str, typer.Argument(help="tenant/name[@version]/array")],
     folder: Annotated[Path, typer.Argument(help="for the sections; made if it does not exist")],
     form: Annotated[
-        str, typer.Option("--format", help="png, tiff, zarr (OME-Zarr) or precomputed")
+        str, typer.Option("--format", help="png, tiff, zarr (OME-Zarr), precomputed, n5 or hdf5")
     ] = "png",
     force: Annotated[bool, typer.Option("--force", help="into a folder that has files")] = False,
     json_output: _Json = False,
@@ -286,8 +287,10 @@ def export(
     """Write an array as one image a section, or with its pyramid as a volume."""
     from hyper.client import connect
 
-    if form not in ("png", "tiff", *_VOLUMES):
-        raise InvalidArgumentError(f"--format {form!r}: choose png, tiff, zarr or precomputed")
+    if form not in ("png", "tiff", *_VOLUMES, *_SINGLE):
+        raise InvalidArgumentError(
+            f"--format {form!r}: choose png, tiff, zarr, precomputed, n5 or hdf5"
+        )
     if folder.exists() and not folder.is_dir():
         raise InvalidArgumentError(f"{folder}: is a file; name a folder")
     if not force and folder.is_dir() and any(folder.iterdir()):
@@ -299,6 +302,11 @@ def export(
             value = {"array": source, "folder": str(folder), "levels": levels, "format": form}
             output.emit(value, f"{levels} level(s) are in {folder}", as_json=json_output)
             return
+        if form in _SINGLE:
+            target = _export_single(array, folder, form)
+            value = {"array": source, "path": str(target), "format": form}
+            output.emit(value, f"{source} is in {target}", as_json=json_output)
+            return
         _check_exportable(array, source, form)
         folder.mkdir(parents=True, exist_ok=True)
         count = _export(array, folder, form)
@@ -307,6 +315,24 @@ def export(
         "dtype": array.dtype.name, "format": form,
     }  # fmt: skip
     output.emit(value, f"{count} section(s) are in {folder}", as_json=json_output)
+
+
+def _export_single(array: Array, folder: Path, form: str) -> Path:
+    from hyper import exports
+
+    folder.mkdir(parents=True, exist_ok=True)
+    with output.progress() as progress:
+        task = progress.add_task("exporting", total=None)
+
+        def advance(count: int) -> None:
+            progress.advance(task, count)
+
+        if form == "n5":
+            exports.write_n5(array, folder, advance=advance)
+            return folder
+        target = folder / "data.h5"
+        exports.write_hdf5(array, target, advance=advance)
+        return target
 
 
 def _export_volume(client: Client, array: Array, folder: Path, form: str) -> int:
@@ -330,40 +356,56 @@ def _export_volume(client: Client, array: Array, folder: Path, form: str) -> int
 
 
 def import_(
-    folder: Annotated[Path, typer.Argument(help="of PNG or TIFF sections")],
+    folder: Annotated[
+        Path,
+        typer.Argument(
+            help="of PNG or TIFF sections; or a volume: Zarr, N5, precomputed, HDF5, TIFF"
+        ),
+    ],
     target: Annotated[str, typer.Argument(help="tenant/name/array")],
     voxel_size: Annotated[
         str | None, typer.Option("--voxel-size", help="z,y,x in nm, such as 40,4,4")
     ] = None,
+    inner: Annotated[
+        str, typer.Option("--inner", help="dataset in an HDF5 file, scale of precomputed")
+    ] = "",
     pyramid: Annotated[bool, typer.Option("--pyramid", help="with coarser levels")] = False,
     message: Annotated[str, typer.Option("-m", "--message", help="of the new version")] = "",
     json_output: _Json = False,
 ) -> None:
-    """Make a stack of images an array, in a new version of a dataset."""
-    from hyper import exports, pyramids
+    """Make a stack of images, or a volume, an array in a new version of a dataset."""
+    from hyper import exports, pyramids, volumes
     from hyper.client import connect
 
     address = parse_address(target)
     if address.array is None or address.version is not None:
         raise InvalidArgumentError(f"{target}: write tenant/name/array, without @")
     voxel = _voxel_size(voxel_size)
-    if pyramid and voxel is None:
+    is_volume = volumes.is_volume(folder)
+    if pyramid and voxel is None and not is_volume:
         raise InvalidArgumentError("--pyramid needs --voxel-size")
     dataset = f"{address.tenant}/{address.dataset}"
     with connect(notice=output.say) as client, output.progress() as progress:
         task = progress.add_task("importing", total=None)
         with client.session(dataset) as session:
-            array = exports.import_sections(
-                session, address.array, folder, voxel_size_nm=voxel,
-                advance=lambda count: progress.advance(task, count),
-            )  # fmt: skip
+            if is_volume:
+                array = exports.import_volume(
+                    session, address.array, folder, inner=inner, voxel_size_nm=voxel,
+                    advance=lambda count: progress.advance(task, count),
+                )  # fmt: skip
+            else:
+                array = exports.import_sections(
+                    session, address.array, folder, voxel_size_nm=voxel,
+                    advance=lambda count: progress.advance(task, count),
+                )  # fmt: skip
             levels = pyramids.build(session, address.array) if pyramid else 1
             version = session.commit(message or f"import {folder}")
     value = {
         "dataset": dataset, "version": version.number, "array": address.array,
         "shape": array.shape, "dtype": array.dtype.name, "levels": levels,
     }  # fmt: skip
-    text = f"{array.shape[0]} section(s) are in {dataset}@{version.number}/{address.array}"
+    size = " x ".join(map(str, array.shape))
+    text = f"{size} {array.dtype} are in {dataset}@{version.number}/{address.array}"
     output.emit(value, text, as_json=json_output)
 
 

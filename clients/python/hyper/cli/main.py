@@ -25,6 +25,7 @@ _COMMAND_MODULES = (
     "hyper.cli.cluster",
     "hyper.cli.workflows",
     "hyper.cli.data",
+    "hyper.cli.arrays",
     "hyper.cli.history",
     "hyper.cli.align",
     "hyper.cli.infer",

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Protocol
+from typing import BinaryIO, Protocol
 
 from hyper.errors import NotFoundError
 
@@ -27,6 +27,9 @@ class ObjectStore(Protocol):
 
     async def put(self, key: str, data: bytes) -> None:
         """Store an object; durable on return."""
+
+    async def put_file(self, key: str, file: BinaryIO, length: int) -> None:
+        """Store the next `length` bytes of a file as an object; durable on return."""
 
     async def delete(self, key: str) -> None:
         """Remove an object; fine if it is not there."""

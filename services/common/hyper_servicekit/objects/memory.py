@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime
+from typing import BinaryIO
 
 from hyper.names import check_path
 from hyper_servicekit.objects.base import ObjectInfo, byte_range, checked_method, not_found
@@ -26,6 +27,10 @@ class MemoryStore:
     async def put(self, key: str, data: bytes) -> None:
         """See `ObjectStore`."""
         self._objects[check_path(key)] = (bytes(data), datetime.now(UTC))
+
+    async def put_file(self, key: str, file: BinaryIO, length: int) -> None:
+        """See `ObjectStore`."""
+        await self.put(key, file.read(length))
 
     async def delete(self, key: str) -> None:
         """See `ObjectStore`."""

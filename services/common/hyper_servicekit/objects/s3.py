@@ -8,7 +8,7 @@ import itertools
 from collections.abc import AsyncIterator, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
-from typing import Any, Self, TypeVar
+from typing import Any, BinaryIO, Self, TypeVar
 from urllib.parse import urlsplit
 
 import urllib3
@@ -132,14 +132,18 @@ class S3Store:
 
     async def put(self, key: str, data: bytes) -> None:
         """See `ObjectStore`."""
+        await self.put_file(key, io.BytesIO(data), len(data))
+
+    async def put_file(self, key: str, file: BinaryIO, length: int) -> None:
+        """See `ObjectStore`."""
         name = self._name(key)
 
         def write() -> None:
             self._client.put_object(
                 bucket_name=self._bucket,
                 object_name=name,
-                data=io.BytesIO(data),
-                length=len(data),
+                data=file,
+                length=length,
                 part_size=_LARGEST_PUT_BYTES,  # always one request: all or nothing
             )
 

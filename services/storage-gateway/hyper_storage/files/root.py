@@ -35,10 +35,17 @@ class PageRef:
 
 @dataclass(frozen=True, slots=True)
 class ArrayRef:
-    """One array: where its objects are, and the hash of its record."""
+    """One array.
+
+    Args:
+        prefix: of its objects; of one with an overlay, what they are called by.
+        record: hash of its `zarr.json`.
+        overlay: hash of where its shards lie; "" for a plain array, all under `prefix`.
+    """
 
     prefix: str
     record: str
+    overlay: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +87,10 @@ def encode_root(root: Root) -> bytes:
             [page.digest, page.first, page.last, page.count, page.file_bytes, page.sources]
             for page in root.pages
         ],
-        "arrays": {name: [ref.prefix, ref.record] for name, ref in sorted(root.arrays.items())},
+        "arrays": {
+            name: [ref.prefix, ref.record, *([ref.overlay] if ref.overlay else [])]
+            for name, ref in sorted(root.arrays.items())
+        },
     }
     return json.dumps(document, separators=(",", ":")).encode()
 
@@ -94,7 +104,5 @@ def decode_root(data: bytes) -> Root:
         PageRef(digest, first, last, count, size, tuple(origin))
         for digest, first, last, count, size, origin in document["pages"]
     )
-    arrays = {
-        name: ArrayRef(prefix, record) for name, (prefix, record) in document["arrays"].items()
-    }
+    arrays = {name: ArrayRef(*facts) for name, facts in document["arrays"].items()}
     return Root(pages, arrays)

@@ -66,6 +66,9 @@ class _ReasonEnumTypeWrapper(google.protobuf.internal.enum_type_wrapper._EnumTyp
     """DATA_LOSS: stored bytes do not match their checksum."""
     REASON_INTERNAL: _Reason.ValueType  # 80
     """INTERNAL: our bug; logged with a stack."""
+    REASON_UNAUTHENTICATED: _Reason.ValueType  # 90
+    """UNAUTHENTICATED / PERMISSION_DENIED: no good token; one that does not allow this."""
+    REASON_PERMISSION_DENIED: _Reason.ValueType  # 91
 
 class Reason(_Reason, metaclass=_ReasonEnumTypeWrapper):
     """Why a call failed. Travels as google.rpc.ErrorInfo{reason: <name without REASON_>, domain: "hyper"},
@@ -116,4 +119,7 @@ REASON_CHECKSUM_MISMATCH: Reason.ValueType  # 70
 """DATA_LOSS: stored bytes do not match their checksum."""
 REASON_INTERNAL: Reason.ValueType  # 80
 """INTERNAL: our bug; logged with a stack."""
+REASON_UNAUTHENTICATED: Reason.ValueType  # 90
+"""UNAUTHENTICATED / PERMISSION_DENIED: no good token; one that does not allow this."""
+REASON_PERMISSION_DENIED: Reason.ValueType  # 91
 Global___Reason: typing_extensions.TypeAlias = Reason

@@ -210,16 +210,25 @@ class Array(google.protobuf.message.Message):
     ZARR_JSON_FIELD_NUMBER: builtins.int
     VOXEL_SIZE_FIELD_NUMBER: builtins.int
     ATTRIBUTES_JSON_FIELD_NUMBER: builtins.int
+    WRITABLE_FIELD_NUMBER: builtins.int
+    REGISTERED_FIELD_NUMBER: builtins.int
+    BASE_PREFIX_FIELD_NUMBER: builtins.int
     name: builtins.str
     """.../versions/{v}/arrays/{a} or .../sessions/{s}/arrays/{a}"""
     prefix: builtins.str
     """key prefix in the bucket: "arrays/{id}/v{n}", under the bucket's own prefix"""
     url: builtins.str
-    """s3://BUCKET/PREFIX; empty: made in a session and not committed yet"""
+    """s3://BUCKET/PREFIX; empty: not plain Zarr there (not committed yet, edited, registered)"""
     dtype: builtins.str
     """numpy's name"""
     zarr_json: builtins.bytes
     attributes_json: builtins.str
+    writable: builtins.bool
+    """the session may write it"""
+    registered: builtins.bool
+    """its objects lie in a store of somebody"""
+    base_prefix: builtins.str
+    """of one being edited: where an object is that `prefix` does not have"""
     @property
     def shape(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.int]: ...
     @property
@@ -243,8 +252,11 @@ class Array(google.protobuf.message.Message):
         zarr_json: builtins.bytes = ...,
         voxel_size: hyperapi.common.v1.geometry_pb2.VoxelSize | None = ...,
         attributes_json: builtins.str = ...,
+        writable: builtins.bool = ...,
+        registered: builtins.bool = ...,
+        base_prefix: builtins.str = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["voxel_size", b"voxel_size"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["attributes_json", b"attributes_json", "chunk_shape", b"chunk_shape", "dtype", b"dtype", "name", b"name", "prefix", b"prefix", "shape", b"shape", "shard_shape", b"shard_shape", "url", b"url", "voxel_size", b"voxel_size", "zarr_json", b"zarr_json"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["attributes_json", b"attributes_json", "base_prefix", b"base_prefix", "chunk_shape", b"chunk_shape", "dtype", b"dtype", "name", b"name", "prefix", b"prefix", "registered", b"registered", "shape", b"shape", "shard_shape", b"shard_shape", "url", b"url", "voxel_size", b"voxel_size", "writable", b"writable", "zarr_json", b"zarr_json"]) -> None: ...
 
 Global___Array: typing_extensions.TypeAlias = Array

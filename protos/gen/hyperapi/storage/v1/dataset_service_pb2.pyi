@@ -224,9 +224,12 @@ class CreateSessionRequest(google.protobuf.message.Message):
     PARENT_FIELD_NUMBER: builtins.int
     REQUEST_ID_FIELD_NUMBER: builtins.int
     TTL_FIELD_NUMBER: builtins.int
+    RESERVE_BYTES_FIELD_NUMBER: builtins.int
     parent: builtins.str
     """tenants/{t}/datasets/{d}"""
     request_id: builtins.str
+    reserve_bytes: builtins.int
+    """counts against the tenant's quota until the end; 0: a default"""
     @property
     def ttl(self) -> google.protobuf.duration_pb2.Duration:
         """unused for this long: aborted; default 24 h"""
@@ -237,9 +240,10 @@ class CreateSessionRequest(google.protobuf.message.Message):
         parent: builtins.str = ...,
         request_id: builtins.str = ...,
         ttl: google.protobuf.duration_pb2.Duration | None = ...,
+        reserve_bytes: builtins.int = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["ttl", b"ttl"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["parent", b"parent", "request_id", b"request_id", "ttl", b"ttl"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["parent", b"parent", "request_id", b"request_id", "reserve_bytes", b"reserve_bytes", "ttl", b"ttl"]) -> None: ...
 
 Global___CreateSessionRequest: typing_extensions.TypeAlias = CreateSessionRequest
 
@@ -923,6 +927,47 @@ class ReadObjectResponse(google.protobuf.message.Message):
     def ClearField(self, field_name: typing.Literal["crc32c", b"crc32c", "data", b"data", "offset", b"offset"]) -> None: ...
 
 Global___ReadObjectResponse: typing_extensions.TypeAlias = ReadObjectResponse
+
+@typing.final
+class WriteObjectRequest(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    SESSION_FIELD_NUMBER: builtins.int
+    OBJECT_FIELD_NUMBER: builtins.int
+    SIZE_BYTES_FIELD_NUMBER: builtins.int
+    DATA_FIELD_NUMBER: builtins.int
+    CRC32C_FIELD_NUMBER: builtins.int
+    session: builtins.str
+    """this and the next two in the first message"""
+    object: builtins.str
+    size_bytes: builtins.int
+    """of all data"""
+    data: builtins.bytes
+    """about 1 MiB"""
+    crc32c: builtins.int
+    """of data"""
+    def __init__(
+        self,
+        *,
+        session: builtins.str = ...,
+        object: builtins.str = ...,
+        size_bytes: builtins.int = ...,
+        data: builtins.bytes = ...,
+        crc32c: builtins.int = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["crc32c", b"crc32c", "data", b"data", "object", b"object", "session", b"session", "size_bytes", b"size_bytes"]) -> None: ...
+
+Global___WriteObjectRequest: typing_extensions.TypeAlias = WriteObjectRequest
+
+@typing.final
+class WriteObjectResponse(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+
+Global___WriteObjectResponse: typing_extensions.TypeAlias = WriteObjectResponse
 
 @typing.final
 class AppendLogRequest(google.protobuf.message.Message):

@@ -145,6 +145,11 @@ class DatasetServiceStub(object):
                 request_serializer=hyperapi_dot_storage_dot_v1_dot_dataset__service__pb2.ReadObjectRequest.SerializeToString,
                 response_deserializer=hyperapi_dot_storage_dot_v1_dot_dataset__service__pb2.ReadObjectResponse.FromString,
                 _registered_method=True)
+        self.WriteObject = channel.stream_unary(
+                '/hyperapi.storage.v1.DatasetService/WriteObject',
+                request_serializer=hyperapi_dot_storage_dot_v1_dot_dataset__service__pb2.WriteObjectRequest.SerializeToString,
+                response_deserializer=hyperapi_dot_storage_dot_v1_dot_dataset__service__pb2.WriteObjectResponse.FromString,
+                _registered_method=True)
 
 
 class DatasetServiceServicer(object):
@@ -302,6 +307,13 @@ class DatasetServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def WriteObject(self, request_iterator, context):
+        """The same for objects of a session. Durable on return; broken off, nothing is stored.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_DatasetServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -414,6 +426,11 @@ def add_DatasetServiceServicer_to_server(servicer, server):
                     servicer.ReadObject,
                     request_deserializer=hyperapi_dot_storage_dot_v1_dot_dataset__service__pb2.ReadObjectRequest.FromString,
                     response_serializer=hyperapi_dot_storage_dot_v1_dot_dataset__service__pb2.ReadObjectResponse.SerializeToString,
+            ),
+            'WriteObject': grpc.stream_unary_rpc_method_handler(
+                    servicer.WriteObject,
+                    request_deserializer=hyperapi_dot_storage_dot_v1_dot_dataset__service__pb2.WriteObjectRequest.FromString,
+                    response_serializer=hyperapi_dot_storage_dot_v1_dot_dataset__service__pb2.WriteObjectResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -1011,6 +1028,33 @@ class DatasetService(object):
             '/hyperapi.storage.v1.DatasetService/ReadObject',
             hyperapi_dot_storage_dot_v1_dot_dataset__service__pb2.ReadObjectRequest.SerializeToString,
             hyperapi_dot_storage_dot_v1_dot_dataset__service__pb2.ReadObjectResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def WriteObject(request_iterator,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.stream_unary(
+            request_iterator,
+            target,
+            '/hyperapi.storage.v1.DatasetService/WriteObject',
+            hyperapi_dot_storage_dot_v1_dot_dataset__service__pb2.WriteObjectRequest.SerializeToString,
+            hyperapi_dot_storage_dot_v1_dot_dataset__service__pb2.WriteObjectResponse.FromString,
             options,
             channel_credentials,
             insecure,

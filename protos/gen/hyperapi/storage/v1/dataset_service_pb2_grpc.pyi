@@ -377,7 +377,23 @@ _DatasetServiceReadObjectType = typing_extensions.TypeVar(
     ],
 )
 
-class DatasetServiceStub(typing.Generic[_DatasetServiceGetDatasetType, _DatasetServiceListDatasetsType, _DatasetServiceDeleteDatasetType, _DatasetServiceGetVersionType, _DatasetServiceListVersionsType, _DatasetServiceCreateSessionType, _DatasetServiceGetSessionType, _DatasetServiceCommitSessionType, _DatasetServiceAbortSessionType, _DatasetServiceAddFilesType, _DatasetServiceDeleteFilesType, _DatasetServiceListFilesType, _DatasetServiceGetFilesType, _DatasetServiceCreateArrayType, _DatasetServiceGetArrayType, _DatasetServiceListArraysType, _DatasetServiceDeleteArrayType, _DatasetServiceUpdateArrayType, _DatasetServiceLeaseShardsType, _DatasetServiceReleaseShardsType, _DatasetServiceSignUrlsType, _DatasetServiceReadObjectType]):
+_DatasetServiceWriteObjectType = typing_extensions.TypeVar(
+    '_DatasetServiceWriteObjectType',
+    grpc.StreamUnaryMultiCallable[
+        hyperapi.storage.v1.dataset_service_pb2.WriteObjectRequest,
+        hyperapi.storage.v1.dataset_service_pb2.WriteObjectResponse,
+    ],
+    grpc.aio.StreamUnaryMultiCallable[
+        hyperapi.storage.v1.dataset_service_pb2.WriteObjectRequest,
+        hyperapi.storage.v1.dataset_service_pb2.WriteObjectResponse,
+    ],
+    default=grpc.StreamUnaryMultiCallable[
+        hyperapi.storage.v1.dataset_service_pb2.WriteObjectRequest,
+        hyperapi.storage.v1.dataset_service_pb2.WriteObjectResponse,
+    ],
+)
+
+class DatasetServiceStub(typing.Generic[_DatasetServiceGetDatasetType, _DatasetServiceListDatasetsType, _DatasetServiceDeleteDatasetType, _DatasetServiceGetVersionType, _DatasetServiceListVersionsType, _DatasetServiceCreateSessionType, _DatasetServiceGetSessionType, _DatasetServiceCommitSessionType, _DatasetServiceAbortSessionType, _DatasetServiceAddFilesType, _DatasetServiceDeleteFilesType, _DatasetServiceListFilesType, _DatasetServiceGetFilesType, _DatasetServiceCreateArrayType, _DatasetServiceGetArrayType, _DatasetServiceListArraysType, _DatasetServiceDeleteArrayType, _DatasetServiceUpdateArrayType, _DatasetServiceLeaseShardsType, _DatasetServiceReleaseShardsType, _DatasetServiceSignUrlsType, _DatasetServiceReadObjectType, _DatasetServiceWriteObjectType]):
     """Names and versions; bytes flow between the client and S3 by presigned URLs."""
 
     @typing.overload
@@ -469,6 +485,10 @@ class DatasetServiceStub(typing.Generic[_DatasetServiceGetDatasetType, _DatasetS
         grpc.UnaryStreamMultiCallable[
             hyperapi.storage.v1.dataset_service_pb2.ReadObjectRequest,
             hyperapi.storage.v1.dataset_service_pb2.ReadObjectResponse,
+        ],
+        grpc.StreamUnaryMultiCallable[
+            hyperapi.storage.v1.dataset_service_pb2.WriteObjectRequest,
+            hyperapi.storage.v1.dataset_service_pb2.WriteObjectResponse,
         ],
     ], channel: grpc.Channel) -> None: ...
 
@@ -562,6 +582,10 @@ class DatasetServiceStub(typing.Generic[_DatasetServiceGetDatasetType, _DatasetS
             hyperapi.storage.v1.dataset_service_pb2.ReadObjectRequest,
             hyperapi.storage.v1.dataset_service_pb2.ReadObjectResponse,
         ],
+        grpc.aio.StreamUnaryMultiCallable[
+            hyperapi.storage.v1.dataset_service_pb2.WriteObjectRequest,
+            hyperapi.storage.v1.dataset_service_pb2.WriteObjectResponse,
+        ],
     ], channel: grpc.aio.Channel) -> None: ...
 
     GetDataset: _DatasetServiceGetDatasetType
@@ -632,6 +656,9 @@ class DatasetServiceStub(typing.Generic[_DatasetServiceGetDatasetType, _DatasetS
 
     ReadObject: _DatasetServiceReadObjectType
     """The fallback where S3 cannot be reached from the client: bytes through the gateway."""
+
+    WriteObject: _DatasetServiceWriteObjectType
+    """The same for objects of a session. Durable on return; broken off, nothing is stored."""
 
 DatasetServiceAsyncStub: typing_extensions.TypeAlias = DatasetServiceStub[
     grpc.aio.UnaryUnaryMultiCallable[
@@ -721,6 +748,10 @@ DatasetServiceAsyncStub: typing_extensions.TypeAlias = DatasetServiceStub[
     grpc.aio.UnaryStreamMultiCallable[
         hyperapi.storage.v1.dataset_service_pb2.ReadObjectRequest,
         hyperapi.storage.v1.dataset_service_pb2.ReadObjectResponse,
+    ],
+    grpc.aio.StreamUnaryMultiCallable[
+        hyperapi.storage.v1.dataset_service_pb2.WriteObjectRequest,
+        hyperapi.storage.v1.dataset_service_pb2.WriteObjectResponse,
     ],
 ]
 
@@ -905,6 +936,14 @@ class DatasetServiceServicer(metaclass=abc.ABCMeta):
         context: _ServicerContext,
     ) -> typing.Union[collections.abc.Iterator[hyperapi.storage.v1.dataset_service_pb2.ReadObjectResponse], collections.abc.AsyncIterator[hyperapi.storage.v1.dataset_service_pb2.ReadObjectResponse]]:
         """The fallback where S3 cannot be reached from the client: bytes through the gateway."""
+
+    @abc.abstractmethod
+    def WriteObject(
+        self,
+        request_iterator: _MaybeAsyncIterator[hyperapi.storage.v1.dataset_service_pb2.WriteObjectRequest],
+        context: _ServicerContext,
+    ) -> typing.Union[hyperapi.storage.v1.dataset_service_pb2.WriteObjectResponse, collections.abc.Awaitable[hyperapi.storage.v1.dataset_service_pb2.WriteObjectResponse]]:
+        """The same for objects of a session. Durable on return; broken off, nothing is stored."""
 
 def add_DatasetServiceServicer_to_server(servicer: DatasetServiceServicer, server: typing.Union[grpc.Server, grpc.aio.Server]) -> None: ...
 

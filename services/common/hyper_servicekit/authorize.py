@@ -1,0 +1,87 @@
+"""May this caller make this call? Every name in a request must be of the caller's tenant.
+
+Requests name things by paths (`tenants/{t}/...`) in a few fields that are called alike everywhere.
+A request that names nothing is for operators, unless its method is listed here: what a new method
+does not say is refused.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from google.protobuf.message import Message
+
+from hyper.errors import PermissionDeniedError, UnauthenticatedError
+from hyper_servicekit.tokens import ANY_TENANT, Claims, Verifier
+
+_FIELDS = frozenset({"name", "parent", "session", "base", "target", "task", "store", "model"})
+_NESTED = frozenset({"tag", "store", "source", "destination", "array"})
+_OPEN = frozenset({"GetCluster"})  # says where services are, nothing of anybody
+
+
+class Authorizer:
+    """Checks calls of one service.
+
+    Args:
+        keys: of tokens, by their ids.
+    """
+
+    def __init__(self, keys: Mapping[str, str]) -> None:
+        self._verifier = Verifier(keys)
+
+    def caller(self, metadata: Mapping[str, Any]) -> Claims:
+        """Who calls.
+
+        Raises:
+            UnauthenticatedError: there is no good token in the call's metadata.
+        """
+        given = metadata.get("authorization", "")
+        kind, _, token = (given if isinstance(given, str) else "").partition(" ")
+        if kind.lower() != "bearer" or not token:
+            raise UnauthenticatedError(
+                "this cluster wants a token; set HYPER_TOKEN or HYPER_TOKEN_FILE"
+            )
+        return self._verifier.read(token.strip(), time.time())
+
+    def check(self, claims: Claims, method: str, request: Message, *, first: bool = True) -> None:
+        """Raise PermissionDeniedError unless the caller may make this call.
+
+        Of a stream of requests the first one must name something, others may.
+        """
+        if claims.tenant == ANY_TENANT:
+            return
+        tenants = set(_tenants(request))
+        if not tenants and first and method not in _OPEN:
+            raise PermissionDeniedError(f"{method} is for operators of the cluster")
+        if others := {tenant for tenant in tenants if not claims.may_use(tenant)}:
+            raise PermissionDeniedError(
+                f"your token is for tenant {claims.tenant}, not for {min(others)[:80]}"
+            )
+
+
+def _tenants(message: Message) -> Iterator[str]:
+    """The tenants of all names in a request; "" for a name of another form."""
+    for field, value in message.ListFields():
+        if field.name in _NESTED and field.message_type is not None:
+            nested = value if _repeated(value) else (value,)
+            for part in nested:
+                yield from _tenants(part)
+        elif field.name in _FIELDS and field.message_type is None:
+            for text in value if _repeated(value) else (value,):
+                if isinstance(text, str):
+                    yield _tenant(text, address=field.name == "model")
+
+
+def _repeated(value: Any) -> bool:
+    return not isinstance(value, str | bytes | int | float | Message)
+
+
+def _tenant(text: str, *, address: bool) -> str:
+    kind, _, rest = text.partition("/")
+    if kind == "tenants":
+        return rest.partition("/")[0]
+    if kind == "hyper:":
+        return rest.lstrip("/").partition("/")[0]
+    return kind if address else ""

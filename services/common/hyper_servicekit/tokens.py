@@ -1,0 +1,145 @@
+"""Signed tokens: who calls, for which tenant, until when.
+
+A token is `hyp1.KEY.CLAIMS.SIGNATURE`: the id of the key, the claims as JSON in base64url, and
+HMAC-SHA256 over all before it. Services hold the keys (`auth_keys`, several while one replaces
+another); whoever holds a key can make tokens:
+
+    python -m hyper_servicekit.tokens --key-file FILE --key-id k1 --tenant lab --hours 24
+"""
+
+from __future__ import annotations
+
+import argparse
+import base64
+import binascii
+import hashlib
+import hmac
+import json
+import re
+import secrets
+import sys
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from hyper.errors import UnauthenticatedError
+from hyper.names import check_part
+
+ANY_TENANT = "*"  # services, workers, operators
+_FORM = "hyp1"
+_MAX_CHARS = 2048
+_SKEW_S = 30.0
+_MIN_KEY_BYTES = 16
+_KEY_ID = re.compile(r"[A-Za-z0-9_-]{1,32}\Z")
+
+
+@dataclass(frozen=True, slots=True)
+class Claims:
+    """What a token says.
+
+    Args:
+        tenant: whose names its bearer may use; "*" for every one's.
+        subject: who that is, for logs.
+        expires_s: Unix time.
+        id: of this token.
+    """
+
+    tenant: str
+    subject: str
+    expires_s: float
+    id: str
+
+    def may_use(self, tenant: str) -> bool:
+        """Whether the bearer may name things of `tenant`."""
+        return self.tenant in (ANY_TENANT, tenant)
+
+
+class Signer:
+    """Makes tokens with one key."""
+
+    def __init__(self, key_id: str, key: str) -> None:
+        if not _KEY_ID.match(key_id) or len(key.encode()) < _MIN_KEY_BYTES:
+            raise ValueError(f"a key has an id of letters and digits and {_MIN_KEY_BYTES} bytes")
+        self._key_id, self._key = key_id, key.encode()
+
+    def sign(self, tenant: str, *, subject: str, expires_s: float) -> str:
+        """A token for `tenant` that is good until the Unix time `expires_s`."""
+        if tenant != ANY_TENANT:
+            check_part(tenant, "tenant")
+        claims = {"t": tenant, "s": subject, "e": int(expires_s), "i": secrets.token_hex(8)}
+        body = _encode(json.dumps(claims, separators=(",", ":")).encode())
+        head = f"{_FORM}.{self._key_id}.{body}"
+        return f"{head}.{_encode(_mac(self._key, head))}"
+
+
+class Verifier:
+    """Reads tokens.
+
+    Args:
+        keys: by their ids; without any, no token is good.
+    """
+
+    def __init__(self, keys: Mapping[str, str]) -> None:
+        self._keys = {key_id: key.encode() for key_id, key in keys.items()}
+
+    def read(self, token: str, now_s: float) -> Claims:
+        """The claims of a good token.
+
+        Raises:
+            UnauthenticatedError: without a word of the token itself.
+        """
+        parts = token.split(".")
+        if len(token) > _MAX_CHARS or len(parts) != 4 or parts[0] != _FORM:
+            raise _refused("is not one of ours")
+        key = self._keys.get(parts[1], b"")
+        expected = _encode(_mac(key, ".".join(parts[:3])))
+        if not hmac.compare_digest(expected.encode(), parts[3].encode("utf-8", "replace")) or (
+            not key
+        ):
+            raise _refused("was signed with a key that is not known here")
+        try:
+            facts = json.loads(_decode(parts[2]))
+            claims = Claims(str(facts["t"]), str(facts["s"]), float(facts["e"]), str(facts["i"]))
+        except (ValueError, KeyError, TypeError, binascii.Error) as error:
+            raise _refused("says nothing that can be read") from error
+        if claims.expires_s + _SKEW_S < now_s:
+            raise _refused("has expired; get a new one")
+        return claims
+
+
+def _mac(key: bytes, text: str) -> bytes:
+    return hmac.digest(key, text.encode("utf-8", "replace"), hashlib.sha256)
+
+
+def _encode(data: bytes) -> str:
+    return base64.urlsafe_b64encode(data).rstrip(b"=").decode()
+
+
+def _decode(text: str) -> bytes:
+    return base64.urlsafe_b64decode(text + "=" * (-len(text) % 4))
+
+
+def _refused(problem: str) -> UnauthenticatedError:
+    return UnauthenticatedError(
+        f"the token {problem}; set HYPER_TOKEN or HYPER_TOKEN_FILE to a good one"
+    )
+
+
+def main() -> int:
+    """Print a token."""
+    parser = argparse.ArgumentParser(description="Make a token.")
+    parser.add_argument("--key-file", type=Path, required=True, help="holds the key")
+    parser.add_argument("--key-id", required=True, help="under which services know the key")
+    parser.add_argument("--tenant", required=True, help="whose names may be used; '*' for all")
+    parser.add_argument("--subject", default="", help="who it is for, shown in logs")
+    parser.add_argument("--hours", type=float, default=24.0, help="how long it is good")
+    given = parser.parse_args()
+    signer = Signer(given.key_id, given.key_file.read_text().strip())
+    expires_s = time.time() + given.hours * 3600
+    print(signer.sign(given.tenant, subject=given.subject, expires_s=expires_s))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,143 @@
+"""Codecs of chunks and shards: what numcodecs and zarr write is read, bombs are refused."""
+
+from __future__ import annotations
+
+import bz2
+import gzip
+import zlib
+from typing import Any
+
+import numcodecs
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from hyper._blocks import is_fill, pieces
+from hyper._chunk_cache import ChunkCache
+from hyper.codecs import CodecError, Layout, Zstd, zstd_content_bytes
+
+DATA = np.random.default_rng(0).integers(0, 9, (6, 5, 4)).astype(np.int32)
+
+
+def layout(*codecs: dict[str, Any], dtype: str = "int32") -> Layout:
+    return Layout.of(
+        {
+            "shape": (6, 5, 4), "data_type": dtype, "fill_value": 0, "codecs": codecs,
+            "chunk_grid": {"name": "regular", "configuration": {"chunk_shape": (6, 5, 4)}},
+        }
+    )  # fmt: skip
+
+
+LITTLE = {"name": "bytes", "configuration": {"endian": "little"}}
+BIG = {"name": "bytes", "configuration": {"endian": "big"}}
+CHAINS = [
+    [LITTLE],
+    [BIG],
+    [LITTLE, {"name": "crc32c"}],
+    [LITTLE, {"name": "gzip", "configuration": {"level": 1}}],
+    [LITTLE, {"name": "zstd", "configuration": {"level": 1, "checksum": True}}],
+    [LITTLE, {"name": "zstd", "configuration": {"level": 1}}, {"name": "crc32c"}],
+    [{"name": "transpose", "configuration": {"order": [2, 0, 1]}}, BIG, {"name": "numcodecs.zlib"}],
+    [LITTLE, {"name": "blosc", "configuration": {"cname": "lz4", "shuffle": "shuffle"}}],
+    [LITTLE, {"name": "numcodecs.lz4"}],
+    [LITTLE, {"name": "numcodecs.bz2"}],
+]
+
+
+@pytest.mark.parametrize("chain", CHAINS, ids=map(str, range(len(CHAINS))))
+def test_what_is_encoded_is_decoded(chain: list[dict[str, Any]]) -> None:
+    codec = layout(*chain).codec
+    stored = b"".join(codec.encode(DATA))
+    np.testing.assert_array_equal(codec.decode(stored), DATA)
+    scratch = np.empty(codec.nbytes, np.uint8)
+    np.testing.assert_array_equal(codec.decode(stored, None, scratch), DATA)
+    assert len(stored) <= codec.stored_max
+    for damaged in (b"", stored[:3], stored[:-1], stored + stored, b"\x00" * len(stored)):
+        if damaged != stored and not (chain[0] in (LITTLE, BIG) and len(chain) == 1):
+            try:
+                found = codec.decode(damaged)
+            except CodecError:
+                continue
+            assert found.shape == DATA.shape  # formats without checksums cannot tell
+
+
+BOMB = bytes(10_000_000)
+
+
+@pytest.mark.parametrize(
+    ("name", "bomb"),
+    [
+        ("zstd", numcodecs.zstd.compress(BOMB, 1)),
+        ("gzip", gzip.compress(BOMB)),
+        ("numcodecs.zlib", zlib.compress(BOMB)),
+        ("numcodecs.bz2", bz2.compress(BOMB)),
+        ("blosc", numcodecs.Blosc(shuffle=0).encode(BOMB)),
+        ("numcodecs.lz4", numcodecs.LZ4().encode(BOMB)),
+        ("unzipped", gzip.compress(BOMB)),
+    ],
+)
+def test_bombs_are_refused(name: str, bomb: bytes) -> None:
+    with pytest.raises(CodecError):
+        layout(LITTLE, {"name": name}).codec.decode(bomb)
+
+
+@given(st.binary(max_size=200))
+def test_any_bytes_are_a_chunk_or_refused(data: bytes) -> None:
+    for chain in CHAINS:
+        codec = layout(*chain).codec
+        try:
+            assert codec.decode(data).shape == DATA.shape
+        except CodecError:
+            continue
+
+
+@given(st.integers(0, 70_000), st.booleans())
+def test_a_zstd_frame_says_its_size(size: int, checksum: bool) -> None:
+    frame = Zstd(1, checksum).encode(bytes(size))
+    assert zstd_content_bytes(frame) in (size, None)
+
+
+@given(st.integers(-50, 50), st.integers(0, 60), st.integers(1, 9), st.integers(1, 20))
+def test_pieces_cover_a_selection_once(start: int, length: int, step: int, edge: int) -> None:
+    chosen = range(abs(start), abs(start) + length * step, step)
+    found = pieces(chosen, edge)
+    rebuilt = [
+        piece.chunk * edge + at
+        for piece in found
+        for at in range(piece.inside.start, piece.inside.stop, piece.inside.step)
+    ]
+    assert rebuilt == list(chosen)
+    assert [i for p in found for i in range(p.outside.start, p.outside.stop)] == list(
+        range(len(chosen))
+    )
+    assert all(0 <= p.inside.start < p.inside.stop <= edge for p in found)
+
+
+@pytest.mark.parametrize(
+    ("fill", "dtype"),
+    [(0, "uint8"), (np.nan, "float32"), (-0.0, "float64"), (1 + 2j, "complex128")],
+)
+def test_fill_is_told_bit_by_bit(fill: Any, dtype: str) -> None:
+    value = np.array(fill, dtype)
+    chunk = np.full((3, 4), value)
+    assert is_fill(chunk, value)
+    chunk[1, 2] = 7
+    assert not is_fill(chunk, value)
+    assert not is_fill(np.zeros((2, 2)), np.array(-0.0))
+
+
+def test_the_cache_holds_no_more_than_its_limit() -> None:
+    cache = ChunkCache(10_000)
+    chunks = [np.full(1000, i, np.uint8) for i in range(30)]
+    for i, chunk in enumerate(chunks):
+        cache.put(i, chunk)
+        assert cache.used_bytes <= cache.limit_bytes
+    assert cache.get(0) == (False, None)
+    known, newest = cache.get(29)
+    assert known
+    assert newest is chunks[29]
+    cache.put("too large", np.zeros(20_000, np.uint8))
+    assert cache.get("too large") == (False, None)
+    cache.put("absent", None)
+    assert cache.get("absent") == (True, None)

@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hyper._blocks import is_fill, pieces
+from hyper._blocks import Blocks, is_fill, pieces
 from hyper._chunk_cache import ChunkCache
 from hyper.codecs import CodecError, Layout, Zstd, zstd_content_bytes
 
@@ -141,3 +141,50 @@ def test_the_cache_holds_no_more_than_its_limit() -> None:
     assert cache.get("too large") == (False, None)
     cache.put("absent", None)
     assert cache.get("absent") == (True, None)
+
+
+class _Objects:
+    """A bucket in memory that counts what is read."""
+
+    def __init__(self) -> None:
+        self.stored: dict[str, bytes] = {}
+        self.reads = 0
+
+    def sign(self, objects: Any, method: str) -> None:
+        """Nothing is to be signed."""
+
+    def put(self, key: str, body: Any) -> None:
+        self.stored[key] = b"".join(body)
+
+    def get(
+        self,
+        key: str,
+        start: int | None = None,
+        stop: int | None = None,
+        *,
+        last: int | None = None,
+    ) -> bytes | None:
+        self.reads += 1
+        data = self.stored.get(key)
+        return None if data is None else data[-last:] if last else data[start:stop]
+
+
+def test_patches_from_the_cache_are_what_was_written_and_read_nothing() -> None:
+    inner = [LITTLE, {"name": "zstd", "configuration": {"level": 1, "checksum": True}}]
+    sharding = {
+        "chunk_shape": (3, 5, 2), "codecs": inner,
+        "index_codecs": [{"name": "bytes"}, {"name": "crc32c"}],
+    }  # fmt: skip
+    objects: Any = _Objects()
+    blocks = Blocks(
+        objects, "p", "", layout({"name": "sharding_indexed", "configuration": sharding}),
+        mutable=False, cache=ChunkCache(10**6),
+    )  # fmt: skip
+    everything = [range(n) for n in (6, 5, 4)]
+    blocks.write([range(6), range(5), range(4)], DATA)
+    np.testing.assert_array_equal(blocks.read(everything), DATA)
+    before = objects.reads
+    for z, y, step in ((0, 0, 1), (1, 2, 2), (5, 4, 1)):
+        found = blocks.read([range(z, 6, step), range(y, 5), range(0, 4, step)])
+        np.testing.assert_array_equal(found, DATA[z::step, y:, ::step])
+    assert objects.reads == before

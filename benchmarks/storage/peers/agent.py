@@ -68,7 +68,7 @@ def _tensorstore(prefix: str, cache_bytes: int = 0) -> Any:
     import tensorstore as ts
 
     context = ts.Context({"cache_pool": {"total_bytes_limit": cache_bytes}})
-    spec = {"driver": "zarr3", "kvstore": _kvstore(prefix)}
+    spec = {"driver": "zarr3", "kvstore": _kvstore(prefix), "recheck_cached_data": "open"}
     return ts.open(spec, read=True, context=context).result()
 
 

@@ -1,9 +1,9 @@
 """Normalised cross-correlation against OpenCV: `python -m benchmarks.matcher.ncc [--json]`.
 
-Agreement; milliseconds a match on one thread (single templates, and 64 templates of one section,
-whose transforms are shared); matches a second on features four times smaller; and where FFTs become
-cheaper than direct sums. Rounds of ours and of OpenCV take turns; figures are medians of a thread's
-CPU time.
+Agreement, also with sums in float64; milliseconds a match on one thread (single templates, and 64
+templates of one section, whose transforms are shared); matches a second on features four times
+smaller; and where FFTs become cheaper than direct sums (`--plot FILE` draws it). Rounds of ours and
+of OpenCV take turns; figures are medians of a thread's CPU time.
 """
 
 from __future__ import annotations
@@ -103,6 +103,7 @@ def compare(
             for found, template in zip(ours(), templates32, strict=True)
         ),
     ]
+    exact = ncc.SearchImage(image).correlate(templates[middle], "direct")  # in float64
     single, single_theirs = timed(
         (
             lambda: ncc.normalized_cross_correlation(templates[middle], image),
@@ -117,6 +118,8 @@ def compare(
         "template_px": template_px,
         "search_px": search_px,
         "disagreement": max(differences),
+        "error": float(np.abs(alone - exact).max()),
+        "error_opencv": float(np.abs(theirs(templates32[middle]) - exact).max()),
         "single_ms": 1e3 * single,
         "single_opencv_ms": 1e3 * single_theirs,
         "single_ratio": single_theirs / single,
@@ -128,7 +131,8 @@ def compare(
         f"{template_px:4} in {search_px:4}: single {figures['single_ms']:.3f} ms (OpenCV "
         f"{figures['single_opencv_ms']:.3f}, {figures['single_ratio']:.2f}x), {_MANY} in one "
         f"{figures['shared_ms']:.3f} ({figures['shared_opencv_ms']:.3f}, "
-        f"{figures['shared_ratio']:.2f}x); differs by {figures['disagreement']:.1e}"
+        f"{figures['shared_ratio']:.2f}x); differs by {figures['disagreement']:.1e}, "
+        f"from float64 by {figures['error']:.1e} ({figures['error_opencv']:.1e})"
     )
     return figures
 

@@ -4,9 +4,9 @@ The score is the zero-mean one (Lewis 1995, OpenCV's `TM_CCOEFF_NORMED`). Varian
 summed in float64: float32 loses them. The correlation itself runs in the spatial domain for small
 templates and by FFTs (`fft.py`) of overlapping tiles for large ones, whichever costs less; what
 depends on the searched image alone (spectra, norms of windows) is computed once for all templates.
-FFTs in float32 are off by a share of the whole tile's norm: where the faintest window is too faint
-beside it, the correlogram is computed in float64. Axes are (y, x); a correlogram's entry (i, j) is
-the score of the window that starts there.
+FFTs in float32 are off by a share of the whole tile's contrast: where the faintest window is too
+faint beside it, the correlogram is computed in float64. Axes are (y, x); a correlogram's entry
+(i, j) is the score of the window that starts there.
 """
 
 from __future__ import annotations
@@ -33,8 +33,9 @@ _Kept = tuple[tuple[int, int], _Value]  # of the last template's shape
 
 _FLAT = 1e-20  # a template's energy below this share of its squared values counts as none
 _ROUNDING = 1e-13  # of integral images: a window's energy below this share of the image's is none
-# Of a float32 FFT's products, over the norms of what went in: measured 4e-8 at most, then doubled.
-_FFT_ERROR = 8e-8
+# Largest error of a float32 product over (rms of the tile's pixels * norm and edge of the template):
+# 4e-7 at most on noise, smooth images, waves, steps, ramps and spots.
+_FFT_ERROR = 5e-7
 _ERROR_MAX = 5e-6  # of a score; where float32 may miss it, float64 computes the correlogram
 
 
@@ -159,7 +160,8 @@ class SearchImage:
         tiling = choose_tiling((h, w), self.shape, paired_tiles)
         tiles = self._tiles(tiling, paired_tiles)
         inverse = self._inverse_norms((h, w))
-        if _FFT_ERROR * max(tile.norm for tile in tiles) * float(inverse.max()) > _ERROR_MAX:
+        faintest = float(inverse.max()) * math.sqrt(h * w)
+        if _FFT_ERROR * max(tile.rms for tile in tiles) * faintest > _ERROR_MAX:
             return [self._exactly(unit, correlate_by_float64_fft) for unit in units]
         factor = 1.0 / (tiling.shape[0] * tiling.shape[1])
         flipped = [_flip(unit, factor) for unit in units]
@@ -209,22 +211,22 @@ class SearchImage:
 
     def _spectrum(self, shape: tuple[int, int], at: list[tuple[int, int]]) -> _Spectrum:
         parts = [self.values[y : y + shape[0], x : x + shape[1]] for y, x in at]
-        norm = math.sqrt(sum(float(np.einsum("ij,ij->", part, part)) for part in parts))
+        energy = sum(float(np.einsum("ij,ij->", part, part)) for part in parts)
         values = fft.spectrum_buffer(shape)
         if len(at) == 1:
             fft.transform(values, self.values, at=at[0])
         else:
             fft.transform(values, self.values, self.values, at[0], at[1])
-        return _Spectrum(at, values, norm)
+        return _Spectrum(at, values, math.sqrt(energy / (shape[0] * shape[1])))
 
 
 @dataclass(frozen=True, slots=True)
 class _Spectrum:
-    """Of one tile, or of two as real and imaginary part; `norm`: of all their pixels."""
+    """Of one tile, or of two as real and imaginary part; `rms`: of the pixels transformed."""
 
     at: list[tuple[int, int]]
     values: NDArray[np.float32]
-    norm: float
+    rms: float
 
 
 @dataclass(frozen=True, slots=True)

@@ -81,6 +81,28 @@ def test_faint_windows_beside_bright_ones_are_exact() -> None:
     assert np.abs(next(searched.correlate_each([piece], "fft")) - exact).max() < 1e-6
 
 
+@pytest.mark.parametrize("kind", ["wave", "ramp", "step", "spot", "blank"])
+@pytest.mark.parametrize("edge", [12, 60])
+def test_ffts_are_exact_on_awkward_images(kind: str, edge: int) -> None:
+    y, x = np.mgrid[:200, :200]
+    image = {
+        "wave": np.sin(0.8 * x),
+        "ramp": y / 200,
+        "step": np.where(y > 120, 1.0, 0.0),
+        "spot": 50.0 * ((abs(y - 90) < 5) & (x < 9)),
+        "blank": np.where(y > 60, texture((200, 200), 16), 77.0),
+    }[kind]
+    rng = np.random.default_rng(17)
+    if kind != "blank":
+        image = image + 2e-3 * rng.normal(size=image.shape)
+    pieces = [image[90 : 90 + edge, 5 : 5 + edge], rng.normal(size=(edge, edge))]
+    searched = SearchImage(image)
+    for piece, shared in zip(pieces, searched.correlate_each(pieces, "fft"), strict=True):
+        exact = searched.correlate(piece, "direct")
+        assert np.abs(searched.correlate(piece, "fft") - exact).max() < 5e-6
+        assert np.abs(shared - exact).max() < 5e-6
+
+
 def test_edges_beyond_the_largest_fft() -> None:
     image = texture((30, SIZES[-1] + 40), 13)
     for width in (20, SIZES[-1] + 10):

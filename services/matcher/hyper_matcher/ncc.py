@@ -33,8 +33,8 @@ _Kept = tuple[tuple[int, int], _Value]  # of the last template's shape
 
 _FLAT = 1e-20  # a template's energy below this share of its squared values counts as none
 _ROUNDING = 1e-13  # of integral images: a window's energy below this share of the image's is none
-# Largest error of a float32 product over (rms of the tile's pixels * norm and edge of the template):
-# 4e-7 at most on noise, smooth images, waves, steps, ramps and spots.
+# Largest error of a float32 product over (rms of the tile * norm and edge of the template): at most
+# 4e-7 on noise, smooth images, waves, steps, ramps and spots.
 _FFT_ERROR = 5e-7
 _ERROR_MAX = 5e-6  # of a score; where float32 may miss it, float64 computes the correlogram
 

@@ -27,6 +27,7 @@ MODULES = (
     "benchmarks.matcher.ncc",
     "benchmarks.scheduler",
     "benchmarks.storage",
+    "benchmarks.worker",
 )
 
 

@@ -89,6 +89,7 @@ class FakeScheduler(
         self.refuse: HyperError | None = None
         self.connections: list[Connection] = []
         self.logs: dict[tuple[str, int, int], bytearray] = defaultdict(bytearray)
+        self.side_logs: dict[tuple[str, int, int, int], bytes] = defaultdict(bytes)
         self.closed_logs: set[tuple[str, int, int]] = set()
         self.log_parts: list[int] = []
         self.logs_away = False
@@ -251,6 +252,9 @@ class FakeScheduler(
             status = to_status(UnavailableError("no log store", reason="S3_UNREACHABLE"))
             await context.abort_with_status(rpc_status.to_status(status))
         key = (request.task, request.epoch, request.number)
+        if request.source not in (0, dataset_service_pb2.LOG_SOURCE_PROGRAM):
+            self.side_logs[(*key, request.source)] += request.data
+            return dataset_service_pb2.AppendLogResponse()
         assert len(request.data) <= 1 << 20
         assert request.offset <= len(self.logs[key])
         if request.offset == len(self.logs[key]):

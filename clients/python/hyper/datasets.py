@@ -41,6 +41,11 @@ class Dataset(Tree):
         return self._message.number
 
     @property
+    def root(self) -> str:
+        """sha256 of its root manifest: two versions with the same one hold the same."""
+        return self._message.root
+
+    @property
     def message(self) -> str:
         """What its committer said."""
         return self._message.message

@@ -8,6 +8,7 @@ from __future__ import annotations
 import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping
+from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -41,7 +42,7 @@ from hyper.workdir import upload_folders
 from hyperapi.scheduler.v1 import cluster_service_pb2, workflow_service_pb2
 from hyperapi.scheduler.v1.cluster_service_pb2_grpc import ClusterServiceStub
 from hyperapi.scheduler.v1.workflow_service_pb2_grpc import NodeServiceStub, WorkflowServiceStub
-from hyperapi.storage.v1.dataset_service_pb2 import ReadLogRequest, ReadLogResponse
+from hyperapi.storage.v1.dataset_service_pb2 import LogSource, ReadLogRequest, ReadLogResponse
 from hyperapi.storage.v1.dataset_service_pb2_grpc import LogServiceStub
 
 if TYPE_CHECKING:
@@ -65,6 +66,7 @@ __all__ = [
 ]
 
 RECIPE_BYTES_MAX = 1 << 20
+LOG_SOURCES = ("program", "os", "usage")
 PAGE_SIZE = 500
 _FOLLOW_POLL_S = 0.5
 _LOG_LAG_S = 2.0  # a worker ships a log's last part at most this long after the task's end
@@ -238,7 +240,9 @@ class Workflow:
         """One task, with its result."""
         return get_task(self._client, f"{self.name}/experiments/{experiment}/tasks/{index}")
 
-    def logs(self, task: TaskInfo | str, follow: bool = False) -> Iterator[bytes]:
+    def logs(
+        self, task: TaskInfo | str, follow: bool = False, source: str = "program"
+    ) -> Iterator[bytes]:
         """The output of a task's newest attempt, in parts; with `follow`, while it grows.
 
         `task` is a `TaskInfo`, a full resource name, or "experiment/index".
@@ -247,7 +251,7 @@ class Workflow:
         if not name.startswith("tenants/"):
             experiment, _, index = name.partition("/")
             name = f"{self.name}/experiments/{check_part(experiment, 'experiment')}/tasks/{index}"
-        return read_log(self._client, name, follow=follow)
+        return read_log(self._client, name, follow=follow, source=source)
 
     def log_tail(self, task: TaskInfo | str, lines: int = 10) -> list[str]:
         """The last lines of a task's output, once a task that has just ended has shipped it."""
@@ -389,12 +393,33 @@ def get_task(client: Client, name: str) -> TaskInfo:
     return task_from_proto(response.task)
 
 
-def read_log(client: Client, task: str, *, follow: bool = False) -> Iterator[bytes]:
+def read_log(
+    client: Client,
+    task: str,
+    *,
+    follow: bool = False,
+    source: str = "program",
+    since: datetime | None = None,
+) -> Iterator[bytes]:
     """The output of the newest attempt of `task`; none if it has written nothing.
 
     With `follow`, goes on until the log is closed; a gateway that goes away is asked again.
+
+    Args:
+        client: of the cluster.
+        task: resource name.
+        follow: while it grows.
+        source: "program" for stdout and stderr; "os" for how it started and ended, signals, lack
+            of memory; "usage" for CPU, memory and I/O over time: both JSON lines.
+        since: parts of up to 1 MiB that were stored before are left out.
     """
-    request = ReadLogRequest(task=task, follow=follow)
+    if source not in LOG_SOURCES:
+        raise InvalidArgumentError(f"source {source!r} is none of {', '.join(LOG_SOURCES)}")
+    request = ReadLogRequest(
+        task=task, follow=follow, source=LogSource.Value(f"LOG_SOURCE_{source.upper()}")
+    )
+    if since is not None:
+        request.since.FromDatetime(since)
     while True:
         ended = get_task(client, task).state.ended or not follow  # also says if there is no task
         try:

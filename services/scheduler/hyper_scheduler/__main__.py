@@ -7,9 +7,12 @@ from collections.abc import Sequence
 
 from hyper_scheduler.config import SchedulerSettings
 from hyper_scheduler.driver import Driver
+from hyper_scheduler.relay import Relay
+from hyper_scheduler.secret_servicer import SecretServicer
 from hyper_scheduler.servicer import AgentServicer, ClusterServicer, NodeServicer
 from hyper_scheduler.steady import SteadyClock
 from hyper_scheduler.store import Store
+from hyper_scheduler.vault import Vault, read_keys
 from hyper_scheduler.workflow_servicer import WorkflowServicer
 from hyper_servicekit.announce import announce
 from hyper_servicekit.clock import SystemClock
@@ -19,6 +22,7 @@ from hyper_servicekit.objects import S3Store
 from hyper_servicekit.owned import owned
 from hyper_servicekit.server import Running, Served, run_service
 from hyperapi.scheduler.v1 import cluster_service_pb2_grpc as cluster
+from hyperapi.scheduler.v1 import secret_service_pb2_grpc as secret
 from hyperapi.scheduler.v1 import workflow_service_pb2_grpc as workflow
 from hyperapi.worker.v1 import agent_service_pb2_grpc as agent
 
@@ -32,6 +36,10 @@ def main() -> int:
         etcd = await running.stack.enter_async_context(Etcd(settings.etcd_endpoints))
         objects = await running.stack.enter_async_context(S3Store(settings.s3))
         store = Store(etcd, objects, settings.etcd_prefix, settings.request_ttl_s)
+        vault = Vault(
+            etcd, settings.etcd_prefix, read_keys(settings.secrets_key.get_secret_value()), clock
+        )
+        relay = Relay()
         driver = Driver(settings, etcd, store, clock, running.instance)
 
         async def lead() -> None:
@@ -57,7 +65,7 @@ def main() -> int:
             Served(
                 "hyperapi.scheduler.v1.NodeService",
                 workflow.add_NodeServiceServicer_to_server,
-                NodeServicer(settings, driver, clock),
+                NodeServicer(settings, driver, clock, relay),
             ),
             Served(
                 "hyperapi.scheduler.v1.ClusterService",
@@ -67,7 +75,12 @@ def main() -> int:
             Served(
                 "hyperapi.worker.v1.AgentService",
                 agent.add_AgentServiceServicer_to_server,
-                AgentServicer(settings, driver, clock),
+                AgentServicer(settings, driver, clock, relay, vault),
+            ),
+            Served(
+                "hyperapi.scheduler.v1.SecretService",
+                secret.add_SecretServiceServicer_to_server,
+                SecretServicer(vault),
             ),
         ]
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, SecretStr
 
 from hyper_scheduler.core.state import Quota
 from hyper_servicekit.config import S3Settings, ServiceSettings, settings_config
@@ -39,6 +39,10 @@ class SchedulerSettings(ServiceSettings):
     max_events: int = Field(default=10_000, gt=0, description="events that wait for the loop")
     max_link_messages: int = Field(default=10_000, gt=0, description="that wait for one worker")
     max_page_size: int = Field(default=1_000, gt=0, description="items in a page of a list")
+    secrets_key: SecretStr = Field(
+        default=SecretStr(""),
+        description="32 bytes in base64; more after commas: the first encrypts, all decrypt",
+    )
     max_slots: int = Field(default=4_096, gt=0, description="slots that one worker may offer")
     tenants: dict[str, TenantSettings] = Field(
         default_factory=dict, description="weights and quotas by tenant"

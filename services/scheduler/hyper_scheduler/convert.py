@@ -139,6 +139,14 @@ def experiment_name(workflow: str, experiment: str) -> str:
     return f"{workflow}/experiments/{experiment}"
 
 
+def secret_name(text: str) -> tuple[str, str]:
+    """`tenants/{t}/secrets/{s}` -> t, s."""
+    parts = text.split("/")
+    if len(parts) != 4 or parts[0] != "tenants" or parts[2] != "secrets":
+        raise _malformed("name", text, "tenants/{tenant}/secrets/{secret}")
+    return check_part(parts[1], "tenant"), check_part(parts[3], "secret")
+
+
 def state_filter(value: int) -> TaskState | None:
     """The state that a list is limited to."""
     if value == pb.TASK_STATE_UNSPECIFIED:

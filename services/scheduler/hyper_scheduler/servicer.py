@@ -5,14 +5,17 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 from typing import Any
 
-from hyper.errors import HyperError, InvalidArgumentError
+from hyper.errors import FailedPreconditionError, HyperError, InvalidArgumentError
 from hyper_scheduler import convert, metrics
 from hyper_scheduler.config import SchedulerSettings
 from hyper_scheduler.core.events import DrainWorker, Heartbeat, Hello, Metrics, Reports
+from hyper_scheduler.core.tasks import is_current
 from hyper_scheduler.driver import Driver
 from hyper_scheduler.links import Link
 from hyper_scheduler.paging import make_token, page_size, read_token
+from hyper_scheduler.relay import EXEC_TIMEOUT_MAX_S, EXEC_TIMEOUT_S, Relay
 from hyper_scheduler.term import Term
+from hyper_scheduler.vault import Vault
 from hyper_servicekit.announce import announced
 from hyper_servicekit.clock import Clock
 from hyper_servicekit.etcd import Etcd
@@ -25,13 +28,17 @@ from hyperapi.worker.v1 import agent_service_pb2 as agent
 log = get_logger(__name__)
 
 VERSION = "0.1.0"
+_EXEC_BYTES_MAX = 65_536
 
 
 class NodeServicer:
     """The machines."""
 
-    def __init__(self, settings: SchedulerSettings, driver: Driver, clock: Clock) -> None:
+    def __init__(
+        self, settings: SchedulerSettings, driver: Driver, clock: Clock, relay: Relay
+    ) -> None:
         self._settings, self._driver, self._clock = settings, driver, clock
+        self._relay = relay
 
     async def ListWorkers(  # noqa: N802  (gRPC's name)
         self, request: pb.ListWorkersRequest, context: Any
@@ -44,6 +51,8 @@ class NodeServicer:
         names = [each.name for each in workers]
         start = names.index(after) + 1 if after in names else 0
         response = pb.ListWorkersResponse(workers=workers[start : start + size])
+        for each in response.workers:
+            self._relay.show(each, tasks=request.tasks)
         if start + size < len(workers):
             response.next_page_token = make_token(names[start + size - 1])
         return response
@@ -63,6 +72,24 @@ class NodeServicer:
         elif name in state.lost:
             response.worker.CopyFrom(convert.worker(state.lost[name], now, lost=True))
         return response
+
+    async def ExecTask(  # noqa: N802
+        self, request: pb.ExecTaskRequest, context: Any
+    ) -> pb.ExecTaskResponse:
+        """Run a command beside a live task."""
+        task = convert.task_id(request.name)
+        if not request.arguments or sum(map(len, request.arguments)) > _EXEC_BYTES_MAX:
+            raise InvalidArgumentError("a command of 1 to 65,536 characters is needed")
+        timeout_s = EXEC_TIMEOUT_S
+        if request.HasField("timeout"):
+            timeout_s = request.timeout.ToNanoseconds() / 1e9
+        if not 0 < timeout_s <= EXEC_TIMEOUT_MAX_S:
+            raise InvalidArgumentError(f"timeout must be up to {EXEC_TIMEOUT_MAX_S:g} s")
+        term = await self._driver.leading()
+        result = await self._relay.exec_task(term, task, list(request.arguments), timeout_s)
+        return pb.ExecTaskResponse(
+            exit_code=result.exit_code, output=result.output, truncated=result.truncated
+        )
 
 
 class ClusterServicer:
@@ -91,8 +118,16 @@ class ClusterServicer:
 class AgentServicer:
     """The workers' streams."""
 
-    def __init__(self, settings: SchedulerSettings, driver: Driver, clock: Clock) -> None:
+    def __init__(
+        self,
+        settings: SchedulerSettings,
+        driver: Driver,
+        clock: Clock,
+        relay: Relay,
+        vault: Vault,
+    ) -> None:
         self._settings, self._driver, self._clock = settings, driver, clock
+        self._relay, self._vault = relay, vault
 
     async def Connect(  # noqa: N802
         self, request_iterator: AsyncIterator[agent.ConnectRequest], context: Any
@@ -117,9 +152,33 @@ class AgentServicer:
         finally:
             link.close()
             term.links.forget(link)
+            self._relay.forget(link.worker)
             metrics.WORKERS.set(len(term.links))
             term.tell_gone(name, link.session)
             log.info("worker disconnected", worker=name, session=link.session)
+
+    async def ReadSecrets(  # noqa: N802
+        self, request: agent.ReadSecretsRequest, context: Any
+    ) -> agent.ReadSecretsResponse:
+        """What the recipe names for an attempt, for the worker that it was given to."""
+        task, attempt = convert.attempt_of(request.key)
+        term = await self._driver.leading()
+        run = term.state.experiment(task)
+        record = None if run is None else run.record(task.index)
+        if (
+            run is None
+            or record is None
+            or not is_current(term.state, task, attempt)
+            or record.worker != request.worker
+        ):
+            raise FailedPreconditionError(
+                f"{task.name} attempt {attempt.epoch}.{attempt.number} is not {request.worker}'s"
+            )
+        around = run.spec.around
+        names = sorted({*around.secrets.values(), *filter(None, [around.registry])})
+        tenant = term.state.workflows[task.workflow].tenant
+        values = {name: await self._vault.get(tenant, name) for name in names}
+        return agent.ReadSecretsResponse(values=values)
 
     async def _read(
         self, requests: AsyncIterator[agent.ConnectRequest], term: Term, link: Link
@@ -137,6 +196,8 @@ class AgentServicer:
         now = self._clock.now()
         match request.WhichOneof("kind"):
             case "heartbeat":
+                if request.heartbeat.HasField("usage"):
+                    self._relay.used(link.worker, request.heartbeat.usage)
                 await term.tell(Heartbeat(now, link.worker, link.session))
             case "status":
                 if metrics_told := convert.metric_reports(request.status):
@@ -144,6 +205,8 @@ class AgentServicer:
                 reports = convert.reports(request.status)
                 sequence = request.status.sequence
                 await term.tell(Reports(now, link.worker, link.session, sequence, reports))
+            case "exec":
+                self._relay.answered(request.exec)
             case "hello":
                 raise InvalidArgumentError("Hello comes once a stream, first")
             case None:

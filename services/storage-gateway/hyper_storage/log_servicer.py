@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
+from datetime import UTC
 from typing import Any
 
 import grpc.aio
@@ -14,6 +15,12 @@ from hyperapi.storage.v1 import dataset_service_pb2 as api
 from hyperapi.storage.v1 import dataset_service_pb2_grpc as api_grpc
 
 _MAX = 2**62
+_SOURCES: dict[int, str] = {
+    api.LOG_SOURCE_UNSPECIFIED: "",
+    api.LOG_SOURCE_PROGRAM: "",
+    api.LOG_SOURCE_OS: "os",
+    api.LOG_SOURCE_USAGE: "usage",
+}
 
 Context = grpc.aio.ServicerContext[Any, Any]
 
@@ -33,7 +40,9 @@ class LogServicer(api_grpc.LogServiceServicer):
         offset = _bounded(request.offset, "offset")
         if attempt is None:
             raise InvalidArgumentError("epoch and number name the attempt", field="epoch")
-        await self._logs.append(task, attempt, offset, request.data, last=request.last)
+        await self._logs.append(
+            task, attempt, offset, request.data, last=request.last, source=_source(request.source)
+        )
         return api.AppendLogResponse()
 
     async def ReadLog(  # noqa: N802
@@ -46,6 +55,8 @@ class LogServicer(api_grpc.LogServiceServicer):
             _attempt(request.epoch, request.number),
             _bounded(request.offset, "offset"),
             follow=request.follow,
+            source=_source(request.source),
+            since=request.since.ToDatetime(tzinfo=UTC) if request.HasField("since") else None,
         )
         async for part in parts:
             yield api.ReadLogResponse(
@@ -54,6 +65,14 @@ class LogServicer(api_grpc.LogServiceServicer):
                 epoch=part.attempt.epoch,
                 number=part.attempt.number,
             )
+
+
+def _source(value: int) -> str:
+    """The folder of a source."""
+    found = _SOURCES.get(value)
+    if found is None:
+        raise InvalidArgumentError(f"source {value} is not known", field="source")
+    return found
 
 
 def _attempt(epoch: int, number: int) -> Attempt | None:

@@ -2,12 +2,16 @@
 
 logs/{task}/{epoch}-{number}/{offset}   one part; numbers padded, so that keys sort
 logs/{task}/{epoch}-{number}/end        the log is complete; holds its size
+
+What the worker says beside the program's output lies under logs-os/ and logs-usage/ in the same
+way.
 """
 
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
+from datetime import datetime
 
 from hyper.errors import InvalidArgumentError, NotFoundError, ResourceExhaustedError
 from hyper_servicekit.clock import Clock
@@ -17,6 +21,11 @@ MAX_PART_BYTES = 2**20
 _END = "end"
 
 
+def root(task: str, source: str = "") -> str:
+    """Where the logs of a task's attempts are: of its program, or of a source beside it."""
+    return f"logs-{source}/{task}/" if source else f"logs/{task}/"
+
+
 @dataclass(frozen=True, slots=True)
 class Attempt:
     """One try at a task."""
@@ -24,9 +33,9 @@ class Attempt:
     epoch: int
     number: int
 
-    def prefix(self, task: str) -> str:
+    def prefix(self, task: str, source: str = "") -> str:
         """Where its parts are."""
-        return f"logs/{task}/{self.epoch:020d}-{self.number:010d}/"
+        return f"{root(task, source)}{self.epoch:020d}-{self.number:010d}/"
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,12 +65,12 @@ class TaskLogs:
         self._following = 0
 
     async def append(
-        self, task: str, attempt: Attempt, offset: int, data: bytes, *, last: bool
+        self, task: str, attempt: Attempt, offset: int, data: bytes, *, last: bool, source: str = ""
     ) -> None:
         """Store one part. The same offset again changes nothing."""
         if len(data) > MAX_PART_BYTES:
             raise InvalidArgumentError("a part of a log has at most 1 MiB", field="data")
-        prefix = attempt.prefix(task)
+        prefix = attempt.prefix(task, source)
         key = f"{prefix}{offset:020d}"
         if data and await self._store.head(key) is None:
             await self._store.put(key, data)
@@ -69,9 +78,25 @@ class TaskLogs:
             await self._store.put(prefix + _END, str(offset + len(data)).encode())
 
     async def read(
-        self, task: str, attempt: Attempt | None, offset: int, *, follow: bool
+        self,
+        task: str,
+        attempt: Attempt | None,
+        offset: int,
+        *,
+        follow: bool,
+        source: str = "",
+        since: datetime | None = None,
     ) -> AsyncIterator[Part]:
-        """The log from `offset` on; with `follow` until it is complete."""
+        """The log from `offset` on; with `follow` until it is complete.
+
+        Args:
+            task: resource name.
+            attempt: the newest, if None.
+            offset: bytes that are left out.
+            follow: wait for more.
+            source: "" for the program's output, "os" or "usage".
+            since: parts that were stored before are left out.
+        """
         if follow:
             if self._following >= self._followers:
                 raise ResourceExhaustedError(
@@ -79,18 +104,30 @@ class TaskLogs:
                 )
             self._following += 1
         try:
-            chosen = attempt or await self._newest(task, wait=follow)
-            async for part in self._parts(task, chosen, offset, follow):
+            chosen = attempt or await self._newest(task, source, wait=follow)
+            async for part in self._parts(task, chosen, offset, follow, source, since):
                 yield part
         finally:
             self._following -= follow
 
     async def _parts(
-        self, task: str, attempt: Attempt, offset: int, follow: bool
+        self,
+        task: str,
+        attempt: Attempt,
+        offset: int,
+        follow: bool,
+        source: str,
+        since: datetime | None,
     ) -> AsyncIterator[Part]:
-        prefix = attempt.prefix(task)
+        prefix = attempt.prefix(task, source)
         while True:
-            found = [(info.key, info.size) async for info in self._store.list(prefix)]
+            listed = [info async for info in self._store.list(prefix)]
+            if since is not None:
+                for info in listed:
+                    start_text = info.key.removeprefix(prefix)
+                    if start_text.isdecimal() and info.modified < since:
+                        offset = max(offset, int(start_text) + info.size)
+            found = [(info.key, info.size) for info in listed]
             complete = any(key == prefix + _END for key, _ in found)
             for key, size in found:
                 start_text = key.removeprefix(prefix)
@@ -109,8 +146,8 @@ class TaskLogs:
                 return
             await self._clock.sleep(self._poll_s)
 
-    async def _newest(self, task: str, *, wait: bool) -> Attempt:
-        prefix = f"logs/{task}/"
+    async def _newest(self, task: str, source: str, *, wait: bool) -> Attempt:
+        prefix = root(task, source)
         while True:
             attempts = {
                 info.key.removeprefix(prefix).partition("/")[0]

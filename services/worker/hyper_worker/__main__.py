@@ -6,6 +6,7 @@ import asyncio
 import secrets
 import socket
 import sys
+from concurrent.futures import ThreadPoolExecutor
 
 from hyper.client import Client
 from hyper.config import scheduler_addresses
@@ -15,11 +16,18 @@ from hyper_servicekit.server import Running, run_service
 from hyper_worker.agent import Agent, Identity, Timing
 from hyper_worker.config import WorkerSettings
 from hyper_worker.folders import Folders
+from hyper_worker.gpus import GpuPool, Nvml
 from hyper_worker.logs import Shipper, send_with
+from hyper_worker.node import Node
+from hyper_worker.runner.container import ContainerRunner, ContainerSettings
 from hyper_worker.runner.function import FunctionRunner
 from hyper_worker.runner.guard import Guard
+from hyper_worker.runner.isolation import Isolation
 from hyper_worker.runner.orphans import adopt_orphans
 from hyper_worker.runner.process import ProcessRunner
+from hyper_worker.secrets import read_with
+from hyper_worker.staging.cache import Cache
+from hyper_worker.staging.stage import Stage
 
 log = get_logger(__name__)
 
@@ -32,14 +40,36 @@ async def build(settings: WorkerSettings, running: Running) -> None:
     logs_client = Client(endpoint or None, patience_s=0.0, notice=log.info)
     files_client = Client(endpoint or None, patience_s=settings.fetch_patience_s, notice=log.info)
     stack.callback(files_client.close)
-    folders = Folders(settings.workdir, files_client)
+    folders = Folders(settings.workdir)
     stack.callback(folders.close)
+    cache = Cache(settings.workdir / "cache", settings.cache_bytes)
+    threads = ThreadPoolExecutor(2 * settings.slots + 2, thread_name_prefix="staging")
+    stack.callback(threads.shutdown, wait=False, cancel_futures=True)
+    isolation = Isolation(
+        settings.first_user_id if settings.isolation == "user" else None,
+        2 * settings.slots + 2,
+        [settings.workdir],
+    )
     adopt_orphans()
     guard = Guard()
     stack.callback(guard.close)
     endpoint_of_tasks = endpoint or ",".join(addresses)
-    commands = ProcessRunner(guard, endpoint_of_tasks)
-    functions = FunctionRunner(guard, endpoint_of_tasks, settings.slots, folders.root)
+    commands = ProcessRunner(guard, endpoint_of_tasks, isolation)
+    functions = FunctionRunner(guard, endpoint_of_tasks, settings.slots, isolation, folders.root)
+    containers = ContainerRunner(
+        endpoint_of_tasks,
+        ContainerSettings(
+            settings.container_user,
+            settings.container_pids,
+            settings.container_memory_bytes,
+            settings.container_tmp_bytes,
+            settings.guard_metadata,
+        ),
+        folders.root,
+        settings.slots,
+    )
+    stack.push_async_callback(containers.close)
+    await containers.sweep()
     stack.push_async_callback(commands.close)
     stack.push_async_callback(functions.close)
     shipper = Shipper(
@@ -51,17 +81,30 @@ async def build(settings: WorkerSettings, running: Running) -> None:
     )
     stack.callback(shipper.close)
     stack.callback(logs_client.close)
+    gpus = GpuPool(Nvml())
     identity = Identity(
         worker=f"{running.instance}-{secrets.token_hex(3)}",
         slots=settings.slots,
         labels={"host": socket.gethostname(), **settings.labels},
+        gpus=gpus.count,
+    )
+    stage = Stage(
+        files_client,
+        cache,
+        folders.root,
+        threads,
+        read_with(files_client, identity.worker),
+        isolation,
+        gpus,
     )
     agent = Agent(
         identity,
         lambda: scheduler_addresses(endpoint or None),
-        {"command": commands, "function": functions},
-        folders,
+        {"command": commands, "function": functions, "container": containers},
+        stage,
+        Node(folders.root, gpus),
         shipper,
+        containers.prefetch,
         Timing(settings.connect_timeout_s, settings.report_delay_s, settings.leave_reports_s),
     )
     group = await stack.enter_async_context(asyncio.TaskGroup())

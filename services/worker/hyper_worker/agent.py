@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import random
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
 
 import grpc
 import grpc.aio
@@ -26,6 +26,7 @@ from hyper_worker.connection import Connection
 from hyper_worker.core.backoff import Backoff
 from hyper_worker.core.machine import Machine
 from hyper_worker.core.model import (
+    Assigned,
     Command,
     EndedAll,
     Event,
@@ -36,15 +37,20 @@ from hyper_worker.core.model import (
     Launch,
     Leaving,
     Returned,
+    Source,
     Status,
     Terminate,
     Ticked,
+    describe_exit,
 )
-from hyper_worker.folders import Folders
 from hyper_worker.logs import LogStream, Shipper
+from hyper_worker.node import Node, Sample
 from hyper_worker.ports import Ports, own_address
 from hyper_worker.runner.base import Execution, Output, Runner
+from hyper_worker.runner.place import Place
+from hyper_worker.staging.stage import Stage
 from hyper_worker.voice import Metrics, Voice
+from hyperapi.scheduler.v1 import workflow_pb2
 from hyperapi.worker.v1 import agent_service_pb2 as wire
 
 log = get_logger(__name__)
@@ -53,6 +59,7 @@ _FAILURE_LOG_S = 2.0  # a failure is reported once its log can be read, or after
 
 _METRICS_MAX = 1_000  # reports that wait for the connection
 _PORTS_MAX = 16
+_USAGE_AFTER_S = 1.0  # a shorter task has no series
 _BACKOFF_MAX_S = 5.0
 _WARN_EVERY = 20  # failures to connect in a row
 
@@ -64,6 +71,7 @@ class Identity:
     worker: str
     slots: int
     labels: Mapping[str, str]
+    gpus: int = 0
 
     def hello(self) -> wire.Hello:
         """The message, without the attempts that run."""
@@ -72,7 +80,7 @@ class Identity:
             slots=self.slots,
             cpus=psutil.cpu_count() or 1,
             memory_bytes=psutil.virtual_memory().total,
-            gpus=len(list(Path("/dev").glob("nvidia[0-9]*"))),
+            gpus=self.gpus,
             labels=dict(self.labels),
             version=_version(),
         )
@@ -93,9 +101,11 @@ class Agent:
     Args:
         identity: who it is.
         resolve: the scheduler's addresses; asked anew for every connection.
-        runners: by kind, "command" and "function".
-        folders: where tasks run.
+        runners: by kind: "command", "function" and "container".
+        stage: what is around a task.
+        node: samples this machine.
         shipper: takes their logs.
+        fetch_image: pulls an image ahead of the attempts that wait for a slot.
         timing: how long it waits for what.
     """
 
@@ -104,13 +114,20 @@ class Agent:
         identity: Identity,
         resolve: Callable[[], tuple[str, ...]],
         runners: Mapping[str, Runner],
-        folders: Folders,
+        stage: Stage,
+        node: Node,
         shipper: Shipper,
+        fetch_image: Callable[[str], Awaitable[None]],
         timing: Timing = Timing(),
     ) -> None:
         self._identity, self._resolve, self._runners = identity, resolve, runners
-        self._folders, self._shipper, self._timing = folders, shipper, timing
+        self._stage, self._shipper, self._timing = stage, shipper, timing
+        self._node = node
         self._machine = Machine(identity.slots)
+        self._fetch_image = fetch_image
+        self._images: asyncio.Queue[str] = asyncio.Queue()
+        self._asked: asyncio.Queue[wire.Exec] = asyncio.Queue()
+        self._started: dict[Key, float] = {}
         self._executions: dict[Key, Execution] = {}
         self._early: dict[Key, type[Terminate] | type[Kill]] = {}
         self._connection: Connection | None = None
@@ -124,6 +141,7 @@ class Agent:
         self._voices: dict[Key, Voice] = {}
         self._metrics: dict[tuple[Key, int], Metrics] = {}  # by step: the newest counts
         self._ports = Ports(min(identity.slots, _PORTS_MAX))
+        self._sides: dict[tuple[Key, Source], LogStream] = {}
         self._failing: set[Key] = set()  # ended; their logs are being shipped
         self._failures_to_report: asyncio.Queue[tuple[Key, Exit, LogStream]] = asyncio.Queue()
         self.welcomed_once = asyncio.Event()
@@ -136,6 +154,8 @@ class Agent:
             group.create_task(self._keep_time())
             group.create_task(self._stay_connected())
             group.create_task(self._report_failures())
+            group.create_task(self._answer_commands())
+            group.create_task(self._fetch_images())
             while True:
                 group.create_task(self._carry_out(await self._launches.get()))
 
@@ -184,6 +204,65 @@ class Agent:
             reports=self._machine.reports.waiting,
         )
 
+    def exec(self, request: wire.Exec) -> None:
+        """Run a command beside an attempt; its result goes up when it is there."""
+        self._asked.put_nowait(request)
+
+    def _write_usage(self, samples: Iterable[Sample]) -> None:
+        """A line into the usage log of each task that has run for a while."""
+        keys = {key.task: key for key in self._executions}
+        for each in samples:
+            key = keys.get(each.task)
+            if key is not None and each.seconds >= _USAGE_AFTER_S:
+                self._side(key, Source.USAGE).write(each.line(time.time()))
+
+    def _event(self, key: Key, event: str, **facts: object) -> None:
+        """A line into the attempt's log of events."""
+        line = {"t": round(time.time(), 3), "event": event, **facts}
+        self._side(key, Source.OS).write(json.dumps(line).encode() + b"\n")
+
+    def _side(self, key: Key, source: Source) -> LogStream:
+        """A log of ours beside the program's."""
+        stream = self._sides.get((key, source))
+        if stream is None:
+            stream = self._sides[key, source] = self._shipper.open(key, source)
+        return stream
+
+    def usage(self) -> workflow_pb2.NodeUsage:
+        """What this machine and its tasks use now."""
+        running: dict[int, tuple[str, float]] = {}
+        for key, execution in self._executions.items():  # a bundle's first stands for it
+            if execution.pid:
+                running.setdefault(execution.pid, (key.task, self._started.get(key, 0.0)))
+        samples = self._node.tasks((task, pid, at) for pid, (task, at) in running.items())
+        self._write_usage(samples)
+        return self._node.look(samples)
+
+    async def _fetch_images(self) -> None:
+        while True:
+            await self._fetch_image(await self._images.get())
+
+    async def _answer_commands(self) -> None:
+        async with asyncio.TaskGroup() as group:
+            while True:
+                group.create_task(self._answer_command(await self._asked.get()))
+
+    async def _answer_command(self, request: wire.Exec) -> None:
+        result = wire.ExecResult(id=request.id)
+        execution = self._executions.get(convert.key_from_proto(request.key))
+        try:
+            if execution is None:
+                raise ValueError("the attempt does not run here")
+            timeout_s = convert.seconds(request.timeout)
+            ran = await execution.exec(tuple(request.arguments), timeout_s)
+        except (ValueError, OSError) as error:
+            result.message = str(error)
+        else:
+            result.exit_code, result.output = ran.exit_code, ran.output
+            result.truncated = ran.truncated
+        if self._connection is not None:
+            self._connection.send(wire.ConnectRequest(exec=result))
+
     def drain(self, reason: str) -> None:
         """The scheduler gives out nothing more; what runs here goes on."""
         metrics.DRAINING.set(1)
@@ -206,6 +285,9 @@ class Agent:
     def dispatch(self, event: Event) -> None:
         """Let the core decide and carry out what it says."""
         before = self._machine.reports.waiting
+        if isinstance(event, Assigned):
+            for image in {job.image for job in event.jobs if job.image}:
+                self._images.put_nowait(image)
         for command in self._machine.handle(event, time.monotonic()):
             self._perform(command)
         if self._machine.reports.waiting > before and self._connection is not None:
@@ -232,6 +314,7 @@ class Agent:
     def _signal(self, key: Key, kind: type[Terminate] | type[Kill]) -> None:
         if not self._machine.runs(key) or key in self._failing:
             return  # it has ended meanwhile
+        self._event(key, "signal", name="SIGKILL" if kind is Kill else "SIGTERM")
         execution = self._executions.get(key)
         if execution is None:
             self._early[key] = kind  # it is being started
@@ -261,6 +344,7 @@ class Agent:
             self._ports.take_back(jobs[0].port)
             for key in keys:
                 self._executions.pop(key, None)
+                self._started.pop(key, None)
                 self._early.pop(key, None)
         left = [key for key in keys if self._machine.runs(key) and key not in self._failing]
         for key in left:
@@ -270,22 +354,37 @@ class Agent:
 
     async def _run(self, kind: str, jobs: tuple[Job, ...]) -> None:
         job = jobs[0]
-        if job.image:
-            raise ValueError(
-                f"this worker runs no containers, and the task asks for image {job.image!r}"
-            )
-        own = kind == "command" or bool(job.workdir)  # warm processes have a folder each
-        folder = await self._folders.prepare(job) if own else self._folders.root
-        try:
-            execution = await self._runners[kind].start(jobs, folder, self)
-            for each in jobs:
-                self._executions[each.key] = execution
-                if (early := self._early.pop(each.key, None)) is not None:
-                    self._signal(each.key, early)
-            await execution.wait()
-        finally:
-            if own:
-                await self._folders.remove(job, folder)
+        runner = self._runner(kind, job)
+        if kind == "command":
+            await self._follow(self._stage.begin(job, runner, self), jobs)
+            return
+        with self._stage.gpus.holding(job.around.needs.gpus, job.key.task) as gpus:
+            place = Place(self._stage.scratch, self._stage.scratch, gpus=gpus)
+            if not job.workdir and not job.around.setup:
+                await self._follow(await runner.start(jobs, place, self), jobs)
+                return
+            code = await self._stage.code(job, self._runners["command"], self)
+            try:
+                place = Place(code.work, code.work, site=code.site, gpus=gpus)
+                await self._follow(await runner.start(jobs, place, self), jobs)
+            finally:
+                code.lease.release()
+
+    def _runner(self, kind: str, job: Job) -> Runner:
+        if not job.image:
+            return self._runners[kind]
+        if kind == "function":
+            raise ValueError("a function runs in the worker's own environment: remove `image`")
+        return self._runners["container"]
+
+    async def _follow(self, execution: Execution, jobs: tuple[Job, ...]) -> None:
+        """Wait for started attempts, and let signals reach them meanwhile."""
+        for each in jobs:
+            self._executions[each.key] = execution
+            self._started[each.key] = time.monotonic()
+            if (early := self._early.pop(each.key, None)) is not None:
+                self._signal(each.key, early)
+        await execution.wait()
 
     # Sink of the runners
 
@@ -311,6 +410,13 @@ class Agent:
         """Attempts have ended: a failure is reported when its log can be read."""
         now: list[tuple[Key, Exit]] = []
         for key, exit_ in ends:
+            if exit_.exit_code != 0 or exit_.message:
+                reason = exit_.message or describe_exit(exit_.exit_code)
+                self._event(key, "ended", exit_code=exit_.exit_code, reason=reason)
+            for source in Source:
+                side = self._sides.pop((key, source), None)
+                if side is not None:
+                    side.close()
             stream = self._streams.pop(key, None)
             voice = self._voices.pop(key, None)
             if voice is not None:

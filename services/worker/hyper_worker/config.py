@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import tempfile
 from pathlib import Path
+from typing import Literal
 
 from pydantic import Field, field_validator
 
@@ -29,6 +30,28 @@ class WorkerSettings(ServiceSettings):
     workdir: Path = Field(
         default_factory=lambda: Path(tempfile.gettempdir()) / f"hyper-worker-{os.getuid()}",
         description="scratch folders of tasks, and unpacked work folders",
+    )
+    isolation: Literal["none", "user"] = Field(
+        default="none",
+        description="of processes: 'user' gives each a user and a view of its own (needs root)",
+    )
+    first_user_id: int = Field(
+        default=64_000, gt=0, lt=2**31, description="of those for tasks; one a slot and two more"
+    )
+    container_user: str = Field(
+        default_factory=lambda: f"{os.getuid()}:{os.getgid()}" if os.getuid() else "64999:64999",
+        pattern=r"^[0-9]+:[0-9]+$", description="uid:gid of programs in containers",
+    )  # fmt: skip
+    container_pids: int = Field(default=4096, gt=0, description="processes in one container")
+    container_memory_bytes: int = Field(
+        default=0, ge=0, description="of one whose recipe promises none; 0: no limit"
+    )
+    container_tmp_bytes: int = Field(default=1 << 30, gt=0, description="of its /tmp, in memory")
+    guard_metadata: bool = Field(
+        default=True, description="no network for containers that could reach a cloud's credentials"
+    )
+    cache_bytes: int = Field(
+        default=20 << 30, ge=0, description="of work folders and inputs that nobody uses"
     )
     connect_timeout_s: float = Field(default=10.0, gt=0, description="for the scheduler's Welcome")
     fetch_patience_s: float = Field(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+from collections import deque
 from typing import Protocol
 
 import grpc
@@ -14,6 +15,7 @@ from hyper.errors import DeadlineError, InternalError
 from hyper_servicekit.logs import get_logger
 from hyper_worker import convert
 from hyper_worker.core.model import Acknowledged, Assigned, Event, Status, StopAsked
+from hyperapi.scheduler.v1 import workflow_pb2
 from hyperapi.worker.v1 import agent_service_pb2 as wire
 from hyperapi.worker.v1.agent_service_pb2_grpc import AgentServiceStub
 
@@ -35,6 +37,12 @@ class Owner(Protocol):
 
     def dispatch(self, event: Event) -> None:
         """The scheduler wants something."""
+
+    def exec(self, request: wire.Exec) -> None:
+        """Run a command beside an attempt."""
+
+    def usage(self) -> workflow_pb2.NodeUsage:
+        """What this machine uses now."""
 
     def drain(self, reason: str) -> None:
         """The scheduler will give out nothing more."""
@@ -70,8 +78,14 @@ class Connection:
         self._addresses, self._owner = addresses, owner
         self._welcome_timeout_s, self._gather_s = welcome_timeout_s, gather_s
         self._reports = asyncio.Event()
+        self._more: deque[wire.ConnectRequest] = deque()
         self._specs: dict[str, wire.TaskSpec] = {}
         self._heartbeat_s = 1.0
+
+    def send(self, message: wire.ConnectRequest) -> None:
+        """Send something that is lost with the connection."""
+        self._more.append(message)
+        self._reports.set()
 
     def wake(self) -> None:
         """There are reports to send."""
@@ -146,6 +160,8 @@ class Connection:
                 self._owner.dispatch(StopAsked(keys))
             case "ack":
                 self._owner.dispatch(Acknowledged(response.ack.sequence))
+            case "exec":
+                self._owner.exec(response.exec)
             case "drain":
                 self._owner.drain(response.drain.reason)
             case other:
@@ -166,13 +182,16 @@ class Connection:
             if metrics := self._owner.next_metrics():
                 message = wire.StatusBatch(metrics=metrics)
                 await call.write(wire.ConnectRequest(status=message))
+            while self._more:
+                await call.write(self._more.popleft())
             while (batch := self._owner.next_batch()) is not None:
                 sequence, statuses = batch
                 message = convert.batch_to_proto(sequence, statuses)
                 await call.write(wire.ConnectRequest(status=message))
             if loop.time() >= heartbeat_at:
                 beats += 1
-                await call.write(wire.ConnectRequest(heartbeat=wire.Heartbeat(sequence=beats)))
+                beat = wire.Heartbeat(sequence=beats, usage=self._owner.usage())
+                await call.write(wire.ConnectRequest(heartbeat=beat))
                 heartbeat_at = loop.time() + self._heartbeat_s
 
 

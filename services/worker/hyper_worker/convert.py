@@ -8,7 +8,7 @@ from dataclasses import replace
 from google.protobuf import duration_pb2
 
 from hyper.errors import InternalError
-from hyper_worker.core.model import Job, Key, Outcome, Status
+from hyper_worker.core.model import Around, Job, Key, Needs, Outcome, Status
 from hyper_worker.voice import Metrics
 from hyperapi.scheduler.v1 import workflow_pb2
 from hyperapi.worker.v1 import agent_service_pb2 as wire
@@ -67,13 +67,29 @@ def _maker(experiment: str, specs: Mapping[str, wire.TaskSpec]) -> Callable[[Key
     env, workdir = tuple(sorted(spec.env.items())), spec.workdir
     timeout_s = seconds(spec.timeout) if spec.HasField("timeout") else None
     grace_s = seconds(spec.grace) if spec.HasField("grace") else GRACE_S
+    around = _around(spec)
 
     def make(key: Key, parameters: str) -> Job:
         return Job(
-            key, command, function, image, parameters, env, workdir, timeout_s, grace_s
+            key, command, function, image, parameters, env, workdir, timeout_s, grace_s,
+            around=around,
         )  # fmt: skip
 
     return make
+
+
+def _around(spec: wire.TaskSpec) -> Around:
+    return Around(
+        needs=Needs(spec.hardware.cpus, spec.hardware.memory_bytes, spec.hardware.gpus),
+        setup=spec.setup,
+        inputs=tuple((each.path, each.address) for each in spec.inputs),
+        outputs=tuple((each.path, each.address) for each in spec.outputs),
+        checkpoint_path=spec.checkpoint.path,
+        checkpoint_every_s=seconds(spec.checkpoint.every),
+        secrets=tuple(sorted(spec.secrets.items())),
+        registry=spec.registry,
+        network=spec.network,
+    )
 
 
 def batch_to_proto(sequence: int, statuses: Iterable[Status]) -> wire.StatusBatch:

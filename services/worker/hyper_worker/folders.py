@@ -1,21 +1,16 @@
-"""Folders that tasks run in: an empty one each, or the recipe's unpacked work folder."""
+"""The scratch folder of an agent, in which tasks have theirs."""
 
 from __future__ import annotations
 
 import asyncio
 import fcntl
-import hashlib
 import os
 import shutil
 import tempfile
-from collections import defaultdict
 from pathlib import Path
+from typing import Any
 
-from hyper.client import Client
-from hyper.errors import InvalidArgumentError
-from hyper.names import check_path, parse_address
 from hyper_servicekit.logs import get_logger
-from hyper_worker.core.model import Job
 
 log = get_logger(__name__)
 
@@ -28,36 +23,13 @@ class Folders:
 
     Args:
         root: this worker's scratch space; made if it does not exist, emptied at the end.
-        client: fetches work folders from the storage gateway.
     """
 
-    def __init__(self, root: Path, client: Client) -> None:
+    def __init__(self, root: Path) -> None:
         root.mkdir(parents=True, exist_ok=True)
         _sweep(root)
         self.root = Path(tempfile.mkdtemp(prefix=_PREFIX, dir=root))
         self._lock = _lock(self.root)
-        self._client = client
-        self._locks: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
-
-    async def prepare(self, job: Job) -> Path:
-        """The folder for an attempt.
-
-        Raises:
-            OSError: it cannot be made.
-            HyperError: the work folder cannot be fetched.
-        """
-        if not job.workdir:
-            return Path(tempfile.mkdtemp(prefix="task-", dir=self.root))
-        async with self._locks[job.workdir]:
-            folder = self.root / ("work-" + hashlib.sha256(job.workdir.encode()).hexdigest()[:24])
-            if not folder.exists():
-                await asyncio.to_thread(self._fetch, job.workdir, folder)
-            return folder
-
-    async def remove(self, job: Job, folder: Path) -> None:
-        """An attempt is over: remove what was its alone."""
-        if not job.workdir and not _remove_empty(folder):
-            await asyncio.to_thread(shutil.rmtree, folder, ignore_errors=True)
 
     def close(self) -> None:
         """Remove everything."""
@@ -65,18 +37,11 @@ class Folders:
         if self._lock is not None:
             os.close(self._lock)
 
-    def _fetch(self, address: str, folder: Path) -> None:
-        """Unpack the files of a dataset; the folder appears complete or not at all."""
-        parsed = parse_address(address)
-        if parsed.array is not None:
-            raise InvalidArgumentError(f"work folder {address!r} is an array; name a dataset")
-        dataset = self._client.open_dataset(str(parsed))
-        partial = Path(tempfile.mkdtemp(prefix="fetch-", dir=self.root))
-        for file in dataset.files():
-            target = partial / check_path(file.path)
-            target.parent.mkdir(parents=True, exist_ok=True)
-            target.write_bytes(dataset.read(file.path))
-        partial.rename(folder)
+
+async def remove_folder(folder: Path) -> None:
+    """Remove what was an attempt's alone."""
+    if not _remove_empty(folder):
+        await asyncio.to_thread(_remove_tree, folder)
 
 
 def _remove_empty(folder: Path) -> bool:
@@ -88,6 +53,27 @@ def _remove_empty(folder: Path) -> bool:
     return True
 
 
+def _remove_tree(folder: Path) -> None:
+    """Also what the program has protected against being removed."""
+
+    def open_up(function: Any, path: str, problem: BaseException) -> None:
+        parent = Path(path).parent
+        if isinstance(problem, FileNotFoundError):
+            return
+        for each in (parent, Path(path)):
+            if each.is_relative_to(folder) and each.is_dir() and not each.is_symlink():
+                each.chmod(0o700)
+        if Path(path).is_dir() and not Path(path).is_symlink():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            Path(path).unlink(missing_ok=True)
+
+    try:
+        shutil.rmtree(folder, onerror=lambda f, p, e: open_up(f, p, e[1]))
+    except OSError as error:
+        log.warning("folder not removed", folder=str(folder), detail=str(error))
+
+
 def _lock(folder: Path) -> int | None:
     """Hold the folder as long as this process lives; None if another one holds it."""
     descriptor = os.open(folder / _LOCK, os.O_CREAT | os.O_RDWR, 0o600)
@@ -97,6 +83,17 @@ def _lock(folder: Path) -> int | None:
         os.close(descriptor)
         return None
     return descriptor
+
+
+def is_held(folder: Path) -> bool:
+    """Whether the agent whose folder this is lives."""
+    if not folder.is_dir():
+        return False
+    descriptor = _lock(folder)
+    if descriptor is None:
+        return True
+    os.close(descriptor)
+    return False
 
 
 def _sweep(root: Path) -> None:

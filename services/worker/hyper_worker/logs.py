@@ -28,9 +28,9 @@ from hyper.errors import (
 from hyper_servicekit.logs import get_logger
 from hyper_worker import metrics
 from hyper_worker.core.backoff import Backoff
-from hyper_worker.core.model import Key
+from hyper_worker.core.model import Key, Source
 from hyper_worker.spool import Budget, Spool
-from hyperapi.storage.v1.dataset_service_pb2 import AppendLogRequest
+from hyperapi.storage.v1.dataset_service_pb2 import AppendLogRequest, LogSource
 from hyperapi.storage.v1.dataset_service_pb2_grpc import LogServiceStub
 
 log = get_logger(__name__)
@@ -52,6 +52,7 @@ class Part:
     offset: int
     data: bytes
     last: bool
+    source: Source = Source.PROGRAM
 
 
 Send = Callable[[Part], None]
@@ -68,6 +69,7 @@ def send_with(client: Client) -> Send:
             offset=part.offset,
             data=part.data,
             last=part.last,
+            source=LogSource.Value(f"LOG_SOURCE_{part.source}"),
         )
         client.call(STORAGE, LogServiceStub, "AppendLog", request, timeout_s=_CALL_TIMEOUT_S)
 
@@ -77,8 +79,14 @@ def send_with(client: Client) -> Send:
 class LogStream:
     """The output of one attempt."""
 
-    def __init__(self, key: Key, spool: Spool, first_byte: Callable[[LogStream], None]) -> None:
-        self.key, self.spool = key, spool
+    def __init__(
+        self,
+        key: Key,
+        spool: Spool,
+        first_byte: Callable[[LogStream], None],
+        source: Source = Source.PROGRAM,
+    ) -> None:
+        self.key, self.spool, self.source = key, spool, source
         self.offset = 0
         self.closed = False
         self.shipped = asyncio.Event()
@@ -150,11 +158,10 @@ class Shipper:
         self._backoff = Backoff(first_s=0.2, max_s=10.0)
         self._hurry = asyncio.Event()
 
-    def open(self, key: Key) -> LogStream:
+    def open(self, key: Key, source: Source = Source.PROGRAM) -> LogStream:
         """The stream of an attempt that starts."""
-        return LogStream(
-            key, Spool(self._folder, self._memory_bytes, self._budget), self._first_byte
-        )
+        spool = Spool(self._folder, self._memory_bytes, self._budget)
+        return LogStream(key, spool, self._first_byte, source)
 
     def _first_byte(self, stream: LogStream) -> None:
         self._streams.add(stream)
@@ -204,7 +211,7 @@ class Shipper:
         last = stream.closed and len(data) == len(stream.spool)
         if not stream.closed and len(data) == len(stream.spool):
             stream.more.clear()
-        await self._deliver(Part(stream.key, stream.offset, data, last))
+        await self._deliver(Part(stream.key, stream.offset, data, last, stream.source))
         stream.offset += len(data)
         stream.spool.drop(len(data))
         metrics.LOG_BYTES.inc(len(data))

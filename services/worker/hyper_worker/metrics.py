@@ -29,3 +29,10 @@ LOG_DROPPED_BYTES = Counter(
     "hyper_worker_log_dropped_bytes_total", "Output lost to a full spool or a refusal."
 )
 LOG_SPOOLED_BYTES = Gauge("hyper_worker_log_spooled_bytes", "Output that waits to be shipped.")
+NODE_CPUS = Gauge("hyper_worker_node_cpus", "Cores in use on this machine.")
+NODE_MEMORY = Gauge("hyper_worker_node_memory_bytes", "Memory in use on this machine.")
+NODE_DISK_FREE = Gauge("hyper_worker_node_disk_free_bytes", "Free where tasks have folders.")
+NODE_RECEIVED = Gauge("hyper_worker_node_received_bytes_per_second", "From the network.")
+NODE_SENT = Gauge("hyper_worker_node_sent_bytes_per_second", "To the network.")
+GPU_UTILIZATION = Gauge("hyper_worker_gpu_utilization", "From 0 to 1.", ("gpu",))
+GPU_MEMORY = Gauge("hyper_worker_gpu_memory_bytes", "In use.", ("gpu",))

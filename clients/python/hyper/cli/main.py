@@ -24,6 +24,7 @@ from hyper.errors import HyperError
 _COMMAND_MODULES = (
     "hyper.cli.cluster",
     "hyper.cli.workflows",
+    "hyper.cli.running",
     "hyper.cli.data",
     "hyper.cli.arrays",
     "hyper.cli.history",

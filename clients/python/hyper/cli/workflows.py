@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import itertools
+import re
 import sys
 import time
 import uuid
 from collections.abc import Iterable, Iterator
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -147,9 +148,16 @@ def logs(
     ],
     follow: Annotated[bool, typer.Option("--follow", "-f", help="go on while they grow")] = False,
     limit: Annotated[int, typer.Option(help="of tasks", min=1)] = 100,
+    source: Annotated[
+        str, typer.Option(help="program (output), os (events), usage (CPU, memory, I/O)")
+    ] = "program",
+    since: Annotated[
+        str | None, typer.Option(help="of one task: 90s, 5m, 2h ago, or an ISO time")
+    ] = None,
     json_output: Json = False,
 ) -> None:
     """Print what tasks have written."""
+    start = None if since is None else _moment(since)
     if follow and json_output:
         raise typer.BadParameter("--follow prints as it goes, --json once: choose one")
     with _connect() as client:
@@ -160,9 +168,9 @@ def logs(
             return
         if place.index is not None and place.experiment is not None:
             name = f"{handle.name}/experiments/{place.experiment}/tasks/{place.index}"
-            _copy(read_log(client, name, follow=follow))
+            _copy(read_log(client, name, follow=follow, source=source, since=start))
             return
-        _many_logs(handle, place, follow=follow, limit=limit)
+        _many_logs(handle, place, follow=follow, limit=limit, source=source)
 
 
 def cancel(
@@ -352,7 +360,20 @@ def _copy(parts: Iterable[bytes]) -> int:
     return size
 
 
-def _many_logs(workflow: Workflow, place: Target, *, follow: bool, limit: int) -> None:
+def _moment(text: str) -> datetime:
+    """`5m` (ago), or an ISO time."""
+    match = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?)([smhd])", text)
+    if match:
+        seconds = float(match[1]) * {"s": 1, "m": 60, "h": 3600, "d": 86400}[match[2]]
+        return datetime.now(UTC) - timedelta(seconds=seconds)
+    try:
+        found = datetime.fromisoformat(text)
+    except ValueError:
+        raise InvalidArgumentError(f"--since {text!r} is neither 5m nor an ISO time") from None
+    return found if found.tzinfo else found.astimezone()
+
+
+def _many_logs(workflow: Workflow, place: Target, *, follow: bool, limit: int, source: str) -> None:
     """The logs of many tasks, each under a heading; with `follow`, each as it ends."""
     printed: set[str] = set()
     while True:
@@ -365,7 +386,7 @@ def _many_logs(workflow: Workflow, place: Target, *, follow: bool, limit: int) -
                 output.say(f"only the first {limit} tasks; see --limit, `hyper tasks`")
                 return
             printed.add(task.name)
-            _print_log(workflow, task)
+            _print_log(workflow, task, source)
         if ended or not follow:
             break
         time.sleep(_FOLLOW_POLL_S)
@@ -389,10 +410,10 @@ def _logs_plain(workflow: Workflow, place: Target, limit: int) -> list[dict[str,
     return rows
 
 
-def _print_log(workflow: Workflow, task: TaskInfo) -> None:
+def _print_log(workflow: Workflow, task: TaskInfo, source: str) -> None:
     output.say(f"==> {task.id} {task.state.lower()} <==")
     try:
-        _copy(workflow.logs(task))
+        _copy(workflow.logs(task, source=source))
     except NotFoundError:
         return
     except HyperError as error:

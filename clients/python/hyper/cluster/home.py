@@ -10,6 +10,7 @@ s3/credentials      key pair of this cluster's S3 server (the format of ~/.aws/c
 
 from __future__ import annotations
 
+import base64
 import configparser
 import contextlib
 import errno
@@ -79,6 +80,11 @@ class Home:
     def credentials(self) -> Path:
         """The key pair for S3; secret."""
         return self.root / "s3" / "credentials"
+
+    @property
+    def secrets_key(self) -> Path:
+        """The key of the tenants' secrets; secret."""
+        return self.root / "secrets.key"
 
     def log(self, name: str) -> Path:
         """The log of one process."""
@@ -205,6 +211,13 @@ def load_or_make_credentials(home: Home) -> S3Credentials:
     file.write(text)
     write_private(home.credentials, text.getvalue())
     return made
+
+
+def load_or_make_secrets_key(home: Home) -> str:
+    """The key that the tenants' secrets are encrypted with, made when first needed."""
+    if not home.secrets_key.exists():
+        write_private(home.secrets_key, base64.b64encode(secrets.token_bytes(32)).decode())
+    return home.secrets_key.read_text()
 
 
 def load_credentials(home: Home) -> S3Credentials | None:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from hyper.cluster import probes
-from hyper.cluster.home import Home
+from hyper.cluster.home import Home, load_or_make_secrets_key
 from hyper.cluster.ports import LOOPBACK, HeldPorts
 from hyper.cluster.programs import (
     Program,
@@ -272,6 +272,8 @@ def _service_environment(
                 "S3__SECRET_KEY": credentials.secret_key,
             }
         )
+    if service.role == "scheduler":
+        settings["SECRETS_KEY"] = load_or_make_secrets_key(layout.home)
     scheduler = members.get("scheduler")
     if scheduler is not None and service.role != "scheduler":
         settings["SCHEDULER_ENDPOINT"] = scheduler.address

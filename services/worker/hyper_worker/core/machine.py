@@ -38,6 +38,7 @@ from hyper_worker.core.model import (
     StopAsked,
     Terminate,
     Ticked,
+    describe_exit,
 )
 from hyper_worker.core.reports import Reports
 
@@ -319,18 +320,12 @@ class Machine:
 
 
 def _bundles(job: Job) -> bool:
-    """Whether it may share a slot: what has a timeout must know when it starts, and ranks of a
-    gang wait for each other.
+    """Whether it may share a slot: what has a timeout or a GPU must know when it starts, and ranks
+    of a gang wait for each other.
     """
-    return bool(job.function) and job.timeout_s is None and job.rank < 0
+    alone = job.timeout_s is not None or job.rank >= 0 or job.around.needs.gpus
+    return bool(job.function) and not alone
 
 
-def _kind(job: Job) -> tuple[str, tuple[tuple[str, str], ...], str]:
-    return job.function, job.env, job.workdir
-
-
-def describe_exit(exit_code: int) -> str:
-    """One sentence for an exit status."""
-    if exit_code < 0:
-        return f"killed by signal {-exit_code}"
-    return f"exited with status {exit_code}"
+def _kind(job: Job) -> tuple[str, tuple[tuple[str, str], ...], str, str, str]:
+    return job.function, job.env, job.workdir, job.around.setup, job.tenant

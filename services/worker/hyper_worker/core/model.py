@@ -20,6 +20,45 @@ class Key:
 
 
 @dataclass(frozen=True, slots=True)
+class Needs:
+    """What one task may use; zero: no bound."""
+
+    cpus: float = 0.0
+    memory_bytes: int = 0
+    gpus: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Around:
+    """What a task finds around it.
+
+    Args:
+        needs: what it may use.
+        setup: shell commands, once a node and content, in the work folder.
+        inputs: (folder, address); `{{parameter}}` may stand in the address.
+        outputs: the same; committed once, when the task has ended well.
+        checkpoint_path: folder that is kept for the next attempt; "": none.
+        checkpoint_every_s: how often.
+        secrets: (environment variable, name of the secret).
+        registry: name of the secret that fetches the image.
+        network: whether a container has one.
+    """
+
+    needs: Needs = Needs()
+    setup: str = ""
+    inputs: tuple[tuple[str, str], ...] = ()
+    outputs: tuple[tuple[str, str], ...] = ()
+    checkpoint_path: str = ""
+    checkpoint_every_s: float = 0.0
+    secrets: tuple[tuple[str, str], ...] = ()
+    registry: str = ""
+    network: bool = False
+
+
+_NOTHING = Around()
+
+
+@dataclass(frozen=True, slots=True)
 class Job:
     """An attempt to carry out, with all that running it needs."""
 
@@ -34,6 +73,20 @@ class Job:
     grace_s: float = 10.0
     rank: int = -1  # in a gang; its place is in `env`
     port: int = 0  # on this machine, that the first of the gang listens on
+    around: Around = _NOTHING
+
+    @property
+    def tenant(self) -> str:
+        """Whose task it is."""
+        return "".join(self.key.task.split("/", 2)[1:2])
+
+
+class Source(StrEnum):
+    """Who wrote a log."""
+
+    PROGRAM = "PROGRAM"
+    OS = "OS"
+    USAGE = "USAGE"
 
 
 class Outcome(StrEnum):
@@ -70,6 +123,13 @@ class Exit:
     cpu_s: float = 0.0
     peak_rss_bytes: int = 0
     permanent: bool = False  # another attempt would fail in the same way
+
+
+def describe_exit(exit_code: int) -> str:
+    """One sentence for an exit status."""
+    if exit_code < 0:
+        return f"killed by signal {-exit_code}"
+    return f"exited with status {exit_code}"
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
+from dataclasses import dataclass
 from typing import Protocol
 
 from hyper_worker.core.model import Exit, Job, Key
+from hyper_worker.runner.place import Place
 
 
 class Output(Protocol):
@@ -16,8 +17,34 @@ class Output(Protocol):
         """Append to the attempt's log."""
 
 
+@dataclass(frozen=True, slots=True)
+class Ran:
+    """What a command beside a task has come to.
+
+    Args:
+        exit_code: negative for a signal.
+        output: stdout and stderr, in order; the end of them.
+        truncated: whether there was more.
+    """
+
+    exit_code: int
+    output: bytes
+    truncated: bool = False
+
+
 class Execution(Protocol):
     """Started attempts: a command, or a bundle of functions."""
+
+    @property
+    def pid(self) -> int:
+        """Of the leading process, as this machine counts; 0: not known."""
+
+    async def exec(self, arguments: Sequence[str], timeout_s: float) -> Ran:
+        """Run a command beside it: in its folder, with its environment, in its container.
+
+        Raises:
+            ValueError: that cannot be; the message is for the user.
+        """
 
     async def wait(self) -> None:
         """Wait for the end of all that belongs to it, its output included."""
@@ -45,7 +72,7 @@ class Sink(Protocol):
 class Runner(Protocol):
     """Starts attempts of one kind."""
 
-    async def start(self, jobs: Sequence[Job], folder: Path, sink: Sink) -> Execution:
+    async def start(self, jobs: Sequence[Job], place: Place, sink: Sink) -> Execution:
         """Start attempts, one after the other; every one is heard of at the sink.
 
         Raises:

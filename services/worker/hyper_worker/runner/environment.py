@@ -10,18 +10,31 @@ from pathlib import Path
 
 from hyper.context import ATTEMPT, PARAMETERS, TASK
 from hyper_worker.core.model import Job
+from hyper_worker.runner.place import Place
 
 # Settings of services (HYPER_STORAGE__S3__SECRET_KEY, ...) are not the tasks' business.
 _SETTING = re.compile(r"HYPER_[A-Z]+__")
+_HARMLESS = re.compile(
+    r"(PATH|LANG|LC_\w+|TZ|TERM|PYTHON\w+|VIRTUAL_ENV|LD_LIBRARY_PATH|CUDA_\w+|NVIDIA_\w+"
+    r"|\w+_NUM_THREADS|NUMBA_\w+)\Z"
+)
 
 
-def base_environment(endpoint: str, extra: Mapping[str, str]) -> dict[str, str]:
+def base_environment(
+    endpoint: str, extra: Mapping[str, str], *, isolated: bool = False, site: Path | None = None
+) -> dict[str, str]:
     """The worker's own environment without settings of services, plus the recipe's.
 
-    `python` is the worker's interpreter, so that commands find what functions find.
+    `python` is the worker's interpreter, so that commands find what functions find. An isolated
+    task gets nothing of the worker's that is not harmless; what a setup has installed in `site`
+    comes first.
     """
-    environment = {k: v for k, v in os.environ.items() if not _SETTING.match(k)}
+    own = {k: v for k, v in os.environ.items() if not _SETTING.match(k)}
+    environment = {k: v for k, v in own.items() if not isolated or _HARMLESS.match(k)}
     programs = [str(Path(sys.executable).parent), *filter(None, [environment.get("PATH")])]
+    if site is not None:
+        programs.insert(0, str(site / "bin"))
+        _put_first(environment, "PYTHONPATH", str(site))
     environment["PATH"] = os.pathsep.join(programs)
     environment["PYTHONUNBUFFERED"] = "1"
     if endpoint:
@@ -30,15 +43,33 @@ def base_environment(endpoint: str, extra: Mapping[str, str]) -> dict[str, str]:
     return environment
 
 
-def command_environment(endpoint: str, job: Job, folder: Path) -> dict[str, str]:
+def command_environment(
+    endpoint: str, job: Job, place: Place, *, isolated: bool = False
+) -> dict[str, str]:
     """The environment of a command: the above, the work folder's modules, which attempt it is."""
-    environment = base_environment(endpoint, dict(job.env))
+    environment = base_environment(endpoint, dict(job.env), isolated=isolated, site=place.site)
     if job.workdir:
-        others = environment.get("PYTHONPATH")
-        environment["PYTHONPATH"] = f"{folder}{os.pathsep}{others}" if others else str(folder)
+        _put_first(environment, "PYTHONPATH", str(place.cwd))
+    if isolated:
+        environment["HOME"] = str(place.cwd)
     return {
         **environment,
+        **place.environment,
+        **gpu_environment(place.gpus, job.around.needs.gpus),
         TASK: job.key.task,
         ATTEMPT: f"{job.key.epoch}.{job.key.number}",
         PARAMETERS: job.parameters_json,
     }
+
+
+def gpu_environment(indices: tuple[int, ...], wanted: int) -> dict[str, str]:
+    """What makes a program use these GPUs alone."""
+    if not wanted:
+        return {}
+    shown = ",".join(map(str, indices))
+    return {"CUDA_VISIBLE_DEVICES": shown, "CUDA_DEVICE_ORDER": "PCI_BUS_ID"}
+
+
+def _put_first(environment: dict[str, str], name: str, path: str) -> None:
+    others = environment.get(name)
+    environment[name] = f"{path}{os.pathsep}{others}" if others else path

@@ -21,9 +21,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from hyper_worker.core.model import Exit, Job, Key
-from hyper_worker.runner.base import Sink
-from hyper_worker.runner.environment import base_environment
+from hyper_worker.runner.base import Ran, Sink
+from hyper_worker.runner.beside import run_beside
+from hyper_worker.runner.environment import base_environment, gpu_environment
 from hyper_worker.runner.guard import Guard
+from hyper_worker.runner.isolation import Isolation
+from hyper_worker.runner.place import Bind, Place
 from hyper_worker.runner.warm import Answer, Warm
 
 
@@ -31,8 +34,11 @@ from hyper_worker.runner.warm import Answer, Warm
 class _Kind:
     """Jobs of one kind can share a process."""
 
+    tenant: str
     env: tuple[tuple[str, str], ...]
     workdir: str
+    setup: str
+    gpus: tuple[int, ...]
 
 
 class FunctionRunner:
@@ -42,21 +48,28 @@ class FunctionRunner:
         guard: ends the processes if the agent dies.
         endpoint: of the scheduler, for `HYPER_ENDPOINT`.
         processes_max: how many are kept, running or idle.
+        isolation: how the processes are kept apart.
         scratch: where the processes' own folders are made.
     """
 
     def __init__(
-        self, guard: Guard, endpoint: str, processes_max: int, scratch: Path | None = None
+        self,
+        guard: Guard,
+        endpoint: str,
+        processes_max: int,
+        isolation: Isolation,
+        scratch: Path | None = None,
     ) -> None:
-        self._guard, self._endpoint = guard, endpoint
+        self.guard, self._endpoint, self._isolation = guard, endpoint, isolation
         self._processes_max, self._scratch = processes_max, scratch
         self._idle: list[tuple[_Kind, Warm]] = []
         self._busy: set[Warm] = set()
 
-    async def start(self, jobs: Sequence[Job], folder: Path, sink: Sink) -> Bundle:
+    async def start(self, jobs: Sequence[Job], place: Place, sink: Sink) -> Bundle:
         """Hand calls to a warm process; see `Runner.start`."""
-        kind = _Kind(jobs[0].env, jobs[0].workdir)
-        warm = await self._take(kind, folder)
+        job = jobs[0]
+        kind = _Kind(job.tenant, job.env, job.workdir, job.around.setup, place.gpus)
+        warm = await self._take(kind, place)
         self._busy.add(warm)
         return Bundle(self, kind, warm, jobs, sink)
 
@@ -77,7 +90,7 @@ class FunctionRunner:
         self._busy.discard(warm)
         await warm.close()
 
-    async def _take(self, kind: _Kind, folder: Path) -> Warm:
+    async def _take(self, kind: _Kind, place: Place) -> Warm:
         for item in [item for item in self._idle if item[1].process.ended]:
             self._idle.remove(item)
             await item[1].close()
@@ -87,13 +100,30 @@ class FunctionRunner:
                 return item[1]
         while self._idle and len(self._idle) + len(self._busy) >= self._processes_max:
             await self._idle.pop(0)[1].close()
-        scratch = Path(tempfile.mkdtemp(prefix="calls-", dir=self._scratch))
+        root = Path(tempfile.mkdtemp(prefix="calls-", dir=self._scratch))
+        scratch = root / "work"
+        scratch.mkdir()
+        active = self._isolation.active
+        environment = base_environment(
+            self._endpoint, dict(kind.env), isolated=active, site=place.site
+        )
+        environment |= gpu_environment(place.gpus, len(place.gpus))
+        workdir = str(place.cwd) if kind.workdir or kind.setup else ""
+        binds = (Bind(place.cwd, workdir),) if active and workdir else ()
+        own = Place(root, root, binds, place.site)
+        identity = self._isolation.take(own)
         try:
-            environment = base_environment(self._endpoint, dict(kind.env))
-            workdir = str(folder) if kind.workdir else ""
-            return await Warm.spawn(self._guard, environment, scratch, workdir)
+            return await Warm.spawn(
+                self.guard,
+                environment,
+                scratch,
+                workdir,
+                wrap=lambda command: self._isolation.command(command, own, identity),
+                on_close=lambda: self._isolation.give_back(identity),
+            )
         except BaseException:
-            shutil.rmtree(scratch, ignore_errors=True)
+            self._isolation.give_back(identity)
+            shutil.rmtree(root, ignore_errors=True)
             raise
 
 
@@ -112,6 +142,15 @@ class Bundle:
         warm.begin(alone=len(jobs) == 1)
         warm.on_answers, warm.on_output, warm.on_stuck = self._answers, self._output, self._stuck
         self._send()
+
+    @property
+    def pid(self) -> int:
+        """Of the warm process."""
+        return self._warm.process.pid
+
+    async def exec(self, arguments: Sequence[str], timeout_s: float) -> Ran:
+        """See `Execution`."""
+        return await run_beside(self._runner.guard, self.pid, arguments, timeout_s)
 
     async def wait(self) -> None:
         """Wait for the last answer, or for the end of the process."""

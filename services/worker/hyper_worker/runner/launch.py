@@ -23,7 +23,8 @@ from hyper_worker.runner.guard import Guard, signal_group
 from hyper_worker.runner.orphans import MARK, end_orphans
 from hyper_worker.runner.usage import tree
 
-_GATE = 'read -r go || exit 125; exec "$@"'
+# When memory runs out the kernel shall take tasks, not the agent.
+_GATE = 'read -r go || exit 125; { echo 500 >/proc/self/oom_score_adj; } 2>/dev/null; exec "$@"'
 
 
 class Process:

@@ -81,12 +81,29 @@ class Warm:
         self._moved_at = 0.0
         self._sample_s = STUCK_S
         self.answered = 0  # calls since it was started
+        self._on_close: Callable[[], None] = lambda: None
 
     @classmethod
     async def spawn(
-        cls, guard: Guard, environment: Mapping[str, str], scratch: Path, workdir: str
+        cls,
+        guard: Guard,
+        environment: Mapping[str, str],
+        scratch: Path,
+        workdir: str,
+        *,
+        wrap: Callable[[list[str]], list[str]] = lambda command: command,
+        on_close: Callable[[], None] = lambda: None,
     ) -> Warm:
-        """Start a process that waits for calls."""
+        """Start a process that waits for calls.
+
+        Args:
+            guard: ends it with the agent.
+            environment: of the process.
+            scratch: its working folder, in a folder that is its alone.
+            workdir: the recipe's work folder, or "".
+            wrap: puts what isolates it around its command line.
+            on_close: called when it has ended.
+        """
         to, back = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         to.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1 << 20)
         to.setblocking(False)
@@ -97,11 +114,13 @@ class Warm:
         passed = (back.fileno(), answers_end, go_end)
         try:
             process, _ = launch(
-                [
-                    *(sys.executable, "-P", "-m", "hyper_worker.runner.child"),
-                    *map(str, passed),
-                    *(str(scratch), workdir),
-                ],
+                wrap(
+                    [
+                        *(sys.executable, "-P", "-m", "hyper_worker.runner.child"),
+                        *map(str, passed),
+                        *(str(scratch), workdir),
+                    ]
+                ),
                 guard=guard,
                 env=environment,
                 cwd=scratch,
@@ -119,7 +138,9 @@ class Warm:
                 os.close(descriptor)
         os.set_blocking(answers, False)
         os.set_blocking(output, False)
-        return cls(process, (to, back), answers, go, output, scratch)
+        warm = cls(process, (to, back), answers, go, output, scratch)
+        warm._on_close = on_close
+        return warm
 
     def begin(self, *, alone: bool) -> None:
         """Calls will be sent: listen; what was printed since the last bundle belongs to nobody."""
@@ -203,12 +224,13 @@ class Warm:
         self.end()
         self.process.signal(signal.SIGKILL)
         await self.process.wait()
+        self._on_close()
         self.revoke()
         self._to.close()
         self._back.close()
         for descriptor in (self._answers, self._go, self._out):
             os.close(descriptor)
-        shutil.rmtree(self._scratch, ignore_errors=True)
+        shutil.rmtree(self._scratch.parent, ignore_errors=True)
 
     def _parse(self) -> list[Answer]:
         found: list[Answer] = []

@@ -355,6 +355,7 @@ class Worker(google.protobuf.message.Message):
     CONNECT_TIME_FIELD_NUMBER: builtins.int
     VERSION_FIELD_NUMBER: builtins.int
     HEARTBEAT_AGE_FIELD_NUMBER: builtins.int
+    USAGE_FIELD_NUMBER: builtins.int
     name: builtins.str
     """workers/{worker}"""
     state: Global___WorkerState.ValueType
@@ -367,6 +368,10 @@ class Worker(google.protobuf.message.Message):
     def connect_time(self) -> google.protobuf.timestamp_pb2.Timestamp: ...
     @property
     def heartbeat_age(self) -> google.protobuf.duration_pb2.Duration: ...
+    @property
+    def usage(self) -> Global___NodeUsage:
+        """with the last heartbeat; tasks only where asked for"""
+
     def __init__(
         self,
         *,
@@ -378,8 +383,142 @@ class Worker(google.protobuf.message.Message):
         connect_time: google.protobuf.timestamp_pb2.Timestamp | None = ...,
         version: builtins.str = ...,
         heartbeat_age: google.protobuf.duration_pb2.Duration | None = ...,
+        usage: Global___NodeUsage | None = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["connect_time", b"connect_time", "heartbeat_age", b"heartbeat_age"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["connect_time", b"connect_time", "heartbeat_age", b"heartbeat_age", "labels", b"labels", "name", b"name", "running", b"running", "slots", b"slots", "state", b"state", "version", b"version"]) -> None: ...
+    def HasField(self, field_name: typing.Literal["connect_time", b"connect_time", "heartbeat_age", b"heartbeat_age", "usage", b"usage"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["connect_time", b"connect_time", "heartbeat_age", b"heartbeat_age", "labels", b"labels", "name", b"name", "running", b"running", "slots", b"slots", "state", b"state", "usage", b"usage", "version", b"version"]) -> None: ...
 
 Global___Worker: typing_extensions.TypeAlias = Worker
+
+@typing.final
+class NodeUsage(google.protobuf.message.Message):
+    """What a machine and its tasks use at a moment."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    CPUS_FIELD_NUMBER: builtins.int
+    CPUS_TOTAL_FIELD_NUMBER: builtins.int
+    MEMORY_BYTES_FIELD_NUMBER: builtins.int
+    MEMORY_TOTAL_BYTES_FIELD_NUMBER: builtins.int
+    DISK_FREE_BYTES_FIELD_NUMBER: builtins.int
+    RECEIVED_BYTES_PER_S_FIELD_NUMBER: builtins.int
+    SENT_BYTES_PER_S_FIELD_NUMBER: builtins.int
+    GPUS_FIELD_NUMBER: builtins.int
+    TASKS_FIELD_NUMBER: builtins.int
+    cpus: builtins.float
+    """cores in use, averaged since the last one"""
+    cpus_total: builtins.int
+    memory_bytes: builtins.int
+    memory_total_bytes: builtins.int
+    disk_free_bytes: builtins.int
+    """where tasks have their folders"""
+    received_bytes_per_s: builtins.float
+    sent_bytes_per_s: builtins.float
+    @property
+    def gpus(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___GpuUsage]: ...
+    @property
+    def tasks(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___TaskUsage]:
+        """those that use most, at most 100"""
+
+    def __init__(
+        self,
+        *,
+        cpus: builtins.float = ...,
+        cpus_total: builtins.int = ...,
+        memory_bytes: builtins.int = ...,
+        memory_total_bytes: builtins.int = ...,
+        disk_free_bytes: builtins.int = ...,
+        received_bytes_per_s: builtins.float = ...,
+        sent_bytes_per_s: builtins.float = ...,
+        gpus: collections.abc.Iterable[Global___GpuUsage] | None = ...,
+        tasks: collections.abc.Iterable[Global___TaskUsage] | None = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["cpus", b"cpus", "cpus_total", b"cpus_total", "disk_free_bytes", b"disk_free_bytes", "gpus", b"gpus", "memory_bytes", b"memory_bytes", "memory_total_bytes", b"memory_total_bytes", "received_bytes_per_s", b"received_bytes_per_s", "sent_bytes_per_s", b"sent_bytes_per_s", "tasks", b"tasks"]) -> None: ...
+
+Global___NodeUsage: typing_extensions.TypeAlias = NodeUsage
+
+@typing.final
+class GpuUsage(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    INDEX_FIELD_NUMBER: builtins.int
+    MODEL_FIELD_NUMBER: builtins.int
+    UTILIZATION_FIELD_NUMBER: builtins.int
+    MEMORY_BYTES_FIELD_NUMBER: builtins.int
+    MEMORY_TOTAL_BYTES_FIELD_NUMBER: builtins.int
+    TASK_FIELD_NUMBER: builtins.int
+    index: builtins.int
+    model: builtins.str
+    utilization: builtins.float
+    """0 to 1"""
+    memory_bytes: builtins.int
+    memory_total_bytes: builtins.int
+    task: builtins.str
+    """that has it"""
+    def __init__(
+        self,
+        *,
+        index: builtins.int = ...,
+        model: builtins.str = ...,
+        utilization: builtins.float = ...,
+        memory_bytes: builtins.int = ...,
+        memory_total_bytes: builtins.int = ...,
+        task: builtins.str = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["index", b"index", "memory_bytes", b"memory_bytes", "memory_total_bytes", b"memory_total_bytes", "model", b"model", "task", b"task", "utilization", b"utilization"]) -> None: ...
+
+Global___GpuUsage: typing_extensions.TypeAlias = GpuUsage
+
+@typing.final
+class TaskUsage(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    TASK_FIELD_NUMBER: builtins.int
+    CPUS_FIELD_NUMBER: builtins.int
+    MEMORY_BYTES_FIELD_NUMBER: builtins.int
+    SECONDS_FIELD_NUMBER: builtins.int
+    READ_BYTES_FIELD_NUMBER: builtins.int
+    WRITTEN_BYTES_FIELD_NUMBER: builtins.int
+    task: builtins.str
+    cpus: builtins.float
+    memory_bytes: builtins.int
+    seconds: builtins.float
+    """since it started"""
+    read_bytes: builtins.int
+    written_bytes: builtins.int
+    def __init__(
+        self,
+        *,
+        task: builtins.str = ...,
+        cpus: builtins.float = ...,
+        memory_bytes: builtins.int = ...,
+        seconds: builtins.float = ...,
+        read_bytes: builtins.int = ...,
+        written_bytes: builtins.int = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["cpus", b"cpus", "memory_bytes", b"memory_bytes", "read_bytes", b"read_bytes", "seconds", b"seconds", "task", b"task", "written_bytes", b"written_bytes"]) -> None: ...
+
+Global___TaskUsage: typing_extensions.TypeAlias = TaskUsage
+
+@typing.final
+class Secret(google.protobuf.message.Message):
+    """A named value that recipes use without containing it; never shown again."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: builtins.int
+    UPDATE_TIME_FIELD_NUMBER: builtins.int
+    name: builtins.str
+    """tenants/{t}/secrets/{s}"""
+    @property
+    def update_time(self) -> google.protobuf.timestamp_pb2.Timestamp: ...
+    def __init__(
+        self,
+        *,
+        name: builtins.str = ...,
+        update_time: google.protobuf.timestamp_pb2.Timestamp | None = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["update_time", b"update_time"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["name", b"name", "update_time", b"update_time"]) -> None: ...
+
+Global___Secret: typing_extensions.TypeAlias = Secret

@@ -22,66 +22,71 @@ _runtime_version.ValidateProtobufRuntimeVersion(
 _sym_db = _symbol_database.Default()
 
 
+from google.protobuf import duration_pb2 as google_dot_protobuf_dot_duration__pb2
 from hyperapi.scheduler.v1 import workflow_pb2 as hyperapi_dot_scheduler_dot_v1_dot_workflow__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n,hyperapi/scheduler/v1/workflow_service.proto\x12\x15hyperapi.scheduler.v1\x1a$hyperapi/scheduler/v1/workflow.proto\"g\n\x15\x43reateWorkflowRequest\x12\x0e\n\x06parent\x18\x01 \x01(\t\x12\x13\n\x0brecipe_yaml\x18\x02 \x01(\t\x12\x12\n\nrequest_id\x18\x03 \x01(\t\x12\x15\n\rvalidate_only\x18\x04 \x01(\x08\"K\n\x16\x43reateWorkflowResponse\x12\x31\n\x08workflow\x18\x01 \x01(\x0b\x32\x1f.hyperapi.scheduler.v1.Workflow\"\"\n\x12GetWorkflowRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"H\n\x13GetWorkflowResponse\x12\x31\n\x08workflow\x18\x01 \x01(\x0b\x32\x1f.hyperapi.scheduler.v1.Workflow\"M\n\x14ListWorkflowsRequest\x12\x0e\n\x06parent\x18\x01 \x01(\t\x12\x11\n\tpage_size\x18\x02 \x01(\x05\x12\x12\n\npage_token\x18\x03 \x01(\t\"d\n\x15ListWorkflowsResponse\x12\x32\n\tworkflows\x18\x01 \x03(\x0b\x32\x1f.hyperapi.scheduler.v1.Workflow\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"W\n\x15\x43\x61ncelWorkflowRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x12\n\nrequest_id\x18\x02 \x01(\t\x12\x0c\n\x04\x65tag\x18\x03 \x01(\t\x12\x0e\n\x06reason\x18\x04 \x01(\t\"K\n\x16\x43\x61ncelWorkflowResponse\x12\x31\n\x08workflow\x18\x01 \x01(\x0b\x32\x1f.hyperapi.scheduler.v1.Workflow\"F\n\x14RetryWorkflowRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x12\n\nrequest_id\x18\x02 \x01(\t\x12\x0c\n\x04\x65tag\x18\x03 \x01(\t\"J\n\x15RetryWorkflowResponse\x12\x31\n\x08workflow\x18\x01 \x01(\x0b\x32\x1f.hyperapi.scheduler.v1.Workflow\"F\n\x14PauseWorkflowRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x12\n\nrequest_id\x18\x02 \x01(\t\x12\x0c\n\x04\x65tag\x18\x03 \x01(\t\"J\n\x15PauseWorkflowResponse\x12\x31\n\x08workflow\x18\x01 \x01(\x0b\x32\x1f.hyperapi.scheduler.v1.Workflow\"G\n\x15ResumeWorkflowRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x12\n\nrequest_id\x18\x02 \x01(\t\x12\x0c\n\x04\x65tag\x18\x03 \x01(\t\"K\n\x16ResumeWorkflowResponse\x12\x31\n\x08workflow\x18\x01 \x01(\x0b\x32\x1f.hyperapi.scheduler.v1.Workflow\"$\n\x14WatchWorkflowRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"J\n\x15WatchWorkflowResponse\x12\x31\n\x08workflow\x18\x01 \x01(\x0b\x32\x1f.hyperapi.scheduler.v1.Workflow\"\x1e\n\x0eGetTaskRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"<\n\x0fGetTaskResponse\x12)\n\x04task\x18\x01 \x01(\x0b\x32\x1b.hyperapi.scheduler.v1.Task\"z\n\x10ListTasksRequest\x12\x0e\n\x06parent\x18\x01 \x01(\t\x12\x11\n\tpage_size\x18\x02 \x01(\x05\x12\x12\n\npage_token\x18\x03 \x01(\t\x12/\n\x05state\x18\x04 \x01(\x0e\x32 .hyperapi.scheduler.v1.TaskState\"X\n\x11ListTasksResponse\x12*\n\x05tasks\x18\x01 \x03(\x0b\x32\x1b.hyperapi.scheduler.v1.Task\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\";\n\x12ListWorkersRequest\x12\x11\n\tpage_size\x18\x01 \x01(\x05\x12\x12\n\npage_token\x18\x02 \x01(\t\"^\n\x13ListWorkersResponse\x12.\n\x07workers\x18\x01 \x03(\x0b\x32\x1d.hyperapi.scheduler.v1.Worker\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"6\n\x12\x44rainWorkerRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x12\n\nrequest_id\x18\x02 \x01(\t\"D\n\x13\x44rainWorkerResponse\x12-\n\x06worker\x18\x01 \x01(\x0b\x32\x1d.hyperapi.scheduler.v1.Worker2\xb0\x08\n\x0fWorkflowService\x12m\n\x0e\x43reateWorkflow\x12,.hyperapi.scheduler.v1.CreateWorkflowRequest\x1a-.hyperapi.scheduler.v1.CreateWorkflowResponse\x12\x64\n\x0bGetWorkflow\x12).hyperapi.scheduler.v1.GetWorkflowRequest\x1a*.hyperapi.scheduler.v1.GetWorkflowResponse\x12j\n\rListWorkflows\x12+.hyperapi.scheduler.v1.ListWorkflowsRequest\x1a,.hyperapi.scheduler.v1.ListWorkflowsResponse\x12m\n\x0e\x43\x61ncelWorkflow\x12,.hyperapi.scheduler.v1.CancelWorkflowRequest\x1a-.hyperapi.scheduler.v1.CancelWorkflowResponse\x12j\n\rRetryWorkflow\x12+.hyperapi.scheduler.v1.RetryWorkflowRequest\x1a,.hyperapi.scheduler.v1.RetryWorkflowResponse\x12j\n\rPauseWorkflow\x12+.hyperapi.scheduler.v1.PauseWorkflowRequest\x1a,.hyperapi.scheduler.v1.PauseWorkflowResponse\x12m\n\x0eResumeWorkflow\x12,.hyperapi.scheduler.v1.ResumeWorkflowRequest\x1a-.hyperapi.scheduler.v1.ResumeWorkflowResponse\x12l\n\rWatchWorkflow\x12+.hyperapi.scheduler.v1.WatchWorkflowRequest\x1a,.hyperapi.scheduler.v1.WatchWorkflowResponse0\x01\x12X\n\x07GetTask\x12%.hyperapi.scheduler.v1.GetTaskRequest\x1a&.hyperapi.scheduler.v1.GetTaskResponse\x12^\n\tListTasks\x12\'.hyperapi.scheduler.v1.ListTasksRequest\x1a(.hyperapi.scheduler.v1.ListTasksResponse2\xd9\x01\n\x0bNodeService\x12\x64\n\x0bListWorkers\x12).hyperapi.scheduler.v1.ListWorkersRequest\x1a*.hyperapi.scheduler.v1.ListWorkersResponse\x12\x64\n\x0b\x44rainWorker\x12).hyperapi.scheduler.v1.DrainWorkerRequest\x1a*.hyperapi.scheduler.v1.DrainWorkerResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n,hyperapi/scheduler/v1/workflow_service.proto\x12\x15hyperapi.scheduler.v1\x1a\x1egoogle/protobuf/duration.proto\x1a$hyperapi/scheduler/v1/workflow.proto\"^\n\x0f\x45xecTaskRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x11\n\targuments\x18\x02 \x03(\t\x12*\n\x07timeout\x18\x03 \x01(\x0b\x32\x19.google.protobuf.Duration\"H\n\x10\x45xecTaskResponse\x12\x11\n\texit_code\x18\x01 \x01(\x05\x12\x0e\n\x06output\x18\x02 \x01(\x0c\x12\x11\n\ttruncated\x18\x03 \x01(\x08\"g\n\x15\x43reateWorkflowRequest\x12\x0e\n\x06parent\x18\x01 \x01(\t\x12\x13\n\x0brecipe_yaml\x18\x02 \x01(\t\x12\x12\n\nrequest_id\x18\x03 \x01(\t\x12\x15\n\rvalidate_only\x18\x04 \x01(\x08\"K\n\x16\x43reateWorkflowResponse\x12\x31\n\x08workflow\x18\x01 \x01(\x0b\x32\x1f.hyperapi.scheduler.v1.Workflow\"\"\n\x12GetWorkflowRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"H\n\x13GetWorkflowResponse\x12\x31\n\x08workflow\x18\x01 \x01(\x0b\x32\x1f.hyperapi.scheduler.v1.Workflow\"M\n\x14ListWorkflowsRequest\x12\x0e\n\x06parent\x18\x01 \x01(\t\x12\x11\n\tpage_size\x18\x02 \x01(\x05\x12\x12\n\npage_token\x18\x03 \x01(\t\"d\n\x15ListWorkflowsResponse\x12\x32\n\tworkflows\x18\x01 \x03(\x0b\x32\x1f.hyperapi.scheduler.v1.Workflow\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"W\n\x15\x43\x61ncelWorkflowRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x12\n\nrequest_id\x18\x02 \x01(\t\x12\x0c\n\x04\x65tag\x18\x03 \x01(\t\x12\x0e\n\x06reason\x18\x04 \x01(\t\"K\n\x16\x43\x61ncelWorkflowResponse\x12\x31\n\x08workflow\x18\x01 \x01(\x0b\x32\x1f.hyperapi.scheduler.v1.Workflow\"F\n\x14RetryWorkflowRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x12\n\nrequest_id\x18\x02 \x01(\t\x12\x0c\n\x04\x65tag\x18\x03 \x01(\t\"J\n\x15RetryWorkflowResponse\x12\x31\n\x08workflow\x18\x01 \x01(\x0b\x32\x1f.hyperapi.scheduler.v1.Workflow\"F\n\x14PauseWorkflowRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x12\n\nrequest_id\x18\x02 \x01(\t\x12\x0c\n\x04\x65tag\x18\x03 \x01(\t\"J\n\x15PauseWorkflowResponse\x12\x31\n\x08workflow\x18\x01 \x01(\x0b\x32\x1f.hyperapi.scheduler.v1.Workflow\"G\n\x15ResumeWorkflowRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x12\n\nrequest_id\x18\x02 \x01(\t\x12\x0c\n\x04\x65tag\x18\x03 \x01(\t\"K\n\x16ResumeWorkflowResponse\x12\x31\n\x08workflow\x18\x01 \x01(\x0b\x32\x1f.hyperapi.scheduler.v1.Workflow\"$\n\x14WatchWorkflowRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"J\n\x15WatchWorkflowResponse\x12\x31\n\x08workflow\x18\x01 \x01(\x0b\x32\x1f.hyperapi.scheduler.v1.Workflow\"\x1e\n\x0eGetTaskRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"<\n\x0fGetTaskResponse\x12)\n\x04task\x18\x01 \x01(\x0b\x32\x1b.hyperapi.scheduler.v1.Task\"z\n\x10ListTasksRequest\x12\x0e\n\x06parent\x18\x01 \x01(\t\x12\x11\n\tpage_size\x18\x02 \x01(\x05\x12\x12\n\npage_token\x18\x03 \x01(\t\x12/\n\x05state\x18\x04 \x01(\x0e\x32 .hyperapi.scheduler.v1.TaskState\"X\n\x11ListTasksResponse\x12*\n\x05tasks\x18\x01 \x03(\x0b\x32\x1b.hyperapi.scheduler.v1.Task\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"J\n\x12ListWorkersRequest\x12\x11\n\tpage_size\x18\x01 \x01(\x05\x12\x12\n\npage_token\x18\x02 \x01(\t\x12\r\n\x05tasks\x18\x14 \x01(\x08\"^\n\x13ListWorkersResponse\x12.\n\x07workers\x18\x01 \x03(\x0b\x32\x1d.hyperapi.scheduler.v1.Worker\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"6\n\x12\x44rainWorkerRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x12\n\nrequest_id\x18\x02 \x01(\t\"D\n\x13\x44rainWorkerResponse\x12-\n\x06worker\x18\x01 \x01(\x0b\x32\x1d.hyperapi.scheduler.v1.Worker2\xb0\x08\n\x0fWorkflowService\x12m\n\x0e\x43reateWorkflow\x12,.hyperapi.scheduler.v1.CreateWorkflowRequest\x1a-.hyperapi.scheduler.v1.CreateWorkflowResponse\x12\x64\n\x0bGetWorkflow\x12).hyperapi.scheduler.v1.GetWorkflowRequest\x1a*.hyperapi.scheduler.v1.GetWorkflowResponse\x12j\n\rListWorkflows\x12+.hyperapi.scheduler.v1.ListWorkflowsRequest\x1a,.hyperapi.scheduler.v1.ListWorkflowsResponse\x12m\n\x0e\x43\x61ncelWorkflow\x12,.hyperapi.scheduler.v1.CancelWorkflowRequest\x1a-.hyperapi.scheduler.v1.CancelWorkflowResponse\x12j\n\rRetryWorkflow\x12+.hyperapi.scheduler.v1.RetryWorkflowRequest\x1a,.hyperapi.scheduler.v1.RetryWorkflowResponse\x12j\n\rPauseWorkflow\x12+.hyperapi.scheduler.v1.PauseWorkflowRequest\x1a,.hyperapi.scheduler.v1.PauseWorkflowResponse\x12m\n\x0eResumeWorkflow\x12,.hyperapi.scheduler.v1.ResumeWorkflowRequest\x1a-.hyperapi.scheduler.v1.ResumeWorkflowResponse\x12l\n\rWatchWorkflow\x12+.hyperapi.scheduler.v1.WatchWorkflowRequest\x1a,.hyperapi.scheduler.v1.WatchWorkflowResponse0\x01\x12X\n\x07GetTask\x12%.hyperapi.scheduler.v1.GetTaskRequest\x1a&.hyperapi.scheduler.v1.GetTaskResponse\x12^\n\tListTasks\x12\'.hyperapi.scheduler.v1.ListTasksRequest\x1a(.hyperapi.scheduler.v1.ListTasksResponse2\xb6\x02\n\x0bNodeService\x12\x64\n\x0bListWorkers\x12).hyperapi.scheduler.v1.ListWorkersRequest\x1a*.hyperapi.scheduler.v1.ListWorkersResponse\x12\x64\n\x0b\x44rainWorker\x12).hyperapi.scheduler.v1.DrainWorkerRequest\x1a*.hyperapi.scheduler.v1.DrainWorkerResponse\x12[\n\x08\x45xecTask\x12&.hyperapi.scheduler.v1.ExecTaskRequest\x1a\'.hyperapi.scheduler.v1.ExecTaskResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'hyperapi.scheduler.v1.workflow_service_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_CREATEWORKFLOWREQUEST']._serialized_start=109
-  _globals['_CREATEWORKFLOWREQUEST']._serialized_end=212
-  _globals['_CREATEWORKFLOWRESPONSE']._serialized_start=214
-  _globals['_CREATEWORKFLOWRESPONSE']._serialized_end=289
-  _globals['_GETWORKFLOWREQUEST']._serialized_start=291
-  _globals['_GETWORKFLOWREQUEST']._serialized_end=325
-  _globals['_GETWORKFLOWRESPONSE']._serialized_start=327
-  _globals['_GETWORKFLOWRESPONSE']._serialized_end=399
-  _globals['_LISTWORKFLOWSREQUEST']._serialized_start=401
-  _globals['_LISTWORKFLOWSREQUEST']._serialized_end=478
-  _globals['_LISTWORKFLOWSRESPONSE']._serialized_start=480
-  _globals['_LISTWORKFLOWSRESPONSE']._serialized_end=580
-  _globals['_CANCELWORKFLOWREQUEST']._serialized_start=582
-  _globals['_CANCELWORKFLOWREQUEST']._serialized_end=669
-  _globals['_CANCELWORKFLOWRESPONSE']._serialized_start=671
-  _globals['_CANCELWORKFLOWRESPONSE']._serialized_end=746
-  _globals['_RETRYWORKFLOWREQUEST']._serialized_start=748
-  _globals['_RETRYWORKFLOWREQUEST']._serialized_end=818
-  _globals['_RETRYWORKFLOWRESPONSE']._serialized_start=820
-  _globals['_RETRYWORKFLOWRESPONSE']._serialized_end=894
-  _globals['_PAUSEWORKFLOWREQUEST']._serialized_start=896
-  _globals['_PAUSEWORKFLOWREQUEST']._serialized_end=966
-  _globals['_PAUSEWORKFLOWRESPONSE']._serialized_start=968
-  _globals['_PAUSEWORKFLOWRESPONSE']._serialized_end=1042
-  _globals['_RESUMEWORKFLOWREQUEST']._serialized_start=1044
-  _globals['_RESUMEWORKFLOWREQUEST']._serialized_end=1115
-  _globals['_RESUMEWORKFLOWRESPONSE']._serialized_start=1117
-  _globals['_RESUMEWORKFLOWRESPONSE']._serialized_end=1192
-  _globals['_WATCHWORKFLOWREQUEST']._serialized_start=1194
-  _globals['_WATCHWORKFLOWREQUEST']._serialized_end=1230
-  _globals['_WATCHWORKFLOWRESPONSE']._serialized_start=1232
-  _globals['_WATCHWORKFLOWRESPONSE']._serialized_end=1306
-  _globals['_GETTASKREQUEST']._serialized_start=1308
-  _globals['_GETTASKREQUEST']._serialized_end=1338
-  _globals['_GETTASKRESPONSE']._serialized_start=1340
-  _globals['_GETTASKRESPONSE']._serialized_end=1400
-  _globals['_LISTTASKSREQUEST']._serialized_start=1402
-  _globals['_LISTTASKSREQUEST']._serialized_end=1524
-  _globals['_LISTTASKSRESPONSE']._serialized_start=1526
-  _globals['_LISTTASKSRESPONSE']._serialized_end=1614
-  _globals['_LISTWORKERSREQUEST']._serialized_start=1616
-  _globals['_LISTWORKERSREQUEST']._serialized_end=1675
-  _globals['_LISTWORKERSRESPONSE']._serialized_start=1677
-  _globals['_LISTWORKERSRESPONSE']._serialized_end=1771
-  _globals['_DRAINWORKERREQUEST']._serialized_start=1773
-  _globals['_DRAINWORKERREQUEST']._serialized_end=1827
-  _globals['_DRAINWORKERRESPONSE']._serialized_start=1829
-  _globals['_DRAINWORKERRESPONSE']._serialized_end=1897
-  _globals['_WORKFLOWSERVICE']._serialized_start=1900
-  _globals['_WORKFLOWSERVICE']._serialized_end=2972
-  _globals['_NODESERVICE']._serialized_start=2975
-  _globals['_NODESERVICE']._serialized_end=3192
+  _globals['_EXECTASKREQUEST']._serialized_start=141
+  _globals['_EXECTASKREQUEST']._serialized_end=235
+  _globals['_EXECTASKRESPONSE']._serialized_start=237
+  _globals['_EXECTASKRESPONSE']._serialized_end=309
+  _globals['_CREATEWORKFLOWREQUEST']._serialized_start=311
+  _globals['_CREATEWORKFLOWREQUEST']._serialized_end=414
+  _globals['_CREATEWORKFLOWRESPONSE']._serialized_start=416
+  _globals['_CREATEWORKFLOWRESPONSE']._serialized_end=491
+  _globals['_GETWORKFLOWREQUEST']._serialized_start=493
+  _globals['_GETWORKFLOWREQUEST']._serialized_end=527
+  _globals['_GETWORKFLOWRESPONSE']._serialized_start=529
+  _globals['_GETWORKFLOWRESPONSE']._serialized_end=601
+  _globals['_LISTWORKFLOWSREQUEST']._serialized_start=603
+  _globals['_LISTWORKFLOWSREQUEST']._serialized_end=680
+  _globals['_LISTWORKFLOWSRESPONSE']._serialized_start=682
+  _globals['_LISTWORKFLOWSRESPONSE']._serialized_end=782
+  _globals['_CANCELWORKFLOWREQUEST']._serialized_start=784
+  _globals['_CANCELWORKFLOWREQUEST']._serialized_end=871
+  _globals['_CANCELWORKFLOWRESPONSE']._serialized_start=873
+  _globals['_CANCELWORKFLOWRESPONSE']._serialized_end=948
+  _globals['_RETRYWORKFLOWREQUEST']._serialized_start=950
+  _globals['_RETRYWORKFLOWREQUEST']._serialized_end=1020
+  _globals['_RETRYWORKFLOWRESPONSE']._serialized_start=1022
+  _globals['_RETRYWORKFLOWRESPONSE']._serialized_end=1096
+  _globals['_PAUSEWORKFLOWREQUEST']._serialized_start=1098
+  _globals['_PAUSEWORKFLOWREQUEST']._serialized_end=1168
+  _globals['_PAUSEWORKFLOWRESPONSE']._serialized_start=1170
+  _globals['_PAUSEWORKFLOWRESPONSE']._serialized_end=1244
+  _globals['_RESUMEWORKFLOWREQUEST']._serialized_start=1246
+  _globals['_RESUMEWORKFLOWREQUEST']._serialized_end=1317
+  _globals['_RESUMEWORKFLOWRESPONSE']._serialized_start=1319
+  _globals['_RESUMEWORKFLOWRESPONSE']._serialized_end=1394
+  _globals['_WATCHWORKFLOWREQUEST']._serialized_start=1396
+  _globals['_WATCHWORKFLOWREQUEST']._serialized_end=1432
+  _globals['_WATCHWORKFLOWRESPONSE']._serialized_start=1434
+  _globals['_WATCHWORKFLOWRESPONSE']._serialized_end=1508
+  _globals['_GETTASKREQUEST']._serialized_start=1510
+  _globals['_GETTASKREQUEST']._serialized_end=1540
+  _globals['_GETTASKRESPONSE']._serialized_start=1542
+  _globals['_GETTASKRESPONSE']._serialized_end=1602
+  _globals['_LISTTASKSREQUEST']._serialized_start=1604
+  _globals['_LISTTASKSREQUEST']._serialized_end=1726
+  _globals['_LISTTASKSRESPONSE']._serialized_start=1728
+  _globals['_LISTTASKSRESPONSE']._serialized_end=1816
+  _globals['_LISTWORKERSREQUEST']._serialized_start=1818
+  _globals['_LISTWORKERSREQUEST']._serialized_end=1892
+  _globals['_LISTWORKERSRESPONSE']._serialized_start=1894
+  _globals['_LISTWORKERSRESPONSE']._serialized_end=1988
+  _globals['_DRAINWORKERREQUEST']._serialized_start=1990
+  _globals['_DRAINWORKERREQUEST']._serialized_end=2044
+  _globals['_DRAINWORKERRESPONSE']._serialized_start=2046
+  _globals['_DRAINWORKERRESPONSE']._serialized_end=2114
+  _globals['_WORKFLOWSERVICE']._serialized_start=2117
+  _globals['_WORKFLOWSERVICE']._serialized_end=3189
+  _globals['_NODESERVICE']._serialized_start=3192
+  _globals['_NODESERVICE']._serialized_end=3502
 # @@protoc_insertion_point(module_scope)

@@ -6,6 +6,7 @@ isort:skip_file
 import builtins
 import collections.abc
 import google.protobuf.descriptor
+import google.protobuf.duration_pb2
 import google.protobuf.internal.containers
 import google.protobuf.message
 import hyperapi.scheduler.v1.workflow_pb2
@@ -18,6 +19,56 @@ else:
     import typing_extensions
 
 DESCRIPTOR: google.protobuf.descriptor.FileDescriptor
+
+@typing.final
+class ExecTaskRequest(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: builtins.int
+    ARGUMENTS_FIELD_NUMBER: builtins.int
+    TIMEOUT_FIELD_NUMBER: builtins.int
+    name: builtins.str
+    """of the task; its newest attempt must be running"""
+    @property
+    def arguments(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]: ...
+    @property
+    def timeout(self) -> google.protobuf.duration_pb2.Duration:
+        """unset: 60 s; at most an hour"""
+
+    def __init__(
+        self,
+        *,
+        name: builtins.str = ...,
+        arguments: collections.abc.Iterable[builtins.str] | None = ...,
+        timeout: google.protobuf.duration_pb2.Duration | None = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["timeout", b"timeout"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["arguments", b"arguments", "name", b"name", "timeout", b"timeout"]) -> None: ...
+
+Global___ExecTaskRequest: typing_extensions.TypeAlias = ExecTaskRequest
+
+@typing.final
+class ExecTaskResponse(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    EXIT_CODE_FIELD_NUMBER: builtins.int
+    OUTPUT_FIELD_NUMBER: builtins.int
+    TRUNCATED_FIELD_NUMBER: builtins.int
+    exit_code: builtins.int
+    """negative: signal"""
+    output: builtins.bytes
+    """stdout and stderr, in order; at most 1 MiB, the end of it"""
+    truncated: builtins.bool
+    def __init__(
+        self,
+        *,
+        exit_code: builtins.int = ...,
+        output: builtins.bytes = ...,
+        truncated: builtins.bool = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["exit_code", b"exit_code", "output", b"output", "truncated", b"truncated"]) -> None: ...
+
+Global___ExecTaskResponse: typing_extensions.TypeAlias = ExecTaskResponse
 
 @typing.final
 class CreateWorkflowRequest(google.protobuf.message.Message):
@@ -407,15 +458,19 @@ class ListWorkersRequest(google.protobuf.message.Message):
 
     PAGE_SIZE_FIELD_NUMBER: builtins.int
     PAGE_TOKEN_FIELD_NUMBER: builtins.int
+    TASKS_FIELD_NUMBER: builtins.int
     page_size: builtins.int
     page_token: builtins.str
+    tasks: builtins.bool
+    """with what each task uses"""
     def __init__(
         self,
         *,
         page_size: builtins.int = ...,
         page_token: builtins.str = ...,
+        tasks: builtins.bool = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["page_size", b"page_size", "page_token", b"page_token"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["page_size", b"page_size", "page_token", b"page_token", "tasks", b"tasks"]) -> None: ...
 
 Global___ListWorkersRequest: typing_extensions.TypeAlias = ListWorkersRequest
 

@@ -519,6 +519,11 @@ class NodeServiceStub(object):
                 request_serializer=hyperapi_dot_scheduler_dot_v1_dot_workflow__service__pb2.DrainWorkerRequest.SerializeToString,
                 response_deserializer=hyperapi_dot_scheduler_dot_v1_dot_workflow__service__pb2.DrainWorkerResponse.FromString,
                 _registered_method=True)
+        self.ExecTask = channel.unary_unary(
+                '/hyperapi.scheduler.v1.NodeService/ExecTask',
+                request_serializer=hyperapi_dot_scheduler_dot_v1_dot_workflow__service__pb2.ExecTaskRequest.SerializeToString,
+                response_deserializer=hyperapi_dot_scheduler_dot_v1_dot_workflow__service__pb2.ExecTaskResponse.FromString,
+                _registered_method=True)
 
 
 class NodeServiceServicer(object):
@@ -538,6 +543,14 @@ class NodeServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ExecTask(self, request, context):
+        """Runs a command beside a live task, where it runs and with what it sees. Not repeated by itself:
+        it may have run although no answer came.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_NodeServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -550,6 +563,11 @@ def add_NodeServiceServicer_to_server(servicer, server):
                     servicer.DrainWorker,
                     request_deserializer=hyperapi_dot_scheduler_dot_v1_dot_workflow__service__pb2.DrainWorkerRequest.FromString,
                     response_serializer=hyperapi_dot_scheduler_dot_v1_dot_workflow__service__pb2.DrainWorkerResponse.SerializeToString,
+            ),
+            'ExecTask': grpc.unary_unary_rpc_method_handler(
+                    servicer.ExecTask,
+                    request_deserializer=hyperapi_dot_scheduler_dot_v1_dot_workflow__service__pb2.ExecTaskRequest.FromString,
+                    response_serializer=hyperapi_dot_scheduler_dot_v1_dot_workflow__service__pb2.ExecTaskResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -607,6 +625,33 @@ class NodeService(object):
             '/hyperapi.scheduler.v1.NodeService/DrainWorker',
             hyperapi_dot_scheduler_dot_v1_dot_workflow__service__pb2.DrainWorkerRequest.SerializeToString,
             hyperapi_dot_scheduler_dot_v1_dot_workflow__service__pb2.DrainWorkerResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ExecTask(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/hyperapi.scheduler.v1.NodeService/ExecTask',
+            hyperapi_dot_scheduler_dot_v1_dot_workflow__service__pb2.ExecTaskRequest.SerializeToString,
+            hyperapi_dot_scheduler_dot_v1_dot_workflow__service__pb2.ExecTaskResponse.FromString,
             options,
             channel_credentials,
             insecure,

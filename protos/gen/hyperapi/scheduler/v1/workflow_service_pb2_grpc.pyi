@@ -470,7 +470,23 @@ _NodeServiceDrainWorkerType = typing_extensions.TypeVar(
     ],
 )
 
-class NodeServiceStub(typing.Generic[_NodeServiceListWorkersType, _NodeServiceDrainWorkerType]):
+_NodeServiceExecTaskType = typing_extensions.TypeVar(
+    '_NodeServiceExecTaskType',
+    grpc.UnaryUnaryMultiCallable[
+        hyperapi.scheduler.v1.workflow_service_pb2.ExecTaskRequest,
+        hyperapi.scheduler.v1.workflow_service_pb2.ExecTaskResponse,
+    ],
+    grpc.aio.UnaryUnaryMultiCallable[
+        hyperapi.scheduler.v1.workflow_service_pb2.ExecTaskRequest,
+        hyperapi.scheduler.v1.workflow_service_pb2.ExecTaskResponse,
+    ],
+    default=grpc.UnaryUnaryMultiCallable[
+        hyperapi.scheduler.v1.workflow_service_pb2.ExecTaskRequest,
+        hyperapi.scheduler.v1.workflow_service_pb2.ExecTaskResponse,
+    ],
+)
+
+class NodeServiceStub(typing.Generic[_NodeServiceListWorkersType, _NodeServiceDrainWorkerType, _NodeServiceExecTaskType]):
     """The machines."""
 
     @typing.overload
@@ -482,6 +498,10 @@ class NodeServiceStub(typing.Generic[_NodeServiceListWorkersType, _NodeServiceDr
         grpc.UnaryUnaryMultiCallable[
             hyperapi.scheduler.v1.workflow_service_pb2.DrainWorkerRequest,
             hyperapi.scheduler.v1.workflow_service_pb2.DrainWorkerResponse,
+        ],
+        grpc.UnaryUnaryMultiCallable[
+            hyperapi.scheduler.v1.workflow_service_pb2.ExecTaskRequest,
+            hyperapi.scheduler.v1.workflow_service_pb2.ExecTaskResponse,
         ],
     ], channel: grpc.Channel) -> None: ...
 
@@ -495,12 +515,21 @@ class NodeServiceStub(typing.Generic[_NodeServiceListWorkersType, _NodeServiceDr
             hyperapi.scheduler.v1.workflow_service_pb2.DrainWorkerRequest,
             hyperapi.scheduler.v1.workflow_service_pb2.DrainWorkerResponse,
         ],
+        grpc.aio.UnaryUnaryMultiCallable[
+            hyperapi.scheduler.v1.workflow_service_pb2.ExecTaskRequest,
+            hyperapi.scheduler.v1.workflow_service_pb2.ExecTaskResponse,
+        ],
     ], channel: grpc.aio.Channel) -> None: ...
 
     ListWorkers: _NodeServiceListWorkersType
 
     DrainWorker: _NodeServiceDrainWorkerType
     """The worker finishes what it runs and gets nothing new."""
+
+    ExecTask: _NodeServiceExecTaskType
+    """Runs a command beside a live task, where it runs and with what it sees. Not repeated by itself:
+    it may have run although no answer came.
+    """
 
 NodeServiceAsyncStub: typing_extensions.TypeAlias = NodeServiceStub[
     grpc.aio.UnaryUnaryMultiCallable[
@@ -510,6 +539,10 @@ NodeServiceAsyncStub: typing_extensions.TypeAlias = NodeServiceStub[
     grpc.aio.UnaryUnaryMultiCallable[
         hyperapi.scheduler.v1.workflow_service_pb2.DrainWorkerRequest,
         hyperapi.scheduler.v1.workflow_service_pb2.DrainWorkerResponse,
+    ],
+    grpc.aio.UnaryUnaryMultiCallable[
+        hyperapi.scheduler.v1.workflow_service_pb2.ExecTaskRequest,
+        hyperapi.scheduler.v1.workflow_service_pb2.ExecTaskResponse,
     ],
 ]
 
@@ -530,5 +563,15 @@ class NodeServiceServicer(metaclass=abc.ABCMeta):
         context: _ServicerContext,
     ) -> typing.Union[hyperapi.scheduler.v1.workflow_service_pb2.DrainWorkerResponse, collections.abc.Awaitable[hyperapi.scheduler.v1.workflow_service_pb2.DrainWorkerResponse]]:
         """The worker finishes what it runs and gets nothing new."""
+
+    @abc.abstractmethod
+    def ExecTask(
+        self,
+        request: hyperapi.scheduler.v1.workflow_service_pb2.ExecTaskRequest,
+        context: _ServicerContext,
+    ) -> typing.Union[hyperapi.scheduler.v1.workflow_service_pb2.ExecTaskResponse, collections.abc.Awaitable[hyperapi.scheduler.v1.workflow_service_pb2.ExecTaskResponse]]:
+        """Runs a command beside a live task, where it runs and with what it sees. Not repeated by itself:
+        it may have run although no answer came.
+        """
 
 def add_NodeServiceServicer_to_server(servicer: NodeServiceServicer, server: typing.Union[grpc.Server, grpc.aio.Server]) -> None: ...

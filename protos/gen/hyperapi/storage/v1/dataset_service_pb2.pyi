@@ -10,6 +10,7 @@ import google.protobuf.duration_pb2
 import google.protobuf.internal.containers
 import google.protobuf.internal.enum_type_wrapper
 import google.protobuf.message
+import google.protobuf.timestamp_pb2
 import hyperapi.common.v1.geometry_pb2
 import hyperapi.storage.v1.dataset_pb2
 import sys
@@ -40,6 +41,34 @@ METHOD_GET: Method.ValueType  # 1
 METHOD_PUT: Method.ValueType  # 2
 METHOD_HEAD: Method.ValueType  # 3
 Global___Method: typing_extensions.TypeAlias = Method
+
+class _LogSource:
+    ValueType = typing.NewType("ValueType", builtins.int)
+    V: typing_extensions.TypeAlias = ValueType
+
+class _LogSourceEnumTypeWrapper(google.protobuf.internal.enum_type_wrapper._EnumTypeWrapper[_LogSource.ValueType], builtins.type):
+    DESCRIPTOR: google.protobuf.descriptor.EnumDescriptor
+    LOG_SOURCE_UNSPECIFIED: _LogSource.ValueType  # 0
+    """PROGRAM"""
+    LOG_SOURCE_PROGRAM: _LogSource.ValueType  # 1
+    """stdout and stderr, in order"""
+    LOG_SOURCE_OS: _LogSource.ValueType  # 2
+    """how it started and ended, out of memory, disk full, signals"""
+    LOG_SOURCE_USAGE: _LogSource.ValueType  # 3
+    """CPU, memory, I/O, network, GPU: a line a sample"""
+
+class LogSource(_LogSource, metaclass=_LogSourceEnumTypeWrapper):
+    """Who wrote it. Lines of OS and USAGE are JSON, with the time in `t`."""
+
+LOG_SOURCE_UNSPECIFIED: LogSource.ValueType  # 0
+"""PROGRAM"""
+LOG_SOURCE_PROGRAM: LogSource.ValueType  # 1
+"""stdout and stderr, in order"""
+LOG_SOURCE_OS: LogSource.ValueType  # 2
+"""how it started and ended, out of memory, disk full, signals"""
+LOG_SOURCE_USAGE: LogSource.ValueType  # 3
+"""CPU, memory, I/O, network, GPU: a line a sample"""
+Global___LogSource: typing_extensions.TypeAlias = LogSource
 
 @typing.final
 class GetDatasetRequest(google.protobuf.message.Message):
@@ -979,6 +1008,7 @@ class AppendLogRequest(google.protobuf.message.Message):
     OFFSET_FIELD_NUMBER: builtins.int
     DATA_FIELD_NUMBER: builtins.int
     LAST_FIELD_NUMBER: builtins.int
+    SOURCE_FIELD_NUMBER: builtins.int
     task: builtins.str
     """full resource name"""
     epoch: builtins.int
@@ -987,6 +1017,7 @@ class AppendLogRequest(google.protobuf.message.Message):
     data: builtins.bytes
     """at most 1 MiB"""
     last: builtins.bool
+    source: Global___LogSource.ValueType
     def __init__(
         self,
         *,
@@ -996,8 +1027,9 @@ class AppendLogRequest(google.protobuf.message.Message):
         offset: builtins.int = ...,
         data: builtins.bytes = ...,
         last: builtins.bool = ...,
+        source: Global___LogSource.ValueType = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["data", b"data", "epoch", b"epoch", "last", b"last", "number", b"number", "offset", b"offset", "task", b"task"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["data", b"data", "epoch", b"epoch", "last", b"last", "number", b"number", "offset", b"offset", "source", b"source", "task", b"task"]) -> None: ...
 
 Global___AppendLogRequest: typing_extensions.TypeAlias = AppendLogRequest
 
@@ -1020,12 +1052,19 @@ class ReadLogRequest(google.protobuf.message.Message):
     NUMBER_FIELD_NUMBER: builtins.int
     OFFSET_FIELD_NUMBER: builtins.int
     FOLLOW_FIELD_NUMBER: builtins.int
+    SOURCE_FIELD_NUMBER: builtins.int
+    SINCE_FIELD_NUMBER: builtins.int
     task: builtins.str
     epoch: builtins.int
     """epoch and number 0: the newest attempt"""
     number: builtins.int
     offset: builtins.int
     follow: builtins.bool
+    source: Global___LogSource.ValueType
+    @property
+    def since(self) -> google.protobuf.timestamp_pb2.Timestamp:
+        """parts that were stored before are left out"""
+
     def __init__(
         self,
         *,
@@ -1034,8 +1073,11 @@ class ReadLogRequest(google.protobuf.message.Message):
         number: builtins.int = ...,
         offset: builtins.int = ...,
         follow: builtins.bool = ...,
+        source: Global___LogSource.ValueType = ...,
+        since: google.protobuf.timestamp_pb2.Timestamp | None = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["epoch", b"epoch", "follow", b"follow", "number", b"number", "offset", b"offset", "task", b"task"]) -> None: ...
+    def HasField(self, field_name: typing.Literal["since", b"since"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["epoch", b"epoch", "follow", b"follow", "number", b"number", "offset", b"offset", "since", b"since", "source", b"source", "task", b"task"]) -> None: ...
 
 Global___ReadLogRequest: typing_extensions.TypeAlias = ReadLogRequest
 

@@ -63,22 +63,26 @@ class ConnectRequest(google.protobuf.message.Message):
     HELLO_FIELD_NUMBER: builtins.int
     STATUS_FIELD_NUMBER: builtins.int
     HEARTBEAT_FIELD_NUMBER: builtins.int
+    EXEC_FIELD_NUMBER: builtins.int
     @property
     def hello(self) -> Global___Hello: ...
     @property
     def status(self) -> Global___StatusBatch: ...
     @property
     def heartbeat(self) -> Global___Heartbeat: ...
+    @property
+    def exec(self) -> Global___ExecResult: ...
     def __init__(
         self,
         *,
         hello: Global___Hello | None = ...,
         status: Global___StatusBatch | None = ...,
         heartbeat: Global___Heartbeat | None = ...,
+        exec: Global___ExecResult | None = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["heartbeat", b"heartbeat", "hello", b"hello", "kind", b"kind", "status", b"status"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["heartbeat", b"heartbeat", "hello", b"hello", "kind", b"kind", "status", b"status"]) -> None: ...
-    def WhichOneof(self, oneof_group: typing.Literal["kind", b"kind"]) -> typing.Literal["hello", "status", "heartbeat"] | None: ...
+    def HasField(self, field_name: typing.Literal["exec", b"exec", "heartbeat", b"heartbeat", "hello", b"hello", "kind", b"kind", "status", b"status"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["exec", b"exec", "heartbeat", b"heartbeat", "hello", b"hello", "kind", b"kind", "status", b"status"]) -> None: ...
+    def WhichOneof(self, oneof_group: typing.Literal["kind", b"kind"]) -> typing.Literal["hello", "status", "heartbeat", "exec"] | None: ...
 
 Global___ConnectRequest: typing_extensions.TypeAlias = ConnectRequest
 
@@ -91,6 +95,7 @@ class ConnectResponse(google.protobuf.message.Message):
     STOP_FIELD_NUMBER: builtins.int
     ACK_FIELD_NUMBER: builtins.int
     DRAIN_FIELD_NUMBER: builtins.int
+    EXEC_FIELD_NUMBER: builtins.int
     @property
     def welcome(self) -> Global___Welcome: ...
     @property
@@ -101,6 +106,8 @@ class ConnectResponse(google.protobuf.message.Message):
     def ack(self) -> Global___StatusAck: ...
     @property
     def drain(self) -> Global___Drain: ...
+    @property
+    def exec(self) -> Global___Exec: ...
     def __init__(
         self,
         *,
@@ -109,10 +116,11 @@ class ConnectResponse(google.protobuf.message.Message):
         stop: Global___StopBatch | None = ...,
         ack: Global___StatusAck | None = ...,
         drain: Global___Drain | None = ...,
+        exec: Global___Exec | None = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["ack", b"ack", "drain", b"drain", "kind", b"kind", "stop", b"stop", "tasks", b"tasks", "welcome", b"welcome"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["ack", b"ack", "drain", b"drain", "kind", b"kind", "stop", b"stop", "tasks", b"tasks", "welcome", b"welcome"]) -> None: ...
-    def WhichOneof(self, oneof_group: typing.Literal["kind", b"kind"]) -> typing.Literal["welcome", "tasks", "stop", "ack", "drain"] | None: ...
+    def HasField(self, field_name: typing.Literal["ack", b"ack", "drain", b"drain", "exec", b"exec", "kind", b"kind", "stop", b"stop", "tasks", b"tasks", "welcome", b"welcome"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["ack", b"ack", "drain", b"drain", "exec", b"exec", "kind", b"kind", "stop", b"stop", "tasks", b"tasks", "welcome", b"welcome"]) -> None: ...
+    def WhichOneof(self, oneof_group: typing.Literal["kind", b"kind"]) -> typing.Literal["welcome", "tasks", "stop", "ack", "drain", "exec"] | None: ...
 
 Global___ConnectResponse: typing_extensions.TypeAlias = ConnectResponse
 
@@ -215,15 +223,135 @@ class Heartbeat(google.protobuf.message.Message):
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
     SEQUENCE_FIELD_NUMBER: builtins.int
+    USAGE_FIELD_NUMBER: builtins.int
     sequence: builtins.int
+    @property
+    def usage(self) -> hyperapi.scheduler.v1.workflow_pb2.NodeUsage: ...
     def __init__(
         self,
         *,
         sequence: builtins.int = ...,
+        usage: hyperapi.scheduler.v1.workflow_pb2.NodeUsage | None = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["sequence", b"sequence"]) -> None: ...
+    def HasField(self, field_name: typing.Literal["usage", b"usage"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["sequence", b"sequence", "usage", b"usage"]) -> None: ...
 
 Global___Heartbeat: typing_extensions.TypeAlias = Heartbeat
+
+@typing.final
+class Exec(google.protobuf.message.Message):
+    """Run a command beside an attempt, where it runs and with what it sees."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    ID_FIELD_NUMBER: builtins.int
+    KEY_FIELD_NUMBER: builtins.int
+    ARGUMENTS_FIELD_NUMBER: builtins.int
+    TIMEOUT_FIELD_NUMBER: builtins.int
+    id: builtins.str
+    """returned with the result"""
+    @property
+    def key(self) -> Global___TaskKey: ...
+    @property
+    def arguments(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]: ...
+    @property
+    def timeout(self) -> google.protobuf.duration_pb2.Duration: ...
+    def __init__(
+        self,
+        *,
+        id: builtins.str = ...,
+        key: Global___TaskKey | None = ...,
+        arguments: collections.abc.Iterable[builtins.str] | None = ...,
+        timeout: google.protobuf.duration_pb2.Duration | None = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["key", b"key", "timeout", b"timeout"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["arguments", b"arguments", "id", b"id", "key", b"key", "timeout", b"timeout"]) -> None: ...
+
+Global___Exec: typing_extensions.TypeAlias = Exec
+
+@typing.final
+class ExecResult(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    ID_FIELD_NUMBER: builtins.int
+    EXIT_CODE_FIELD_NUMBER: builtins.int
+    OUTPUT_FIELD_NUMBER: builtins.int
+    TRUNCATED_FIELD_NUMBER: builtins.int
+    MESSAGE_FIELD_NUMBER: builtins.int
+    id: builtins.str
+    exit_code: builtins.int
+    """negative: signal"""
+    output: builtins.bytes
+    """stdout and stderr, in order; at most 1 MiB, the end of it"""
+    truncated: builtins.bool
+    message: builtins.str
+    """why it did not run"""
+    def __init__(
+        self,
+        *,
+        id: builtins.str = ...,
+        exit_code: builtins.int = ...,
+        output: builtins.bytes = ...,
+        truncated: builtins.bool = ...,
+        message: builtins.str = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["exit_code", b"exit_code", "id", b"id", "message", b"message", "output", b"output", "truncated", b"truncated"]) -> None: ...
+
+Global___ExecResult: typing_extensions.TypeAlias = ExecResult
+
+@typing.final
+class ReadSecretsRequest(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    WORKER_FIELD_NUMBER: builtins.int
+    KEY_FIELD_NUMBER: builtins.int
+    worker: builtins.str
+    @property
+    def key(self) -> Global___TaskKey: ...
+    def __init__(
+        self,
+        *,
+        worker: builtins.str = ...,
+        key: Global___TaskKey | None = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["key", b"key"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["key", b"key", "worker", b"worker"]) -> None: ...
+
+Global___ReadSecretsRequest: typing_extensions.TypeAlias = ReadSecretsRequest
+
+@typing.final
+class ReadSecretsResponse(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    @typing.final
+    class ValuesEntry(google.protobuf.message.Message):
+        DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: builtins.int
+        VALUE_FIELD_NUMBER: builtins.int
+        key: builtins.str
+        value: builtins.str
+        def __init__(
+            self,
+            *,
+            key: builtins.str = ...,
+            value: builtins.str = ...,
+        ) -> None: ...
+        def ClearField(self, field_name: typing.Literal["key", b"key", "value", b"value"]) -> None: ...
+
+    VALUES_FIELD_NUMBER: builtins.int
+    @property
+    def values(self) -> google.protobuf.internal.containers.ScalarMap[builtins.str, builtins.str]:
+        """by name"""
+
+    def __init__(
+        self,
+        *,
+        values: collections.abc.Mapping[builtins.str, builtins.str] | None = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["values", b"values"]) -> None: ...
+
+Global___ReadSecretsResponse: typing_extensions.TypeAlias = ReadSecretsResponse
 
 @typing.final
 class TaskKey(google.protobuf.message.Message):

@@ -40,6 +40,11 @@ class AgentServiceStub(object):
                 request_serializer=hyperapi_dot_worker_dot_v1_dot_agent__service__pb2.ConnectRequest.SerializeToString,
                 response_deserializer=hyperapi_dot_worker_dot_v1_dot_agent__service__pb2.ConnectResponse.FromString,
                 _registered_method=True)
+        self.ReadSecrets = channel.unary_unary(
+                '/hyperapi.worker.v1.AgentService/ReadSecrets',
+                request_serializer=hyperapi_dot_worker_dot_v1_dot_agent__service__pb2.ReadSecretsRequest.SerializeToString,
+                response_deserializer=hyperapi_dot_worker_dot_v1_dot_agent__service__pb2.ReadSecretsResponse.FromString,
+                _registered_method=True)
 
 
 class AgentServiceServicer(object):
@@ -55,6 +60,13 @@ class AgentServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ReadSecrets(self, request, context):
+        """The secrets that the recipe names for an attempt, for the worker that runs it and no one else.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_AgentServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -62,6 +74,11 @@ def add_AgentServiceServicer_to_server(servicer, server):
                     servicer.Connect,
                     request_deserializer=hyperapi_dot_worker_dot_v1_dot_agent__service__pb2.ConnectRequest.FromString,
                     response_serializer=hyperapi_dot_worker_dot_v1_dot_agent__service__pb2.ConnectResponse.SerializeToString,
+            ),
+            'ReadSecrets': grpc.unary_unary_rpc_method_handler(
+                    servicer.ReadSecrets,
+                    request_deserializer=hyperapi_dot_worker_dot_v1_dot_agent__service__pb2.ReadSecretsRequest.FromString,
+                    response_serializer=hyperapi_dot_worker_dot_v1_dot_agent__service__pb2.ReadSecretsResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -92,6 +109,33 @@ class AgentService(object):
             '/hyperapi.worker.v1.AgentService/Connect',
             hyperapi_dot_worker_dot_v1_dot_agent__service__pb2.ConnectRequest.SerializeToString,
             hyperapi_dot_worker_dot_v1_dot_agent__service__pb2.ConnectResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ReadSecrets(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/hyperapi.worker.v1.AgentService/ReadSecrets',
+            hyperapi_dot_worker_dot_v1_dot_agent__service__pb2.ReadSecretsRequest.SerializeToString,
+            hyperapi_dot_worker_dot_v1_dot_agent__service__pb2.ReadSecretsResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -41,7 +41,23 @@ _AgentServiceConnectType = typing_extensions.TypeVar(
     ],
 )
 
-class AgentServiceStub(typing.Generic[_AgentServiceConnectType]):
+_AgentServiceReadSecretsType = typing_extensions.TypeVar(
+    '_AgentServiceReadSecretsType',
+    grpc.UnaryUnaryMultiCallable[
+        hyperapi.worker.v1.agent_service_pb2.ReadSecretsRequest,
+        hyperapi.worker.v1.agent_service_pb2.ReadSecretsResponse,
+    ],
+    grpc.aio.UnaryUnaryMultiCallable[
+        hyperapi.worker.v1.agent_service_pb2.ReadSecretsRequest,
+        hyperapi.worker.v1.agent_service_pb2.ReadSecretsResponse,
+    ],
+    default=grpc.UnaryUnaryMultiCallable[
+        hyperapi.worker.v1.agent_service_pb2.ReadSecretsRequest,
+        hyperapi.worker.v1.agent_service_pb2.ReadSecretsResponse,
+    ],
+)
+
+class AgentServiceStub(typing.Generic[_AgentServiceConnectType, _AgentServiceReadSecretsType]):
     """The agent's side of the scheduler. A worker only ever dials out."""
 
     @typing.overload
@@ -49,6 +65,10 @@ class AgentServiceStub(typing.Generic[_AgentServiceConnectType]):
         grpc.StreamStreamMultiCallable[
             hyperapi.worker.v1.agent_service_pb2.ConnectRequest,
             hyperapi.worker.v1.agent_service_pb2.ConnectResponse,
+        ],
+        grpc.UnaryUnaryMultiCallable[
+            hyperapi.worker.v1.agent_service_pb2.ReadSecretsRequest,
+            hyperapi.worker.v1.agent_service_pb2.ReadSecretsResponse,
         ],
     ], channel: grpc.Channel) -> None: ...
 
@@ -58,6 +78,10 @@ class AgentServiceStub(typing.Generic[_AgentServiceConnectType]):
             hyperapi.worker.v1.agent_service_pb2.ConnectRequest,
             hyperapi.worker.v1.agent_service_pb2.ConnectResponse,
         ],
+        grpc.aio.UnaryUnaryMultiCallable[
+            hyperapi.worker.v1.agent_service_pb2.ReadSecretsRequest,
+            hyperapi.worker.v1.agent_service_pb2.ReadSecretsResponse,
+        ],
     ], channel: grpc.aio.Channel) -> None: ...
 
     Connect: _AgentServiceConnectType
@@ -66,10 +90,17 @@ class AgentServiceStub(typing.Generic[_AgentServiceConnectType]):
     dials again (any scheduler), says in Hello what it still runs, and reports what ended meanwhile.
     """
 
+    ReadSecrets: _AgentServiceReadSecretsType
+    """The secrets that the recipe names for an attempt, for the worker that runs it and no one else."""
+
 AgentServiceAsyncStub: typing_extensions.TypeAlias = AgentServiceStub[
     grpc.aio.StreamStreamMultiCallable[
         hyperapi.worker.v1.agent_service_pb2.ConnectRequest,
         hyperapi.worker.v1.agent_service_pb2.ConnectResponse,
+    ],
+    grpc.aio.UnaryUnaryMultiCallable[
+        hyperapi.worker.v1.agent_service_pb2.ReadSecretsRequest,
+        hyperapi.worker.v1.agent_service_pb2.ReadSecretsResponse,
     ],
 ]
 
@@ -86,5 +117,13 @@ class AgentServiceServicer(metaclass=abc.ABCMeta):
         Both directions carry batches; order holds within the stream. When it breaks the agent
         dials again (any scheduler), says in Hello what it still runs, and reports what ended meanwhile.
         """
+
+    @abc.abstractmethod
+    def ReadSecrets(
+        self,
+        request: hyperapi.worker.v1.agent_service_pb2.ReadSecretsRequest,
+        context: _ServicerContext,
+    ) -> typing.Union[hyperapi.worker.v1.agent_service_pb2.ReadSecretsResponse, collections.abc.Awaitable[hyperapi.worker.v1.agent_service_pb2.ReadSecretsResponse]]:
+        """The secrets that the recipe names for an attempt, for the worker that runs it and no one else."""
 
 def add_AgentServiceServicer_to_server(servicer: AgentServiceServicer, server: typing.Union[grpc.Server, grpc.aio.Server]) -> None: ...

@@ -6,7 +6,7 @@ import itertools
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import hyper_inference
@@ -27,6 +27,7 @@ blocks = st.builds(
 )  # fmt: skip
 
 
+@settings(deadline=None)  # machines of tests are shared
 @given(st.lists(blocks, max_size=20))
 def test_blocks_in_use_together_lie_apart(given_blocks: list[Block]) -> None:
     offsets, total = arena.place(given_blocks)

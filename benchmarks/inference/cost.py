@@ -86,7 +86,7 @@ def report(found: dict[str, Any]) -> str:
     cpu = found["cpu"]
     lines = [
         f"dollars per teravoxel, prices of {found['as_of']} (benchmarks/inference/prices.yaml)",
-        f"  {cpu['name']:<8}{'float32':<9}{cpu['usd_per_teravoxel']:>9.2f}"
+        f"  {cpu['name']:<11}{'float32':<9}{cpu['usd_per_teravoxel']:>9.2f}"
         f"   {cpu['tflop_per_s']:.2f} TFLOP/s, measured per core here, {cpu['usd_per_hour']} $/h",
     ]
     verdicts: dict[bool, list[str]] = {True: [], False: []}
@@ -94,7 +94,7 @@ def report(found: dict[str, Any]) -> str:
         for precision, row in precisions.items():
             kind = "spot" if row["spot"] else "list price"
             lines.append(
-                f"  {name:<8}{precision:<9}{row['usd_per_teravoxel']:>9.2f}"
+                f"  {name:<11}{precision:<9}{row['usd_per_teravoxel']:>9.2f}"
                 f"   {row['tflop_per_s']:.2f} TFLOP/s, {row['usd_per_hour']} $/h {kind}: "
                 f"{row['times_the_cpu']:.2f} times the CPU's"
             )

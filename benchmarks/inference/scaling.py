@@ -21,7 +21,7 @@ import numpy as np
 
 SIZES = ((16, 64, 64), (16, 128, 128), (20, 192, 192), (20, 256, 256), (32, 512, 512))
 LANES = 512
-TURNS = 200_000
+TURNS = 20_000_000
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import signal
@@ -99,13 +100,9 @@ def test_a_full_disk(small_disk: Path, small_stack: Path) -> None:
     assert cluster.run("up", "--workers", "1").returncode == 0
     filler = small_disk / "filler"
     try:
-        with filler.open("wb") as file:  # to the last byte
-            try:
-                while True:
-                    file.write(b"x" * 65536)
-                    file.flush()
-            except OSError:
-                file.close()
+        with filler.open("wb", buffering=0) as file, contextlib.suppress(OSError):
+            while True:  # to the last byte
+                file.write(b"x" * 65536)
         line = error_line(hasty(cluster).run("align", str(small_stack), "lab/full"))
         assert "disk" in line and "full" in line
         filler.unlink()

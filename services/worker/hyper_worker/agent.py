@@ -149,15 +149,16 @@ class Agent:
 
     async def run(self) -> None:
         """Work until cancelled."""
-        async with asyncio.TaskGroup() as group:
-            group.create_task(self._shipper.run())
-            group.create_task(self._keep_time())
-            group.create_task(self._stay_connected())
-            group.create_task(self._report_failures())
-            group.create_task(self._answer_commands())
-            group.create_task(self._fetch_images())
-            while True:
-                group.create_task(self._carry_out(await self._launches.get()))
+        with contextlib.closing(self._ports):
+            async with asyncio.TaskGroup() as group:
+                group.create_task(self._shipper.run())
+                group.create_task(self._keep_time())
+                group.create_task(self._stay_connected())
+                group.create_task(self._report_failures())
+                group.create_task(self._answer_commands())
+                group.create_task(self._fetch_images())
+                while True:
+                    group.create_task(self._carry_out(await self._launches.get()))
 
     async def leave(self, grace_s: float) -> None:
         """The machine goes away: end what runs within `grace_s`, report it as preempted."""

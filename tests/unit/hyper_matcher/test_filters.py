@@ -5,7 +5,7 @@ import pytest
 
 from hyper_matcher.align.filters import PeakFilter, consensus, judge_peaks
 from hyper_matcher.align.geometry import Rejection, lattice
-from hyper_matcher.ncc import Peaks
+from hyper_matcher.peaks import Peaks
 
 _GOOD = {
     "offset": (10.0, 10.0), "p1": 0.6, "p2": 0.2, "dynamic_range": 0.9, "kurtosis": 6.0,

@@ -12,11 +12,11 @@ from hyper_matcher.ncc import (
     SearchImage,
     choose_tiling,
     correlate_windows,
-    find_peaks,
     masked_cross_correlation,
     normalized_cross_correlation,
     spatial_is_cheaper,
 )
+from hyper_matcher.peaks import find_peaks
 from tests.support.sections import texture
 
 

@@ -19,7 +19,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -144,7 +144,8 @@ def order(folder: Path, do: str, **arguments: Any) -> dict[str, Any]:
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as line:
         line.settimeout(_ORDER_S)
         try:
-            line.connect(known["socket"])
+            with _short_path(Path(known["socket"])) as path:
+                line.connect(path)
             line.sendall(json.dumps({"do": do, **arguments}).encode() + b"\n")
             answer = json.loads(line.makefile("rb").readline(_ORDER_BYTES))
         except (OSError, ValueError) as error:
@@ -155,6 +156,16 @@ def order(folder: Path, do: str, **arguments: Any) -> dict[str, Any]:
         raise FailedPreconditionError(answer["error"])
     found: dict[str, Any] = answer
     return found
+
+
+@contextlib.contextmanager
+def _short_path(path: Path) -> Iterator[str]:
+    """Another name of a socket: the kernel takes at most 107 bytes, and folders lie deep."""
+    folder = os.open(path.parent, os.O_PATH | os.O_DIRECTORY)
+    try:
+        yield f"/proc/self/fd/{folder}/{path.name}"
+    finally:
+        os.close(folder)
 
 
 def is_mount(folder: Path) -> bool:
@@ -220,7 +231,8 @@ class Mount:
         files = self._files()
         self._socket_path = str(self._state.with_suffix(".sock"))
         Path(self._socket_path).unlink(missing_ok=True)
-        self._socket.bind(self._socket_path)
+        with _short_path(Path(self._socket_path)) as path:
+            self._socket.bind(path)
         self._socket.listen(4)
         self._save()
         workers = [threading.Thread(target=self._listen, args=(files,), daemon=True)]

@@ -22,7 +22,8 @@ from numpy.typing import NDArray
 
 from hyper_matcher.align.geometry import Affine, Points, lattice
 from hyper_matcher.align.sampling import downsample, sample_patches
-from hyper_matcher.ncc import SearchImage, correlate_windows, find_peaks
+from hyper_matcher.ncc import SearchImage, correlate_windows
+from hyper_matcher.peaks import find_peaks
 
 _SURE = 0.6  # of the blocks: where so many agree, no other angle is looked at
 _BARE = 0.15  # a block's standard deviation below which it shows no tissue; tissue has about 0.6

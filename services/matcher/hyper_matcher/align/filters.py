@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from scipy.spatial import cKDTree
 
 from hyper_matcher.align.geometry import Points, Rejection
-from hyper_matcher.ncc import Peaks
+from hyper_matcher.peaks import Peaks
 
 
 @dataclass(frozen=True, slots=True)

@@ -27,7 +27,8 @@ from hyper_matcher.align.geometry import (
     lattice,
 )
 from hyper_matcher.align.sampling import downsample, sample_patches
-from hyper_matcher.ncc import SearchImage, correlate_windows, find_peaks, integral
+from hyper_matcher.ncc import SearchImage, correlate_windows, integral
+from hyper_matcher.peaks import find_peaks
 
 _BARE_BOX_PX = 7  # a constant box of this edge, at the first pass's scale, is no tissue
 _MOST_BARE = 0.5  # share of a template or window: what is not found there is no wrong match

@@ -16,7 +16,8 @@ from numpy.typing import NDArray
 
 from hyper_matcher.align.filters import consensus
 from hyper_matcher.align.geometry import lattice
-from hyper_matcher.ncc import SearchImage, correlate_windows, find_peaks
+from hyper_matcher.ncc import SearchImage, correlate_windows
+from hyper_matcher.peaks import find_peaks
 
 _BATCH = 64
 _RESAMPLINGS = 1000

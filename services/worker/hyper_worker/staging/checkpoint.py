@@ -1,8 +1,8 @@
 """Checkpoints: a folder that outlives its attempt.
 
-It is a dataset of the task's own. Only what has changed is uploaded; a version is committed only
-if the folder was the same before and after it was read, so that no half-written file is kept
-beside its neighbours of another moment. An attempt claims the checkpoint when it reads it, by a
+It is a dataset of the task's own. What has changed is copied, then uploaded; a copy counts only if
+the folder was the same before and after it was made, so that no half-written file is kept beside
+its neighbours of another moment. An attempt claims the checkpoint when it reads it, by a
 version that bears its name; each commit replaces one marker file. Of two attempts that are alive
 at once (one of them cut off), the store so lets only the newer one save.
 """
@@ -12,8 +12,10 @@ from __future__ import annotations
 import hashlib
 import re
 import shutil
+import tempfile
 import threading
 import uuid
+from pathlib import Path
 
 from hyper.client import Client
 from hyper.datasets import Dataset, delete_dataset
@@ -28,7 +30,8 @@ log = get_logger(__name__)
 FILES_MAX = 1_000_000
 _MARKER = ".hyper-attempt"
 _NAME = re.compile(r"attempt ([0-9]+)\.([0-9]+)\Z")
-_LOOKS = 3  # at a folder that changes while it is read
+_LOOKS = 10  # at a folder that changes while it is copied
+_IN_MEMORY_BYTES = 64 << 20  # of a copy; what is more lies on disk
 
 
 class StaleError(Exception):
@@ -42,10 +45,11 @@ class Checkpoint:
         client: of the cluster.
         job: whose it is.
         place: the folder that the program sees; empty.
+        scratch: where copies lie while they are uploaded.
     """
 
-    def __init__(self, client: Client, job: Job, place: Below) -> None:
-        self._client, self._place = client, place
+    def __init__(self, client: Client, job: Job, place: Below, scratch: Path) -> None:
+        self._client, self._place, self._scratch = client, place, scratch
         self._attempt = (job.key.epoch, job.key.number)
         name = hashlib.sha256(job.key.task.encode()).hexdigest()[:32]
         self._dataset = f"{job.tenant}/checkpoint-{name}"
@@ -127,19 +131,42 @@ class Checkpoint:
         return True
 
     def _save(self, halt: threading.Event) -> bool:
-        """Commit what has changed; False if the folder changed while it was read."""
+        """Commit what has changed; False if the folder changed while it was copied."""
+        with tempfile.TemporaryDirectory(prefix="checkpoint-", dir=self._scratch) as spare:
+            snapshot = Snapshot(self._place, halt, FILES_MAX)
+            copies = self._copy(snapshot, Path(spare))
+            if not snapshot.same():
+                return False
+            self._upload(copies, snapshot.stamps)
+        return True
+
+    def _copy(self, snapshot: Snapshot, spare: Path) -> list[tuple[str, bytes | Path]]:
+        """(path, content) of what has changed, out of the program's reach."""
+        copies: list[tuple[str, bytes | Path]] = []
+        size = 0
+        try:
+            for path, found in snapshot.files(lambda path, stamp: self._saved.get(path) == stamp):
+                kept = spare / str(len(copies))
+                if isinstance(found, Path):
+                    shutil.copyfile(found, kept)
+                elif size + len(found) > _IN_MEMORY_BYTES:
+                    kept.write_bytes(found)
+                else:
+                    size += len(found)
+                    copies.append((path, found))
+                    continue
+                copies.append((path, kept))
+        finally:
+            snapshot.close()
+        return copies
+
+    def _upload(self, copies: list[tuple[str, bytes | Path]], stamps: dict[str, Stamp]) -> None:
         session = self._client.session(self._dataset)
-        snapshot = Snapshot(self._place, halt, FILES_MAX)
         try:
             self._check_claim(session)
             session.write(_MARKER, _name(self._attempt))
-            session.write_many(
-                snapshot.files(unchanged=lambda path, stamp: self._saved.get(path) == stamp)
-            )
-            session.delete(*sorted(self._saved.keys() - snapshot.stamps.keys()))
-            if not snapshot.same():
-                session.abort()
-                return False
+            session.write_many(copies)
+            session.delete(*sorted(self._saved.keys() - stamps.keys()))
             try:
                 self._version = session.commit(_name(self._attempt)).number
             except ConflictError as error:  # another attempt's marker came first
@@ -148,10 +175,7 @@ class Checkpoint:
         except BaseException:
             _abort(session)
             raise
-        finally:
-            snapshot.close()
-        self._saved = snapshot.stamps
-        return True
+        self._saved = stamps
 
     def _check_claim(self, session: Session) -> None:
         if session.base != self._version:

@@ -241,7 +241,7 @@ class Attempt:
             self._outputs.append((below, address))
         if around.checkpoint_path:
             below = _writable(binds, root, cwd, around.checkpoint_path, "checkpoint")
-            self._checkpoint = Checkpoint(stage.client, job, below)
+            self._checkpoint = Checkpoint(stage.client, job, below, stage.scratch)
             if await self._thread(partial(self._checkpoint.restore, self._halt)):
                 self._note("goes on from the checkpoint of an earlier attempt")
         secrets = _NO_SECRETS

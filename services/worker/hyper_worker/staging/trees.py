@@ -14,7 +14,7 @@ from typing import BinaryIO
 from hyper.datasets import Dataset, FileInfo
 from hyper.errors import InvalidArgumentError
 from hyper.names import check_path
-from hyper.sessions import LARGE_BYTES, Contents
+from hyper.sessions import LARGE_BYTES
 from hyper_worker.staging.cache import HaltedError
 
 _LARGE_BYTES = 16 << 20
@@ -136,7 +136,7 @@ class Snapshot:
 
     def files(
         self, unchanged: Callable[[str, Stamp], bool] = lambda path, stamp: False
-    ) -> Iterator[tuple[str, Contents]]:
+    ) -> Iterator[tuple[str, bytes | Path]]:
         """(path, content) of every file; not of those that are `unchanged`.
 
         Raises:

@@ -143,7 +143,8 @@ async def test_a_function_knows_its_task_and_logs_what_it_prints(
         }
         assert end.peak_rss_bytes > 10 << 20
         log = await scheduler.log_closed(3)
-        assert log == b'report {"auc": 0.5}\nto stderr\nstraight to the descriptor\n'
+        said = b'::hyper report {"step": 1, "metrics": {"auc": 0.5}}\n'
+        assert log == said + b"to stderr\nstraight to the descriptor\n"
 
 
 async def test_each_call_has_its_own_log(scheduler: FakeScheduler, tmp_path: Path) -> None:

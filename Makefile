@@ -26,11 +26,15 @@ help:            ## this list
 	@.venv/bin/python -m hyper.mount.libfuse --fetch || echo "no libfuse: the tests of the mount will be skipped"
 	@touch $@
 
+.stamps/etcd: .stamps/dev
+	@.venv/bin/python -m scripts.fetch_etcd || echo "no etcd that survives being killed: its tests will be skipped"
+	@touch $@
+
 demo: .stamps/local      ## align a real stack on a local cluster; demo/report.html, demo/result.json
 	@.venv/bin/python -m examples.align_stack --home demo/.hyper --out demo $(if $(KEEP),--keep) $(DEMO_ARGS)
 
-test: .stamps/dev .stamps/libfuse ## all tests, against real etcd and a real S3 server
-	@.venv/bin/python -m pytest -n 2 --dist loadgroup $(PYTEST_ARGS)
+test: .stamps/dev .stamps/libfuse .stamps/etcd ## all tests, against real etcd and a real S3 server
+	@.venv/bin/python -m pytest -n 2 --dist loadfile $(PYTEST_ARGS)
 
 lint: .stamps/dev        ## format, style, types, import rules, protos
 	@.venv/bin/ruff format --check .

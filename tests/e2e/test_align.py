@@ -22,7 +22,7 @@ from PIL import Image
 import hyper
 from tests.support.local_cluster import LocalCluster
 
-pytestmark = [pytest.mark.timeout(420), pytest.mark.xdist_group("align")]
+pytestmark = pytest.mark.timeout(420)
 
 RESULT_KEYS = {
     "cpc94_before", "cpc94", "residual_z1_p50", "residual_z1_p95", "residual_z1_p99",

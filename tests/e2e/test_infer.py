@@ -12,7 +12,7 @@ from hyper.client import Client
 from tests.compiler.nets import small_unet_model
 from tests.support.local_cluster import LocalCluster
 
-pytestmark = [pytest.mark.timeout(300), pytest.mark.xdist_group("cluster")]
+pytestmark = pytest.mark.timeout(300)
 
 
 def test_a_net_over_a_volume(local_cluster: LocalCluster, tmp_path: Path) -> None:

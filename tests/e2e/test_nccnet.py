@@ -11,7 +11,7 @@ from hyper.client import Client
 from tests.support.local_cluster import LocalCluster
 from tests.support.sections import texture
 
-pytestmark = [pytest.mark.timeout(300), pytest.mark.xdist_group("cluster")]
+pytestmark = pytest.mark.timeout(300)
 
 SETTINGS = ("--template", "32", "--search", "16", "--batch-size", "2")
 

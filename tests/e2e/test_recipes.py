@@ -8,7 +8,7 @@ import pytest
 
 from tests.support.local_cluster import LocalCluster
 
-pytestmark = [pytest.mark.timeout(300), pytest.mark.xdist_group("cluster")]
+pytestmark = pytest.mark.timeout(300)
 
 CYCLE = """\
 version: 1

@@ -16,7 +16,7 @@ import pytest
 
 from tests.support.local_cluster import LocalCluster
 
-pytestmark = [pytest.mark.timeout(420), pytest.mark.xdist_group("cluster")]
+pytestmark = pytest.mark.timeout(420)
 
 
 def error_line(done: subprocess.CompletedProcess[str]) -> str:

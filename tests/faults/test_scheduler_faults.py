@@ -25,9 +25,6 @@ TASKS = 60
 ROUNDS = int(os.environ.get("FAULT_ROUNDS", "1"))
 
 
-pytestmark = pytest.mark.xdist_group("scheduler-faults")  # one cluster
-
-
 @pytest.fixture(scope="module")
 def cluster(
     tmp_path_factory: pytest.TempPathFactory, s3_server: S3Server

@@ -33,7 +33,7 @@ from hyper.cluster.state import MARK
 from hyper_servicekit.etcd import Etcd
 from tests.support import fake_service
 
-pytestmark = [pytest.mark.timeout(180), pytest.mark.xdist_group("cluster")]
+pytestmark = pytest.mark.timeout(180)
 
 NAMES = [
     "etcd", "s3", "scheduler", "storage-gateway", "inference", "matcher", "worker-0", "worker-1",

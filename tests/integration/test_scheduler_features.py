@@ -17,7 +17,7 @@ FUNCTIONS = "tests.integration.feature_functions"
 
 
 # one cluster, whose start takes a while on a busy machine
-pytestmark = [pytest.mark.timeout(180), pytest.mark.xdist_group("scheduler-features")]
+pytestmark = pytest.mark.timeout(180)
 
 
 @pytest.fixture(scope="module")

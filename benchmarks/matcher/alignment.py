@@ -11,26 +11,20 @@ import os
 import sys
 from pathlib import Path
 
-import numpy as np
-from PIL import Image
-
+from benchmarks.matcher.sections import read_stack
 from hyper_matcher.align.pipeline import align_stack
-
-_SUFFIXES = (".png", ".tif", ".tiff")
 
 
 def main(argv: list[str] | None = None) -> int:
     """Align a folder in memory and print what came out."""
     parser = argparse.ArgumentParser(description=main.__doc__)
     data = Path(os.environ.get("HYPER_DATA_DIR", "../shared/data"))
-    parser.add_argument("--sections", type=Path, default=data / "em" / "aligntk_raw")
+    parser.add_argument(
+        "--sections", default=str(data / "em" / "aligntk_raw"), help="DIR[:a-b], both ends included"
+    )
     parser.add_argument("--json", action="store_true", help="end with the result object")
     arguments = parser.parse_args(argv)
-    files = sorted(p for p in arguments.sections.glob("*") if p.suffix in _SUFFIXES)
-    if len(files) < 2:
-        print(f"error: {arguments.sections}: fewer than two sections there", file=sys.stderr)
-        return 2
-    volume = np.stack([np.asarray(Image.open(file)) for file in files])
+    volume = read_stack(arguments.sections)
     align_stack(volume[:2, :512, :512])  # compile
     stack = align_stack(volume)
     for stage, seconds in stack.stages.items():

@@ -20,8 +20,8 @@ from typing import Any
 import cv2
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
+from benchmarks.matcher.sections import read_stack
 from hyper_matcher import ncc
 from hyper_matcher.align.sampling import downsample
 
@@ -35,20 +35,16 @@ _MANY = 64
 def main(argv: list[str] | None = None) -> int:
     """Measure and print; the last line with `--json` is an object of all figures."""
     parser = argparse.ArgumentParser(description=main.__doc__)
+    data = Path(os.environ.get("HYPER_DATA_DIR", "../shared/data"))
     parser.add_argument(
-        "--sections", type=Path, help="folder of sections (default: em/aligntk_raw)"
+        "--sections", default=str(data / "em" / "aligntk_raw"), help="DIR[:a-b], both ends included"
     )
     parser.add_argument("--seconds", type=float, default=2.0, help="for each measurement")
     parser.add_argument("--json", action="store_true", help="end with an object of all figures")
     parser.add_argument("--plot", type=Path, help="draw the crossover, .png or .svg")
     arguments = parser.parse_args(argv)
-    data = Path(os.environ.get("HYPER_DATA_DIR", "../shared/data"))
-    files = sorted((arguments.sections or data / "em" / "aligntk_raw").glob("*.png"))
-    if len(files) < 2:
-        print("error: fewer than two sections there; give --sections DIR", file=sys.stderr)
-        return 2
     cv2.setNumThreads(1)
-    first, second = (np.asarray(Image.open(file)) for file in files[:2])
+    first, second = read_stack(arguments.sections)[:2]
     if min(first.shape + second.shape) < _CASES[-1][1]:
         print(f"error: sections must be at least {_CASES[-1][1]} px wide and high", file=sys.stderr)
         return 2

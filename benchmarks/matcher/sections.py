@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -20,5 +21,6 @@ def read_stack(what: str) -> NDArray[Any]:
     if chosen:
         files = files[int(chosen[2]) : int(chosen[3]) + 1]
     if len(files) < 2:
-        raise SystemExit(f"error: {what}: fewer than two sections there")
+        print(f"error: {what}: fewer than two sections there", file=sys.stderr)
+        raise SystemExit(2)
     return np.stack([images.read_section(file) for file in files])

@@ -57,7 +57,7 @@ class Volume(Protocol):
 
 
 class _Files:
-    """Objects of a folder, as `Blocks` asks for them."""
+    """Objects of a folder, as `Blocks` asks for them to read."""
 
     def __init__(self, root: Path, naming: dict[str, Any]) -> None:
         self._root = root.resolve()
@@ -87,10 +87,6 @@ class _Files:
                 return file.read() if stop is None else file.read(max(0, stop - first))
         except (FileNotFoundError, NotADirectoryError):
             return None
-
-    def put(self, key: str, body: Any) -> None:
-        """Never asked for."""
-        raise NotImplementedError(f"{key}: volumes on disk are only read")
 
 
 class FolderVolume:

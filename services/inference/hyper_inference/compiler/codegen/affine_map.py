@@ -32,14 +32,8 @@ class MapAffine(Kernel):
         with e.loop(p.begin, p.end) as row:
             z, y = e.divmod(row.index, self.height)
             with e.loop(0, self.channels) as channel:
-
-                def place(pointer: Value, s: Strides) -> Value:
-                    offsets = (
-                        e.mul(z, s.plane), e.mul(y, s.row), e.mul(channel.index, s.channel)
-                    )  # fmt: skip
-                    return e.at(pointer, e.add(*offsets))
-
-                a, out = place(p.a, self.a), place(p.out, self.out)
+                a = self.a.at(e, p.a, z, y, channel.index)
+                out = self.out.at(e, p.out, z, y, channel.index)
                 line = e.add(e.mul(row.index, self.channels), channel.index)
                 scales = e.at(p.constants, e.mul(line, 2 * self.pitch))
                 shifts = e.at(scales, self.pitch)

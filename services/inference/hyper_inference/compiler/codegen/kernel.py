@@ -18,6 +18,11 @@ class Strides:
     row: int
     plane: int
 
+    def at(self, e: Emitter, pointer: Value, z: Value, y: Value, channel: Value) -> Value:
+        """Where a row begins in a value that begins at `pointer`."""
+        offsets = e.mul(z, self.plane), e.mul(y, self.row), e.mul(channel, self.channel)
+        return e.at(pointer, e.add(*offsets))
+
 
 def strides_of(place: Place) -> Strides:
     """Strides of a value in the arena."""

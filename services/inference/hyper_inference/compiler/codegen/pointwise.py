@@ -38,15 +38,9 @@ class Pointwise(Kernel):
         with e.loop(p.begin, p.end) as row:
             z, y = e.divmod(row.index, self.height)
             with e.loop(0, self.channels) as channel:
-
-                def place(pointer: Value, s: Strides) -> Value:
-                    offsets = (
-                        e.mul(z, s.plane), e.mul(y, s.row), e.mul(channel.index, s.channel)
-                    )  # fmt: skip
-                    return e.at(pointer, e.add(*offsets))
-
-                a, out = place(p.a, self.a), place(p.out, self.out)
-                b = place(p.b, self.b) if self.b is not None else None
+                at = z, y, channel.index
+                a, out = self.a.at(e, p.a, *at), self.out.at(e, p.out, *at)
+                b = self.b.at(e, p.b, *at) if self.b is not None else None
                 constants = e.at(p.constants, e.mul(channel.index, 2))
 
                 def body(x: Value, lanes: int) -> None:

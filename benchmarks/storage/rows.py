@@ -43,6 +43,13 @@ def sdk_read_vs_obstore(where: Place) -> dict[str, Any]:
         for info, data in dataset.read_many(infos):
             assert len(data) == info.size_bytes
 
+    return _beside_obstore(where, ours, ranges, total)
+
+
+def _beside_obstore(
+    where: Place, ours: Callable[[], None], ranges: list[list[Any]], total: int
+) -> dict[str, Any]:
+    """Our reads and raw obstore's of the same bytes, in turn; and what the gateway used."""
     gateway = where.cluster.pids("storage-gateway")
     before = cpu_of(gateway)
     found = in_turn(
@@ -90,20 +97,7 @@ def grpc_vs_raw_s3(where: Place) -> dict[str, Any]:
         with ThreadPoolExecutor(4) as pool:
             assert sum(pool.map(stream, keys)) == total
 
-    ranges = [[key, None, None] for key in keys]
-    gateway = where.cluster.pids("storage-gateway")
-    before = cpu_of(gateway)
-    found = in_turn(
-        {
-            "obstore": lambda: where.peers.ask("obstore_read", ranges=ranges),
-            "hyper": lambda: timed(ours),
-        },
-        where.rounds,
-    )
-    result = row(found, base="obstore", megabytes=total / MB)
-    used = cpu_of(gateway) - before
-    result["gateway_cpu_ms_per_mb"] = used * 1e3 / (total / MB) / (where.rounds + 1)
-    return result
+    return _beside_obstore(where, ours, [[key, None, None] for key in keys], total)
 
 
 def _volume(where: Place, compressor: str | None) -> Any:

@@ -308,6 +308,34 @@ def test_commit_is_idempotent(client: Client, name: str) -> None:
         other.commit("two", request_id="commit-1")
 
 
+def test_work_that_is_done_again_is_committed_once(client: Client, name: str) -> None:
+    one, late = client.session(name), client.session(name)
+    one.write("out", b"one")
+    late.write("out", b"late")
+    first = one.commit("one", request_id="work-1", once=True)
+    assert late.commit("late", request_id="work-1", once=True) == first
+    assert _dataset(client, name).read("out") == b"one"
+    late.abort()  # it was left open
+    with pytest.raises(InvalidArgumentError):
+        client.session(name).commit("another way", request_id="work-1")
+
+
+def test_work_that_ends_everywhere_at_once_is_committed_once(client: Client, name: str) -> None:
+    for turn in range(5):
+        sessions = [client.session(name) for _ in range(6)]
+        for number, session in enumerate(sessions):
+            session.write(f"out-{turn}", f"{number}")
+        with ThreadPoolExecutor(6) as pool:
+            versions = set(
+                pool.map(
+                    lambda each: each.commit("x", request_id=f"both-{turn}", once=True).number,  # noqa: B023
+                    sessions,
+                )
+            )
+        assert versions == {turn + 1}
+    assert _dataset(client, name).version == 5
+
+
 def test_losing_commit_is_rebased(client: Client, name: str) -> None:
     with client.session(name) as session:
         session.write_many((f"f{i:02d}", b"old") for i in range(20))

@@ -269,15 +269,23 @@ class Session(Tree):
 
     # The end
 
-    def commit(self, message: str = "", request_id: str | None = None) -> Version:
+    def commit(
+        self, message: str = "", request_id: str | None = None, *, once: bool = False
+    ) -> Version:
         """Make everything one new version of the dataset.
+
+        Args:
+            message: of the version.
+            request_id: the same for every try; a repeat gets the first answer.
+            once: `request_id` is of work that others may do too, in sessions of their own: if one
+                of them came first, this is its version, and this session is to be aborted.
 
         Raises:
             ConflictError: another commit changed the same path or array.
             FailedPreconditionError: SESSION_CLOSED.
         """
         request = api.CommitSessionRequest(
-            name=self.name, message=message, request_id=request_id or str(uuid.uuid4())
+            name=self.name, message=message, request_id=request_id or str(uuid.uuid4()), once=once
         )
         response = service_call(self._client, "CommitSession", request, timeout_s=COMMIT_TIMEOUT_S)
         self._closed = True

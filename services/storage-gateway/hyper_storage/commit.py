@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import islice
 
@@ -165,7 +165,7 @@ class Committer:
         A task of its own: the call that began it may be cancelled, the others' commits may not.
         """
         while line:
-            group = list(islice(line, _TOGETHER))
+            group = _group(line)
             try:
                 await self._commit_group(dataset, group)
             except Exception as error:  # noqa: BLE001  (it is raised in each call that waits)
@@ -224,7 +224,7 @@ class Committer:
                     ticket.stored.value, ticket.files, ticket.edits, head, writes
                 )
             except HyperError as error:
-                ticket.fail(error)
+                await self._fail_unless_answered(ticket, error)
                 continue
             entry = self._describe(head, root, ticket.message, writes)
             head = replace(head, number=entry.number, root=entry.root, updated_ns=entry.created_ns)
@@ -257,6 +257,14 @@ class Committer:
             ticket.fail(closed(name, current.value if current else ticket.stored.value))
         else:
             ticket.stored = current
+
+    async def _fail_unless_answered(self, ticket: _Ticket, error: HyperError) -> None:
+        """What a commit conflicts with may be the same work, done by another session."""
+        answered = await self._answered(ticket.name, ticket.request)
+        if answered is None:
+            ticket.fail(error)
+        else:
+            ticket.succeed(answered)
 
     async def _answered(self, name: SessionName, request: Request) -> VersionEntry | None:
         answer = await self._catalog.answer(request)
@@ -438,6 +446,19 @@ class Committer:
             log.warning(
                 "session stays sealed", session=name.session, commit=str(why), error=str(error)
             )
+
+
+def _group(line: Iterable[_Ticket]) -> list[_Ticket]:
+    """The next commits of a line; of those with one request id the first, the others wait."""
+    group: list[_Ticket] = []
+    asked: set[str] = set()
+    for ticket in islice(line, _TOGETHER):
+        if ticket.request.id in asked:
+            break
+        group.append(ticket)
+        if ticket.request.id:
+            asked.add(ticket.request.id)
+    return group
 
 
 def _deleted(name: SessionName) -> NotFoundError:

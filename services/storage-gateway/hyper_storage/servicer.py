@@ -205,7 +205,8 @@ class DatasetServicer(api_grpc.DatasetServiceServicer):
     ) -> api.CommitSessionResponse:
         """Make a session's changes a version."""
         name = parse_session(request.name)
-        asked = convert.request_of(name.dataset.tenant, request.request_id, f"CommitSession {name}")
+        call = f"CommitSession {name.dataset if request.once else name}"
+        asked = convert.request_of(name.dataset.tenant, request.request_id, call)
         message = convert.message_of(request.message)
         entry = await self._parts.committer.commit(name, message, asked)
         return api.CommitSessionResponse(version=convert.version_to_proto(name.dataset, entry))

@@ -57,7 +57,9 @@ def _commit(client: Client, job: Job, folder: Below, address: str, halt: threadi
         session = client.session(dataset)
         try:
             _fill(session, folder, halt)
-            version = session.commit(message, request_id=request_id(job.key.task, dataset))
+            version = session.commit(
+                message, request_id=request_id(job.key.task, dataset), once=True
+            )
         except ConflictError:
             _abort(session)
             if attempt == _TRIES:

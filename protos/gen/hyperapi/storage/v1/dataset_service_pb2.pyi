@@ -332,17 +332,23 @@ class CommitSessionRequest(google.protobuf.message.Message):
     NAME_FIELD_NUMBER: builtins.int
     REQUEST_ID_FIELD_NUMBER: builtins.int
     MESSAGE_FIELD_NUMBER: builtins.int
+    ONCE_FIELD_NUMBER: builtins.int
     name: builtins.str
     request_id: builtins.str
     message: builtins.str
+    once: builtins.bool
+    """The request_id is of work that may be done again, in a session of its own each time: the first
+    to commit makes the version; the others are answered with it, and are to abort their sessions.
+    """
     def __init__(
         self,
         *,
         name: builtins.str = ...,
         request_id: builtins.str = ...,
         message: builtins.str = ...,
+        once: builtins.bool = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["message", b"message", "name", b"name", "request_id", b"request_id"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["message", b"message", "name", b"name", "once", b"once", "request_id", b"request_id"]) -> None: ...
 
 Global___CommitSessionRequest: typing_extensions.TypeAlias = CommitSessionRequest
 

@@ -1,5 +1,22 @@
-"""Fixtures that every test may use."""
+"""Fixtures that every test may use, and the order of files."""
+
+import pytest
 
 from tests.support.servers import etcd_prefix, etcd_server, s3_server, s3_settings
 
 __all__ = ["etcd_prefix", "etcd_server", "s3_server", "s3_settings"]
+
+
+@pytest.hookimpl(trylast=True)  # after pytest-randomly
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files that may take long come first, so that no process is left with them at the end."""
+
+    def longest(file: object) -> float:
+        return limits.get(file, 0.0)
+
+    limits: dict[object, float] = {}
+    for item in items:
+        mark = item.get_closest_marker("timeout")
+        if mark is not None:
+            limits[item.path] = max(longest(item.path), float(mark.args[0]))
+    items.sort(key=lambda item: -longest(item.path))

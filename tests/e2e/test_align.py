@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import psutil
 import pytest
 from PIL import Image
 
@@ -128,7 +127,7 @@ def test_a_second_alignment_into_the_same_dataset(
     """A new version, untouched by what the first one left: other sections, fewer of them."""
     fewer = tmp_path / "fewer"
     fewer.mkdir()
-    for section in sorted(small_stack.iterdir())[1:]:
+    for section in sorted(small_stack.iterdir())[2:]:
         shutil.copy(section, fewer)
     fresh = local_cluster.json("align", str(fewer), "lab/fresh")
     local_cluster.json("align", str(small_stack), "lab/twice")
@@ -139,7 +138,7 @@ def test_a_second_alignment_into_the_same_dataset(
     assert len(versions) == 2
     with hyper.Client(local_cluster.endpoint) as client:
         assert client.open_array("lab/twice@1/aligned").shape[0] == 5
-        assert client.open_array("lab/twice@2/aligned").shape[0] == 4
+        assert client.open_array("lab/twice@2/aligned").shape[0] == 3
 
 
 STAGES = ["prepare", "ingest", "features", "match", "relax", "render", "measure", "report"]
@@ -159,12 +158,11 @@ def wait_for_stage(cluster: LocalCluster, stage: str, command: subprocess.Popen[
     pytest.fail(f"the job never came to {stage}")
 
 
-@pytest.mark.parametrize("stage", ["features", "render"])
 def test_a_killed_worker_changes_nothing(
-    local_cluster: LocalCluster, small_stack: Path, aligned: dict[str, Any], stage: str
+    local_cluster: LocalCluster, small_stack: Path, aligned: dict[str, Any]
 ) -> None:
-    command = local_cluster.popen("align", str(small_stack), f"lab/killed-{stage}", "--json")
-    wait_for_stage(local_cluster, stage, command)
+    command = local_cluster.popen("align", str(small_stack), "lab/killed", "--json")
+    wait_for_stage(local_cluster, "render", command)
     victim = local_cluster.processes("worker")[0]
     os.kill(victim["pid"], signal.SIGKILL)
     try:
@@ -178,12 +176,11 @@ def test_a_killed_worker_changes_nothing(
         assert result[key] == aligned[key], key
 
 
-@pytest.mark.parametrize("stage", ["match", "measure"])
 def test_a_killed_scheduler_changes_nothing(
-    local_cluster: LocalCluster, small_stack: Path, aligned: dict[str, Any], stage: str
+    local_cluster: LocalCluster, small_stack: Path, aligned: dict[str, Any]
 ) -> None:
-    command = local_cluster.popen("align", str(small_stack), f"lab/scheduler-{stage}", "--json")
-    wait_for_stage(local_cluster, stage, command)
+    command = local_cluster.popen("align", str(small_stack), "lab/scheduler", "--json")
+    wait_for_stage(local_cluster, "match", command)
     (scheduler,) = local_cluster.processes("scheduler")
     os.kill(scheduler["pid"], signal.SIGKILL)
     restarted = local_cluster.run("restart", "scheduler")
@@ -263,21 +260,3 @@ def test_no_cluster(tmp_path: Path, small_stack: Path) -> None:
     done = nowhere.run("align", str(small_stack), "lab/x")
     assert done.returncode == 3
     assert "hyper up" in done.stderr and "Traceback" not in done.stderr
-
-
-def test_down_leaves_nothing_running(local_cluster: LocalCluster) -> None:
-    """Not the cluster of the other tests: one of its own."""
-    own = LocalCluster(local_cluster.home.parent / "second")
-    assert own.run("up", "--workers", "1").returncode == 0
-    pids = [one["pid"] for one in json.loads((own.home / "cluster.json").read_text())["processes"]]
-    children = [c.pid for pid in pids for c in psutil.Process(pid).children(recursive=True)]
-    assert own.run("down").returncode == 0
-    assert [pid for pid in pids + children if runs(pid)] == []
-
-
-def runs(pid: int) -> bool:
-    """Whether a process is there and not just waiting for init to note its end."""
-    try:
-        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
-    except psutil.NoSuchProcess:
-        return False

@@ -357,6 +357,7 @@ def test_down_cleans_up_after_an_up_that_was_killed(fakes: Hyper) -> None:
         assert up.stderr is not None
         for line in up.stderr:
             if line.startswith("etcd"):
+                up.send_signal(signal.SIGSTOP)  # or it is done before we have looked
                 assert fakes.status(status=3)["state"] == "starting"
                 assert "is changing the cluster" in fakes.refused("up")
                 up.kill()

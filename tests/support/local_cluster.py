@@ -74,7 +74,7 @@ class LocalCluster:
         return "\n".join(parts)
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def local_cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalCluster]:
     """`hyper up` with two workers in a temporary HYPER_HOME; `hyper down` at the end."""
     cluster = LocalCluster(tmp_path_factory.mktemp("cluster") / "home")

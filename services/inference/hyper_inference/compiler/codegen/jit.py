@@ -11,6 +11,8 @@ import llvmlite.binding as llvm
 from hyper_inference.compiler.codegen.abi import FUNCTION, NET
 from hyper_inference.compiler.codegen.target import Target
 
+_LARGE_TEXT = 4 << 20  # bytes of LLVM IR; its Python objects take some ten times as much
+
 
 class Code:
     """A loaded net; keeps its machine code alive."""
@@ -37,7 +39,8 @@ def compile_object(text: str, target: Target) -> bytes:
     builder.getModulePassManager().run(module, builder)
     data: bytes = machine.emit_object(module)
     module.close()
-    gc.collect()  # llvmlite's IR is full of cycles
+    if len(text) > _LARGE_TEXT:
+        gc.collect()  # llvmlite's IR is full of cycles; a collection takes 0.3 s beside torch
     return data
 
 

@@ -3,6 +3,8 @@ SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 PYTHON ?= python3
 PIP := .venv/bin/python -m pip --disable-pip-version-check install -q -c constraints.txt
+# Byte code is kept even where the environment says no: every process would compile all modules.
+export PYTHONDONTWRITEBYTECODE :=
 export HYPER_DATA_DIR ?= $(shell test -d ../shared/data && cd ../shared/data && pwd)
 
 .PHONY: help demo test lint protos bench simulate constraints clean

@@ -1,10 +1,15 @@
-"""Fixtures that every test may use, and the order of files."""
+"""Fixtures that every test may use, the order of files, and how hypothesis searches."""
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 from tests.support.servers import etcd_prefix, etcd_server, s3_server, s3_settings
 
 __all__ = ["etcd_prefix", "etcd_server", "s3_server", "s3_settings"]
+
+# Busy machines are slow: how long an example takes says nothing.
+settings.register_profile("hyper", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("hyper")
 
 
 @pytest.hookimpl(trylast=True)  # after pytest-randomly

@@ -67,8 +67,8 @@ def test_result_object(aligned: dict[str, Any]) -> None:
 def test_features_and_matches_went_through_the_services(
     local_cluster: LocalCluster, aligned: dict[str, Any]
 ) -> None:
-    assert served(local_cluster, "inference", "InferVolume") >= 5
-    assert served(local_cluster, "matcher", "MatchSections") >= 4
+    assert served(local_cluster, "inference", "InferVolume") >= 4
+    assert served(local_cluster, "matcher", "MatchSections") >= 3
 
 
 def test_plain_zarr_opens_the_array_from_the_bucket(
@@ -91,7 +91,7 @@ def test_plain_zarr_opens_the_array_from_the_bucket(
         client_options={"allow_http": True},
     )  # fmt: skip
     array = zarr.open_array(ObjectStore(store, read_only=True), mode="r")
-    assert array.ndim == 3 and array.shape[0] == 5 and array.dtype == np.uint8
+    assert array.ndim == 3 and array.shape[0] == 4 and array.dtype == np.uint8
     assert (np.asarray(array[:]) > 0).mean() > 0.7
 
 
@@ -101,7 +101,7 @@ def test_export_and_report(
     done = local_cluster.run("export", "lab/calm/aligned", str(tmp_path / "out"))
     assert done.returncode == 0, done.stderr
     pictures = sorted((tmp_path / "out").glob("*.png"))
-    assert len(pictures) == 5
+    assert len(pictures) == 4
     assert np.asarray(Image.open(pictures[2])).any()
     again = local_cluster.run("export", "lab/calm/aligned", str(tmp_path / "out"))
     assert again.returncode == 2 and again.stderr.count("error:") == 1
@@ -127,7 +127,7 @@ def test_a_second_alignment_into_the_same_dataset(
     """A new version, untouched by what the first one left: other sections, fewer of them."""
     fewer = tmp_path / "fewer"
     fewer.mkdir()
-    for section in sorted(small_stack.iterdir())[2:]:
+    for section in sorted(small_stack.iterdir())[1:]:
         shutil.copy(section, fewer)
     fresh = local_cluster.json("align", str(fewer), "lab/fresh")
     local_cluster.json("align", str(small_stack), "lab/twice")
@@ -137,7 +137,7 @@ def test_a_second_alignment_into_the_same_dataset(
     versions = local_cluster.json("versions", "lab/twice")
     assert len(versions) == 2
     with hyper.Client(local_cluster.endpoint) as client:
-        assert client.open_array("lab/twice@1/aligned").shape[0] == 5
+        assert client.open_array("lab/twice@1/aligned").shape[0] == 4
         assert client.open_array("lab/twice@2/aligned").shape[0] == 3
 
 
@@ -246,7 +246,7 @@ def test_sections_of_different_sizes(
     local_cluster: LocalCluster, small_stack: Path, tmp_path: Path
 ) -> None:
     folder = broken_stack(small_stack, tmp_path / "sizes")
-    Image.new("L", (300, 384), 128).save(folder / "s03.png")
+    Image.new("L", (300, 288), 128).save(folder / "s03.png")
     one_line_error(local_cluster.run("align", str(folder), "lab/bad"), "s03.png", "differ")
 
 

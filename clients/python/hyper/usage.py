@@ -7,6 +7,7 @@ workers with all their children. Only where the cluster's processes are on this 
 from __future__ import annotations
 
 import threading
+from collections import defaultdict
 from collections.abc import Iterable
 from types import TracebackType
 
@@ -87,27 +88,36 @@ class UsageSampler:
 
     def _walk(self) -> Iterable[tuple[tuple[int, float], float, int]]:
         """(identity, CPU seconds, memory in bytes) of every process of the trees."""
-        seen: set[int] = set()
-        for root in self._roots:
+        for process in self._trees():
             try:
-                top = psutil.Process(root)
-                tree = [top, *top.children(recursive=True)]
+                with process.oneshot():
+                    times = process.cpu_times()
+                    identity = (process.pid, process.create_time())
+                    memory = process.memory_info().rss
+                memory = _proportional(process, memory)
+            except (psutil.NoSuchProcess, psutil.AccessDenied):
+                continue  # it ended between the listing and the reading
+            waited_for = times.children_user + times.children_system
+            yield identity, times.user + times.system + waited_for, memory
+
+    def _trees(self) -> list[psutil.Process]:
+        """The roots that exist and all below them; one look at the machine for all."""
+        children: dict[int, list[psutil.Process]] = defaultdict(list)
+        found: dict[int, psutil.Process] = {}
+        for process in psutil.process_iter():
+            try:
+                parent = process.ppid()
             except psutil.NoSuchProcess:
                 continue
-            for process in tree:
-                if process.pid in seen:
-                    continue
-                seen.add(process.pid)
-                try:
-                    with process.oneshot():
-                        times = process.cpu_times()
-                        identity = (process.pid, process.create_time())
-                        memory = process.memory_info().rss
-                    memory = _proportional(process, memory)
-                except (psutil.NoSuchProcess, psutil.AccessDenied):
-                    continue  # it ended between the listing and the reading
-                waited_for = times.children_user + times.children_system
-                yield identity, times.user + times.system + waited_for, memory
+            children[parent].append(process)
+            if process.pid in self._roots:
+                found[process.pid] = process
+        waiting = list(found.values())
+        while waiting:
+            process = waiting.pop()
+            found[process.pid] = process
+            waiting += [child for child in children[process.pid] if child.pid not in found]
+        return list(found.values())
 
 
 def _proportional(process: psutil.Process, resident: int) -> int:

@@ -115,7 +115,7 @@ def test_refuses_what_is_no_stack() -> None:
 
 @pytest.mark.timeout(600)
 def test_the_real_stack_is_aligned_better_than_its_own_aligner_does_it() -> None:
-    stack = align_stack(real_stack(6))
+    stack = align_stack(real_stack(4))
     result = stack.result
     assert result["cpc94_before"] < 0.05
     assert result["cpc94"] >= 0.56

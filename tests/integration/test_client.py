@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -152,10 +153,17 @@ def test_a_scheduler_that_comes_back_is_waited_for(
 ) -> None:
     workflow = client.workflow("w")
     scheduler.stop()
-    timer = threading.Timer(1.0, scheduler.start)
-    timer.start()
+
+    def start_once_it_is_missed() -> None:
+        deadline = time.monotonic() + 20
+        while not notices and time.monotonic() < deadline:
+            time.sleep(0.01)
+        scheduler.start()
+
+    thread = threading.Thread(target=start_once_it_is_missed)
+    thread.start()
     workflow.refresh()
-    timer.join()
+    thread.join()
     assert [n.partition(",")[0] for n in notices] == ["waiting for scheduler", "scheduler is back"]
 
 

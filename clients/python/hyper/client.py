@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import grpc
-import numpy as np
 from google.protobuf.message import Message
 
 from hyper import _transport, config
@@ -34,6 +33,8 @@ from hyperapi.scheduler.v1.cluster_service_pb2 import GetClusterRequest, GetClus
 from hyperapi.scheduler.v1.cluster_service_pb2_grpc import ClusterServiceStub
 
 if TYPE_CHECKING:
+    import numpy as np
+
     from hyper.arrays import Array
     from hyper.compute_matching import PairMatches
     from hyper.datasets import Dataset

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections import Counter
 from pathlib import Path
+from statistics import median
 from typing import TYPE_CHECKING, Annotated, Any
 
-import numpy as np
 import typer
 
 from hyper.cli import output
@@ -85,7 +85,7 @@ def _facts(pair: PairMatches) -> dict[str, Any]:
         api.Rejection.Name(number).removeprefix("REJECTION_").lower()
         for number in pair.rejection[~accepted].tolist()
     )
-    distinct = np.median((pair.p1 - pair.p2)[accepted]) if accepted.any() else None
+    distinct = median((pair.p1 - pair.p2)[accepted]) if accepted.any() else None
     return {
         "source_z": pair.source_z, "target_z": pair.target_z, "accepted": int(accepted.sum()),
         "median_p1_p2": None if distinct is None else round(float(distinct), 3),

@@ -3,7 +3,8 @@
 A register block is `channels x rows x vectors` sums. For every input channel and tap, `vectors`
 loads of the input meet `channels` broadcast weights; with few channels, several output rows share
 each load too. Each output's sum starts at its bias and runs over input channel, z, y, x in that
-order, whatever the block, so blocking never changes a bit.
+order, whatever the block, so blocking never changes a bit. Many input channels are summed in groups,
+whose sums are added: the error of one long sum grows with its length.
 
 The block of output channels is the outer loop and the rows of the chunk the inner one: a slice of
 the weights is read from memory once a chunk.
@@ -24,6 +25,8 @@ from hyper_inference.compiler.ir import Activation, Conv, Floats, Triple
 
 Sums: TypeAlias = list[Value]
 
+SUMMED = 16
+"""Input channels of a group."""
 MAX_UNROLLED = 1200
 """Multiply-adds in a straight line; more and the instruction cache suffers."""
 
@@ -127,22 +130,45 @@ class ConvDirect(Kernel):
         each = rows * len(lanes)
         start = [b for n in range(count) for b in [e.broadcast(biases, n)] * each]
         source = e.at(source, e.mul(x, self.stride[2]))
-        with e.loop(0, self.channels_in, 1, start) as c:
-            pixels = e.at(source, e.mul(c.index, self.a.channel))
-            part = e.at(weights, e.mul(c.index, self.taps * count))
-            c.carried[:] = self._taps_z(e, pixels, part, count, len(lanes), c.carried)
+        sums = self._channels(e, source, weights, count, len(lanes), start)
         scales = e.at(biases, self.groups * self.channels_out)
         for n in range(count):
             scale = e.broadcast(scales, n) if self.residual is not None else None
             for r in range(rows):
                 for v, used in enumerate(lanes):
-                    value = c.carried[n * each + r * len(lanes) + v]
+                    value = sums[n * each + r * len(lanes) + v]
                     if self.residual is not None:
                         at = n * self.residual.channel + r * self.residual.row + v * e.width
                         value = e.fma(e.load(residual, e.add(x, at)), scale, value)
                     value = e.keep(apply(e, self.activation, value), used)
                     at = n * self.out.channel + r * self.out.row + v * e.width
                     e.store(value, out, e.add(x, at))
+
+    def _channels(
+        self, e: Emitter, source: Value, weights: Value, count: int, vectors: int, start: Sums
+    ) -> Sums:
+        """Sums over all input channels; if they are many, sums of groups are added up."""
+
+        def some(source: Value, weights: Value, channels: int, sums: Sums) -> Sums:
+            with e.loop(0, channels, 1, sums) as c:
+                pixels = e.at(source, e.mul(c.index, self.a.channel))
+                part = e.at(weights, e.mul(c.index, self.taps * count))
+                c.carried[:] = self._taps_z(e, pixels, part, count, vectors, c.carried)
+            return c.carried
+
+        if self.channels_in < 2 * SUMMED:
+            return some(source, weights, self.channels_in, start)
+
+        def add(first: Value, channels: int, totals: Sums) -> Sums:
+            pixels = e.at(source, e.mul(first, self.a.channel))
+            part = e.at(weights, e.mul(first, self.taps * count))
+            sums = some(pixels, part, channels, [e.constant(0.0)] * len(totals))
+            return [e.b.fadd(total, sum_) for total, sum_ in zip(totals, sums, strict=True)]
+
+        whole, rest = divmod(self.channels_in, SUMMED)
+        with e.loop(0, whole, 1, start) as group:
+            group.carried[:] = add(e.mul(group.index, SUMMED), SUMMED, group.carried)
+        return add(whole * SUMMED, rest, group.carried) if rest else group.carried
 
     def _taps_z(
         self, e: Emitter, pixels: Value, weights: Value, count: int, vectors: int, sums: Sums

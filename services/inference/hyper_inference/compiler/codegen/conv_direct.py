@@ -3,8 +3,8 @@
 A register block is `channels x rows x vectors` sums. For every input channel and tap, `vectors`
 loads of the input meet `channels` broadcast weights; with few channels, several output rows share
 each load too. Each output's sum starts at its bias and runs over input channel, z, y, x in that
-order, whatever the block, so blocking never changes a bit. Many input channels are summed in groups,
-whose sums are added: the error of one long sum grows with its length.
+order, whatever the block, so blocking never changes a bit. Many input channels are summed in
+groups, whose sums are added: the error of one long sum grows with its length.
 
 The block of output channels is the outer loop and the rows of the chunk the inner one: a slice of
 the weights is read from memory once a chunk.

@@ -153,6 +153,7 @@ class ConvDirect(Kernel):
             with e.loop(0, channels, 1, sums) as c:
                 pixels = e.at(source, e.mul(c.index, self.a.channel))
                 part = e.at(weights, e.mul(c.index, self.taps * count))
+                self._prefetch(e, pixels, vectors)
                 c.carried[:] = self._taps_z(e, pixels, part, count, vectors, c.carried)
             return c.carried
 
@@ -169,6 +170,14 @@ class ConvDirect(Kernel):
         with e.loop(0, whole, 1, start) as group:
             group.carried[:] = add(e.mul(group.index, SUMMED), SUMMED, group.carried)
         return add(whole * SUMMED, rest, group.carried) if rest else group.carried
+
+    def _prefetch(self, e: Emitter, pixels: Value, vectors: int) -> None:
+        """The rows of the input that the next block of rows adds."""
+        step = self.block[1] * self.stride[1]
+        seen = (self.kernel[1] - 1) * self.dilation[1] + step
+        for row in range(seen, seen + step):
+            for x in range(0, vectors * e.width * self.stride[2], 16):
+                e.prefetch(pixels, row * self.a.row + x)
 
     def _taps_z(
         self, e: Emitter, pixels: Value, weights: Value, count: int, vectors: int, sums: Sums

@@ -428,6 +428,8 @@ PACKED_BLOCKS = 16
 """Blocks of output channels whose weights are transformed together."""
 COLUMNS = 64
 """Columns of a task: enough for each weight to be used often."""
+MOST_COLUMNS = 256
+"""Whole rows where scratch has room: memory is read faster in long pieces."""
 FOLDED_COLUMNS = 80
 FEWEST_COLUMNS = 32
 SCRATCH_BYTES = 800_000
@@ -452,7 +454,8 @@ def choose_blocking(
     products = points(tile.z) * points(tile.y)
     heavy = 4 * products * channels_in * channels_out * kernel_x > HEAVY_BYTES
     vectors = -(-size // width)
-    chunks = max(1, round(vectors * width / COLUMNS))
+    fit = SCRATCH_BYTES // (4 * products * (channels_in + channels_out))
+    chunks = max(1, round(vectors * width / max(COLUMNS, min(fit, MOST_COLUMNS))))
     columns = -(-vectors // chunks) * width
     pitch, tiles, folds = unfolded_pitch(columns, kernel_x), 1, False
     if chunks == 1:

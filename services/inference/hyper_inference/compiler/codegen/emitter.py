@@ -128,6 +128,16 @@ class Emitter:
         """One vector."""
         self.b.store(value, self.at(pointer, offset), align=4)
 
+    def prefetch(self, pointer: Value, offset: Value = 0, *, write: bool = False) -> None:
+        """Bring a cache line near; any address will do."""
+        name = "llvm.prefetch.p0"
+        function = self.module.globals.get(name)
+        if function is None:
+            kind = ir.FunctionType(ir.VoidType(), [POINTER, I32, I32, I32])
+            function = ir.Function(self.module, kind, name)
+        numbers = [ir.Constant(I32, n) for n in (int(write), 2, 1)]  # into level 2; data
+        self.b.call(function, [self.at(pointer, offset), *numbers])
+
     def load_scalar(self, pointer: Value, offset: Value = 0) -> Value:
         """One float."""
         return self.b.load(self.at(pointer, offset), align=4, typ=F32)

@@ -91,8 +91,12 @@ class ConvTransposeDirect(Kernel):
                     break
                 at = e.add(e.mul(x, kx), part * e.width)
                 value = e.b.fadd(value, bias)
+                next_row = e.add(at, n * self.out.channel + self.kernel[1] * self.out.row)
+                e.prefetch(out, next_row, write=True)
                 if self.residual is not None:
-                    other = e.load(residual, e.add(at, n * self.residual.channel))
+                    seen = e.add(at, n * self.residual.channel)
+                    e.prefetch(residual, e.add(seen, self.kernel[1] * self.residual.row))
+                    other = e.load(residual, seen)
                     value = e.fma(other, e.broadcast(scales, n), value)
                 value = e.keep(apply(e, self.activation, value), used)
                 e.store(value, out, e.add(at, n * self.out.channel))

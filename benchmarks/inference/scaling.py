@@ -61,14 +61,15 @@ def make_peak() -> Peak:
     turn = b.phi(i64)
     turn.add_incoming(ir.Constant(i64, 0), entry)
     sums = [b.phi(vector) for _ in range(count)]
-    for number, value in enumerate(sums):
+    following_sums = [b.call(fma, [value, factor, factor]) for value in sums]
+    for number, (value, then) in enumerate(zip(sums, following_sums, strict=True)):
         value.add_incoming(ir.Constant(vector, [1.0 + number] * target.width), entry)
-        value.add_incoming(b.call(fma, [value, factor, factor]), body)
+        value.add_incoming(then, body)
     following = b.add(turn, ir.Constant(i64, 1))
     turn.add_incoming(following, body)
     b.cbranch(b.icmp_signed("<", following, function.args[1]), body, after)
     b.position_at_end(after)
-    for number, value in enumerate(sums):
+    for number, value in enumerate(following_sums):  # not the old ones: they would be copied
         at = b.gep(function.args[0], [ir.Constant(i64, number * target.width)],
                    source_etype=ir.FloatType())  # fmt: skip
         b.store(value, at, align=4)

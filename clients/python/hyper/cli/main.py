@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 import importlib
 import os
+import shutil
 import sys
 import tempfile
 import traceback
@@ -17,6 +18,7 @@ from typing import Annotated, Any
 import typer
 
 from hyper.cli import output
+from hyper.config import hyper_home
 from hyper.errors import HyperError
 
 # Each has `register(app)`, which adds its commands.
@@ -33,6 +35,7 @@ _COMMAND_MODULES = (
     "hyper.cli.train_nccnet",
     "hyper.cli.mount",
 )
+_SCANT_BYTES = 1 << 20
 _INTERRUPTED = 130
 _USAGE = 2
 # typer carries its own click since 0.2x and the real one before; its public names tell which.
@@ -87,7 +90,7 @@ def run(arguments: list[str] | None = None) -> int:
     except _UsageProblem as error:
         return _usage(error)
     except HyperError as error:
-        output.fail(str(error))
+        output.fail(f"{error}{_full_disk_hint(error)}")
         return error.exit_code
     except BrokenPipeError:  # the reader of our output has left, as `head` does
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -95,6 +98,16 @@ def run(arguments: list[str] | None = None) -> int:
     except Exception as error:  # noqa: BLE001  (the last resort: one line and a file to report)
         return _unexpected(error)
     return status if isinstance(status, int) else 0
+
+
+def _full_disk_hint(error: HyperError) -> str:
+    """Why a local cluster's server may be silent: on a full disk etcd and S3 just hang."""
+    home = hyper_home()
+    if error.reason not in ("ETCD_UNREACHABLE", "S3_UNREACHABLE") or not home.is_dir():
+        return ""
+    if shutil.disk_usage(home).free > _SCANT_BYTES:
+        return ""
+    return f"; the disk of {home} is full: free some space"
 
 
 def _usage(error: Any) -> int:

@@ -36,7 +36,7 @@ demo: .stamps/local      ## align a real stack on a local cluster; demo/report.h
 	@.venv/bin/python -m examples.align_stack --home demo/.hyper --out demo $(if $(KEEP),--keep) $(DEMO_ARGS)
 
 test: .stamps/dev .stamps/libfuse .stamps/etcd ## all tests, against real etcd and a real S3 server
-	@.venv/bin/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder $(PYTEST_ARGS)
+	@.venv/bin/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder $(PYTEST_ARGS)
 
 lint: .stamps/dev        ## format, style, types, import rules, protos
 	@.venv/bin/ruff format --check .

@@ -70,6 +70,32 @@ def test_exact_is_closer() -> None:
     assert error(prepared(nets.PlainNnUNet()), torch.randn(1, 1, 8, 16, 20), "exact") < 1e-5
 
 
+class ReadAgain(nn.Module):
+    """Residuals that are read after they were added, or are what is convolved."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = (nn.Conv3d(6, 6, 3, padding=1) for _ in range(2))
+        self.up = nn.ConvTranspose3d(6, 6, (1, 2, 2), (1, 2, 2))
+
+    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        a = torch.relu(self.first(x))
+        b = torch.relu(self.second(a) + a)
+        c = self.second(b) + a
+        large = nn.functional.interpolate(c, scale_factor=(1, 2, 2))
+        return b, torch.cat([c, a], 1), self.up(b) + large, large
+
+
+@pytest.mark.parametrize("mode", ["exact", "fast"])
+def test_what_is_read_again_is_not_written_over(mode: str) -> None:
+    module, x = prepared(ReadAgain()), torch.randn(2, 6, 3, 7, 21)
+    actual = hyper_inference.compile(module, x, mode=mode)(x)
+    with torch.no_grad():
+        expected = module.double()(x.double())
+    for one, other in zip(actual, expected, strict=True):
+        assert float((one - other).abs().max() / other.abs().max()) < 1e-5
+
+
 class Gate(nn.Module):
     """Squeeze and excite, chunks, pooling to one voxel."""
 

@@ -75,7 +75,7 @@ def error(actual: np.ndarray, graph: Graph) -> float:
 
 SIZES = [
     (1, 4, 16), (2, 8, 8), (3, 5, 7), (4, 9, 15), (5, 6, 17), (2, 4, 33), (3, 7, 48), (1, 13, 81),
-    (4, 4, 130), (6, 8, 10),
+    (4, 4, 130), (6, 8, 10), (1, 5, 530), (2, 5, 700),
 ]  # fmt: skip
 
 
@@ -87,6 +87,23 @@ def test_every_size_has_its_tails(
     monkeypatch.setattr(algorithm, "LEAST_GAIN", 0.0)  # even where direct is faster
     graph = conv_graph((7, 9), (depth, 3, 3), shape, residual=True)
     assert error(run(graph, "fast"), graph) < 5e-6
+
+
+@pytest.mark.parametrize("shape", [(2, 5, 21), (1, 9, 300), (2, 8, 8)])
+@pytest.mark.parametrize("channels", [(7, 3), (6, 9)])
+@pytest.mark.parametrize("mode", ["exact", "fast"])
+def test_a_sum_takes_the_place_of_its_residual(
+    mode: str, channels: tuple[int, int], shape: tuple[int, int, int]
+) -> None:
+    graph = conv_graph(channels, (1, 3, 3), shape, residual=True)
+    x = np.random.default_rng(7).standard_normal((1, *graph.input_type.shape)).astype(np.float32)
+    for autotune in (False, True)[: 1 + (shape[1] == 5)]:
+        net = hyper_inference.compile(graph, x.shape, mode=mode, autotune=autotune)
+        (node,) = [n for n in net.graph.nodes if len(n.inputs) == 2]
+        assert net.plan.places[node.name] == net.plan.places[node.inputs[1]]
+        first = net(x)
+        assert error(first[0], graph) < 1e-5
+        assert np.array_equal(first, net(x))
 
 
 @pytest.mark.parametrize("shape", [(4, 8, 16), (5, 7, 21), (9, 12, 9)])

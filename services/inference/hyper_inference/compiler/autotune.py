@@ -105,6 +105,8 @@ def _direct(kernel: ConvDirect, target: Target) -> list[Kernel]:
     found = []
     rows_shared = kernel.stride[1] == kernel.dilation[1] == 1 and kernel.kernel[1] > 1
     for rows in (1, 2) if rows_shared and kernel.height > 1 else (1,):
+        if kernel.in_place and kernel.height % rows:
+            continue  # the last rows would be computed twice
         for vectors in (1, 2, 3, 4):
             channels = min(target.accumulators // (rows * vectors), kernel.channels_out)
             if channels and vectors * target.width < kernel.size + target.width:

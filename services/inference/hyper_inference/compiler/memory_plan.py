@@ -9,7 +9,8 @@ memory with one of another place or geometry, its halos are zeroed again in ever
 first write (`MemoryPlan.clears`).
 
 A concatenation is one buffer whose parts are written in place, as channels of it; so are slices
-of channels. Values whose lives do not overlap share memory (`arena.py`).
+of channels. Values whose lives do not overlap share memory (`arena.py`). A convolution that adds a
+residual which nobody reads after it writes over it.
 """
 
 from __future__ import annotations
@@ -20,7 +21,17 @@ from dataclasses import dataclass
 
 from hyper_inference.compiler import arena
 from hyper_inference.compiler.algorithm import Mode, choose_winograd
-from hyper_inference.compiler.ir import Concat, Conv, Graph, Node, Shape, Slice, TensorType, Triple
+from hyper_inference.compiler.ir import (
+    Concat,
+    Conv,
+    ConvTranspose,
+    Graph,
+    Node,
+    Shape,
+    Slice,
+    TensorType,
+    Triple,
+)
 from hyper_inference.errors import ShapeError
 
 LINE = 16
@@ -132,7 +143,7 @@ def plan_memory(
     Raises:
         ShapeError: more than `max_bytes` would be needed.
     """
-    parents = _parents(graph)
+    parents = _over_residuals(graph, _parents(graph))
     roots = {name: _root(name, parents) for name in graph.types()}
     types = graph.types()
     needs: dict[str, _Need] = {}
@@ -224,6 +235,36 @@ def _parents(graph: Graph) -> dict[str, tuple[str, int]]:
         if _channels_only(node.op, types[node.inputs[0]]):
             parents[node.name] = (node.inputs[0], node.op.start[0])
     return parents
+
+
+def _over_residuals(
+    graph: Graph, parents: Mapping[str, tuple[str, int]]
+) -> dict[str, tuple[str, int]]:
+    """Results of convolutions that take the place of the residual that they read last.
+
+    A voxel is read where, and just before, it is written; no kernel writes one twice.
+    """
+    found, types = dict(parents), graph.types()
+    last = {name: len(graph.nodes) for name in graph.outputs}
+    for index, node in enumerate(graph.nodes):
+        for name in node.inputs:
+            last[name] = max(last.get(name, 0), index)
+    for index, node in enumerate(graph.nodes):
+        op = node.op
+        if not isinstance(op, Conv | ConvTranspose) or op.residual_scale is None:
+            continue
+        pixels, residual = node.inputs
+        root, channel = _root(residual, found)
+        sharing = [name for name in types if _root(name, found)[0] == root]
+        if (
+            node.name not in found
+            and channel == 0
+            and types[root].shape == node.type.shape
+            and pixels not in sharing
+            and all(last.get(name, 0) <= index for name in sharing)
+        ):
+            found[node.name] = root, 0
+    return found
 
 
 def _in_place(graph: Graph, roots: Mapping[str, tuple[str, int]]) -> frozenset[tuple[str, str]]:

@@ -40,6 +40,7 @@ class ConvDirect(Kernel):
         height, size: of the output along y and x.
         residual: strides of a second input, or None.
         block: (output channels, rows, vectors) of a register block.
+        in_place: results take the residual's place: no row may be computed twice.
     """
 
     channels_in: int
@@ -56,6 +57,7 @@ class ConvDirect(Kernel):
     residual: Strides | None
     activation: Activation | None
     block: Triple
+    in_place: bool = False
 
     @property
     def taps(self) -> int:

@@ -148,21 +148,27 @@ class ConvWinograd(Kernel):
             part, group = e.divmod(task.index, self._groups)
             first = e.mul(group, self.block.tiles)
             with e.loop(0, -(-covered // columns)) as chunk:
-                x = e.mul(chunk.index, columns)
+                x, done = e.mul(chunk.index, columns), 0
                 if covered % columns and covered > columns:
-                    x = _least(e, x, covered - columns)
+                    begin = x
+                    x = _least(e, begin, covered - columns)
+                    done = e.b.sub(e.i64(begin), e.i64(x))
                 self._inputs(e, p, first, x)
                 self._sums(e, p, part)
-                self._outputs(e, p, first, x, e.mul(part, self.block.slice))
+                self._outputs(e, p, first, x, done, e.mul(part, self.block.slice))
 
     def _each_tile(
-        self, e: Emitter, first: Value, body: Callable[[Value, Value, Value], None]
+        self, e: Emitter, first: Value, body: Callable[[Value, Value, Value], None], *, once: bool
     ) -> None:
-        """`body(index in the group, z, y)`; behind the last tile the last again."""
+        """`body(index in the group, z, y)`; behind the last tile the last again unless `once`."""
         tiles_z, tiles_y = self.tile.tiles(self.depth, self.height)
-        with e.loop(0, self.block.tiles) as tile:
+        count: Value = self.block.tiles
+        short = tiles_z * tiles_y % self.block.tiles > 0
+        if short and once:
+            count = _least(e, e.b.sub(e.i64(tiles_z * tiles_y), e.i64(first)), count)
+        with e.loop(0, count) as tile:
             at = e.add(first, tile.index)
-            if tiles_z * tiles_y % self.block.tiles:
+            if short and not once:
                 at = _least(e, at, tiles_z * tiles_y - 1)
             z, y = e.divmod(at, tiles_y)
             body(tile.index, e.mul(z, self.tile.z), e.mul(y, self.tile.y))
@@ -202,7 +208,7 @@ class ConvWinograd(Kernel):
             if rest:
                 channels(whole, rest)
 
-        self._each_tile(e, first, tile)
+        self._each_tile(e, first, tile, once=False)
 
     def _transformed(self, e: Emitter, pixels: Value) -> list[Value]:
         """One vector of every point, from the rows of a tile of one channel."""
@@ -302,8 +308,13 @@ class ConvWinograd(Kernel):
             for v in range(vectors):
                 e.store(c.carried[n * vectors + v], m, n * self._m_row + v * steps[1])
 
-    def _outputs(self, e: Emitter, p: Arguments, first: Value, x: Value, channel: Value) -> None:
-        """Stage 3: back to rows, epilogue, stores."""
+    def _outputs(
+        self, e: Emitter, p: Arguments, first: Value, x: Value, done: Value, channel: Value
+    ) -> None:
+        """Stage 3: back to rows, epilogue, stores; the first `done` columns are stored already.
+
+        Nothing is stored twice: the residual may lie where the results go.
+        """
         m = e.at(p.scratch, self.points * self._u_point)
         padded = _round_up(self.channels_out, self.block.channels)
         biases = e.at(p.constants, self.points * self._depth_in * self.kernel_x * padded)
@@ -328,7 +339,7 @@ class ConvWinograd(Kernel):
                 scale = None
                 if self.residual is not None:
                     scale = e.broadcast(e.at(biases, self.channels_out), o.index)
-                with e.loop(0, self.block.columns, e.width) as v:
+                with e.loop(done, self.block.columns, e.width) as v:
                     at = e.at(sums, e.add(e.mul(o.index, self._m_row), v.index))
                     to = e.at(out, e.add(e.mul(o.index, self.out.channel), v.index))
                     other = None
@@ -338,7 +349,7 @@ class ConvWinograd(Kernel):
                         )
                     self._rows(e, at, to, other, bias, scale, z, y, e.add(x, v.index))
 
-        self._each_tile(e, first, tile)
+        self._each_tile(e, first, tile, once=True)
 
     def _rows(
         self, e: Emitter, sums: Value, out: Value, residual: Value, bias: Value, scale: Value,

@@ -151,15 +151,16 @@ class _Lowering:
         a, out = self.places[node.inputs[0]], self.places[node.name]
         residual = self.places[node.inputs[1]] if op.residual_scale is not None else None
         per_group = op.weight.shape[0] // op.groups
-        block = conv_direct.choose_block(
-            per_group, out.shape[2], out.shape[3],
-            op.kernel[1] if op.stride[1] == op.dilation[1] == 1 else 1,
-            self.target.width, self.target.accumulators,
-        )  # fmt: skip
+        in_place = residual is not None and residual.offset == out.offset
+        share = op.kernel[1] if op.stride[1] == op.dilation[1] == 1 else 1
+        vectors = self.target.width, self.target.accumulators
+        block = conv_direct.choose_block(per_group, out.shape[2], out.shape[3], share, *vectors)
+        if in_place and out.shape[2] % block[1]:
+            block = conv_direct.choose_block(per_group, out.shape[2], out.shape[3], 1, *vectors)
         kernel = conv_direct.ConvDirect(
             op.weight.shape[1], per_group, op.groups, op.kernel, op.stride, op.dilation,
             op.pad_before, out.shape[2], out.shape[3], strides_of(a), strides_of(out),
-            strides_of(residual) if residual is not None else None, op.activation, block,
+            strides_of(residual) if residual is not None else None, op.activation, block, in_place,
         )  # fmt: skip
         kernel = self._tuned(kernel)
         block = kernel.block

@@ -53,12 +53,6 @@ def test_the_demo_path_imports_no_torch(module: str) -> None:
     assert done.returncode == 0, done.stderr
 
 
-def test_the_command_line_starts_without_numpy() -> None:
-    """It would be a quarter of the time that every command takes to start."""
-    code = "import hyper.cli.main, sys; sys.exit('numpy' in sys.modules)"
-    subprocess.run([sys.executable, "-c", code], check=True)
-
-
 def test_the_demo_path_installs_no_torch() -> None:
     extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"][
         "optional-dependencies"

@@ -14,6 +14,8 @@ import typer
 
 from hyper.cli import main as cli
 from hyper.cli import output
+from hyper.cluster.home import Home
+from hyper.config import CLUSTER_FILE
 from hyper.errors import InvalidArgumentError, UnavailableError, WorkFailedError
 
 
@@ -68,6 +70,20 @@ def test_a_full_disk_is_said_in_one_line(
     text = capsys.readouterr().err
     assert text.startswith("error: the disk is full while writing /data/report.html")
     assert text.count("\n") == 1
+
+
+@pytest.mark.parametrize(("free", "words"), [(0, "the disk of "), (10**9, "etcd is silent")])
+def test_a_silent_etcd_on_a_full_disk_is_a_full_disk(
+    failing: list[BaseException], capsys: pytest.CaptureFixture[str], tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch, free: int, words: str,
+) -> None:  # fmt: skip
+    (tmp_path / CLUSTER_FILE).touch()
+    monkeypatch.setenv("HYPER_HOME", str(tmp_path))
+    monkeypatch.delenv("HYPER_ENDPOINT", raising=False)
+    monkeypatch.setattr(Home, "free_bytes", lambda self: free)
+    failing.append(UnavailableError("etcd is silent", reason="ETCD_UNREACHABLE"))
+    assert cli.run(["fail"]) == 2
+    assert capsys.readouterr().err.startswith(f"error: {words}")
 
 
 def test_a_missing_file_is_named(
@@ -142,7 +158,8 @@ def test_no_arguments_show_the_help(capsys: pytest.CaptureFixture[str]) -> None:
 def test_heavy_packages_are_not_imported_to_show_the_help() -> None:
     code = (
         "import sys, hyper.cli.main as m; "
-        "heavy = {'torch', 'zarr', 'scipy', 'numba', 'minio', 'pydantic', 'matplotlib', 'PIL'}; "
+        "heavy = {'torch', 'zarr', 'scipy', 'numba', 'minio', 'pydantic', 'matplotlib', 'PIL', "
+        "'numpy'}; "
         "print(sorted(heavy & set(sys.modules)))"
     )
     done = subprocess.run(

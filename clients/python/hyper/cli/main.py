@@ -9,7 +9,6 @@ from __future__ import annotations
 import errno
 import importlib
 import os
-import shutil
 import sys
 import tempfile
 import traceback
@@ -18,7 +17,7 @@ from typing import Annotated, Any
 import typer
 
 from hyper.cli import output
-from hyper.config import hyper_home
+from hyper.config import CLUSTER_FILE, hyper_home
 from hyper.errors import HyperError
 
 # Each has `register(app)`, which adds its commands.
@@ -90,7 +89,8 @@ def run(arguments: list[str] | None = None) -> int:
     except _UsageProblem as error:
         return _usage(error)
     except HyperError as error:
-        output.fail(f"{error}{_full_disk_hint(error)}")
+        error = _cause(error)
+        output.fail(str(error))
         return error.exit_code
     except BrokenPipeError:  # the reader of our output has left, as `head` does
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -100,14 +100,16 @@ def run(arguments: list[str] | None = None) -> int:
     return status if isinstance(status, int) else 0
 
 
-def _full_disk_hint(error: HyperError) -> str:
-    """Why a local cluster's server may be silent: on a full disk etcd and S3 just hang."""
-    home = hyper_home()
-    if error.reason not in ("ETCD_UNREACHABLE", "S3_UNREACHABLE") or not home.is_dir():
-        return ""
-    if shutil.disk_usage(home).free > _SCANT_BYTES:
-        return ""
-    return f"; the disk of {home} is full: free some space"
+def _cause(error: HyperError) -> HyperError:
+    """The error, or why a local cluster's etcd and S3 are silent: on a full disk they hang."""
+    if error.reason not in ("ETCD_UNREACHABLE", "S3_UNREACHABLE"):
+        return error
+    if os.environ.get("HYPER_ENDPOINT") or not (hyper_home() / CLUSTER_FILE).exists():
+        return error
+    from hyper.cluster.home import Home, disk_full
+
+    home = Home(hyper_home())
+    return disk_full(home.root) if home.free_bytes() < _SCANT_BYTES else error
 
 
 def _usage(error: Any) -> int:

@@ -1,5 +1,8 @@
 """Fixtures that every test may use, the order of files, and how hypothesis searches."""
 
+from collections import defaultdict
+from pathlib import Path
+
 import pytest
 from hypothesis import HealthCheck, settings
 
@@ -15,13 +18,8 @@ settings.load_profile("hyper")
 @pytest.hookimpl(trylast=True)  # after pytest-randomly
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Files that may take long come first, so that no process is left with them at the end."""
-
-    def longest(file: object) -> float:
-        return limits.get(file, 0.0)
-
-    limits: dict[object, float] = {}
+    longest: dict[Path, float] = defaultdict(float)
     for item in items:
-        mark = item.get_closest_marker("timeout")
-        if mark is not None:
-            limits[item.path] = max(longest(item.path), float(mark.args[0]))
-    items.sort(key=lambda item: -longest(item.path))
+        if mark := item.get_closest_marker("timeout"):
+            longest[item.path] = max(longest[item.path], float(mark.args[0]))
+    items.sort(key=lambda item: -longest[item.path])

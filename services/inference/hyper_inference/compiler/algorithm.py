@@ -13,7 +13,7 @@ from hyper_inference.compiler.ir import Conv, Shape
 
 Mode: TypeAlias = Literal["exact", "fast", "faster", "bf16"]
 MODES: tuple[Mode, ...] = ("exact", "fast", "faster", "bf16")
-"""exact: direct convolutions, largest relative error below 1e-5; fast: Winograd, below 1e-4;
+"""exact: direct convolutions, largest relative error about 1e-5; fast: Winograd, below 1e-4;
 faster: larger Winograd tiles along z too, a few times the error of fast; bf16: the tiles of fast,
 multiplied in bfloat16 and summed in float32, error about 1e-2."""
 

@@ -9,12 +9,15 @@ torch is imported when a loader is iterated, never before.
 
 from __future__ import annotations
 
+import atexit
 import io
 import logging
 import os
+import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -34,6 +37,7 @@ Decode = Callable[[str, bytes], Any]
 _IMAGES = (".png", ".tif", ".tiff")
 _PACK_MEMORY_BYTES = 64 * 2**20
 _EPOCH_START = datetime(1970, 1, 1, tzinfo=UTC)
+_FEEDER_ENDS_S = 1.0
 
 
 class Source(Protocol):
@@ -126,7 +130,10 @@ class Loader:
         from torch.utils.data import DataLoader
 
         batches = self._plan.batches(self._epoch, self._batch)
-        for batch in DataLoader(self._source, batch_sampler=batches, **self._options):
+        options = dict(self._options)
+        if options.get("num_workers"):
+            options["worker_init_fn"] = partial(_begin_worker, options.get("worker_init_fn"))
+        for batch in DataLoader(self._source, batch_sampler=batches, **options):
             self._batch += 1
             yield batch
         self._epoch, self._batch = self._epoch + 1, 0
@@ -149,6 +156,25 @@ class Loader:
                 "same version, batch size, seed and number of processes"
             )
         self._epoch, self._batch = int(state["epoch"]), int(state["batch"])
+
+
+def _begin_worker(init: Callable[[int], object] | None, worker: int) -> None:
+    """What a worker of a `DataLoader` does first; `init` is the caller's."""
+    atexit.register(_let_feeders_end)
+    if init is not None:
+        init(worker)
+
+
+def _let_feeders_end() -> None:
+    """Wait for the threads that hand batches over, before the interpreter ends.
+
+    A spawned worker whose loader is left in the middle ends while such a thread may be pickling
+    tensors; torch aborts where the interpreter takes the GIL away from it. A thread that has
+    nobody to hand to waits in a pipe, where it does no harm.
+    """
+    for thread in threading.enumerate():
+        if thread.name == "QueueFeederThread":
+            thread.join(_FEEDER_ENDS_S)
 
 
 def decode(path: str, data: bytes) -> Any:

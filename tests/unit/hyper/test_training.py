@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import itertools
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -51,3 +54,53 @@ def test_a_state_of_another_run_is_refused(change: dict[str, object]) -> None:
     mine, other = Loader([], plan(), {}), Loader([], plan(**change), {})  # type: ignore[arg-type]
     with pytest.raises(InvalidArgumentError, match=next(iter(change))):
         mine.resume(other.state())
+
+
+class _SlowToPickle:
+    def __init__(self, folder: Path, number: int) -> None:
+        self._folder = folder
+        self._number = number
+
+    def __reduce__(self) -> tuple[Callable[[int], int], tuple[int]]:
+        (self._folder / f"begun-{self._number}").touch()
+        time.sleep(0.3)
+        (self._folder / f"ended-{self._number}").touch()
+        return int, (self._number,)
+
+
+class _SlowSource:
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+
+    def __len__(self) -> int:
+        return 10
+
+    def __getitems__(self, indices: Sequence[int]) -> list[_SlowToPickle]:
+        return [_SlowToPickle(self._folder, index) for index in indices]
+
+
+def _as_it_is(batch: object) -> object:
+    return batch
+
+
+def _note(worker: int) -> None:
+    (Path.cwd() / f"worker-{worker}").touch()
+
+
+@pytest.mark.timeout(90)
+def test_a_spawned_worker_ends_when_it_has_handed_over(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """torch aborts a process whose interpreter ends while a thread of it pickles tensors."""
+    monkeypatch.chdir(tmp_path)
+    options = {
+        "num_workers": 1, "multiprocessing_context": "spawn", "collate_fn": _as_it_is,
+        "worker_init_fn": _note,
+    }  # fmt: skip
+    for batch in Loader(_SlowSource(tmp_path), plan(batch_size=1, shuffle=False), options):
+        assert batch == [0]
+        break
+    begun, ended = (sorted(p.name[6:] for p in tmp_path.glob(f"{e}-*")) for e in ("begun", "ended"))
+    assert len(begun) > 1
+    assert begun == ended
+    assert (tmp_path / "worker-0").exists(), "the caller's own worker_init_fn"

@@ -2,8 +2,9 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 PYTHON ?= python3
-PIP := .venv/bin/python -m pip --disable-pip-version-check install -q -c constraints.txt
-# Byte code is kept even where the environment says no: every process would compile all modules.
+PIP := .venv/bin/python -m pip --disable-pip-version-check install -q --no-compile -c constraints.txt
+# Byte code is made when a module is first imported, for most are never, and kept even where the
+# environment says no.
 export PYTHONDONTWRITEBYTECODE :=
 export HYPER_DATA_DIR ?= $(shell test -d ../shared/data && cd ../shared/data && pwd)
 

@@ -36,7 +36,7 @@ from hyper.errors import FailedPreconditionError
 from hyper_servicekit.config import S3Settings
 
 START_TIMEOUT_S = 50.0
-WEED_GRACE_S = 3.0
+ETCD_GRACE_S = 3.0
 
 
 class ServerProcess:
@@ -158,7 +158,7 @@ def run_etcd(folder: Path, program: Program | None = None) -> Iterator[EtcdServe
         server.start()
         yield server
     finally:
-        process.stop(grace_s=WEED_GRACE_S)
+        process.stop(grace_s=ETCD_GRACE_S)
 
 
 @contextmanager
@@ -189,7 +189,7 @@ def run_s3(folder: Path) -> Iterator[S3Server]:
         server.start()
         yield server
     finally:
-        process.stop(grace_s=WEED_GRACE_S)
+        process.kill()
         shutil.rmtree(sockets, ignore_errors=True)
 
 

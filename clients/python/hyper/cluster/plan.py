@@ -27,7 +27,7 @@ PROMETHEUS = "prometheus"
 SERVERS = (ETCD, S3)
 SERVICE_GRACE_S = 15.0  # more than a service's own `drain_grace_s`
 # SeaweedFS takes 15-25 s to end by itself and loses nothing when killed; etcd 3.5.0-3.5.2 may.
-_GRACES_S = {S3: 3.0, ETCD: 20.0, PROMETHEUS: 3.0}
+_GRACES_S = {S3: 0.0, ETCD: 20.0, PROMETHEUS: 3.0}
 
 
 @dataclass(frozen=True, slots=True)

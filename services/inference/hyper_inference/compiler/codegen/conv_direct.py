@@ -3,8 +3,8 @@
 A register block is `channels x rows x vectors` sums. For every input channel and tap, `vectors`
 loads of the input meet `channels` broadcast weights; with few channels, several output rows share
 each load too. Each output's sum starts at its bias and runs over input channel, z, y, x in that
-order, whatever the block, so blocking never changes a bit. Many input channels are summed in
-groups, whose sums are added: the error of one long sum grows with its length.
+order, whatever the block, so blocking never changes a bit. Where errors shall be small, few
+products are summed in a row, and such sums added: the error of a sum grows with its length.
 
 The block of output channels is the outer loop and the rows of the chunk the inner one: a slice of
 the weights is read from memory once a chunk.
@@ -25,8 +25,6 @@ from hyper_inference.compiler.ir import Activation, Conv, Floats, Triple
 
 Sums: TypeAlias = list[Value]
 
-SUMMED = 16
-"""Input channels of a group."""
 MAX_UNROLLED = 1200
 """Multiply-adds in a straight line; more and the instruction cache suffers."""
 
@@ -41,6 +39,7 @@ class ConvDirect(Kernel):
         residual: strides of a second input, or None.
         block: (output channels, rows, vectors) of a register block.
         in_place: results take the residual's place: no row may be computed twice.
+        products: how many are summed in a row, about; 0: all.
     """
 
     channels_in: int
@@ -58,6 +57,7 @@ class ConvDirect(Kernel):
     activation: Activation | None
     block: Triple
     in_place: bool = False
+    products: int = 0
 
     @property
     def taps(self) -> int:
@@ -149,7 +149,7 @@ class ConvDirect(Kernel):
     def _channels(
         self, e: Emitter, source: Value, weights: Value, count: int, vectors: int, start: Sums
     ) -> Sums:
-        """Sums over all input channels; if they are many, sums of groups are added up."""
+        """Sums over all input channels, or over groups of them, added up."""
 
         def some(source: Value, weights: Value, channels: int, sums: Sums) -> Sums:
             with e.loop(0, channels, 1, sums) as c:
@@ -159,7 +159,8 @@ class ConvDirect(Kernel):
                 c.carried[:] = self._taps_z(e, pixels, part, count, vectors, c.carried)
             return c.carried
 
-        if self.channels_in < 2 * SUMMED:
+        each = max(1, self.products // self.taps) if self.products else self.channels_in
+        if self.channels_in < 2 * each:
             return some(source, weights, self.channels_in, start)
 
         def add(first: Value, channels: int, totals: Sums) -> Sums:
@@ -168,10 +169,10 @@ class ConvDirect(Kernel):
             sums = some(pixels, part, channels, [e.constant(0.0)] * len(totals))
             return [e.b.fadd(total, sum_) for total, sum_ in zip(totals, sums, strict=True)]
 
-        whole, rest = divmod(self.channels_in, SUMMED)
+        whole, rest = divmod(self.channels_in, each)
         with e.loop(0, whole, 1, start) as group:
-            group.carried[:] = add(e.mul(group.index, SUMMED), SUMMED, group.carried)
-        return add(whole * SUMMED, rest, group.carried) if rest else group.carried
+            group.carried[:] = add(e.mul(group.index, each), each, group.carried)
+        return add(whole * each, rest, group.carried) if rest else group.carried
 
     def _prefetch(self, e: Emitter, pixels: Value, vectors: int) -> None:
         """The rows of the input that the next block of rows adds."""

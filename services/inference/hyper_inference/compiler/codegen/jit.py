@@ -9,9 +9,10 @@ from typing import Any
 import llvmlite.binding as llvm
 
 from hyper_inference.compiler.codegen.abi import FUNCTION, NET
+from hyper_inference.compiler.codegen.object_file import emit, emit_elsewhere
 from hyper_inference.compiler.codegen.target import Target
 
-_LARGE_TEXT = 4 << 20  # bytes of LLVM IR; its Python objects take some ten times as much
+_LARGE_TEXT = 1 << 19  # bytes of LLVM IR; less takes LLVM under a second, and little memory
 
 
 class Code:
@@ -28,20 +29,11 @@ class Code:
 
 def compile_object(text: str, target: Target) -> bytes:
     """Optimise a module and translate it to an object file."""
-    machine = _machine(target)
-    module = llvm.parse_assembly(text)
-    module.verify()
-    options = llvm.create_pipeline_tuning_options(speed_level=2)
-    options.loop_unrolling = False
-    options.slp_vectorization = False
-    options.loop_vectorization = False
-    builder = llvm.create_pass_builder(machine, options)
-    builder.getModulePassManager().run(module, builder)
-    data: bytes = machine.emit_object(module)
-    module.close()
-    if len(text) > _LARGE_TEXT:
-        gc.collect()  # llvmlite's IR is full of cycles; a collection takes 0.3 s beside torch
-    return data
+    triple = llvm.get_process_triple()
+    if len(text) <= _LARGE_TEXT:
+        return emit(text, triple, target.cpu, target.features)
+    gc.collect()  # llvmlite's IR is full of cycles, and its Python objects take ten times the text
+    return emit_elsewhere(text, triple, target.cpu, target.features)
 
 
 def load_object(data: bytes, target: Target) -> Code:
@@ -51,12 +43,11 @@ def load_object(data: bytes, target: Target) -> Code:
         RuntimeError: it is no object file of this machine.
     """
     empty = llvm.parse_assembly("")
-    engine = llvm.create_mcjit_compiler(empty, _machine(target))
+    triple = llvm.Target.from_triple(llvm.get_process_triple())
+    machine = triple.create_target_machine(
+        cpu=target.cpu, features=target.features, opt=3, jit=True
+    )
+    engine = llvm.create_mcjit_compiler(empty, machine)
     engine.add_object_file(llvm.ObjectFileRef.from_data(data))
     engine.finalize_object()
     return Code(engine)
-
-
-def _machine(target: Target) -> Any:
-    triple = llvm.Target.from_triple(llvm.get_process_triple())
-    return triple.create_target_machine(cpu=target.cpu, features=target.features, opt=3, jit=True)

@@ -13,7 +13,12 @@ from typing import TypeVar, assert_never
 
 import numpy as np
 
-from hyper_inference.compiler.algorithm import Mode, Winograd, choose_winograd
+from hyper_inference.compiler.algorithm import (
+    Mode,
+    Winograd,
+    choose_winograd,
+    summed_products,
+)
 from hyper_inference.compiler.codegen import (
     conv_direct,
     conv_transpose,
@@ -161,6 +166,7 @@ class _Lowering:
             op.weight.shape[1], per_group, op.groups, op.kernel, op.stride, op.dilation,
             op.pad_before, out.shape[2], out.shape[3], strides_of(a), strides_of(out),
             strides_of(residual) if residual is not None else None, op.activation, block, in_place,
+            summed_products(self.mode),
         )  # fmt: skip
         kernel = self._tuned(kernel)
         block = kernel.block

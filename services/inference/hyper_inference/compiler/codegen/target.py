@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import llvmlite.binding as llvm
 
 from hyper.errors import InvalidArgumentError
+from hyper_inference.compiler.codegen.object_file import initialize
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,17 +49,9 @@ class Target:
 
 
 @functools.cache
-def _initialize() -> None:
-    # The scheduler would hoist loads and spill accumulators.
-    llvm.set_option("hyper", "-enable-misched=false")
-    llvm.initialize_native_target()
-    llvm.initialize_native_asmprinter()
-
-
-@functools.cache
 def targets() -> tuple[Target, ...]:
     """Those that this machine can run, the best first."""
-    _initialize()
+    initialize()
     have = dict(llvm.get_host_cpu_features())
     cpu = llvm.get_host_cpu_name()
     found = []

@@ -67,6 +67,22 @@ def test_items_become_tasks() -> None:
     assert (run.total, run.running) == (3, 3)
 
 
+def test_items_are_durable_before_their_tasks_start() -> None:
+    """A leader that takes over must know what reports of these tasks are about."""
+    core = Core()
+    core.hello("w1", 4)
+    core.submit(recipe(*fan_out()))
+    core.report("w1", task(0), 1)
+    core.hold_commits, before = True, len(core.commits)
+    core.feed(e.Expanded(core.now, W, "b", (("x", ('"u"', '"v"')),)))
+    core.later(0.5)
+    run = core.state.workflows[W].experiments["b"]
+    assert (run.total, run.running) == (2, 0)
+    for commit in core.commits[before:]:
+        core.feed(e.Committed(core.now, commit.number))
+    assert run.running == 2
+
+
 def test_no_items_are_no_tasks_and_success() -> None:
     core = Core()
     core.hello("w1", 4)

@@ -9,6 +9,7 @@ ours with an empty cache; `cached_compile_s` with a full one); `peak_rss_mb` tha
 `--json` ends with one object, {net: {engine: {...} | null}}; why an engine is null stands under
 "reasons". `--into FILE` adds the rows to those in FILE, so that a long measurement can be made in
 pieces: one net, or a few peers, at a time; `--keep FOLDER` then saves preparing a net each time.
+`--table FILE` measures nothing and prints such a file as a Markdown table.
 
 `--scaling` measures this engine alone: 1 and 2 threads, patches of 16x64x64 to 32x512x512, the
 share of each layer, and how much of the machine's peak (measured in the same run); `--plot FILE`
@@ -31,11 +32,15 @@ from benchmarks.inference.engines import LOADERS, MODES, PEERS
 from benchmarks.inference.measure import Setting, measure, prepared
 from benchmarks.inference.nets import CASES, Case
 from benchmarks.inference.scaling import SIZES, plot, report, scaling
+from benchmarks.inference.table import table
 
 
 def main() -> None:
     """Measure and print."""
     arguments = parse()
+    if arguments.table:
+        print(table(json.loads(arguments.table.read_text())))
+        return
     rounds = arguments.rounds or (3 if arguments.quick else 5)
     shape = tuple(int(n) for n in arguments.shape.split("x")) if arguments.shape else None
     engines = [*(MODES[mode] for mode in arguments.modes), *arguments.peers]
@@ -103,6 +108,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--keep", type=Path, help="folder of prepared nets, used again")
     parser.add_argument("--prepare", action="store_true", help="fill --keep, measure nothing")
     parser.add_argument("--into", type=Path, help="JSON file to add the rows to")
+    parser.add_argument("--table", type=Path, help="print such a file as a Markdown table")
     parser.add_argument("--scaling", action="store_true", help="threads and patch sizes, no peers")
     parser.add_argument("--plot", type=Path, help="with --scaling: draw the cost of a voxel")
     parser.add_argument("--cost", action="store_true", help="dollars per teravoxel against GPUs")

@@ -21,7 +21,7 @@ from hyper_inference.compiler.autotune import autotune as tune
 from hyper_inference.compiler.cache import CodeCache
 from hyper_inference.compiler.codegen import abi
 from hyper_inference.compiler.codegen.jit import Code, compile_object, load_object
-from hyper_inference.compiler.codegen.kernel import Step
+from hyper_inference.compiler.codegen.kernel import Packed, Step
 from hyper_inference.compiler.codegen.lower import lower
 from hyper_inference.compiler.codegen.target import Target, find_target
 from hyper_inference.compiler.frontend import onnx as onnx_frontend
@@ -187,7 +187,7 @@ def _gather_constants(steps: list[Step]) -> tuple[list[Step], Floats]:
     for offset in offsets:
         step = steps.pop(0)
         part = constants[offset : offset + len(step.constants)]
-        part[:] = step.constants
+        part[:] = step.constants.make() if isinstance(step.constants, Packed) else step.constants
         gathered.append(replace(step, constants=part))
         freed += len(part)
         if freed > GIVE_BACK:

@@ -20,7 +20,7 @@ import numpy as np
 
 from hyper_inference.compiler.codegen.activations import apply
 from hyper_inference.compiler.codegen.emitter import Emitter, Value
-from hyper_inference.compiler.codegen.kernel import Arguments, Kernel, Strides
+from hyper_inference.compiler.codegen.kernel import Arguments, Kernel, Packed, Strides
 from hyper_inference.compiler.ir import Activation, Conv, Floats, Triple
 
 Sums: TypeAlias = list[Value]
@@ -260,19 +260,21 @@ class ConvDirect(Kernel):
         return loop.carried
 
 
-def pack(op: Conv, block: int) -> Floats:
+def pack(op: Conv, block: int) -> Packed:
     """Weights in the order the kernel reads them, then biases, then residual scales."""
     per_group = op.weight.shape[0] // op.groups
-    parts = []
-    for group in range(op.groups):
-        for first in range(0, per_group, block):
-            start = group * per_group + first
-            stop = group * per_group + min(first + block, per_group)
-            parts.append(op.weight[start:stop].transpose(1, 2, 3, 4, 0).ravel())
-    parts.append(op.bias)
-    if op.residual_scale is not None:
-        parts.append(op.residual_scale)
-    return np.concatenate(parts).astype(np.float32)
+    rest = [op.bias] if op.residual_scale is None else [op.bias, op.residual_scale]
+
+    def make() -> Floats:
+        parts = []
+        for group in range(op.groups):
+            for first in range(0, per_group, block):
+                start = group * per_group + first
+                stop = group * per_group + min(first + block, per_group)
+                parts.append(op.weight[start:stop].transpose(1, 2, 3, 4, 0).ravel())
+        return np.concatenate([*parts, *rest]).astype(np.float32, copy=False)
+
+    return Packed(op.weight.size + sum(map(len, rest)), make)
 
 
 @functools.cache

@@ -12,7 +12,7 @@ import numpy as np
 
 from hyper_inference.compiler.codegen.activations import apply
 from hyper_inference.compiler.codegen.emitter import Emitter, Value
-from hyper_inference.compiler.codegen.kernel import Arguments, Kernel, Strides
+from hyper_inference.compiler.codegen.kernel import Arguments, Kernel, Packed, Strides
 from hyper_inference.compiler.ir import Activation, ConvTranspose, Floats, Triple
 
 
@@ -124,19 +124,21 @@ def interleave(e: Emitter, vectors: list[Value]) -> list[Value]:
     return woven
 
 
-def pack(op: ConvTranspose, block: int) -> Floats:
+def pack(op: ConvTranspose, block: int) -> Packed:
     """Weights as [dz][dy][block][c][o of the block][dx], then biases, then residual scales."""
     _, out, kz, ky, _ = op.weight.shape
-    parts = [
-        op.weight[:, first : first + block, dz, dy, :].ravel()
-        for dz in range(kz)
-        for dy in range(ky)
-        for first in range(0, out, block)
-    ]
-    parts.append(op.bias)
-    if op.residual_scale is not None:
-        parts.append(op.residual_scale)
-    return np.concatenate(parts).astype(np.float32)
+    rest = [op.bias] if op.residual_scale is None else [op.bias, op.residual_scale]
+
+    def make() -> Floats:
+        parts = [
+            op.weight[:, first : first + block, dz, dy, :].ravel()
+            for dz in range(kz)
+            for dy in range(ky)
+            for first in range(0, out, block)
+        ]
+        return np.concatenate([*parts, *rest]).astype(np.float32, copy=False)
+
+    return Packed(op.weight.size + sum(map(len, rest)), make)
 
 
 def choose_block(channels: int, kernel_x: int, accumulators: int) -> int:

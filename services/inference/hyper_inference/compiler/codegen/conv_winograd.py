@@ -23,6 +23,7 @@ surplus rows are not stored.
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -33,7 +34,7 @@ from hyper_inference.compiler.algorithm import Winograd
 from hyper_inference.compiler.codegen import bfloat
 from hyper_inference.compiler.codegen.activations import apply
 from hyper_inference.compiler.codegen.emitter import Emitter, Value
-from hyper_inference.compiler.codegen.kernel import Arguments, Kernel, Strides
+from hyper_inference.compiler.codegen.kernel import Arguments, Kernel, Packed, Strides
 from hyper_inference.compiler.codegen.winograd import (
     points,
     transform_inputs,
@@ -413,7 +414,7 @@ def _odd_lines(floats: int) -> int:
     return (lines + (lines % 2 == 0)) * LINE
 
 
-def pack(op: Conv, tile: Winograd, block: int, *, pairs: bool = False) -> Floats:
+def pack(op: Conv, tile: Winograd, block: int, *, pairs: bool = False) -> Packed:
     """Weights as [block][point][c][kx][o of the block], then biases, then residual scales.
 
     The last block is filled up with zeros. With `pairs`, words of two channels.
@@ -421,18 +422,23 @@ def pack(op: Conv, tile: Winograd, block: int, *, pairs: bool = False) -> Floats
     out, channels, taps = op.weight.shape[0], op.weight.shape[1], op.kernel[2]
     blocks, count = -(-out // block), points(tile.z) * points(tile.y)
     words = -(-channels // 2) if pairs else channels
-    packed = np.zeros((blocks, count, words, taps, block), np.float32)
-    ordered = op.weight.transpose(2, 3, 1, 4, 0)
-    for first in range(0, blocks, PACKED_BLOCKS):  # not all at once: transforms are in float64
-        some = packed[first : first + PACKED_BLOCKS]
-        weights = np.zeros((count, channels, taps, len(some) * block), np.float32)
-        part = ordered[..., first * block : (first + len(some)) * block]
-        weights[..., : part.shape[-1]] = transform_weights(part, tile.z, tile.y)
-        if pairs:
-            weights = bfloat.pack_pairs(weights)
-        some[:] = np.moveaxis(weights.reshape(*weights.shape[:-1], len(some), block), -2, 0)
-    scales = [] if op.residual_scale is None else [op.residual_scale]
-    return np.concatenate([packed.ravel(), op.bias, *scales]).astype(np.float32, copy=False)
+    rest = [op.bias] if op.residual_scale is None else [op.bias, op.residual_scale]
+    shape = blocks, count, words, taps, block
+
+    def make() -> Floats:
+        packed = np.zeros(shape, np.float32)
+        ordered = op.weight.transpose(2, 3, 1, 4, 0)
+        for first in range(0, blocks, PACKED_BLOCKS):  # not all at once: they are in float64
+            some = packed[first : first + PACKED_BLOCKS]
+            weights = np.zeros((count, channels, taps, len(some) * block), np.float32)
+            part = ordered[..., first * block : (first + len(some)) * block]
+            weights[..., : part.shape[-1]] = transform_weights(part, tile.z, tile.y)
+            if pairs:
+                weights = bfloat.pack_pairs(weights)
+            some[:] = np.moveaxis(weights.reshape(*weights.shape[:-1], len(some), block), -2, 0)
+        return np.concatenate([packed.ravel(), *rest]).astype(np.float32, copy=False)
+
+    return Packed(math.prod(shape) + sum(map(len, rest)), make)
 
 
 PACKED_BLOCKS = 16

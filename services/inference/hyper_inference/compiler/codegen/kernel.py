@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from hyper_inference.compiler.codegen.emitter import Emitter, Value
@@ -64,6 +65,22 @@ class Kernel(ABC):
 
 
 @dataclass(frozen=True, slots=True, eq=False)
+class Packed:
+    """Constants that are made when their place is ready: weights are never all there twice.
+
+    Args:
+        size: how many floats.
+        make: makes them, flat.
+    """
+
+    size: int
+    make: Callable[[], Floats]
+
+    def __len__(self) -> int:
+        return self.size
+
+
+@dataclass(frozen=True, slots=True, eq=False)
 class Step:
     """One kernel on certain memory: offsets in the arena, or None for the user's own array.
 
@@ -79,7 +96,7 @@ class Step:
     out: int | None
     a: int | None
     b: int | None
-    constants: Floats
+    constants: Floats | Packed
     rows: int
     chunk: int
     flops: float = 0.0

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from hyper_inference.compiler.codegen.kernel import Kernel, Step
+from hyper_inference.compiler.codegen.kernel import Kernel, Packed, Step
 from hyper_inference.compiler.ir import Floats
 
 CHUNK_FLOPS = 4e6
@@ -20,7 +20,7 @@ def make_step(
     shape: tuple[int, ...],
     *,
     b: int | None = None,
-    constants: Floats = NOTHING,
+    constants: Floats | Packed = NOTHING,
     flops: float = 0.0,
 ) -> Step:
     """`shape` is (c, z, y, x) of what the rows are taken from."""

@@ -16,7 +16,7 @@ NAMES = st.text(st.characters(exclude_categories=["Cs", "Cc"]), min_size=1, max_
     lambda name: (
         not name.startswith("/")
         and "//" not in name
-        and "." not in name.split("/")
+        and not {".", ".."} & set(name.split("/"))
         and name.strip()  # minio, the reference, refuses a name of spaces
     )
 )

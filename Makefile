@@ -22,7 +22,7 @@ help:            ## this list
 	@$(PIP) -e '.[local]' && touch $@
 
 .stamps/dev: .stamps/venv pyproject.toml constraints.txt
-	@echo "installing Hyper and all that its tests need into .venv (2-3 minutes)"
+	@echo "installing Hyper and all that its tests need into .venv (1-2 minutes)"
 	@$(PIP) -e '.[dev]' && touch $@ .stamps/local
 
 .stamps/libfuse: .stamps/dev

@@ -11,13 +11,13 @@ import grpc.aio
 import pytest
 from google.protobuf.wrappers_pb2 import StringValue
 
+from hyper._wire_errors import from_rpc_error
 from hyper.errors import (
     CLASS_OF_REASON,
     HyperError,
     InternalError,
     InvalidArgumentError,
     UnavailableError,
-    from_rpc_error,
 )
 from hyper_servicekit.interceptor import CallInterceptor
 from hyper_servicekit.metrics import RPC_TOTAL

@@ -14,15 +14,9 @@ import pytest
 from grpc_status import rpc_status
 
 from hyper import workflows
+from hyper._wire_errors import to_status
 from hyper.client import Client
-from hyper.errors import (
-    DeadlineError,
-    HyperError,
-    NotFoundError,
-    UnavailableError,
-    WorkFailedError,
-    to_status,
-)
+from hyper.errors import DeadlineError, HyperError, NotFoundError, UnavailableError, WorkFailedError
 from hyper.status import RunState
 from hyperapi.scheduler.v1 import (
     cluster_service_pb2,

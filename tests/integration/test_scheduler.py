@@ -17,7 +17,8 @@ import grpc
 import grpc.aio
 import pytest
 
-from hyper.errors import HyperError, from_rpc_error
+from hyper._wire_errors import from_rpc_error
+from hyper.errors import HyperError
 from hyper_servicekit.config import S3Settings
 from hyperapi.scheduler.v1 import cluster_service_pb2 as cluster
 from hyperapi.scheduler.v1 import cluster_service_pb2_grpc as cluster_grpc

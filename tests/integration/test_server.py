@@ -23,7 +23,8 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
 from hyper import _transport
-from hyper.errors import InternalError, from_rpc_error
+from hyper._wire_errors import from_rpc_error
+from hyper.errors import InternalError
 from tests.support.echo_service import FULL_NAME, SECRET, caller
 
 ROOT = Path(__file__).parents[2]

@@ -12,7 +12,8 @@ import grpc
 import grpc.aio
 from grpc_status import rpc_status
 
-from hyper.errors import HyperError, UnavailableError, to_status
+from hyper._wire_errors import to_status
+from hyper.errors import HyperError, UnavailableError
 from hyperapi.scheduler.v1 import cluster_service_pb2, cluster_service_pb2_grpc, workflow_pb2
 from hyperapi.storage.v1 import dataset_service_pb2, dataset_service_pb2_grpc
 from hyperapi.worker.v1 import agent_service_pb2 as wire

@@ -21,6 +21,7 @@ import google_crc32c
 import grpc
 import urllib3
 
+from hyper._wire_errors import from_rpc_error
 from hyper.config import STORAGE
 from hyper.errors import (
     DataLossError,
@@ -29,7 +30,6 @@ from hyper.errors import (
     NotFoundError,
     ResourceExhaustedError,
     UnavailableError,
-    from_rpc_error,
 )
 from hyperapi.storage.v1 import dataset_service_pb2 as api
 from hyperapi.storage.v1.array_service_pb2_grpc import ArrayServiceStub

@@ -21,13 +21,8 @@ import grpc
 from google.protobuf.message import Message
 
 from hyper import _transport, config
-from hyper.errors import (
-    HyperError,
-    InvalidArgumentError,
-    NoClusterError,
-    UnavailableError,
-    from_rpc_error,
-)
+from hyper._wire_errors import from_rpc_error
+from hyper.errors import HyperError, InvalidArgumentError, NoClusterError, UnavailableError
 from hyper.names import check_part
 from hyperapi.scheduler.v1.cluster_service_pb2 import GetClusterRequest, GetClusterResponse
 from hyperapi.scheduler.v1.cluster_service_pb2_grpc import ClusterServiceStub

@@ -1,7 +1,7 @@
 """One exception tree for the SDK, the CLI and the services.
 
 A service raises one of these; `hyper_servicekit.server` turns it into a gRPC status with
-`google.rpc.ErrorInfo`; the client turns that back into the same class.
+`google.rpc.ErrorInfo`; the client turns that back into the same class (`hyper._wire_errors`).
 
 ==================== ======================== =========
 gRPC code            class                    exit code
@@ -27,26 +27,8 @@ is the cluster's set-up that must change first.
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Mapping
 from typing import ClassVar
-
-import grpc
-from google.protobuf import any_pb2, duration_pb2
-from google.protobuf.message import Message
-from google.rpc import error_details_pb2, status_pb2
-from grpc_status import rpc_status
-
-from hyperapi.common.v1 import errors_pb2
-
-DOMAIN = "hyper"
-
-# A status travels in trailing metadata, where peers accept 8 KiB; characters beyond ASCII are
-# sent three times as long.
-_MAX_MESSAGE_BYTES = 1024
-_MAX_VALUE_BYTES = 128
-_MAX_METADATA = 8
-
 
 # What the operator of the cluster must put right first, as with bad input.
 _SETUP_REASONS = frozenset({"DISK_FULL", "ETCD_UNREACHABLE", "S3_UNREACHABLE"})
@@ -63,7 +45,7 @@ class HyperError(Exception):
         retry_after_s: when it makes sense to try again.
     """
 
-    code: ClassVar[grpc.StatusCode] = grpc.StatusCode.UNKNOWN
+    code: ClassVar[str] = "UNKNOWN"
     exit_code: int = 1
     default_reason: ClassVar[str] = "INTERNAL"
 
@@ -89,7 +71,7 @@ class HyperError(Exception):
 class InvalidArgumentError(HyperError):
     """Wrong whatever the state; never retried."""
 
-    code = grpc.StatusCode.INVALID_ARGUMENT
+    code = "INVALID_ARGUMENT"
     exit_code = 2
     default_reason = "INVALID_REQUEST"
 
@@ -97,7 +79,7 @@ class InvalidArgumentError(HyperError):
 class NotFoundError(HyperError):
     """The named thing does not exist."""
 
-    code = grpc.StatusCode.NOT_FOUND
+    code = "NOT_FOUND"
     exit_code = 2
     default_reason = "NOT_FOUND"
 
@@ -105,7 +87,7 @@ class NotFoundError(HyperError):
 class AlreadyExistsError(HyperError):
     """The named thing exists already."""
 
-    code = grpc.StatusCode.ALREADY_EXISTS
+    code = "ALREADY_EXISTS"
     exit_code = 2
     default_reason = "ALREADY_EXISTS"
 
@@ -113,7 +95,7 @@ class AlreadyExistsError(HyperError):
 class FailedPreconditionError(HyperError):
     """The state must change first."""
 
-    code = grpc.StatusCode.FAILED_PRECONDITION
+    code = "FAILED_PRECONDITION"
     exit_code = 2
     default_reason = "SESSION_CLOSED"
 
@@ -121,7 +103,7 @@ class FailedPreconditionError(HyperError):
 class UnauthenticatedError(HyperError):
     """No valid token came with the call."""
 
-    code = grpc.StatusCode.UNAUTHENTICATED
+    code = "UNAUTHENTICATED"
     exit_code = 2
     default_reason = "UNAUTHENTICATED"
 
@@ -129,7 +111,7 @@ class UnauthenticatedError(HyperError):
 class PermissionDeniedError(HyperError):
     """The token does not allow it."""
 
-    code = grpc.StatusCode.PERMISSION_DENIED
+    code = "PERMISSION_DENIED"
     exit_code = 2
     default_reason = "PERMISSION_DENIED"
 
@@ -137,40 +119,40 @@ class PermissionDeniedError(HyperError):
 class ConflictError(HyperError):
     """Lost a race; read again, then retry."""
 
-    code = grpc.StatusCode.ABORTED
+    code = "ABORTED"
     default_reason = "CONFLICT"
 
 
 class ResourceExhaustedError(HyperError):
     """A quota or queue is full; `retry_after_s` says when to come back."""
 
-    code = grpc.StatusCode.RESOURCE_EXHAUSTED
+    code = "RESOURCE_EXHAUSTED"
     default_reason = "QUEUE_FULL"
 
 
 class DataLossError(HyperError):
     """Stored bytes do not match their checksum."""
 
-    code = grpc.StatusCode.DATA_LOSS
+    code = "DATA_LOSS"
     default_reason = "CHECKSUM_MISMATCH"
 
 
 class CancelledError(HyperError):
     """The call was cancelled."""
 
-    code = grpc.StatusCode.CANCELLED
+    code = "CANCELLED"
 
 
 class InternalError(HyperError):
     """A bug on the other side; its log has the stack."""
 
-    code = grpc.StatusCode.INTERNAL
+    code = "INTERNAL"
 
 
 class DeadlineError(HyperError):
     """No answer in time."""
 
-    code = grpc.StatusCode.DEADLINE_EXCEEDED
+    code = "DEADLINE_EXCEEDED"
     exit_code = 3
     default_reason = "SERVICE_UNREACHABLE"
 
@@ -178,7 +160,7 @@ class DeadlineError(HyperError):
 class UnavailableError(HyperError):
     """Transient: a service cannot be reached; safe to retry with the same request_id."""
 
-    code = grpc.StatusCode.UNAVAILABLE
+    code = "UNAVAILABLE"
     exit_code = 3
     default_reason = "SERVICE_UNREACHABLE"
 
@@ -190,18 +172,9 @@ class NoClusterError(UnavailableError):
 class WorkFailedError(HyperError):
     """A workflow ended without success."""
 
-    code = grpc.StatusCode.UNKNOWN
+    code = "UNKNOWN"
     exit_code = 1
 
-
-_CLASSES: dict[grpc.StatusCode, type[HyperError]] = {
-    kind.code: kind
-    for kind in (
-        InvalidArgumentError, NotFoundError, AlreadyExistsError, FailedPreconditionError,
-        UnauthenticatedError, PermissionDeniedError, ConflictError, ResourceExhaustedError,
-        DataLossError, CancelledError, InternalError, DeadlineError, UnavailableError,
-    )
-}  # fmt: skip
 
 CLASS_OF_REASON: dict[str, type[HyperError]] = {
     "INVALID_REQUEST": InvalidArgumentError,
@@ -231,72 +204,3 @@ CLASS_OF_REASON: dict[str, type[HyperError]] = {
     "PERMISSION_DENIED": PermissionDeniedError,
 }
 """The class, and so the gRPC code, with which each reason travels."""
-
-
-def _cut(text: str, limit_bytes: int) -> str:
-    """`text` as valid UTF-8 of at most `limit_bytes`, its middle left out if need be."""
-    data = text.encode("utf-8", "replace")
-    if len(data) <= limit_bytes:
-        return data.decode()
-    half = limit_bytes // 2 - 3
-    return f"{data[:half].decode(errors='ignore')} ... {data[-half:].decode(errors='ignore')}"
-
-
-def to_status(error: HyperError) -> status_pb2.Status:
-    """The rich gRPC status that carries `error` over the wire."""
-    errors_pb2.Reason.Value(f"REASON_{error.reason}")  # a reason outside the enum is a bug
-    message = _cut(error.message, _MAX_MESSAGE_BYTES)
-    metadata = {
-        key: _cut(value, _MAX_VALUE_BYTES)
-        for key, value in itertools.islice(error.metadata.items(), _MAX_METADATA)
-    }
-    details: list[any_pb2.Any] = []
-
-    def add(message: Message) -> None:
-        packed = any_pb2.Any()
-        packed.Pack(message)
-        details.append(packed)
-
-    add(error_details_pb2.ErrorInfo(reason=error.reason, domain=DOMAIN, metadata=metadata))
-    if error.field is not None:
-        violation = error_details_pb2.BadRequest.FieldViolation(
-            field=_cut(error.field, _MAX_VALUE_BYTES), description=_cut(message, _MAX_VALUE_BYTES)
-        )
-        add(error_details_pb2.BadRequest(field_violations=[violation]))
-    if error.retry_after_s is not None:
-        delay = duration_pb2.Duration()
-        delay.FromNanoseconds(int(error.retry_after_s * 1e9))
-        add(error_details_pb2.RetryInfo(retry_delay=delay))
-    return status_pb2.Status(code=error.code.value[0], message=message, details=details)
-
-
-def from_rpc_error(error: grpc.RpcError, *, peer: str | None = None) -> HyperError:
-    """The exception that a failed call stands for; `peer` names the service for people."""
-    code = error.code()
-    kind = _CLASSES.get(code, InternalError)
-    message = error.details() or code.name
-    status = None
-    try:
-        status = rpc_status.from_call(error)
-    except ValueError as mismatch:  # details of another protocol: keep the plain message
-        message = f"{message} ({mismatch})"
-    reason: str | None = None
-    metadata: dict[str, str] = {}
-    field: str | None = None
-    retry_after_s: float | None = None
-    for detail in status.details if status is not None else ():
-        info = error_details_pb2.ErrorInfo()
-        bad = error_details_pb2.BadRequest()
-        retry = error_details_pb2.RetryInfo()
-        if detail.Unpack(info):
-            reason, metadata = info.reason, dict(info.metadata)
-        elif detail.Unpack(bad) and bad.field_violations:
-            field = bad.field_violations[0].field
-        elif detail.Unpack(retry):
-            retry_after_s = retry.retry_delay.ToNanoseconds() / 1e9
-    if reason is None and code in (
-        grpc.StatusCode.UNAVAILABLE,
-        grpc.StatusCode.DEADLINE_EXCEEDED,
-    ):
-        message = f"cannot reach {peer or 'the service'}: {message}; see `hyper status`"
-    return kind(message, reason=reason, metadata=metadata, field=field, retry_after_s=retry_after_s)

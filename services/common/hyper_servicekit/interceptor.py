@@ -22,7 +22,8 @@ from google.protobuf.message import DecodeError, Message
 from google.rpc import status_pb2
 from grpc_status import rpc_status
 
-from hyper.errors import HyperError, InternalError, InvalidArgumentError, to_status
+from hyper._wire_errors import to_status
+from hyper.errors import HyperError, InternalError, InvalidArgumentError
 from hyper_servicekit.authorize import Authorizer
 from hyper_servicekit.logs import get_logger
 from hyper_servicekit.metrics import RPC_SECONDS, RPC_TOTAL

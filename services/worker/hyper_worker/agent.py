@@ -19,7 +19,8 @@ import grpc
 import grpc.aio
 import psutil
 
-from hyper.errors import HyperError, UnavailableError, from_rpc_error
+from hyper._wire_errors import from_rpc_error
+from hyper.errors import HyperError, UnavailableError
 from hyper_servicekit.logs import get_logger
 from hyper_worker import convert, metrics
 from hyper_worker.connection import Connection

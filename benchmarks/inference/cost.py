@@ -1,7 +1,8 @@
 """Dollars per teravoxel: this engine on CPU spot offers against GPUs, from `prices.yaml`.
 
-The CPU's speed is measured; a GPU's is its published speed on a net of the same kind, turned into
-operations a second. Where a GPU has no spot price, its list price is used and named.
+The CPU's speed is measured; so is a GPU's where one was at hand (`benchmarks.inference.gpu`). Other
+GPUs have their published speed on a net of the same kind, turned into operations a second. Where a
+GPU has no spot price, its list price is used and named.
 """
 
 from __future__ import annotations
@@ -46,21 +47,17 @@ def compare(measured: Measured, path: Path = TABLE) -> dict[str, Any]:
     best = gpus[reference["gpu"]]
     rows: dict[str, Any] = {}
     for name, gpu in gpus.items():
-        scales = {
-            "float32": gpu["float32_tflops"] / best["float32_tflops"],
-            "float16": gpu["bandwidth_gbs"] / best["bandwidth_gbs"],
-        }
         spot = gpu["spot_per_hour"]
         price = gpu["on_demand_per_hour"] if spot is None else spot
         rows[name] = {}
-        for precision, images_per_s in reference["images_per_s"].items():
-            gflops = images_per_s * reference["gflop_per_image"] * scales[precision]
+        for precision, gflops in _speeds(gpu, best, reference).items():
             cost = _dollars(price, gflops / gflop_per_voxel)
             rows[name][precision] = {
                 "usd_per_teravoxel": cost,
                 "tflop_per_s": gflops / 1000,
                 "usd_per_hour": price,
                 "spot": spot is not None,
+                "measured": "measured" in gpu,
                 "times_the_cpu": cost / ours,
                 "thesis_holds": cost / ours >= table["thesis"],
             }
@@ -74,6 +71,24 @@ def compare(measured: Measured, path: Path = TABLE) -> dict[str, Any]:
             "usd_per_hour": cpu["spot_per_hour"],
         },
         "gpus": rows,
+    }
+
+
+def _speeds(
+    gpu: dict[str, Any], best: dict[str, Any], reference: dict[str, Any]
+) -> dict[str, float]:
+    """GFLOP/s by precision: as measured, or as far from the reference's as the datasheets say."""
+    measured = gpu.get("measured")
+    if measured:
+        gflop_per_voxel = measured["gflop"] / measured["voxels"]
+        return {name: speed * gflop_per_voxel for name, speed in measured["voxels_per_s"].items()}
+    scales = {
+        "float32": gpu["float32_tflops"] / best["float32_tflops"],
+        "float16": gpu["bandwidth_gbs"] / best["bandwidth_gbs"],
+    }
+    return {
+        name: images_per_s * reference["gflop_per_image"] * scales[name]
+        for name, images_per_s in reference["images_per_s"].items()
     }
 
 
@@ -93,6 +108,7 @@ def report(found: dict[str, Any]) -> str:
     for name, precisions in found["gpus"].items():
         for precision, row in precisions.items():
             kind = "spot" if row["spot"] else "list price"
+            kind += ", measured" if row["measured"] else ""
             lines.append(
                 f"  {name:<11}{precision:<9}{row['usd_per_teravoxel']:>9.2f}"
                 f"   {row['tflop_per_s']:.2f} TFLOP/s, {row['usd_per_hour']} $/h {kind}: "

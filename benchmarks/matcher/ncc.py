@@ -4,6 +4,9 @@ Agreement, also with sums in float64; milliseconds a match on one thread (single
 templates of one section, whose transforms are shared); matches a second on features four times
 smaller; and where FFTs become cheaper than direct sums (`--plot FILE` draws it). Rounds of ours and
 of OpenCV take turns; figures are medians of a thread's CPU time.
+
+`--torch DEVICE` measures the differentiable layer instead, direct and by FFT, forward and backward,
+on "cpu" or "cuda": wall-clock milliseconds a batch, and the difference of both to float64.
 """
 
 from __future__ import annotations
@@ -30,6 +33,10 @@ _FEATURES = (40, 90)  # 160 in 360 on features four times smaller
 _FACTOR = 4
 _CROSSOVER = ((64, (4, 6, 8, 12, 16, 24, 32)), (128, (4, 6, 8, 12, 16, 24)), (512, (4, 6, 8, 12)))
 _MANY = 64
+_LAYER = tuple(
+    (batch, size, edge) for batch in (1, 6) for size, edge in
+    ((64, 4), (64, 8), (64, 16), (128, 8), (128, 16), (128, 40), (256, 8), (256, 16), (256, 56))
+)  # fmt: skip
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -42,7 +49,13 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--seconds", type=float, default=2.0, help="for each measurement")
     parser.add_argument("--json", action="store_true", help="end with an object of all figures")
     parser.add_argument("--plot", type=Path, help="draw the crossover, .png or .svg")
+    parser.add_argument("--torch", metavar="DEVICE", help="the layer on cpu or cuda instead")
     arguments = parser.parse_args(argv)
+    if arguments.torch:
+        rows = layer_rows(arguments.torch, arguments.seconds)
+        if arguments.json:
+            print(json.dumps({"layer": {"device": arguments.torch, "rows": rows}}))
+        return 0
     cv2.setNumThreads(1)
     first, second = read_stack(arguments.sections)[:2]
     if min(first.shape + second.shape) < _CASES[-1][1]:
@@ -185,23 +198,68 @@ def plot(curves: list[dict[str, Any]], path: Path) -> None:
     figure.savefig(path)
 
 
+def layer_rows(device: str, seconds: float) -> list[dict[str, Any]]:
+    """The torch layer on one device: both methods at each size, and which one "auto" takes."""
+    import torch
+
+    from hyper_matcher.ncc_layer import Method, normalized_cross_correlation, spatial_is_cheaper
+
+    print(torch.cuda.get_device_name() if device == "cuda" else "CPU", torch.__version__)
+    rows = []
+    for batch, size, edge in _LAYER:
+        generator = torch.Generator().manual_seed(0)
+        search = torch.rand(batch, 1, size, size, generator=generator).to(device)
+        template = torch.rand(batch, 1, edge, edge, generator=generator).to(device)
+        exact = normalized_cross_correlation(search.double(), template.double(), method="fft")
+        row: dict[str, Any] = {
+            "batch": batch,
+            "search_px": size,
+            "template_px": edge,
+            "direct_chosen": spatial_is_cheaper((edge, edge), (size, size)),
+        }
+
+        def work(method: Method, search: Any = search, template: Any = template) -> None:
+            s, t = search.clone().requires_grad_(), template.clone().requires_grad_()
+            normalized_cross_correlation(s, t, method=method).sum().backward()
+            if device == "cuda":
+                torch.cuda.synchronize()
+
+        both: tuple[Method, Method] = ("direct", "fft")
+        times = timed((lambda: work("direct"), lambda: work("fft")), seconds / 4, time.perf_counter)
+        for method, taken in zip(both, times, strict=True):
+            found = normalized_cross_correlation(search, template, method=method)
+            row[f"{method}_ms"] = 1e3 * taken
+            row[f"{method}_error"] = float((found.double() - exact).abs().max())
+        rows.append(row)
+        print(
+            f"{batch:3} x {edge:4} in {size:4}: direct {row['direct_ms']:.3f} ms (error "
+            f"{row['direct_error']:.1e}), FFT {row['fft_ms']:.3f} ms ({row['fft_error']:.1e}), "
+            f"chosen: {'direct' if row['direct_chosen'] else 'FFT'}"
+        )
+    return rows
+
+
 def exhaust(values: Iterable[object]) -> None:
     """Compute all of them, keep none."""
     for _ in values:
         pass
 
 
-def timed(works: tuple[Callable[[], object], ...], seconds: float) -> list[float]:
-    """Median CPU seconds of each, taking turns for that long, after one that does not count."""
+def timed(
+    works: tuple[Callable[[], object], ...],
+    seconds: float,
+    clock: Callable[[], float] = time.thread_time,
+) -> list[float]:
+    """Median seconds of each, taking turns for that long, after one that does not count."""
     for work in works:
         work()
     taken: list[list[float]] = [[] for _ in works]
     end = time.perf_counter() + seconds
     while len(taken[0]) < 3 or time.perf_counter() < end:
         for work, times in zip(works, taken, strict=True):
-            start = time.thread_time()
+            start = clock()
             work()
-            times.append(time.thread_time() - start)
+            times.append(clock() - start)
     return [float(np.median(times)) for times in taken]
 
 

@@ -43,6 +43,8 @@ class TrainOptions:
         seed: of everything random.
         template_px: edges of templates that the net is trained for.
         search_px: largest displacement that matching will look for.
+        gpu: whether each worker trains on a GPU of its own; the same seed gives the same bits on
+            CPUs alone.
     """
 
     steps: int = 1200
@@ -51,6 +53,7 @@ class TrainOptions:
     seed: int = 0
     template_px: tuple[int, ...] = (160, 224)
     search_px: int = 100
+    gpu: bool = False
 
     def __post_init__(self) -> None:
         if self.steps < 1 or self.batch_size < 1 or self.workers < 1:
@@ -88,7 +91,7 @@ def submit(client: Client, source: str, destination: str, options: TrainOptions)
     try:
         settings = {**asdict(options), "source": array.name, "label": source, "box": box}
         name = f"nccnet-{target.dataset}"[:64]
-        return client.submit(recipe(name, session.name, json.dumps(settings), options.workers))
+        return client.submit(recipe(name, session.name, json.dumps(settings), options))
     except BaseException:
         session.abort()
         raise
@@ -122,14 +125,16 @@ def training_box(array: Array, label: str, options: TrainOptions) -> dict[str, l
             "y": spans[0], "x": spans[1]}  # fmt: skip
 
 
-def recipe(name: str, session: str, settings: str, workers: int) -> str:
+def recipe(name: str, session: str, settings: str, options: TrainOptions) -> str:
     """The job as YAML."""
     shared: dict[str, Any] = {
         "parameters": {"session": session, "settings": settings}, "retries": 3, "timeout": "12h",
     }  # fmt: skip
     train = {"function": "hyper_matcher.nccnet.jobs:train", **shared}
-    if workers > 1:
-        train["gang"] = workers
+    if options.workers > 1:
+        train["gang"] = options.workers
+    if options.gpu:
+        train["gpu"] = 1
     choose = {"function": "hyper_matcher.nccnet.jobs:choose", "depends_on": ["train"], **shared}
     document = {"version": 1, "name": name, "experiments": {"train": train, "choose": choose}}
     return yaml.safe_dump(document, sort_keys=False)

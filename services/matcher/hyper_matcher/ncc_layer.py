@@ -84,8 +84,9 @@ def normalized_cross_correlation(
     direct = method == "direct" or (
         method == "auto" and spatial_is_cheaper(edges, tuple(search.shape[2:]))
     )
+    dtype = torch.promote_types(search.dtype, torch.float32)  # half precision has no FFT
     products = (_correlate_directly if direct else _correlate_by_fft)(
-        wide.to(search.dtype), centred.to(search.dtype)
+        wide.to(dtype), centred.to(dtype)
     )
     scores = products.double() * (window_energy * template_energy).rsqrt()
     # Not clamped: a clamp would cut the gradient exactly at a perfect match.

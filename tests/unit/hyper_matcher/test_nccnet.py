@@ -175,6 +175,22 @@ def test_it_learns_to_look_past_what_does_not_go_on_from_section_to_section() ->
     assert not trained.net.training
 
 
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_a_gpu_learns_the_same_and_a_cpu_goes_on_from_it(tmp_path: Path) -> None:
+    whole = train(stack(), SMALL)
+    steps: list[int] = []
+    part = train(
+        stack(), SMALL, folder=tmp_path, device="cuda",
+        on_step=lambda step, loss: steps.append(step), stop=lambda: len(steps) == 4,
+    )  # fmt: skip
+    np.testing.assert_allclose(part.losses, whole.losses[:4], atol=5e-3)
+    rest = train(stack(), SMALL, folder=tmp_path)
+    np.testing.assert_allclose(rest.losses, whole.losses, atol=5e-3)
+    section = stack()[0]
+    there = features(rest.net.to("cuda"), section)
+    np.testing.assert_allclose(there, features(rest.net.cpu(), section), atol=5e-3)
+
+
 def test_a_run_is_a_function_of_its_seed() -> None:
     once, again = train(stack(), SMALL), train(stack(), SMALL)
     assert once.losses == again.losses

@@ -27,6 +27,7 @@ def train_nccnet(
     template: Annotated[str, typer.Option(help="edges of templates, px")] = "160,224",
     search: Annotated[int, typer.Option(help="largest displacement, px", min=8)] = 100,
     seed: Annotated[int, typer.Option(help="of everything random")] = 0,
+    gpu: Annotated[bool, typer.Option("--gpu", help="train on a GPU for each worker")] = False,
     report: Annotated[Path | None, typer.Option(help="also write the report to this file")] = None,
     detach: Annotated[bool, typer.Option("--detach", help="do not wait for the end")] = False,
     json_output: Annotated[bool, typer.Option("--json", help="print a JSON object")] = False,
@@ -43,7 +44,7 @@ def train_nccnet(
         submit,
     )
 
-    options = TrainOptions(steps, batch_size, workers, seed, _edges(template), search)
+    options = TrainOptions(steps, batch_size, workers, seed, _edges(template), search, gpu)
     with Client(notice=output.say) as client:
         workflow = submit(client, source, destination, options)
         result: dict[str, object] = {

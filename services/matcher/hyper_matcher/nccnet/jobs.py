@@ -39,8 +39,14 @@ def train(context: TaskContext, *, session: str, settings: str) -> dict[str, Any
     torch, train_module = _torch()
     gang = int(os.environ.get("WORLD_SIZE", "1"))
     rank = int(os.environ.get("RANK", "0"))
+    device = "cuda" if asked.get("gpu") else "cpu"
+    if device == "cuda" and not torch.cuda.is_available():
+        raise InvalidArgumentError(
+            "--gpu was asked for, but this worker's torch sees no GPU: install a torch for CUDA "
+            "there, or train without --gpu"
+        )
     if gang > 1:
-        torch.distributed.init_process_group("gloo")
+        torch.distributed.init_process_group("nccl" if device == "cuda" else "gloo")
     try:
         with tempfile.TemporaryDirectory(prefix="hyper-nccnet-") as name:
             folder = Path(name)
@@ -58,7 +64,7 @@ def train(context: TaskContext, *, session: str, settings: str) -> dict[str, Any
 
             trained = train_module.train(
                 _sections(context.client, asked, "train"), train_config(asked), folder=folder,
-                on_step=on_step,
+                device=device, on_step=on_step,
                 on_checkpoint=lambda file: job.write(_CHECKPOINT_FILE, file.read_bytes()),
             )  # fmt: skip
     except ValueError as error:

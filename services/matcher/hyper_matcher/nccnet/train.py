@@ -79,6 +79,7 @@ def train(
     config: TrainConfig,
     *,
     folder: Path | None = None,
+    device: str = "cpu",
     on_step: Progress | None = None,
     on_checkpoint: Callable[[Path], None] = lambda file: None,
     stop: Callable[[], bool] = lambda: False,
@@ -90,7 +91,9 @@ def train(
     Args:
         stack: grey values.
         config: what to do.
-        folder: where checkpoints are kept; None: nowhere.
+        folder: where checkpoints are kept; None: nowhere. They know no device: a run may go on on
+            another one.
+        device: "cpu" or "cuda"; the same seed gives the same bits on CPUs alone.
         on_step: told (step, loss) after each step.
         on_checkpoint: told the file after each checkpoint; on rank 0 alone.
         stop: asked after each step; True writes a checkpoint and returns what there is.
@@ -104,7 +107,7 @@ def train(
         raise ValueError(f"a batch of {config.batch_size} cannot be shared by {world} ranks")
     mean, spread = grey_statistics(stack)
     torch.manual_seed(config.seed)
-    net = NCCNet(config.net, mean=mean, spread=spread)
+    net = NCCNet(config.net, mean=mean, spread=spread).to(device)
     optimizer = torch.optim.Adam(net.parameters(), lr=config.learning_rate)
     losses: list[float] = []
     if folder is not None:
@@ -135,26 +138,27 @@ def train(
             on_checkpoint(folder / CHECKPOINT)
         if stopping:
             break
-    return Trained(net.eval(), config, losses)
+    return Trained(net.cpu().eval(), config, losses)
 
 
 def batch_loss(net: NCCNet, pairs: Batch, config: TrainConfig, *, weak: bool) -> Tensor:
     """The loss of pairs that were cut with a margin."""
     factor, multiple = config.net.factor, config.net.multiple
     margin = config.samples.margin_px // factor
+    device = net.mean.device
     levels = config.levels if weak else 1
     searches, templates = (
         [
             _inner(found, margin >> level)
-            for level, found in enumerate(net.levels(_whole(images, multiple), levels))
+            for level, found in enumerate(net.levels(_whole(images, multiple).to(device), levels))
         ]
         for images in (pairs.search, pairs.template)
     )
     if weak:
-        related = torch.from_numpy(pairs.related)
+        related = torch.from_numpy(pairs.related).to(device)
         return pair_loss(searches, templates, related, exclusion=_EXCLUSION_PX // factor)
     return place_loss(
-        searches[0], templates[0], torch.from_numpy(pairs.place) / factor,
+        searches[0], templates[0], torch.from_numpy(pairs.place).to(device) / factor,
         tolerance=_TOLERANCE_PX / factor, temperature=_TEMPERATURE,
     )  # fmt: skip
 
@@ -210,7 +214,7 @@ def load_checkpoint(
     path = folder / CHECKPOINT
     if not path.exists():
         return []
-    state = torch.load(path, weights_only=True)
+    state = torch.load(path, weights_only=True, map_location="cpu")
     if json.loads(state["config"]) != json.loads(json.dumps(config.to_json())):
         raise ValueError(
             f"{path} is of a training with other settings; remove it or choose another folder"
@@ -222,7 +226,7 @@ def load_checkpoint(
 
 def load_net(file: Any) -> tuple[NCCNet, list[float]]:
     """The net of a checkpoint (a path or an open file), and the losses of its training."""
-    state = torch.load(file, weights_only=True)
+    state = torch.load(file, weights_only=True, map_location="cpu")
     net = NCCNet(NetConfig.from_json(json.loads(state["config"])["net"]))
     net.load_state_dict(state["net"])
     return net.eval(), list(state["losses"])
@@ -235,8 +239,8 @@ def features(net: NCCNet, section: Any) -> NDArray[np.float32]:
     pad = [(0, -height % multiple), (0, -width % multiple)]
     padded = np.pad(np.asarray(section, np.float32), pad, mode="reflect")
     with torch.no_grad():
-        found = net(torch.from_numpy(padded)[None, None])[0, 0]
-    return np.asarray(found[: height // factor, : width // factor].numpy())
+        found = net(torch.from_numpy(padded)[None, None].to(net.mean.device))[0, 0]
+    return np.asarray(found[: height // factor, : width // factor].cpu().numpy())
 
 
 def _average(loss: Tensor, net: NCCNet, world: int) -> float:

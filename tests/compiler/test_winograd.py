@@ -192,7 +192,8 @@ def test_the_transforms_compute_a_filter() -> None:
                    [0, 1, -1, 8, -8, 1]])  # fmt: skip
     random = np.random.default_rng(0)
     taps, d = random.standard_normal(3).astype(np.float32), random.standard_normal(6)
-    g = transform_weights(taps.reshape(1, 3, 1), 1, 4).ravel()
+    g = np.empty(6, np.float32)
+    transform_weights(taps.reshape(1, 3, 1).astype(np.float64), 1, 4, g.reshape(6, 1))
     direct = [taps @ d[n : n + 3] for n in range(4)]
     assert np.allclose(a4 @ (g * (b4 @ d)), direct, atol=1e-6)
     assert [points(n) for n in (1, 2, 4)] == [1, 4, 6]

@@ -65,7 +65,7 @@ class Engine:
         shape = tuple(n if n > 0 else 64 for n in model.input_shape[1:])
         output = model.output_shape
         try:
-            graph = run_pipeline(load_graph(model.proto, (1, *shape)))
+            graph = run_pipeline(load_graph(model.parsed, (1, *shape)))
         except ShapeError as error:
             return Description(model, output, f"the graph depends on the input's size ({error})")
         if len(output) != model.spatial + 2:

@@ -5,6 +5,7 @@ Blocking; called from the service's executor threads.
 
 from __future__ import annotations
 
+import io
 import threading
 from collections import OrderedDict
 from collections.abc import Callable
@@ -16,6 +17,7 @@ from hyper.names import check_path
 from hyper_inference import metrics
 from hyper_inference.compiler.compile import Compiled, compile_net
 from hyper_inference.compiler.frontend import onnx as onnx_frontend
+from hyper_inference.compiler.frontend import onnx_file
 from hyper_inference.errors import InvalidModelError
 
 
@@ -71,18 +73,18 @@ class Model:
 
     name: str
     stamp: str
-    proto: Any
+    parsed: onnx_file.OnnxModel
     size_bytes: int
 
     @property
     def input_shape(self) -> tuple[int, ...]:
         """Declared, with -1 where any size goes."""
-        return onnx_frontend.input_shape(self.proto)
+        return onnx_frontend.input_shape(self.parsed)
 
     @property
     def output_shape(self) -> tuple[int, ...]:
         """Declared, with -1 where it depends on the input; empty if not declared."""
-        return onnx_frontend.output_shape(self.proto)
+        return onnx_frontend.output_shape(self.parsed)
 
     @property
     def spatial(self) -> int:
@@ -97,7 +99,7 @@ class Models:
         files: where models are read from.
         cache_bytes: the least recently used go when there is more.
         model_bytes: of the largest file.
-        make_net: (proto, shape, mode) -> net.
+        make_net: (model, shape, mode) -> net.
     """
 
     def __init__(
@@ -112,7 +114,7 @@ class Models:
         self._cache_bytes = cache_bytes
         self._model_bytes = model_bytes
         self._make_net = make_net or (
-            lambda proto, shape, mode: compile_net(proto, shape, mode=mode)
+            lambda parsed, shape, mode: compile_net(parsed, shape, mode=mode)
         )
         self._lock = threading.Lock()
         self._kept: OrderedDict[tuple[Any, ...], Model | Compiled] = OrderedDict()
@@ -134,13 +136,13 @@ class Models:
 
         def load() -> Model:
             data = self._files.read(file, self._model_bytes)
-            proto = onnx_frontend.parse(data)
-            rank = len(onnx_frontend.input_shape(proto))
+            parsed = onnx_file.read_model(io.BytesIO(data))
+            rank = len(onnx_frontend.input_shape(parsed))
             if rank not in (4, 5):
                 raise InvalidModelError(
                     f"the model's input has {rank} axes; 4 (n, c, y, x) or 5 are covered"
                 )
-            return Model(name, stamp, proto, 2 * len(data))
+            return Model(name, stamp, parsed, len(data))
 
         found = self._get(("model", name, stamp), load)
         if not isinstance(found, Model):
@@ -152,7 +154,7 @@ class Models:
         shape = (1, *shape[1:])
 
         def make() -> Compiled:
-            net = self._make_net(model.proto, shape, mode or "fast")
+            net = self._make_net(model.parsed, shape, mode or "fast")
             metrics.COMPILE_SECONDS.observe(net.compile_s)
             return net
 

@@ -56,7 +56,7 @@ class InferenceServicer(api_grpc.InferenceServiceServicer):
         """Inputs, outputs and graph of a model."""
         async with self._slots.one():
             found = await self._blocking(self._engine.describe, request.name)
-        proto = found.model.proto
+        proto = found.model.parsed.proto
         return api.GetModelResponse(
             name=request.name,
             inputs=[convert.tensor_spec(proto.graph.input[0].name, found.model.input_shape)],

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import os
 import threading
 import time
@@ -11,7 +12,7 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 
@@ -25,7 +26,7 @@ from hyper_inference.compiler.codegen.kernel import Packed, Step
 from hyper_inference.compiler.codegen.lower import lower
 from hyper_inference.compiler.codegen.target import Target, find_target
 from hyper_inference.compiler.frontend import onnx as onnx_frontend
-from hyper_inference.compiler.frontend import pt2, torch_export
+from hyper_inference.compiler.frontend import onnx_file, pt2, torch_export
 from hyper_inference.compiler.ir import (
     Axes,
     Floats,
@@ -49,7 +50,7 @@ def load_graph(model: Any, shape: Sequence[Any]) -> Graph:
 
     Args:
         model: bytes or a path of an ONNX or `.pt2` file, an onnx.ModelProto, a torch.nn.Module,
-            a torch.export.ExportedProgram, or a Graph.
+            a torch.export.ExportedProgram, an `onnx_file.OnnxModel`, or a Graph.
         shape: (n, c, y, x) or (n, c, z, y, x), or a sequence of these for several inputs.
     """
     shapes = shapes_of(shape)
@@ -59,18 +60,27 @@ def load_graph(model: Any, shape: Sequence[Any]) -> Graph:
         return torch_export.from_torch(model, shapes)
     if isinstance(model, (str, Path)):
         try:
-            model = Path(model).read_bytes()
+            with Path(model).open("rb") as file:
+                return _graph_of_file(file, shapes)
         except OSError as error:
             raise InvalidModelError(f"cannot read model file {model}: {error.strerror}") from error
     if isinstance(model, (bytes, bytearray, memoryview)):
-        if bytes(model[:4]) == pt2.MAGIC:
-            return torch_export.from_torch(pt2.load(bytes(model)), shapes)
-        model = onnx_frontend.parse(bytes(model))
-    if type(model).__name__ != "ModelProto":
+        return _graph_of_file(io.BytesIO(model), shapes)
+    if type(model).__name__ == "ModelProto":
+        model = onnx_file.of_proto(model)
+    if not isinstance(model, onnx_file.OnnxModel):
         raise InvalidArgumentError(
             f"cannot compile a {type(model).__name__}; give an ONNX file or a torch module"
         )
     return onnx_frontend.from_onnx(model, shapes)
+
+
+def _graph_of_file(stream: BinaryIO, shapes: Sequence[tuple[int, ...]]) -> Graph:
+    is_pt2 = stream.read(len(pt2.MAGIC)) == pt2.MAGIC
+    stream.seek(0)
+    if is_pt2:
+        return torch_export.from_torch(pt2.load(stream.read()), shapes)
+    return onnx_frontend.from_onnx(onnx_file.read_model(stream), shapes)
 
 
 def compile_net(
@@ -107,6 +117,7 @@ def compile_net(
     if threads is not None and not 1 <= threads <= 1024:
         raise InvalidArgumentError(f"threads {threads} is not between 1 and 1024", field="threads")
     shapes = shapes_of(example_or_shape)
+    threads = threads or os.cpu_count() or 1
     start = time.perf_counter()
     chosen = find_target(target)
     stages: list[tuple[str, Graph]] = []
@@ -121,7 +132,7 @@ def compile_net(
     if tuned:
         steps = lower(graph, plan, chosen, chosen_mode, tuned)
     graph = outline(graph)
-    steps, constants = _gather_constants(steps)
+    steps, constants = _gather_constants(steps, threads)
     give_back()
     code = _machine_code(steps, chosen, store)
     give_back()
@@ -132,7 +143,7 @@ def compile_net(
         steps=tuple(steps),
         target=chosen,
         mode=chosen_mode,
-        threads=threads or os.cpu_count() or 1,
+        threads=threads,
         compile_s=time.perf_counter() - start,
         stages=tuple(stages),
         _code=code,
@@ -176,25 +187,40 @@ def _machine_code(steps: Sequence[Step], target: Target, cache: CodeCache) -> Co
     return load_object(data, target)
 
 
-def _gather_constants(steps: list[Step]) -> tuple[list[Step], Floats]:
+def _gather_constants(steps: list[Step], threads: int) -> tuple[list[Step], Floats]:
     """All constants in one array, of which each step's become a part; empties `steps`.
 
     Weights weigh most of what a net holds, so there is never a second copy of all.
     """
     offsets, total = abi.constant_offsets(steps)
     constants = aligned_zeros(total)
-    gathered, freed = [], 0
-    for offset in offsets:
-        step = steps.pop(0)
-        part = constants[offset : offset + len(step.constants)]
-        part[:] = step.constants.make() if isinstance(step.constants, Packed) else step.constants
-        gathered.append(replace(step, constants=part))
-        freed += len(part)
-        if freed > GIVE_BACK:
-            del step
-            give_back()
-            freed = 0
-    return gathered, constants
+    waiting = deque(enumerate(zip(steps, offsets, strict=True)))
+    done: dict[int, Step] = {}
+    steps.clear()
+
+    def gather() -> None:
+        freed = 0
+        while True:
+            try:
+                number, (step, offset) = waiting.popleft()
+            except IndexError:
+                return
+            part = constants[offset : offset + len(step.constants)]
+            if isinstance(step.constants, Packed):
+                step.constants.fill(part)
+            else:
+                part[:] = step.constants
+            done[number] = replace(step, constants=part)
+            freed += len(part)
+            if freed > GIVE_BACK:
+                del step
+                give_back()
+                freed = 0
+
+    with ThreadPoolExecutor(threads) as pool:
+        for worker in [pool.submit(gather) for _ in range(threads)]:
+            worker.result()
+    return [done[number] for number in sorted(done)], constants
 
 
 def _seen(flat: Floats, shape: Shape, axes: Axes) -> Floats:

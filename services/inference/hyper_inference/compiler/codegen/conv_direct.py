@@ -13,14 +13,13 @@ the weights is read from memory once a chunk.
 from __future__ import annotations
 
 import functools
+import itertools
 from dataclasses import dataclass
 from typing import TypeAlias
 
-import numpy as np
-
 from hyper_inference.compiler.codegen.activations import apply
 from hyper_inference.compiler.codegen.emitter import Emitter, Value
-from hyper_inference.compiler.codegen.kernel import Arguments, Kernel, Packed, Strides
+from hyper_inference.compiler.codegen.kernel import Arguments, Kernel, Packed, Strides, packed
 from hyper_inference.compiler.ir import Activation, Conv, Floats, Triple
 
 Sums: TypeAlias = list[Value]
@@ -263,18 +262,17 @@ class ConvDirect(Kernel):
 def pack(op: Conv, block: int) -> Packed:
     """Weights in the order the kernel reads them, then biases, then residual scales."""
     per_group = op.weight.shape[0] // op.groups
-    rest = [op.bias] if op.residual_scale is None else [op.bias, op.residual_scale]
 
-    def make() -> Floats:
-        parts = []
-        for group in range(op.groups):
-            for first in range(0, per_group, block):
-                start = group * per_group + first
-                stop = group * per_group + min(first + block, per_group)
-                parts.append(op.weight[start:stop].transpose(1, 2, 3, 4, 0).ravel())
-        return np.concatenate([*parts, *rest]).astype(np.float32, copy=False)
+    def fill(out: Floats) -> None:
+        start = 0
+        for group, first in itertools.product(range(op.groups), range(0, per_group, block)):
+            channel = group * per_group + first
+            size = min(block, per_group - first)
+            part = op.weight[channel : channel + size].transpose(1, 2, 3, 4, 0)
+            out[start : start + part.size].reshape(part.shape)[:] = part
+            start += part.size
 
-    return Packed(op.weight.size + sum(map(len, rest)), make)
+    return packed(op, op.weight.size, fill)
 
 
 @functools.cache

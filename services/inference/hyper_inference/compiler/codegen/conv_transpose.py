@@ -6,13 +6,14 @@ are stored. Each sum starts at 0 and runs over input channels; bias and residual
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass
 
 import numpy as np
 
 from hyper_inference.compiler.codegen.activations import apply
 from hyper_inference.compiler.codegen.emitter import Emitter, Value
-from hyper_inference.compiler.codegen.kernel import Arguments, Kernel, Packed, Strides
+from hyper_inference.compiler.codegen.kernel import Arguments, Kernel, Packed, Strides, packed
 from hyper_inference.compiler.ir import Activation, ConvTranspose, Floats, Triple
 
 
@@ -126,19 +127,16 @@ def interleave(e: Emitter, vectors: list[Value]) -> list[Value]:
 
 def pack(op: ConvTranspose, block: int) -> Packed:
     """Weights as [dz][dy][block][c][o of the block][dx], then biases, then residual scales."""
-    _, out, kz, ky, _ = op.weight.shape
-    rest = [op.bias] if op.residual_scale is None else [op.bias, op.residual_scale]
+    _, channels, kz, ky, _ = op.weight.shape
 
-    def make() -> Floats:
-        parts = [
-            op.weight[:, first : first + block, dz, dy, :].ravel()
-            for dz in range(kz)
-            for dy in range(ky)
-            for first in range(0, out, block)
-        ]
-        return np.concatenate([*parts, *rest]).astype(np.float32, copy=False)
+    def fill(out: Floats) -> None:
+        start = 0
+        for dz, dy, first in itertools.product(range(kz), range(ky), range(0, channels, block)):
+            part = op.weight[:, first : first + block, dz, dy, :]
+            out[start : start + part.size].reshape(part.shape)[:] = part
+            start += part.size
 
-    return Packed(op.weight.size + sum(map(len, rest)), make)
+    return packed(op, op.weight.size, fill)
 
 
 def choose_block(channels: int, kernel_x: int, accumulators: int) -> int:

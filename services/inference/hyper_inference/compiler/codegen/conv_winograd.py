@@ -34,7 +34,7 @@ from hyper_inference.compiler.algorithm import Winograd
 from hyper_inference.compiler.codegen import bfloat
 from hyper_inference.compiler.codegen.activations import apply
 from hyper_inference.compiler.codegen.emitter import Emitter, Value
-from hyper_inference.compiler.codegen.kernel import Arguments, Kernel, Packed, Strides
+from hyper_inference.compiler.codegen.kernel import Arguments, Kernel, Packed, Strides, packed
 from hyper_inference.compiler.codegen.winograd import (
     points,
     transform_inputs,
@@ -419,30 +419,28 @@ def pack(op: Conv, tile: Winograd, block: int, *, pairs: bool = False) -> Packed
 
     The last block is filled up with zeros. With `pairs`, words of two channels.
     """
-    out, channels, taps = op.weight.shape[0], op.weight.shape[1], op.kernel[2]
-    blocks, count = -(-out // block), points(tile.z) * points(tile.y)
+    out_channels, channels, taps = op.weight.shape[0], op.weight.shape[1], op.kernel[2]
+    blocks, count = -(-out_channels // block), points(tile.z) * points(tile.y)
     words = -(-channels // 2) if pairs else channels
-    rest = [op.bias] if op.residual_scale is None else [op.bias, op.residual_scale]
     shape = blocks, count, words, taps, block
 
-    def make() -> Floats:
-        packed = np.zeros(shape, np.float32)
-        ordered = op.weight.transpose(2, 3, 1, 4, 0)
-        for first in range(0, blocks, PACKED_BLOCKS):  # not all at once: they are in float64
-            some = packed[first : first + PACKED_BLOCKS]
-            weights = np.zeros((count, channels, taps, len(some) * block), np.float32)
-            part = ordered[..., first * block : (first + len(some)) * block]
-            weights[..., : part.shape[-1]] = transform_weights(part, tile.z, tile.y)
+    def fill(out: Floats) -> None:
+        # One block at a time: what it needs meanwhile, in float64, stays in the cache.
+        taps_first = np.zeros((*op.kernel[:2], channels, taps, block))
+        for first, into in zip(range(0, out_channels, block), out.reshape(shape), strict=True):
+            part = op.weight[first : first + block].transpose(2, 3, 1, 4, 0)
+            taps_first[..., : part.shape[-1]] = part
+            taps_first[..., part.shape[-1] :] = 0
             if pairs:
-                weights = bfloat.pack_pairs(weights)
-            some[:] = np.moveaxis(weights.reshape(*weights.shape[:-1], len(some), block), -2, 0)
-        return np.concatenate([packed.ravel(), *rest]).astype(np.float32, copy=False)
+                weights = np.empty((count, channels, taps, block), np.float32)
+                transform_weights(taps_first, tile.z, tile.y, weights)
+                into[:] = bfloat.pack_pairs(weights)
+            else:
+                transform_weights(taps_first, tile.z, tile.y, into)
 
-    return Packed(math.prod(shape) + sum(map(len, rest)), make)
+    return packed(op, math.prod(shape), fill)
 
 
-PACKED_BLOCKS = 16
-"""Blocks of output channels whose weights are transformed together."""
 COLUMNS = 64
 """Columns of a task: enough for each weight to be used often."""
 MOST_COLUMNS = 256

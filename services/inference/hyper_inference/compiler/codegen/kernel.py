@@ -6,8 +6,10 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import numpy as np
+
 from hyper_inference.compiler.codegen.emitter import Emitter, Value
-from hyper_inference.compiler.ir import Floats
+from hyper_inference.compiler.ir import Conv, ConvTranspose, Floats
 from hyper_inference.compiler.memory_plan import Place
 
 
@@ -64,20 +66,31 @@ class Kernel(ABC):
         """Write the body."""
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(frozen=True, slots=True)
 class Packed:
-    """Constants that are made when their place is ready: weights are never all there twice.
+    """Constants that are written once, into their last place.
 
     Args:
         size: how many floats.
-        make: makes them, flat.
+        fill: writes them all into an array of that many zeros.
     """
 
     size: int
-    make: Callable[[], Floats]
+    fill: Callable[[Floats], None]
 
     def __len__(self) -> int:
         return self.size
+
+
+def packed(op: Conv | ConvTranspose, size: int, fill: Callable[[Floats], None]) -> Packed:
+    """`size` floats of weights, then the biases, then the residual scales."""
+    rest = [op.bias] if op.residual_scale is None else [op.bias, op.residual_scale]
+
+    def fill_all(out: Floats) -> None:
+        fill(out[:size])
+        np.concatenate(rest, out=out[size:], casting="same_kind")
+
+    return Packed(size + sum(map(len, rest)), fill_all)
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -48,10 +48,18 @@ from hyper_inference.errors import InvalidModelError, ShapeError, UnsupportedOp
 
 
 def frozen(values: Any) -> Floats:
-    """A read-only float32 copy."""
-    array = np.array(values, dtype=np.float32, order="C", copy=True)
-    array.setflags(write=False)
+    """A read-only float32 copy; nothing is copied of what lies in bytes, which nobody changes."""
+    if not _lies_in_bytes(values) or values.dtype != np.float32 or not values.flags.c_contiguous:
+        values = np.array(values, dtype=np.float32, order="C", copy=True)
+        values.setflags(write=False)
+    array: Floats = values
     return array
+
+
+def _lies_in_bytes(values: Any) -> bool:
+    while isinstance(values, np.ndarray):
+        values = values.base
+    return isinstance(values, bytes)
 
 
 def _three(values: Iterable[int]) -> Triple:

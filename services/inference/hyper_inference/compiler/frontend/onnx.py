@@ -7,11 +7,11 @@ from typing import Any
 
 import numpy as np
 import onnx
-from google.protobuf.message import DecodeError
 
 from hyper_inference.compiler.frontend.builder import GraphBuilder
 from hyper_inference.compiler.frontend.onnx_call import Call, Grouped
 from hyper_inference.compiler.frontend.onnx_constants import fold, read_tensor
+from hyper_inference.compiler.frontend.onnx_file import OnnxModel
 from hyper_inference.compiler.frontend.onnx_ops import ELEMENTWISE, HANDLERS
 from hyper_inference.compiler.frontend.view_ops import elementwise
 from hyper_inference.compiler.frontend.views import View, shape_of, view_of
@@ -23,41 +23,24 @@ _DOMAINS = ("", "ai.onnx")
 _FLOATS = (onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16, onnx.TensorProto.DOUBLE)
 
 
-def parse(data: bytes) -> onnx.ModelProto:
-    """The model in `data`.
-
-    Raises:
-        InvalidModelError: these bytes are no ONNX model.
-    """
-    try:
-        model = onnx.ModelProto.FromString(data)
-    except DecodeError as error:
-        raise InvalidModelError(
-            "the model file is not ONNX, or it is cut off; export it again"
-        ) from error
-    if not model.graph.node or not model.graph.output:
-        raise InvalidModelError("the model file holds no graph; export it again")
-    return model
-
-
-def input_shape(model: onnx.ModelProto) -> tuple[int, ...]:
+def input_shape(model: OnnxModel) -> tuple[int, ...]:
     """Declared shape of the one input, -1 where any size goes.
 
     Raises:
         InvalidModelError: there are several inputs or outputs.
     """
-    inputs = _tensor_inputs(model)
-    if len(inputs) != 1 or len(model.graph.output) != 1:
+    inputs = _tensor_inputs(model.proto)
+    if len(inputs) != 1 or len(model.proto.graph.output) != 1:
         raise InvalidModelError(
-            f"the model has {len(inputs)} inputs and {len(model.graph.output)} outputs; the "
+            f"the model has {len(inputs)} inputs and {len(model.proto.graph.output)} outputs; the "
             "service takes models with one of each"
         )
     return _dims(inputs[0])
 
 
-def output_shape(model: onnx.ModelProto) -> tuple[int, ...]:
+def output_shape(model: OnnxModel) -> tuple[int, ...]:
     """Declared shape of the output, -1 where it depends on the input."""
-    return _dims(model.graph.output[0])
+    return _dims(model.proto.graph.output[0])
 
 
 def _dims(value: Any) -> tuple[int, ...]:
@@ -74,14 +57,15 @@ def _tensor_inputs(model: onnx.ModelProto) -> list[Any]:
     return inputs
 
 
-def from_onnx(model: onnx.ModelProto, shapes: Sequence[Sequence[int]]) -> Graph:
-    """The graph of `model` for inputs of `shapes`, `(n, c, y, x)` or `(n, c, z, y, x)` each.
+def from_onnx(parsed: OnnxModel, shapes: Sequence[Sequence[int]]) -> Graph:
+    """The graph of a model for inputs of `shapes`, `(n, c, y, x)` or `(n, c, z, y, x)` each.
 
     Raises:
         InvalidModelError: the file is malformed.
         UnsupportedOp: an op or a use of it is not covered.
         ShapeError: the shape does not fit the model.
     """
+    model = parsed.proto
     inputs = _tensor_inputs(model)
     if len(inputs) != len(shapes):
         raise InvalidModelError(
@@ -99,7 +83,7 @@ def from_onnx(model: onnx.ModelProto, shapes: Sequence[Sequence[int]]) -> Graph:
             )
     if len(model.graph.node) > MAX_NODES:
         raise InvalidModelError(f"the model has more than {MAX_NODES} nodes")
-    reader = _Reader(model, [value.name for value in inputs], shapes)
+    reader = _Reader(parsed, [value.name for value in inputs], shapes)
     for node in model.graph.node:
         reader.read(node)
     views = []
@@ -115,14 +99,15 @@ class _Reader:
     """Values by ONNX name: strings and views are computed, arrays are constants."""
 
     def __init__(
-        self, model: onnx.ModelProto, inputs: Sequence[str], shapes: Sequence[Sequence[int]]
+        self, parsed: OnnxModel, inputs: Sequence[str], shapes: Sequence[Sequence[int]]
     ) -> None:
+        model = parsed.proto
         self.builder = GraphBuilder([1, *shapes[0][1:]], name="onnx")
         self.values: dict[str, Any] = {}
         if model.graph.sparse_initializer or model.functions:
             raise InvalidModelError("sparse weights and local functions are not covered")
-        for tensor in model.graph.initializer:
-            self.values[tensor.name] = read_tensor(tensor, f"weight {tensor.name[:80]!r}")
+        for tensor, raw in zip(model.graph.initializer, parsed.raw, strict=True):
+            self.values[tensor.name] = read_tensor(tensor, f"weight {tensor.name[:80]!r}", raw)
         self.values[inputs[0]] = self.builder.input
         for name, shape in zip(inputs[1:], shapes[1:], strict=True):
             self.values[name] = self.builder.add_input([1, *shape[1:]])

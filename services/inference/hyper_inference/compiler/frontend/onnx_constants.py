@@ -20,8 +20,8 @@ MAX_CONSTANT_BYTES = 8 * 2**30
 MAX_FOLDED_ELEMENTS = 2**24
 
 
-def read_tensor(tensor: Any, what: str) -> np.ndarray:
-    """An initializer or attribute as an array.
+def read_tensor(tensor: Any, what: str, raw: bytes | None = None) -> np.ndarray:
+    """An initializer or attribute as an array; `raw`: its bytes, where they lie apart.
 
     Raises:
         InvalidModelError: external data, no numbers, or dims that its bytes do not fill.
@@ -39,15 +39,16 @@ def read_tensor(tensor: Any, what: str) -> np.ndarray:
         raise InvalidModelError(f"{what} has an unknown data type {tensor.data_type}") from error
     if dtype.kind not in "fiub" or elements * dtype.itemsize > MAX_CONSTANT_BYTES:
         raise InvalidModelError(f"{what} of {elements} x {dtype} cannot be used")
-    if tensor.raw_data and len(tensor.raw_data) != elements * dtype.itemsize:
-        raise InvalidModelError(
-            f"{what} is cut off: {len(tensor.raw_data)} bytes for {elements} x {dtype}"
-        )
+    stored_bytes = len(tensor.raw_data if raw is None else raw)
+    if stored_bytes and stored_bytes != elements * dtype.itemsize:
+        raise InvalidModelError(f"{what} is cut off: {stored_bytes} bytes for {elements} x {dtype}")
+    if raw is not None:
+        return np.frombuffer(raw, dtype.newbyteorder("<")).reshape(tuple(tensor.dims))
     stored = max(
         len(tensor.float_data), len(tensor.int32_data), len(tensor.int64_data),
         len(tensor.double_data), len(tensor.uint64_data),
     )  # fmt: skip
-    if not tensor.raw_data and stored != elements:
+    if not stored_bytes and stored != elements:
         raise InvalidModelError(f"{what} is cut off: {stored} values for {list(tensor.dims)[:8]}")
     try:
         return np.asarray(numpy_helper.to_array(tensor))

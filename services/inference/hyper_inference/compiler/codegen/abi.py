@@ -24,7 +24,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import llvmlite.binding as llvm
+import llvmlite
 import llvmlite.ir as ir
 
 from hyper_inference.compiler.codegen.emitter import I64, POINTER, Emitter, Value
@@ -86,7 +86,6 @@ def step_shares(steps: Sequence[Step], state: Any) -> list[float] | None:
 def build_module(steps: Sequence[Step], target: Target) -> str:
     """LLVM IR of the net."""
     module = ir.Module(name=NET)
-    module.triple = llvm.get_process_triple()
     functions: dict[Kernel, Any] = {}
     for step in steps:
         if step.kernel not in functions:
@@ -227,7 +226,7 @@ def fingerprint(steps: Sequence[Step], target: Target) -> str:
     loading from a cache: this does without.
     """
     digest = hashlib.sha256(_generator())
-    digest.update(f"{llvm.llvm_version_info}\n{target}\n{platform.system()}\n".encode())
+    digest.update(f"{llvmlite.__version__}\n{target}\n{platform.system()}\n".encode())
     for step in steps:
         facts = step.out, step.a, step.b, len(step.constants), step.rows, step.chunk
         digest.update(f"{step.kernel!r} {facts}\n".encode())

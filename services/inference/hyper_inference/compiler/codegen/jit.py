@@ -6,21 +6,20 @@ import ctypes
 import gc
 from typing import Any
 
-import llvmlite.binding as llvm
-
 from hyper_inference.compiler.codegen.abi import FUNCTION, NET
-from hyper_inference.compiler.codegen.object_file import emit, emit_elsewhere
+from hyper_inference.compiler.codegen.llvm_process import emit_elsewhere
+from hyper_inference.compiler.codegen.loader import LoadedObject, ObjectFileError, can_load
 from hyper_inference.compiler.codegen.target import Target
 
-_LARGE_TEXT = 1 << 19  # bytes of LLVM IR; less takes LLVM under a second, and little memory
+_LARGE_TEXT = 1 << 19  # bytes of LLVM IR
 
 
 class Code:
     """A loaded net; keeps its machine code alive."""
 
-    def __init__(self, engine: Any) -> None:
-        self._engine = engine
-        self.function: Any = FUNCTION(engine.get_function_address(NET))
+    def __init__(self, address: int, keep_alive: Any) -> None:
+        self._keep_alive = keep_alive
+        self.function: Any = FUNCTION(address)
 
     def call(self, *pointers: int) -> None:
         """Run it on these addresses; other Python threads go on."""
@@ -28,12 +27,14 @@ class Code:
 
 
 def compile_object(text: str, target: Target) -> bytes:
-    """Optimise a module and translate it to an object file."""
-    triple = llvm.get_process_triple()
-    if len(text) <= _LARGE_TEXT:
-        return emit(text, triple, target.cpu, target.features)
-    gc.collect()  # llvmlite's IR is full of cycles, and its Python objects take ten times the text
-    return emit_elsewhere(text, triple, target.cpu, target.features)
+    """Optimise a module and translate it to an object file.
+
+    Raises:
+        RuntimeError: LLVM refuses it, or ends.
+    """
+    if len(text) > _LARGE_TEXT:
+        gc.collect()  # llvmlite's IR is full of cycles, and its objects take ten times the text
+    return emit_elsewhere(text, target.cpu, target.features)
 
 
 def load_object(data: bytes, target: Target) -> Code:
@@ -42,6 +43,23 @@ def load_object(data: bytes, target: Target) -> Code:
     Raises:
         RuntimeError: it is no object file of this machine.
     """
+    if can_load():
+        try:
+            loaded = LoadedObject(data)
+            return Code(loaded.address(NET), loaded)
+        except ObjectFileError:
+            if not data.startswith(b"\x7fELF"):
+                raise
+    return load_by_llvm(data, target)
+
+
+def load_by_llvm(data: bytes, target: Target) -> Code:
+    """The same by LLVM's own linker, for other machines."""
+    import llvmlite.binding as llvm
+
+    from hyper_inference.compiler.codegen.object_file import initialize
+
+    initialize()
     empty = llvm.parse_assembly("")
     triple = llvm.Target.from_triple(llvm.get_process_triple())
     machine = triple.create_target_machine(
@@ -50,4 +68,4 @@ def load_object(data: bytes, target: Target) -> Code:
     engine = llvm.create_mcjit_compiler(empty, machine)
     engine.add_object_file(llvm.ObjectFileRef.from_data(data))
     engine.finalize_object()
-    return Code(engine)
+    return Code(engine.get_function_address(NET), engine)

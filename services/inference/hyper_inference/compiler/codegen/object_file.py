@@ -1,17 +1,19 @@
-"""LLVM IR -> an object file, here or in a process of its own, which takes LLVM's memory with it.
+"""LLVM IR -> an object file; as a program, for others (`llvm_process.py`).
 
-What LLVM needs for a large net it keeps: some 75 MB beside a net of 300. The process reads nothing
-but its input, so this file imports nothing of ours.
+The program reads nothing but its input, so this file imports nothing of ours.
 """
 
 from __future__ import annotations
 
 import functools
 import json
-import subprocess
+import select
 import sys
 
 import llvmlite.binding as llvm
+
+IDLE_S = 30.0
+"""The program ends when nothing was asked for so long: LLVM keeps some 100 MB."""
 
 
 @functools.cache
@@ -23,16 +25,18 @@ def initialize() -> None:
     llvm.initialize_native_asmprinter()
 
 
-def emit(text: str, triple: str, cpu: str, features: str) -> bytes:
-    """Optimise a module and translate it.
+def emit(text: str, cpu: str, features: str) -> bytes:
+    """Optimise a module for this system, with a CPU and features as LLVM names them.
 
     Raises:
         RuntimeError: it is no valid module.
     """
     initialize()
+    triple = llvm.get_process_triple()
     target = llvm.Target.from_triple(triple)
     machine = target.create_target_machine(cpu=cpu, features=features, opt=3, jit=True)
     module = llvm.parse_assembly(text)
+    module.triple = triple
     module.verify()
     options = llvm.create_pipeline_tuning_options(speed_level=2)
     options.loop_unrolling = False
@@ -45,27 +49,22 @@ def emit(text: str, triple: str, cpu: str, features: str) -> bytes:
     return data
 
 
-def emit_elsewhere(text: str, triple: str, cpu: str, features: str) -> bytes:
-    """The same bytes from a process of its own.
-
-    Raises:
-        RuntimeError: it did not end well.
-    """
-    head = json.dumps({"triple": triple, "cpu": cpu, "features": features})
-    done = subprocess.run(
-        [sys.executable, "-P", __file__],
-        input=f"{head}\n{text}".encode(), capture_output=True, check=False,
-    )  # fmt: skip
-    if done.returncode != 0:
-        reason = " ".join(done.stderr.decode(errors="replace").split())
-        raise RuntimeError(f"LLVM's process ended with {done.returncode}: {reason[-300:]}")
-    return done.stdout
-
-
 def main() -> None:
-    """What `emit_elsewhere` starts: a line of JSON and the module in, the object file out."""
-    head, _, text = sys.stdin.buffer.read().decode().partition("\n")
-    sys.stdout.buffer.write(emit(text, **json.loads(head)))
+    """For each line {"size", "cpu", "features"} and module: {"size", "error"}, and object file."""
+    requests, answers = sys.stdin.buffer, sys.stdout.buffer
+    while select.select([requests], [], [], IDLE_S)[0]:
+        line = requests.readline()
+        if not line:
+            return
+        head = json.loads(line)
+        text = requests.read(head["size"]).decode()
+        data, error = b"", ""
+        try:
+            data = emit(text, head["cpu"], head["features"])
+        except RuntimeError as failure:
+            error = " ".join(str(failure).split()) or "it gives no reason"
+        answers.write(json.dumps({"size": len(data), "error": error}).encode() + b"\n" + data)
+        answers.flush()
 
 
 if __name__ == "__main__":

@@ -89,6 +89,17 @@ def test_every_size_has_its_tails(
     assert error(run(graph, "fast"), graph) < 5e-6
 
 
+@pytest.mark.parametrize("shape", [(1, 4, 16), (3, 5, 7), (2, 7, 33), (5, 6, 150)])
+@pytest.mark.parametrize("depth", [1, 3])
+def test_small_tiles_have_their_tails(
+    shape: tuple[int, int, int], depth: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(algorithm, "LEAST_GAIN", 0.0)
+    monkeypatch.setattr(algorithm, "READ_COST", 10**9)
+    graph = conv_graph((7, 9), (depth, 3, 3), shape, residual=True)
+    assert error(run(graph, "fast"), graph) < 3e-6
+
+
 @pytest.mark.parametrize("shape", [(2, 5, 21), (1, 9, 300), (2, 8, 8)])
 @pytest.mark.parametrize("channels", [(7, 3), (6, 9)])
 @pytest.mark.parametrize("mode", ["exact", "fast"])
@@ -209,6 +220,8 @@ def test_the_choice_depends_on_shape_and_mode_alone() -> None:
     assert choose_winograd(usual, (16, 8, 32, 32), "fast") == Winograd(2, 4)
     assert choose_winograd(usual, (16, 8, 32, 32), "faster") == Winograd(4, 4)
     assert choose_winograd(usual, (16, 2, 32, 32), "faster") == Winograd(2, 4)
+    assert choose_winograd(usual, (16, 4, 6, 6), "fast") == Winograd(2, 2)
+    assert choose_winograd(usual, (16, 1, 4, 4), "fast") == Winograd(2, 4)
     assert choose_winograd(conv(16, 16, (1, 3, 3)), (16, 8, 32, 32), "fast") == Winograd(1, 4)
     for odd in (
         conv(16, 1, (3, 3, 3)), conv(2, 16, (3, 3, 3)), conv(16, 16, (1, 5, 5)),

@@ -322,11 +322,13 @@ def test_a_fork_of_a_fork_has_its_own_relay(client: Client) -> None:
         assert child.answer() == "echo outer"
         grandchild, second_end = os.pidfd_open(pid), os.pidfd_open(second)
         os.kill(child.pid, signal.SIGKILL)
-        wait_for_end(first)  # although the grandchild, made by a fork, lives on
-        assert not select.select([grandchild, second_end], [], [], 0)[0]
-        os.kill(pid, signal.SIGKILL)
+        try:
+            wait_for_end(first)  # although the grandchild, made by a fork, lives on
+            assert not select.select([grandchild, second_end], [], [], 0)[0]
+        finally:
+            os.kill(pid, signal.SIGKILL)
+            os.close(grandchild)
         wait_for_end(second_end)
-        os.close(grandchild)
 
 
 def test_signals_and_prints_do_not_reach_the_relay(client: Client, tmp_path: Path) -> None:

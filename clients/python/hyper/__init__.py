@@ -15,6 +15,8 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from hyper import _fork_support
+
 if TYPE_CHECKING:
     from hyper import errors
     from hyper.arrays import Array
@@ -40,6 +42,8 @@ __all__ = [
     "report",
     "result",
 ]
+
+_fork_support.switch_off()
 
 # Imported when first asked for: a task or a command pays only for what it uses.
 _LAZY = {

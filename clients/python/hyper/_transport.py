@@ -7,15 +7,21 @@ server never saw can be lost by them, deadline and all (ADR 0009). Deadlines com
 from __future__ import annotations
 
 import json
+import logging
 import os
 import socket
+import weakref
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import grpc
 
+from hyper import _fork_support
 from hyper.errors import InvalidArgumentError
+
+_fork_support.restore()
+log = logging.getLogger("hyper")
 
 UNARY_TIMEOUT_S = 30.0
 
@@ -58,9 +64,45 @@ def _resolved(address: str) -> str | None:
 
 
 def channel(addresses: Sequence[str]) -> grpc.Channel:
-    """A blocking channel that spreads its calls over the replicas and shows our token."""
-    plain = grpc.insecure_channel(target(addresses), options=OPTIONS)
-    return grpc.intercept_channel(plain, _ShowToken())
+    """A blocking channel that spreads its calls over the replicas and shows our token.
+
+    In a process that was forked from one that had made channels, the calls are made by a relay
+    (`hyper._forked`).
+    """
+    if _forked:
+        if _fork_support.came_too_late:
+            log.warning(
+                "gRPC was imported before hyper, which may end processes made by fork(), such as "
+                "this one: import hyper first, or set GRPC_ENABLE_FORK_SUPPORT=0, or use spawn"
+            )
+        from hyper._forked import RelayChannel
+
+        return RelayChannel(target(addresses))
+    return grpc.intercept_channel(plain_channel(target(addresses)), _ShowToken())
+
+
+def plain_channel(to: str) -> grpc.Channel:
+    """A blocking channel to a `target`, without a token."""
+    global _used
+    _used = True
+    made = grpc.insecure_channel(to, options=OPTIONS)
+    _channels.add(made)
+    return made
+
+
+_used = False  # gRPC: by this process, or by one that it was forked from
+_forked = False  # from one that had used gRPC
+_channels: weakref.WeakSet[grpc.Channel] = weakref.WeakSet()
+_inherited: list[grpc.Channel] = []  # kept: what frees a channel is gRPC too
+
+
+def _after_fork() -> None:
+    global _forked
+    _forked = _used
+    _inherited.extend(_channels)
+
+
+os.register_at_fork(after_in_child=_after_fork)
 
 
 def token() -> str:

@@ -13,6 +13,7 @@ import os
 import random
 import threading
 import time
+import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -81,6 +82,7 @@ class Client:
         self._addresses: dict[str, tuple[str, ...]] = {}
         self._pid = os.getpid()
         self._closed = False
+        _clients.add(self)
 
     def __enter__(self) -> Client:
         return self
@@ -448,6 +450,18 @@ def _rebuild(endpoint: str | None, tenant: str, timeout_s: float, patience_s: fl
 
 _default: Client | None = None
 _default_lock = threading.Lock()
+_clients: weakref.WeakSet[Client] = weakref.WeakSet()
+
+
+def _after_fork() -> None:
+    """A lock that another thread held when we were forked would never be free again."""
+    global _default_lock
+    _default_lock = threading.Lock()
+    for client in _clients:
+        client._lock = threading.RLock()
+
+
+os.register_at_fork(after_in_child=_after_fork)
 
 
 def default_client() -> Client:

@@ -14,12 +14,12 @@ import json
 import random
 import uuid
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from hyper_scheduler.core import commands as c
 from hyper_scheduler.core import events as e
-from hyper_scheduler.core.commit import results_folder, workflow_path
+from hyper_scheduler.core.commit import results_folder, results_root, workflow_path
 from hyper_scheduler.core.invariants import check_invariants
 from hyper_scheduler.core.model import (
     Asha,
@@ -41,6 +41,7 @@ from hyper_scheduler.items import values
 from hyper_scheduler.store import transactions
 
 LIMITS = Limits(lease_s=6.0, gather_s=0.05)
+FORGETFUL = replace(LIMITS, kept_s=8.0, kept_workflows=1, kept_pages=2, kept_least_s=1.0)
 RECONNECT_S = (0.05, 1.0)
 RESULT = '["a", "b"]'
 Run = tuple[TaskId, Attempt]
@@ -55,6 +56,7 @@ class Disk:
     objects: dict[str, bytes] = field(default_factory=dict)
     written: int = 0
     gangs: set[tuple[str, str]] = field(default_factory=set)  # workflow, experiment
+    forgotten: dict[str, bytes] = field(default_factory=dict)  # keys as they were
 
     def put(self, epoch: int, puts: list[c.Put]) -> bool:
         """One fenced transaction; what is done must stay done."""
@@ -62,13 +64,27 @@ class Disk:
             return False
         self.written += 1
         for put in puts:
+            if put.below:
+                self._forget(put.key)
+                continue
             if put.value is None:
                 self.keys.pop(put.key, None)
                 continue
+            assert put.key not in self.forgotten, f"{put.key} is written after it was forgotten"
             if "/pages/" in put.key:
                 self._check_page(put.key, put.value)
             self.keys[put.key] = put.value
         return True
+
+    def _forget(self, root: str) -> None:
+        state = json.loads(self.keys[f"{root}head"])["state"]
+        assert state not in ("pending", "running"), f"{root} is forgotten and {state}"
+        for key in [key for key in self.keys if key.startswith(root)]:
+            self.forgotten[key] = self.keys.pop(key)
+
+    def find(self, key: str) -> bytes | None:
+        """What a key holds, or held when its workflow was forgotten."""
+        return self.keys.get(key, self.forgotten.get(key))
 
     def _check_page(self, key: str, value: bytes) -> None:
         page = decode_page(value)
@@ -109,7 +125,8 @@ class Disk:
         key = (
             f"{workflow_path(task.workflow)}/pages/{task.experiment}/{task.index // PAGE_TASKS:06d}"
         )
-        record = decode_page(self.keys[key]).records.get(task.index) if key in self.keys else None
+        page = self.find(key)
+        record = None if page is None else decode_page(page).records.get(task.index)
         return record is not None and record.attempt is not None and record.attempt >= attempt
 
     def total(self, workflow: str, experiment: str) -> int:
@@ -121,11 +138,14 @@ class Disk:
         """Whether the task's success is durable."""
         number = task.index // PAGE_TASKS
         key = f"{workflow_path(task.workflow)}/pages/{task.experiment}/{number:06d}"
-        return key in self.keys and decode_page(self.keys[key]).is_done(task.index)
+        page = self.find(key)
+        return page is not None and decode_page(page).is_done(task.index)
 
     def head(self, workflow: str) -> dict[str, Any]:
         """The stored head."""
-        head: dict[str, Any] = json.loads(self.keys[f"{workflow_path(workflow)}/head"])
+        found = self.find(f"{workflow_path(workflow)}/head")
+        assert found is not None, workflow
+        head: dict[str, Any] = json.loads(found)
         return head
 
 
@@ -167,13 +187,18 @@ class Rates:
     leader_deposed: float = 0.05
     drain: float = 0.02
     cancel: float = 0.0
+    retry: float = 0.0  # of what was cancelled
+    pause: float = 0.0
 
 
 class World:
     """Runs one seed; assertions fail with the seed in their message by the test's hand."""
 
-    def __init__(self, seed: int, rates: Rates, faults_s: float = 30.0) -> None:
+    def __init__(
+        self, seed: int, rates: Rates, faults_s: float = 30.0, limits: Limits = LIMITS
+    ) -> None:
         self.random = random.Random(seed)
+        self.limits = limits
         self.rates, self.faults_s = rates, faults_s
         self.now = 0.0
         self.disk = Disk()
@@ -224,7 +249,12 @@ class World:
         return f"{heads}, asked {len(self.asked)}, answered {len(self.answered)}"
 
     def known(self, name: str) -> bool:
-        return f"{workflow_path(name)}/head" in self.disk.keys
+        return self.disk.find(f"{workflow_path(name)}/head") is not None
+
+    def nothing_left(self) -> bool:
+        """Every workflow is forgotten, with its results and the note of them."""
+        left = ("workflows/", "forgotten/")
+        return not self.disk.objects and not any(key.startswith(left) for key in self.disk.keys)
 
     def ended(self) -> bool:
         """Every request is answered, every workflow has durably ended."""
@@ -235,19 +265,22 @@ class World:
 
     # ---- clients
 
-    def ask(self, make: Callable[[float, str], e.Event]) -> None:
+    def ask(
+        self, make: Callable[[float, str], e.Event], then: Callable[[], None] = lambda: None
+    ) -> None:
         """Send a request, again and again until it is answered."""
         request_id = str(uuid.UUID(int=self.random.getrandbits(128)))
         self.asked[request_id] = lambda now: make(now, request_id)
-        self._send_request(request_id)
+        self._send_request(request_id, then)
 
-    def _send_request(self, request_id: str) -> None:
+    def _send_request(self, request_id: str, then: Callable[[], None]) -> None:
         if request_id in self.answered:
+            then()
             return
         leader = self.leader
         if leader is not None and leader.alive:
             self.feed(leader, self.asked[request_id](self.now))
-        self.after(self.random.uniform(0.2, 2.0), lambda: self._send_request(request_id))
+        self.after(self.random.uniform(0.2, 2.0), lambda: self._send_request(request_id, then))
 
     def submit(self, recipe: Recipe) -> str:
         name = f"tenants/t/workflows/w{len(self.recipes)}"
@@ -255,6 +288,14 @@ class World:
         self.disk.gangs |= {(name, each.name) for each in recipe.experiments if each.gang > 1}
         self.ask(lambda now, request_id: e.Submit(now, request_id, name, recipe, name))
         return name
+
+    def pause(self, name: str) -> None:
+        """For a while: who has paused it goes on with it."""
+
+        def change(paused: bool) -> Callable[[float, str], e.Event]:
+            return lambda now, request_id: e.Pause(now, request_id, name, paused)
+
+        self.ask(change(True), then=lambda: self.ask(change(False)))
 
     # ---- the scheduler
 
@@ -278,9 +319,12 @@ class World:
                 request_id = key.removeprefix("requests/")
                 requests[request_id] = Request(request_id, **json.loads(value))
         drained = [key.split("/")[1] for key in self.disk.keys if key.startswith("drained/")]
+        notes = [key.split("/") for key in self.disk.keys if key.startswith("forgotten/")]
+        forgotten = [f"tenants/{tenant}/workflows/{name}" for _, tenant, name in notes]
         state = restore(
-            workflows, requests, drained, epoch=self.disk.epoch, now=self.now, limits=LIMITS
-        )
+            workflows, requests, drained, forgotten,
+            epoch=self.disk.epoch, now=self.now, limits=self.limits,
+        )  # fmt: skip
         self.leader = Leader(self.disk.epoch, state)
         self.say(f"leader {self.disk.epoch}")
         self._tick(self.leader)
@@ -309,7 +353,7 @@ class World:
                 leader.flush_armed = False
                 self.feed(leader, e.Tick(self.now))
 
-            self.after(LIMITS.gather_s + 0.001, flush)
+            self.after(self.limits.gather_s + 0.001, flush)
 
     def _carry_out(self, leader: Leader, command: c.Command) -> None:
         match command:
@@ -336,6 +380,8 @@ class World:
                         leader, e.Suggested(self.now, workflow, experiment, index, f"[{index}]")
                     ),
                 )
+            case c.Discard(workflow):
+                self.after(self.random.uniform(0.01, 2.0), lambda: self._discard(leader, workflow))
             case c.Lost(worker=worker, session=session):
                 self.say(f"lost {worker}")
                 self._close(leader, worker, session)
@@ -343,6 +389,15 @@ class World:
                 pass
             case _:
                 self._down(leader, command)
+
+    def _discard(self, leader: Leader, workflow: str) -> None:
+        """A leader that is dead deletes nothing; one that does not know that it is deposed does."""
+        if leader.alive:
+            root = results_root(workflow)
+            assert not any(key.startswith(f"{workflow_path(workflow)}/") for key in self.disk.keys)
+            for key in [key for key in self.disk.objects if key.startswith(root)]:
+                del self.disk.objects[key]
+            self.feed(leader, e.Discarded(self.now, workflow))
 
     def _expand(self, leader: Leader, workflow: str, experiment: str) -> None:
         spec = self._spec(workflow, experiment)
@@ -421,8 +476,19 @@ class World:
         leader, link = worker.leader, worker.link
 
         def arrive() -> None:
-            if leader is not None and leader.links.get(worker.name) == (worker, link):
-                self.feed(leader, make(self.now))
+            event = make(self.now)
+            if leader is None:
+                return
+            whole = leader.links.get(worker.name) == (worker, link)
+            if isinstance(event, e.Hello):
+                if whole:
+                    self.feed(leader, event)
+                return
+            # of a stream that has ended, what was in line already comes, behind a new one's Hello
+            if whole or self.random.random() < 0.5:
+                self.feed(leader, event)
+            if self.random.random() < 0.02:  # and once more, out of order
+                self.after(self.random.expovariate(5), lambda: self.feed(leader, make(self.now)))
 
         self.after(self._delay(link, False), arrive)
 
@@ -496,6 +562,7 @@ class World:
                 if task == report.task
             )
             late = newer or head["stopping"] or head["state"] not in ("pending", "running")
+            late = late or report.task.workflow in self.cancelled  # and retried since
             leader = self.leader
             if not late and leader is not None:  # given out, but not arrived yet
                 run = leader.state.experiment(report.task)
@@ -685,6 +752,10 @@ class World:
                 if name not in self.cancelled and happens(rates.cancel):
                     self.cancelled.add(name)
                     self.ask(lambda now, request_id, name=name: e.Cancel(now, request_id, name))
+                elif name in self.cancelled and happens(rates.retry):
+                    self.ask(lambda now, request_id, name=name: e.Retry(now, request_id, name))
+                if happens(rates.pause):
+                    self.pause(name)
         self.after(0.1, self.faults)
 
 

@@ -103,7 +103,10 @@ class WorkflowServicer:
 
     async def _changed(self, term: Term, event: Submit | Cancel | Retry | Pause) -> nouns.Workflow:
         name = await term.ask(event)
-        return convert.workflow(term.state.workflows[name], term.state)
+        run = term.state.workflows.get(name)
+        if run is None:
+            raise NotFoundError(f"there is no workflow {name}; `hyper ps` lists them")
+        return convert.workflow(run, term.state)
 
     async def GetWorkflow(  # noqa: N802
         self, request: pb.GetWorkflowRequest, context: Any

@@ -30,6 +30,10 @@ def check_invariants(state: State) -> None:
         for task, entry in _check_workflow(state, workflow):
             running[task] = entry
     _check_tenants(state)
+    kept = {name for names in state.kept.values() for name in names}
+    ended = {each.name for each in state.workflows.values() if each.durable.ended}
+    assert kept == ended, f"not those that have durably ended are kept: {kept ^ ended}"
+    assert not state.discarding.keys() & state.workflows.keys(), "forgotten ones are there"
     assert running == held, "records and workers disagree on what runs"
     assert not state.unsettled, "a step has left something unsettled"
 

@@ -288,11 +288,14 @@ class Pending:
     lines: dict[PageKey, list[str]] = field(default_factory=dict)  # results on their way
     succeeded: list[tuple[str, str]] = field(default_factory=list)  # experiments in these heads
     generations: dict[str, tuple[int, RunState]] = field(default_factory=dict)  # of these heads
+    forgotten: list[str] = field(default_factory=list)  # workflows whose keys go
+    discarded: list[str] = field(default_factory=list)  # of which no result is left either
 
     @property
     def dirty(self) -> bool:
         """Whether there is anything to write."""
-        return bool(self.pages or self.heads or self.requests or self.drained)
+        changed = self.pages or self.heads or self.requests or self.drained
+        return bool(changed or self.forgotten or self.discarded)
 
 
 @dataclass(frozen=True, slots=True)
@@ -327,6 +330,10 @@ class Limits:
     requests: int = 100_000  # answers remembered
     results: int = 50_000  # results that may wait to be written before dispatch pauses
     workers_lost: int = 1_000  # remembered for people to see
+    kept_s: float = 0.0  # an ended workflow is forgotten after this; here and below 0: never
+    kept_workflows: int = 0  # ended ones, of all tenants
+    kept_pages: int = 0  # of these
+    kept_least_s: float = 600.0  # none of them goes sooner because there are too many
 
     def quota(self, tenant: str) -> Quota:
         """What a tenant may have."""
@@ -362,6 +369,9 @@ class State:
     drained: dict[str, None] = field(default_factory=dict)
     expected: dict[str, None] = field(default_factory=dict)  # workers an earlier leader knew
     held: dict[str, None] = field(default_factory=dict)  # workflows that wait for these to come
+    kept: dict[str, dict[str, int]] = field(default_factory=dict)  # ended: tenant -> name -> pages
+    discarding: dict[str, None] = field(default_factory=dict)  # forgotten, results still there
+    left_over: list[str] = field(default_factory=list)  # of these, by an earlier leader
     hold_until: float = 0.0  # at most
     tenants: dict[str, TenantUse] = field(default_factory=dict)  # that use or want something
     shared_at: float = 0.0  # up to when their use has been counted

@@ -18,6 +18,7 @@ from hyper_scheduler.core.following import begin
 from hyper_scheduler.core.model import Attempt, Choice, Experiment, TaskId
 from hyper_scheduler.core.pages import Blame, PageKey, Record, Status, Trial
 from hyper_scheduler.core.parameters import MAX_COMBINATIONS, combinations, count
+from hyper_scheduler.core.retention import keep_no_longer
 from hyper_scheduler.core.state import (
     ExperimentRun,
     Request,
@@ -39,6 +40,9 @@ def repeated(state: State, request: Request) -> list[Command] | None:
     if known != request:
         text = "this request_id was used for something else; make a new one for each change"
         return [Refuse(request.request_id, "invalid", text)]
+    if request.kind != "drain" and known.name not in state.workflows:
+        text = f"{known.name} has ended and is not kept any more"
+        return [Refuse(request.request_id, "not_found", text)]
     for waiting in (state.pending, state.committing):
         if waiting is not None and known in waiting.requests:
             return []  # its answer is on the way and reaches everybody who asked
@@ -155,6 +159,7 @@ def retry(state: State, event: Retry) -> list[Command]:
         if run.state is not RunState.SUCCEEDED:
             _reset(state, found, run)
     state.active[found.name] = None
+    keep_no_longer(state, found)
     touch_head(state, found.name, event.now)
     remember(state, request, event.now)
     state.unsettled[found.name] = None

@@ -11,7 +11,7 @@ import secrets
 import shutil
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -145,13 +145,16 @@ def _or_skip(find: Callable[[], Program]) -> Program:
 
 
 @contextmanager
-def run_etcd(folder: Path, program: Program | None = None) -> Iterator[EtcdServer]:
+def run_etcd(
+    folder: Path, program: Program | None = None, options: Sequence[str] = ()
+) -> Iterator[EtcdServer]:
     """An etcd with its data in `folder`, gone at the end; any, unless `program` is given."""
     program = program or _or_skip(find_etcd)
     name = f"test-{secrets.token_hex(8)}"
     with HeldPorts() as held:
         ports = EtcdPorts.hold(held)
         command = etcd_command(program, name=name, data=folder / "data", ports=ports)
+        command += options
         process = ServerProcess("etcd", command, folder, folder / "etcd.log")
     server = EtcdServer(ports.endpoint, name, program, process, ports.client)
     try:

@@ -39,6 +39,30 @@ def test_no_context_lets_a_value_run(value: str) -> None:
     assert run(template, {"v": value + "\necho owned >&2; exit 9"}).endswith("safe\n")
 
 
+SHELLS = ["sh -c", "exec /bin/sh -eu -c", "true && sh -c", "eval"]
+
+
+@settings(max_examples=40, deadline=None)
+@given(TEXTS, st.sampled_from(SHELLS))
+def test_a_value_is_data_in_an_inner_shell_too(value: str, shell: str) -> None:
+    printf = "/usr/bin/printf %s_"
+    for script in (
+        f"'{printf} {{{{v}}}} a{{{{v}}}}b'",
+        f'"{printf} {{{{v}}}} a{{{{v}}}}b"',
+        f'\'{printf} "{{{{v}}}}" "a{{{{v}}}}b"\'',
+        f'"{printf} \\"{{{{v}}}}\\" \\"a{{{{v}}}}b\\""',
+        f"\"{printf} '{{{{v}}}}' 'a{{{{v}}}}b'\"",
+    ):
+        assert run(f"{shell} {script}", {"v": value}) == f"{value}_a{value}b_"
+
+
+def test_inside_and_outside_of_an_inner_shell() -> None:
+    template = 'echo {{v}}; sh -c \'echo {{v}}; touch "$1"\' sh {{v}} && ls; echo "-c {{v}}"'
+    assert run(f"cd $(mktemp -d); {template}", {"v": "$(id)'x"}) == (
+        "$(id)'x\n$(id)'x\n$(id)'x\n-c $(id)'x\n"
+    )
+
+
 @pytest.mark.parametrize(
     ("value", "text"),
     [(3, "3"), (0.001, "0.001"), (True, "true"), (None, "null"), ([1, "a"], '[1, "a"]'), ("", "")],

@@ -47,18 +47,22 @@ async def _items(store: Store, workflow: WorkflowRun, source: Items) -> tuple[st
 
 
 def values(index: int, result_json: str, source: Items) -> Iterator[str]:
-    """The items in the result of one task: those of a list, or the value itself; nothing of null.
+    """The items in the result of one task: those of a list, or the value itself; nothing of null,
+    and nothing of a task that was stopped early.
 
     Raises:
         InvalidArgumentError: the result has no such key.
     """
     result = json.loads(result_json) if result_json else None
-    if source.key and result is not None:
+    if isinstance(result, dict) and result.get("stopped_early") is True:
+        return
+    if source.key:
         if not isinstance(result, dict) or source.key not in result:
             keys = ", ".join(map(str, result)) if isinstance(result, dict) else "no mapping"
+            keys = keys if result is not None else "no result"
             raise InvalidArgumentError(
                 f"the result of task {index} of {source.experiment} has no {source.key!r}: "
-                f"there is {keys or 'nothing'}"
+                f"there is {keys[:200] or 'nothing'}"
             )
         result = result[source.key]
     if result is None:

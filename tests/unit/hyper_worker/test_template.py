@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hyper_worker.runner.template import render
+from hyper_worker.runner.template import TemplateError, render
 
 
 def run(template: str, parameters: dict[str, Any]) -> str:
@@ -78,5 +78,7 @@ def test_names_that_look_alike_stay_apart() -> None:
 def test_mistakes_are_named() -> None:
     with pytest.raises(ValueError, match=r"\{\{b\}\}.*there are: a"):
         render("echo {{b}}", {"a": 1})
-    with pytest.raises(ValueError, match="NUL"):
+    with pytest.raises(TemplateError, match="NUL"):
         render("echo {{a}}", {"a": "\0"})
+    with pytest.raises(TemplateError, match="surrogate"):
+        render("echo {{a}}", {"a": "\ud800"})

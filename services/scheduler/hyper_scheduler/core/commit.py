@@ -108,6 +108,7 @@ def _build(state: State, pending: Pending) -> Commit:
         gone = Put(f"{workflow_path(name)}/", None, below=True)
         atoms.append((gone, Put(_note_path(name), b"{}")))
     atoms += [(Put(_note_path(name), None),) for name in pending.discarded]
+    atoms += [(Put(f"requests/{request_id}", None),) for request_id in pending.dropped]
     return Commit(state.commits, tuple(objects), tuple(atoms), tuple(garbage))
 
 

@@ -288,6 +288,7 @@ class Pending:
     lines: dict[PageKey, list[str]] = field(default_factory=dict)  # results on their way
     succeeded: list[tuple[str, str]] = field(default_factory=list)  # experiments in these heads
     generations: dict[str, tuple[int, RunState]] = field(default_factory=dict)  # of these heads
+    dropped: list[str] = field(default_factory=list)  # requests that are not remembered any more
     forgotten: list[str] = field(default_factory=list)  # workflows whose keys go
     discarded: list[str] = field(default_factory=list)  # of which no result is left either
 

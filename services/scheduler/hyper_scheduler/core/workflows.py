@@ -53,7 +53,9 @@ def remember(state: State, request: Request, now: float) -> None:
     """Answer `request` once the next commit is durable, and whenever it comes again."""
     state.requests[request.request_id] = request
     while len(state.requests) > state.limits.requests:
-        state.requests.pop(next(iter(state.requests)))
+        oldest = next(iter(state.requests))
+        del state.requests[oldest]
+        state.pending.dropped.append(oldest)
     state.pending.requests.append(request)
     state.pending.urgent = True
     if state.pending.since is None:

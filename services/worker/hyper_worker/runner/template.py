@@ -14,6 +14,7 @@ import re
 from typing import Any
 
 PLACEHOLDER = re.compile(r"\{\{\s*([A-Za-z_][A-Za-z0-9_.-]*)\s*\}\}")
+_IMPOSSIBLE = re.compile(r"[\0\ud800-\udfff]")
 _VARIABLE = "HYPER_PARAMETER_{}"
 _LOOK_BACK = 500  # characters before a quote in which the inner shell's name stands
 _INNER_SHELL = re.compile(
@@ -21,11 +22,15 @@ _INNER_SHELL = re.compile(
 )
 
 
+class TemplateError(ValueError):
+    """A command that cannot be made of its template, however often it is tried."""
+
+
 def render(template: str, parameters: dict[str, Any]) -> tuple[str, dict[str, str]]:
     """The shell command of a template and the variables it refers to.
 
     Raises:
-        ValueError: a placeholder names no parameter, or a value holds a NUL.
+        TemplateError: a placeholder names no parameter, or a value holds what no command can take.
     """
     pieces: list[str] = []
     variables: dict[str, str] = {}
@@ -44,13 +49,14 @@ def render(template: str, parameters: dict[str, Any]) -> tuple[str, dict[str, st
         position = match.end()
         name = match[1]
         if name not in parameters:
-            raise ValueError(
+            raise TemplateError(
                 f"the command uses {{{{{name}}}}}, which is not a parameter; "
                 f"there are: {', '.join(sorted(parameters)) or 'none'}"
             )
         value = as_text(parameters[name])
-        if "\0" in value:
-            raise ValueError(f"parameter {name} holds a NUL, which no command can take")
+        if _IMPOSSIBLE.search(value):
+            what = "a NUL" if "\0" in value else "half of a surrogate pair"
+            raise TemplateError(f"parameter {name} holds {what}, which no command can take")
         variable = _VARIABLE.format(re.sub(r"[^A-Za-z0-9_]", "_", name))
         if quote and inner:
             value = _quoted(value, script_quote)

@@ -261,6 +261,33 @@ async def test_bad_requests_are_refused(make_scheduler: Make) -> None:
         ).workflows
 
 
+async def test_a_quota_binds_its_tenant_and_no_other(make_scheduler: Make) -> None:
+    tenants = {"small": {"tasks": 8, "workflows": 1, "weight": 3}, "none": {"tasks": 1}}
+    settings = {
+        "HYPER_SCHEDULER__TENANTS": json.dumps(tenants),
+        "HYPER_SCHEDULER__OTHER_TENANTS": json.dumps({"workflows": 2}),
+    }
+    scheduler = await make_scheduler("one", settings)
+
+    async def refusal(tenant: str, tasks: int) -> str:
+        error = await refused(c.submit(RECIPE % tasks, tenant=tenant))
+        assert error.reason == "QUOTA_EXCEEDED"
+        return error.message
+
+    async with client(scheduler) as c, fake_worker("w1", scheduler.address, succeed):
+        await c.leads()
+        assert "tenant small may have 8 tasks at once, and would have 11" in await refusal(
+            "small", 10
+        )
+        assert "tenant none may have 1 tasks" in await refusal("none", 1)
+        for tenant in ("t", "u"):
+            await c.submit(RECIPE % 10, tenant=tenant)
+        done = await c.wait((await c.submit(RECIPE % 7, tenant="small")).name)
+        assert done.state == nouns.RUN_STATE_SUCCEEDED
+        again = await c.submit(RECIPE % 7, tenant="small")  # what has ended does not count
+        assert (await c.wait(again.name)).state == nouns.RUN_STATE_SUCCEEDED
+
+
 async def test_sigterm_hands_over_at_once(make_scheduler: Make) -> None:
     scheduler = await make_scheduler("one")
     async with fake_worker("w1", lambda: scheduler.address, hang) as worker:

@@ -143,9 +143,13 @@ class Client:
         self.nodes = pb_grpc.NodeServiceStub(channel)
         self.cluster = cluster_grpc.ClusterServiceStub(channel)
 
-    async def submit(self, recipe: str, request_id: str | None = None) -> nouns.Workflow:
+    async def submit(
+        self, recipe: str, request_id: str | None = None, tenant: str = "t"
+    ) -> nouns.Workflow:
         request = pb.CreateWorkflowRequest(
-            parent="tenants/t", recipe_yaml=recipe, request_id=request_id or str(uuid.uuid4())
+            parent=f"tenants/{tenant}",
+            recipe_yaml=recipe,
+            request_id=request_id or str(uuid.uuid4()),
         )
         return (await self.workflows.CreateWorkflow(request, timeout=10)).workflow
 

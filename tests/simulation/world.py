@@ -26,6 +26,7 @@ from hyper_scheduler.core.model import (
     Attempt,
     Domain,
     Experiment,
+    Hardware,
     Items,
     Objective,
     Recipe,
@@ -792,6 +793,7 @@ def random_recipe(rng: random.Random, retries: int = 2) -> Recipe:
                 retries=retries,
                 gang=gang,
                 objective=objective,
+                hardware=Hardware(cpus=rng.choice([0, 0, 0, 1] if gang > 1 else [0, 0, 0, 1, 3])),
             )
         )
     return Recipe("sim", tuple(experiments), priority=rng.randint(0, 1))

@@ -239,7 +239,7 @@ class Store:
             data = await self._objects.get(key)
         except NotFoundError:  # not written yet, or written anew: memory has it
             return {}
-        lines = result_lines(data.decode().splitlines())
+        lines = await asyncio.to_thread(lambda: result_lines(data.decode().splitlines()))
         self._cache[key] = lines
         if len(self._cache) > CACHED_OBJECTS:
             self._cache.pop(next(iter(self._cache)))

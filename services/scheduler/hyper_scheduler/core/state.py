@@ -6,8 +6,9 @@ import heapq
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
+from typing import NamedTuple
 
-from hyper_scheduler.core.model import Attempt, Experiment, Recipe, Sampling, TaskId
+from hyper_scheduler.core.model import Attempt, Experiment, Hardware, Recipe, Sampling, TaskId
 from hyper_scheduler.core.pages import PAGE_TASKS, Page, PageKey, Record, Status, Trial
 from hyper_scheduler.core.parameters import count
 from hyper_scheduler.core.taskset import TaskSet
@@ -341,6 +342,15 @@ class Limits:
         return self.tenants.get(tenant, self.other_tenants)
 
 
+class Need(NamedTuple):
+    """What a place for a task must have; many experiments have the same."""
+
+    priority: int
+    hardware: Hardware
+    labels: tuple[tuple[str, str], ...]
+    share: int  # of a slot
+
+
 @dataclass(frozen=True, slots=True)
 class Reservation:
     """Workers that get nothing more until a gang, or a task that must run alone, has its place."""
@@ -361,6 +371,8 @@ class State:
     active: dict[str, None] = field(default_factory=dict)  # workflows with tasks to give out
     workers: dict[str, WorkerRun] = field(default_factory=dict)
     ready: dict[str, None] = field(default_factory=dict)  # workers with a free slot, in turn
+    gained: dict[str, None] = field(default_factory=dict)  # of these: with more room than before
+    barren: dict[Need, None] = field(default_factory=dict)  # none of the others has room for it
     lost: dict[str, WorkerRun] = field(default_factory=dict)
     requests: dict[str, Request] = field(default_factory=dict)
     pending: Pending = field(default_factory=Pending)

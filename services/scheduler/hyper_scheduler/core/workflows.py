@@ -280,8 +280,8 @@ def _go_on(state: State, workflow: WorkflowRun, run: ExperimentRun, now: float) 
     """Start an experiment whose turn has come; one with a failed task stops the workflow."""
     if run.failed:
         return stop_workflow(state, workflow, RunState.FAILED, _failure(run), now)
-    runs = workflow.experiments
-    if run.state.ended or not all(_precedes(runs[name], run) for name in run.spec.depends_on):
+    runs, depends_on = workflow.experiments, run.spec.depends_on  # the last is ready last
+    if run.state.ended or not all(_precedes(runs[name], run) for name in reversed(depends_on)):
         return []
     if run.spec.items:
         if run.expanding:

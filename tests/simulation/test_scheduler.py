@@ -9,7 +9,8 @@ import pytest
 
 from hyper_scheduler.core.model import TaskId
 from hyper_scheduler.core.state import Limits
-from tests.simulation.world import FORGETFUL, LIMITS, Rates, World, random_recipe
+from tests.simulation.recipes import random_recipe
+from tests.simulation.world import FORGETFUL, LIMITS, Rates, World
 
 DEADLINE_S = 600.0  # virtual; liveness: long after the faults have stopped everything has ended
 

@@ -19,135 +19,27 @@ from typing import Any
 
 from hyper_scheduler.core import commands as c
 from hyper_scheduler.core import events as e
-from hyper_scheduler.core.commit import results_folder, results_root, workflow_path
+from hyper_scheduler.core.commit import results_root, workflow_path
 from hyper_scheduler.core.invariants import check_invariants
 from hyper_scheduler.core.model import (
-    Asha,
     Attempt,
-    Domain,
     Experiment,
-    Hardware,
-    Items,
-    Objective,
     Recipe,
-    Sampling,
-    Steps,
     TaskId,
 )
-from hyper_scheduler.core.pages import PAGE_TASKS, PageKey, decode_page
+from hyper_scheduler.core.pages import PageKey
 from hyper_scheduler.core.restore import StoredWorkflow, restore
 from hyper_scheduler.core.state import Capacity, Limits, Request, State
 from hyper_scheduler.core.step import step
 from hyper_scheduler.items import values
 from hyper_scheduler.store import transactions
+from tests.simulation.disk import Disk
 
 LIMITS = Limits(lease_s=6.0, gather_s=0.05)
 FORGETFUL = replace(LIMITS, kept_s=8.0, kept_workflows=1, kept_pages=2, kept_least_s=1.0)
 RECONNECT_S = (0.05, 1.0)
 RESULT = '["a", "b"]'
 Run = tuple[TaskId, Attempt]
-
-
-@dataclass
-class Disk:
-    """etcd and object storage; only the newest epoch may write."""
-
-    epoch: int = 0
-    keys: dict[str, bytes] = field(default_factory=dict)
-    objects: dict[str, bytes] = field(default_factory=dict)
-    written: int = 0
-    gangs: set[tuple[str, str]] = field(default_factory=set)  # workflow, experiment
-    forgotten: dict[str, bytes] = field(default_factory=dict)  # keys as they were
-
-    def put(self, epoch: int, puts: list[c.Put]) -> bool:
-        """One fenced transaction; what is done must stay done."""
-        if epoch != self.epoch:
-            return False
-        self.written += 1
-        for put in puts:
-            if put.below:
-                self._forget(put.key)
-                continue
-            if put.value is None:
-                self.keys.pop(put.key, None)
-                continue
-            assert put.key not in self.forgotten, f"{put.key} is written after it was forgotten"
-            if "/pages/" in put.key:
-                self._check_page(put.key, put.value)
-            self.keys[put.key] = put.value
-        return True
-
-    def _forget(self, root: str) -> None:
-        state = json.loads(self.keys[f"{root}head"])["state"]
-        assert state not in ("pending", "running"), f"{root} is forgotten and {state}"
-        for key in [key for key in self.keys if key.startswith(root)]:
-            self.forgotten[key] = self.keys.pop(key)
-
-    def find(self, key: str) -> bytes | None:
-        """What a key holds, or held when its workflow was forgotten."""
-        return self.keys.get(key, self.forgotten.get(key))
-
-    def _check_page(self, key: str, value: bytes) -> None:
-        page = decode_page(value)
-        new = int.from_bytes(page.done)
-        if key in self.keys:
-            old = int.from_bytes(decode_page(self.keys[key]).done)
-            assert old & new == old, f"{key}: a durable completion was lost"
-        _, tenant, workflow, _, experiment, number = key.split("/")
-        name = f"tenants/{tenant}/workflows/{workflow}"
-        folder = results_folder(name, experiment, int(number))
-        lines = [
-            json.loads(line)["i"]
-            for segment in page.segments
-            for line in self.objects[f"{folder}/{segment}.jsonl"].decode().splitlines()
-        ]
-        done = [int(number) * PAGE_TASKS + i for i in range(PAGE_TASKS) if page.is_done(i)]
-        if (name, experiment) in self.gangs:  # a rank that is held has its result there already
-            assert set(done) <= set(lines), f"{key}: done tasks without a result"
-        else:
-            assert sorted(lines) == done, f"{key}: results and done tasks differ"
-
-    def results(self, workflow: str, experiment: str) -> dict[int, str]:
-        """What the tasks of an experiment have returned, as JSON."""
-        found: dict[int, str] = {}
-        prefix = f"{workflow_path(workflow)}/pages/{experiment}/"
-        for key in sorted(self.keys):
-            if key.startswith(prefix):
-                number = int(key.rpartition("/")[2])
-                folder = results_folder(workflow, experiment, number)
-                for segment in decode_page(self.keys[key]).segments:
-                    for line in self.objects[f"{folder}/{segment}.jsonl"].decode().splitlines():
-                        facts = json.loads(line)
-                        found[facts["i"]] = facts["result"]
-        return found
-
-    def is_known(self, task: TaskId, attempt: Attempt) -> bool:
-        """Whether an attempt, or a newer one of the task, is durable."""
-        key = (
-            f"{workflow_path(task.workflow)}/pages/{task.experiment}/{task.index // PAGE_TASKS:06d}"
-        )
-        page = self.find(key)
-        record = None if page is None else decode_page(page).records.get(task.index)
-        return record is not None and record.attempt is not None and record.attempt >= attempt
-
-    def total(self, workflow: str, experiment: str) -> int:
-        """How many tasks an experiment has come to have."""
-        total: int = self.head(workflow)["experiments"][experiment]["total"]
-        return total
-
-    def is_done(self, task: TaskId) -> bool:
-        """Whether the task's success is durable."""
-        number = task.index // PAGE_TASKS
-        key = f"{workflow_path(task.workflow)}/pages/{task.experiment}/{number:06d}"
-        page = self.find(key)
-        return page is not None and decode_page(page).is_done(task.index)
-
-    def head(self, workflow: str) -> dict[str, Any]:
-        """The stored head."""
-        found = self.find(f"{workflow_path(workflow)}/head")
-        assert found is not None, workflow
-        head: dict[str, Any] = json.loads(found)
-        return head
 
 
 @dataclass
@@ -758,42 +650,3 @@ class World:
                 if happens(rates.pause):
                     self.pause(name)
         self.after(0.1, self.faults)
-
-
-def random_recipe(rng: random.Random, retries: int = 2) -> Recipe:
-    """A few experiments, each depending on some of those before it, in all the ways there are."""
-    experiments: list[Experiment] = []
-    for number in range(rng.randint(1, 4)):
-        earlier = [each.name for each in experiments]
-        depends_on = tuple(name for name in earlier if rng.random() < 0.5)
-        each: tuple[str, ...] = ()
-        parameters: dict[str, Domain] = {"i": Steps(0, 1, rng.randint(1, 15))}
-        gang = rng.choice([1, 1, 1, 2, 3])
-        if gang > 1:
-            parameters = {"i": Steps(0, 1, rng.randint(1, 4))}
-        if depends_on and rng.random() < 0.5:
-            before = next(one for one in experiments if one.name == depends_on[0])
-            if not before.items and before.sampling is Sampling.GRID and rng.random() < 0.6:
-                each, parameters = (before.name,), dict(before.parameters)
-            elif before.objective is None:
-                parameters = {"i": Items(before.name)}
-        trials = gang == 1 and not each and "i" in parameters and rng.random() < 0.3
-        objective = Objective("score", rng.random() < 0.5, Asha(1, 2)) if trials else None
-        chosen = objective is not None and isinstance(parameters["i"], Steps) and rng.random() < 0.5
-        experiments.append(
-            Experiment(
-                name=f"e{number}",
-                function="m:f",
-                depends_on=depends_on,
-                each=each,
-                parameters=parameters,
-                sampling=Sampling.TPE if chosen else Sampling.GRID,
-                samples=rng.randint(1, 8) if chosen else 0,
-                workers=rng.choice([0, 0, max(2, gang)]),
-                retries=retries,
-                gang=gang,
-                objective=objective,
-                hardware=Hardware(cpus=rng.choice([0, 0, 0, 1] if gang > 1 else [0, 0, 0, 1, 3])),
-            )
-        )
-    return Recipe("sim", tuple(experiments), priority=rng.randint(0, 1))

@@ -8,7 +8,7 @@ PIP := .venv/bin/python -m pip --disable-pip-version-check install -q --no-compi
 export PYTHONDONTWRITEBYTECODE :=
 export HYPER_DATA_DIR ?= $(shell test -d ../shared/data && cd ../shared/data && pwd)
 
-.PHONY: help demo test lint protos bench simulate constraints clean
+.PHONY: help demo test lint protos bench simulate faults constraints clean
 
 help:            ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## */\t/' | expand -t 14
@@ -53,7 +53,10 @@ bench: .stamps/dev       ## every benchmark, peers in the same run; renders docs
 	@.venv/bin/python -m benchmarks
 
 simulate: .stamps/dev    ## the scheduler under seeded faults: make simulate SEEDS=10000
-	@SEEDS=$(or $(SEEDS),2000) .venv/bin/python -m pytest tests/simulation -q --timeout 3600
+	@SEEDS=$(or $(SEEDS),2000) .venv/bin/python -m pytest tests/simulation -q -n 2 --dist load --timeout 3600
+
+faults: .stamps/dev .stamps/etcd ## kill, stop and cut off real processes: make faults REPEAT=20
+	@FAULT_REPEAT=$(or $(REPEAT),20) .venv/bin/python -m pytest tests/faults -q -rP --show-capture=stdout $(PYTEST_ARGS)
 
 constraints: .stamps/dev ## renew constraints.txt
 	@.venv/bin/python scripts/constraints.py

@@ -25,7 +25,7 @@ MODULES = (
     "benchmarks.matcher.alignment",
     "benchmarks.matcher.false_matches",
     "benchmarks.matcher.ncc",
-    "benchmarks.scheduler",
+    "benchmarks.scheduler --plot docs/scheduler_plan.png",
     "benchmarks.storage",
     "benchmarks.worker",
 )
@@ -96,6 +96,8 @@ def main() -> int:
             continue
         parts.append("| figure | value |\n| --- | --- |")
         parts += [f"| {name} | {value} |" for name, value in flat(result)]
+        if "--plot" in module:
+            parts.append(f"\n![{module}]({Path(module.split()[-1]).name})")
     PAGE.write_text("\n".join(parts) + "\n")
     print(f"wrote {PAGE.relative_to(ROOT)}", file=sys.stderr)
     return 1 if failed else 0

@@ -1,8 +1,8 @@
-"""`python -m benchmarks.scheduler [--quick] [--json] [--only PART]`: with Ray and Dask, in turn.
+"""`python -m benchmarks.scheduler [--quick] [--json] [--only PART] [--plot FILE]`.
 
-Parts: `peers` (no-op tasks, with Ray and Dask), `busy` (10 ms of work each), `commands`, `latency`,
-`large` (ten million tasks), `plan` (time to plan from ten thousand to ten million), `agents` (ten
-thousand streams).
+Parts: `peers` (no-op tasks, in turn with Ray and Dask), `busy` (10 ms of work each), `commands`,
+`latency`, `large` (ten million tasks), `plan` (time to plan from ten thousand to ten million, drawn
+into the file that `--plot` names), `agents` (ten thousand streams).
 
 CPU time is that of whole systems: ours of scheduler, worker and tasks, etcd, storage gateway and
 S3, with every result durable; the peers' of all their processes, with nothing durable.
@@ -18,11 +18,14 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from benchmarks.scheduler import cpu, peer_runs
 from benchmarks.scheduler.cluster import ROOT, Cluster, cluster, recipe, run
+from benchmarks.scheduler.planning import plan, plot
 from hyper.client import Client
+from hyper.status import WorkerState
 
 PEERS = ("ray", "dask")
 # ten thousand workers share a machine of two cores with the scheduler: they beat more slowly
@@ -66,19 +69,6 @@ def busy(where: Cluster, client: Client, quick: bool) -> dict[str, float]:
     tasks = 400 if quick else 2_000
     per_second = rate(run(where, client, recipe(tasks, 10)), tasks)
     return {"tasks_per_cpu_second_10ms": per_second, "share_of_ideal_10ms": per_second / 100.0}
-
-
-def plan(client: Client) -> dict[str, list[list[float]]]:
-    """Seconds until a workflow of so many tasks is durable and its first tasks are listed."""
-    points: list[list[float]] = []
-    for tasks in (10_000, 100_000, 1_000_000, 10_000_000):
-        start = time.perf_counter()
-        workflow = client.submit(recipe(tasks, 1, "plan"))
-        next(iter(workflow.tasks("noop")))
-        points.append([tasks, time.perf_counter() - start])
-        workflow.cancel("measured")
-        workflow.wait(timeout_s=120)
-    return {"plan_seconds_by_tasks": points}
 
 
 def commands(where: Cluster, client: Client, quick: bool) -> float:
@@ -157,8 +147,9 @@ def many_workers(quick: bool) -> dict[str, Any]:
         assert process.stdout is not None
         try:
             process.stdout.readline()
-            client.submit(recipe(tasks)).wait(timeout_s=300)
+            client.submit(recipe(tasks)).wait(timeout_s=300, check=True)
             text = where.metrics("scheduler")
+            lost = sum(each.state is WorkerState.LOST for each in client.workers())
             facts = json.loads(process.stdout.readline() or "{}")
             process.wait(timeout=60)
         finally:
@@ -168,7 +159,8 @@ def many_workers(quick: bool) -> dict[str, Any]:
     return {
         "agents": count,
         "agents_connect_seconds": facts.get("connect_s"),
-        "agents_lost": facts.get("broken"),
+        "agents_lost": facts.get("broken"),  # streams that ended
+        "nodes_lost": lost,  # as the scheduler says
         "dispatch_ms_p99": percentile_ms(text, name, 0.99),
     }
 
@@ -195,7 +187,7 @@ def measure(quick: bool, parts: Sequence[str]) -> dict[str, Any]:
                 figures |= large(where, client)
                 figures["etcd_db_mb"] = etcd_db_mb(where)
             if "plan" in parts:
-                figures |= plan(client)
+                figures |= plan(client, quick)
     return figures | (many_workers(quick) if "agents" in parts else {})
 
 
@@ -205,8 +197,13 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="smaller: two or three minutes")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     parser.add_argument("--only", nargs="+", choices=PARTS, default=PARTS, help="some parts")
+    parser.add_argument("--plot", type=Path, help="with the part `plan`: draw it, as PNG or SVG")
     options = parser.parse_args()
+    if options.plot is not None and "plan" not in options.only:
+        parser.error("--plot needs the part `plan`")
     figures = measure(options.quick, options.only)
+    if options.plot is not None:
+        plot(figures, options.plot)
     if options.json:
         print(json.dumps(figures))
         return

@@ -50,7 +50,7 @@ class ProxyThread:
         return self.proxy.endpoint
 
     def do(self, name: str) -> None:
-        """`cut`, `stall`, `stall_replies` or `restore`."""
+        """`cut`, `stall`, `stall_replies`, `slow` or `restore`."""
         assert self.proxy is not None
         self._loop.call_soon_threadsafe(getattr(self.proxy, name))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections import Counter
 from pathlib import Path
 
@@ -18,6 +19,20 @@ def read_journal(path: Path) -> tuple[Counter[Execution], Counter[Execution]]:
         verb, index, attempt = line.split()
         (begun if verb == "begin" else ended)[int(index), attempt] += 1
     return begun, ended
+
+
+def longest_stall_s(tasks: list[TaskInfo], fault_time: float) -> float:
+    """The longest time after the fault in which no task came to its durable end.
+
+    Args:
+        tasks: all of them, after the end; their times are those that are stored.
+        fault_time: when the fault began, in seconds since 1970.
+    """
+    ends = [task.end_time.timestamp() for task in tasks if task.end_time is not None]
+    assert len(ends) == len(tasks), "a task that succeeded has no end"
+    later = sorted(end for end in ends if end > fault_time)
+    assert later, "everything had ended before the fault, which has shown nothing"
+    return max(after - before for before, after in itertools.pairwise([fault_time, *later]))
 
 
 def check(path: Path, tasks: list[TaskInfo]) -> None:

@@ -1,6 +1,8 @@
 """SIGKILL, SIGSTOP and a bad network, on real processes, while a workflow runs.
 
-`FAULT_ROUNDS=20` repeats each; what really ran is checked against what the cluster promises.
+`make faults REPEAT=20` repeats each, and more of them. What really ran, and when, is checked
+against what the cluster promises: work goes on within the lease that a fault has to run out, and
+5 s.
 """
 
 from __future__ import annotations
@@ -17,12 +19,13 @@ import pytest
 
 from hyper.client import Client
 from hyper.workflows import Workflow
-from tests.faults.cluster import LEASE_S, FaultCluster, run_cluster
-from tests.faults.history import check
+from tests.faults.cluster import LEADER_TTL_S, LEASE_S, FaultCluster, run_cluster
+from tests.faults.history import check, longest_stall_s
 from tests.support.servers import S3Server
 
 TASKS = 60
-ROUNDS = int(os.environ.get("FAULT_ROUNDS", "1"))
+REPEAT = int(os.environ.get("FAULT_REPEAT", "0"))  # 0: each once, the rarer ones not at all
+RECOVERY_S = 5.0  # beyond the lease
 
 
 @pytest.fixture(scope="module")
@@ -87,10 +90,73 @@ def late_replies(cluster: FaultCluster, client: Client) -> None:
     cluster.proxy.do("restore")
 
 
-FAULTS = [
-    kill_leader, kill_etcd, kill_worker, stop_worker, stop_leader, cut_connections,
-    silent_network, late_replies,
-]  # fmt: skip
+def slow_network(cluster: FaultCluster, client: Client) -> None:
+    cluster.proxy.do("slow")
+    threading.Event().wait(LEASE_S)
+    cluster.proxy.do("restore")
+
+
+def kill_leader_and_worker(cluster: FaultCluster, client: Client) -> None:
+    """The next leader waits for a worker that does not come."""
+    leader = cluster.leader(client)
+    cluster.workers[0].stop(signal.SIGKILL)
+    leader.stop(signal.SIGKILL)
+    leader.start()
+    cluster.workers[0].start()
+
+
+def kill_leader_twice(cluster: FaultCluster, client: Client) -> float:
+    """The second as soon as it leads; returns when it was killed."""
+    kill_leader(cluster, client)
+    second = time.time()
+    kill_leader(cluster, client)
+    return second
+
+
+def kill_everything(cluster: FaultCluster, client: Client) -> float:
+    """All but the workers, at once; returns when a scheduler is there again."""
+    services = [*cluster.schedulers, cluster.storage]
+    for each in services:
+        each.stop(signal.SIGKILL)
+    cluster.etcd.kill()
+    cluster.etcd.start()
+    first, *others = services
+    first.start()
+    begin = time.time()
+    for each in others:
+        each.start()
+    return begin
+
+
+def stop_everybody(cluster: FaultCluster, client: Client) -> None:
+    """Leader and workers stand still together: nobody may take the others for lost for ever."""
+    pids = [cluster.leader(client).pid, *(each.pid for each in cluster.workers)]
+    for pid in pids:
+        os.kill(pid, signal.SIGSTOP)
+    threading.Event().wait(1.5 * LEASE_S)
+    for pid in pids:
+        os.kill(pid, signal.SIGCONT)
+
+
+Fault = Callable[[FaultCluster, Client], float | None]
+# with the leases that have to run out, one after the other, before work can go on
+FAULTS: dict[Fault, float] = {
+    kill_leader: LEADER_TTL_S,
+    kill_etcd: LEADER_TTL_S,
+    kill_worker: LEASE_S,
+    stop_worker: LEASE_S,
+    stop_leader: LEADER_TTL_S,
+    cut_connections: LEASE_S,
+    silent_network: LEASE_S,
+    late_replies: LEASE_S,
+}
+RARER: dict[Fault, float] = {
+    slow_network: LEASE_S,
+    kill_leader_and_worker: LEADER_TTL_S + LEASE_S,
+    kill_leader_twice: LEADER_TTL_S,
+    kill_everything: LEADER_TTL_S,
+    stop_everybody: LEADER_TTL_S + LEASE_S,
+}
 
 
 def submit(client: Client, journal: Path) -> Workflow:
@@ -111,23 +177,34 @@ def submit(client: Client, journal: Path) -> Workflow:
     )  # fmt: skip
 
 
-@pytest.mark.timeout(300 + 60 * ROUNDS)
-@pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: fault.__name__)
+@pytest.mark.timeout(300 + 60 * REPEAT)
+@pytest.mark.parametrize(
+    "fault, lease_s",
+    [
+        pytest.param(fault, lease_s, id=fault.__name__)
+        for fault, lease_s in (FAULTS | (RARER if REPEAT else {})).items()
+    ],
+)
 def test_a_workflow_survives(
     cluster: FaultCluster,
-    fault: Callable[[FaultCluster, Client], None],
+    fault: Fault,
+    lease_s: float,
     tmp_path: Path,
     record_property: Callable[[str, object], None],
 ) -> None:
-    for turn in range(ROUNDS):
+    for turn in range(max(1, REPEAT)):
         journal = tmp_path / f"journal-{turn}"
         with cluster.client() as client:
             workflow = submit(client, journal)
             for status in workflow.watch():
                 if status.tasks.succeeded >= TASKS // 6:
                     break
-            fault(cluster, client)
-            begin = time.monotonic()
+            begin = time.time()
+            begin = fault(cluster, client) or begin
             workflow.wait(timeout_s=100, check=True)
-            record_property("seconds_after_fault", round(time.monotonic() - begin, 2))
-            check(journal, [workflow.task("first", index) for index in range(TASKS)])
+            tasks = [workflow.task("first", index) for index in range(TASKS)]
+            check(journal, tasks)
+            stall_s = longest_stall_s(tasks, begin)
+            record_property("stall_s", round(stall_s, 2))
+            print(f"{fault.__name__}: nothing ended for {stall_s:.2f} s")
+            assert stall_s < lease_s + RECOVERY_S

@@ -444,6 +444,7 @@ async def test_a_task_that_cannot_start_says_why(
         end = await scheduler.ended(0)
         assert end.outcome == wire.OUTCOME_FAILED
         assert message in end.message
+        assert end.permanent == ("image" not in spec)  # which another worker may run
         assert message.encode() in scheduler.log(0)
 
 

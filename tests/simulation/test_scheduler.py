@@ -8,7 +8,9 @@ from collections.abc import Callable, Iterator
 import pytest
 
 from hyper_scheduler.core.model import TaskId
-from tests.simulation.world import Rates, World, random_recipe
+from hyper_scheduler.core.state import Limits
+from tests.simulation.recipes import random_recipe
+from tests.simulation.world import FORGETFUL, LIMITS, Rates, World
 
 DEADLINE_S = 600.0  # virtual; liveness: long after the faults have stopped everything has ended
 
@@ -28,9 +30,14 @@ def run_seeds(default: int, run: Callable[[int], None]) -> None:
 
 
 def run_to_the_end(
-    seed: int, rates: Rates, *, poison: bool = False, killers: bool = False
+    seed: int,
+    rates: Rates,
+    *,
+    poison: bool = False,
+    killers: bool = False,
+    limits: Limits = LIMITS,
 ) -> World:
-    world = World(seed, rates)
+    world = World(seed, rates, limits=limits)
     for _ in range(world.random.randint(1, 3)):
         recipe = random_recipe(world.random)
         if poison and world.random.random() < 0.5:
@@ -101,10 +108,25 @@ def test_cancelling_ends_a_workflow() -> None:
 
 
 @pytest.mark.timeout(3600)
+def test_what_has_ended_is_forgotten_and_nothing_else() -> None:
+    def run(seed: int) -> None:
+        rates = Rates(cancel=0.05, retry=0.1, pause=0.1)
+        world = run_to_the_end(seed, rates, limits=FORGETFUL)
+        for name in world.recipes:
+            if world.disk.head(name)["state"] == "succeeded":
+                check_succeeded(world, name)
+            else:
+                assert name in world.cancelled
+        world.run(DEADLINE_S, world.nothing_left)
+
+    run_seeds(35, run)
+
+
+@pytest.mark.timeout(3600)
 def test_wild_faults() -> None:
     rates = Rates(
         worker_crash=0.3, worker_silent=0.2, preemption=0.2, link_break=1.0, leader_crash=0.5,
-        leader_deposed=0.5, drain=0.1,
+        leader_deposed=0.5, drain=0.1, pause=0.05,
     )  # fmt: skip
 
     def run(seed: int) -> None:

@@ -14,119 +14,32 @@ import json
 import random
 import uuid
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from hyper_scheduler.core import commands as c
 from hyper_scheduler.core import events as e
-from hyper_scheduler.core.commit import results_folder, workflow_path
+from hyper_scheduler.core.commit import results_root, workflow_path
 from hyper_scheduler.core.invariants import check_invariants
 from hyper_scheduler.core.model import (
-    Asha,
     Attempt,
-    Domain,
     Experiment,
-    Items,
-    Objective,
     Recipe,
-    Sampling,
-    Steps,
     TaskId,
 )
-from hyper_scheduler.core.pages import PAGE_TASKS, PageKey, decode_page
+from hyper_scheduler.core.pages import PageKey
 from hyper_scheduler.core.restore import StoredWorkflow, restore
 from hyper_scheduler.core.state import Capacity, Limits, Request, State
 from hyper_scheduler.core.step import step
 from hyper_scheduler.items import values
 from hyper_scheduler.store import transactions
+from tests.simulation.disk import Disk
 
 LIMITS = Limits(lease_s=6.0, gather_s=0.05)
+FORGETFUL = replace(LIMITS, kept_s=8.0, kept_workflows=1, kept_pages=2, kept_least_s=1.0)
 RECONNECT_S = (0.05, 1.0)
 RESULT = '["a", "b"]'
 Run = tuple[TaskId, Attempt]
-
-
-@dataclass
-class Disk:
-    """etcd and object storage; only the newest epoch may write."""
-
-    epoch: int = 0
-    keys: dict[str, bytes] = field(default_factory=dict)
-    objects: dict[str, bytes] = field(default_factory=dict)
-    written: int = 0
-    gangs: set[tuple[str, str]] = field(default_factory=set)  # workflow, experiment
-
-    def put(self, epoch: int, puts: list[c.Put]) -> bool:
-        """One fenced transaction; what is done must stay done."""
-        if epoch != self.epoch:
-            return False
-        self.written += 1
-        for put in puts:
-            if put.value is None:
-                self.keys.pop(put.key, None)
-                continue
-            if "/pages/" in put.key:
-                self._check_page(put.key, put.value)
-            self.keys[put.key] = put.value
-        return True
-
-    def _check_page(self, key: str, value: bytes) -> None:
-        page = decode_page(value)
-        new = int.from_bytes(page.done)
-        if key in self.keys:
-            old = int.from_bytes(decode_page(self.keys[key]).done)
-            assert old & new == old, f"{key}: a durable completion was lost"
-        _, tenant, workflow, _, experiment, number = key.split("/")
-        name = f"tenants/{tenant}/workflows/{workflow}"
-        folder = results_folder(name, experiment, int(number))
-        lines = [
-            json.loads(line)["i"]
-            for segment in page.segments
-            for line in self.objects[f"{folder}/{segment}.jsonl"].decode().splitlines()
-        ]
-        done = [int(number) * PAGE_TASKS + i for i in range(PAGE_TASKS) if page.is_done(i)]
-        if (name, experiment) in self.gangs:  # a rank that is held has its result there already
-            assert set(done) <= set(lines), f"{key}: done tasks without a result"
-        else:
-            assert sorted(lines) == done, f"{key}: results and done tasks differ"
-
-    def results(self, workflow: str, experiment: str) -> dict[int, str]:
-        """What the tasks of an experiment have returned, as JSON."""
-        found: dict[int, str] = {}
-        prefix = f"{workflow_path(workflow)}/pages/{experiment}/"
-        for key in sorted(self.keys):
-            if key.startswith(prefix):
-                number = int(key.rpartition("/")[2])
-                folder = results_folder(workflow, experiment, number)
-                for segment in decode_page(self.keys[key]).segments:
-                    for line in self.objects[f"{folder}/{segment}.jsonl"].decode().splitlines():
-                        facts = json.loads(line)
-                        found[facts["i"]] = facts["result"]
-        return found
-
-    def is_known(self, task: TaskId, attempt: Attempt) -> bool:
-        """Whether an attempt, or a newer one of the task, is durable."""
-        key = (
-            f"{workflow_path(task.workflow)}/pages/{task.experiment}/{task.index // PAGE_TASKS:06d}"
-        )
-        record = decode_page(self.keys[key]).records.get(task.index) if key in self.keys else None
-        return record is not None and record.attempt is not None and record.attempt >= attempt
-
-    def total(self, workflow: str, experiment: str) -> int:
-        """How many tasks an experiment has come to have."""
-        total: int = self.head(workflow)["experiments"][experiment]["total"]
-        return total
-
-    def is_done(self, task: TaskId) -> bool:
-        """Whether the task's success is durable."""
-        number = task.index // PAGE_TASKS
-        key = f"{workflow_path(task.workflow)}/pages/{task.experiment}/{number:06d}"
-        return key in self.keys and decode_page(self.keys[key]).is_done(task.index)
-
-    def head(self, workflow: str) -> dict[str, Any]:
-        """The stored head."""
-        head: dict[str, Any] = json.loads(self.keys[f"{workflow_path(workflow)}/head"])
-        return head
 
 
 @dataclass
@@ -167,13 +80,18 @@ class Rates:
     leader_deposed: float = 0.05
     drain: float = 0.02
     cancel: float = 0.0
+    retry: float = 0.0  # of what was cancelled
+    pause: float = 0.0
 
 
 class World:
     """Runs one seed; assertions fail with the seed in their message by the test's hand."""
 
-    def __init__(self, seed: int, rates: Rates, faults_s: float = 30.0) -> None:
+    def __init__(
+        self, seed: int, rates: Rates, faults_s: float = 30.0, limits: Limits = LIMITS
+    ) -> None:
         self.random = random.Random(seed)
+        self.limits = limits
         self.rates, self.faults_s = rates, faults_s
         self.now = 0.0
         self.disk = Disk()
@@ -224,7 +142,12 @@ class World:
         return f"{heads}, asked {len(self.asked)}, answered {len(self.answered)}"
 
     def known(self, name: str) -> bool:
-        return f"{workflow_path(name)}/head" in self.disk.keys
+        return self.disk.find(f"{workflow_path(name)}/head") is not None
+
+    def nothing_left(self) -> bool:
+        """Every workflow is forgotten, with its results and the note of them."""
+        left = ("workflows/", "forgotten/")
+        return not self.disk.objects and not any(key.startswith(left) for key in self.disk.keys)
 
     def ended(self) -> bool:
         """Every request is answered, every workflow has durably ended."""
@@ -235,19 +158,22 @@ class World:
 
     # ---- clients
 
-    def ask(self, make: Callable[[float, str], e.Event]) -> None:
+    def ask(
+        self, make: Callable[[float, str], e.Event], then: Callable[[], None] = lambda: None
+    ) -> None:
         """Send a request, again and again until it is answered."""
         request_id = str(uuid.UUID(int=self.random.getrandbits(128)))
         self.asked[request_id] = lambda now: make(now, request_id)
-        self._send_request(request_id)
+        self._send_request(request_id, then)
 
-    def _send_request(self, request_id: str) -> None:
+    def _send_request(self, request_id: str, then: Callable[[], None]) -> None:
         if request_id in self.answered:
+            then()
             return
         leader = self.leader
         if leader is not None and leader.alive:
             self.feed(leader, self.asked[request_id](self.now))
-        self.after(self.random.uniform(0.2, 2.0), lambda: self._send_request(request_id))
+        self.after(self.random.uniform(0.2, 2.0), lambda: self._send_request(request_id, then))
 
     def submit(self, recipe: Recipe) -> str:
         name = f"tenants/t/workflows/w{len(self.recipes)}"
@@ -255,6 +181,14 @@ class World:
         self.disk.gangs |= {(name, each.name) for each in recipe.experiments if each.gang > 1}
         self.ask(lambda now, request_id: e.Submit(now, request_id, name, recipe, name))
         return name
+
+    def pause(self, name: str) -> None:
+        """For a while: who has paused it goes on with it."""
+
+        def change(paused: bool) -> Callable[[float, str], e.Event]:
+            return lambda now, request_id: e.Pause(now, request_id, name, paused)
+
+        self.ask(change(True), then=lambda: self.ask(change(False)))
 
     # ---- the scheduler
 
@@ -278,9 +212,12 @@ class World:
                 request_id = key.removeprefix("requests/")
                 requests[request_id] = Request(request_id, **json.loads(value))
         drained = [key.split("/")[1] for key in self.disk.keys if key.startswith("drained/")]
+        notes = [key.split("/") for key in self.disk.keys if key.startswith("forgotten/")]
+        forgotten = [f"tenants/{tenant}/workflows/{name}" for _, tenant, name in notes]
         state = restore(
-            workflows, requests, drained, epoch=self.disk.epoch, now=self.now, limits=LIMITS
-        )
+            workflows, requests, drained, forgotten,
+            epoch=self.disk.epoch, now=self.now, limits=self.limits,
+        )  # fmt: skip
         self.leader = Leader(self.disk.epoch, state)
         self.say(f"leader {self.disk.epoch}")
         self._tick(self.leader)
@@ -309,7 +246,7 @@ class World:
                 leader.flush_armed = False
                 self.feed(leader, e.Tick(self.now))
 
-            self.after(LIMITS.gather_s + 0.001, flush)
+            self.after(self.limits.gather_s + 0.001, flush)
 
     def _carry_out(self, leader: Leader, command: c.Command) -> None:
         match command:
@@ -336,6 +273,8 @@ class World:
                         leader, e.Suggested(self.now, workflow, experiment, index, f"[{index}]")
                     ),
                 )
+            case c.Discard(workflow):
+                self.after(self.random.uniform(0.01, 2.0), lambda: self._discard(leader, workflow))
             case c.Lost(worker=worker, session=session):
                 self.say(f"lost {worker}")
                 self._close(leader, worker, session)
@@ -343,6 +282,15 @@ class World:
                 pass
             case _:
                 self._down(leader, command)
+
+    def _discard(self, leader: Leader, workflow: str) -> None:
+        """A leader that is dead deletes nothing; one that does not know that it is deposed does."""
+        if leader.alive:
+            root = results_root(workflow)
+            assert not any(key.startswith(f"{workflow_path(workflow)}/") for key in self.disk.keys)
+            for key in [key for key in self.disk.objects if key.startswith(root)]:
+                del self.disk.objects[key]
+            self.feed(leader, e.Discarded(self.now, workflow))
 
     def _expand(self, leader: Leader, workflow: str, experiment: str) -> None:
         spec = self._spec(workflow, experiment)
@@ -421,8 +369,19 @@ class World:
         leader, link = worker.leader, worker.link
 
         def arrive() -> None:
-            if leader is not None and leader.links.get(worker.name) == (worker, link):
-                self.feed(leader, make(self.now))
+            event = make(self.now)
+            if leader is None:
+                return
+            whole = leader.links.get(worker.name) == (worker, link)
+            if isinstance(event, e.Hello):
+                if whole:
+                    self.feed(leader, event)
+                return
+            # of a stream that has ended, what was in line already comes, behind a new one's Hello
+            if whole or self.random.random() < 0.5:
+                self.feed(leader, event)
+            if self.random.random() < 0.02:  # and once more, out of order
+                self.after(self.random.expovariate(5), lambda: self.feed(leader, make(self.now)))
 
         self.after(self._delay(link, False), arrive)
 
@@ -496,6 +455,7 @@ class World:
                 if task == report.task
             )
             late = newer or head["stopping"] or head["state"] not in ("pending", "running")
+            late = late or report.task.workflow in self.cancelled  # and retried since
             leader = self.leader
             if not late and leader is not None:  # given out, but not arrived yet
                 run = leader.state.experiment(report.task)
@@ -685,42 +645,8 @@ class World:
                 if name not in self.cancelled and happens(rates.cancel):
                     self.cancelled.add(name)
                     self.ask(lambda now, request_id, name=name: e.Cancel(now, request_id, name))
+                elif name in self.cancelled and happens(rates.retry):
+                    self.ask(lambda now, request_id, name=name: e.Retry(now, request_id, name))
+                if happens(rates.pause):
+                    self.pause(name)
         self.after(0.1, self.faults)
-
-
-def random_recipe(rng: random.Random, retries: int = 2) -> Recipe:
-    """A few experiments, each depending on some of those before it, in all the ways there are."""
-    experiments: list[Experiment] = []
-    for number in range(rng.randint(1, 4)):
-        earlier = [each.name for each in experiments]
-        depends_on = tuple(name for name in earlier if rng.random() < 0.5)
-        each: tuple[str, ...] = ()
-        parameters: dict[str, Domain] = {"i": Steps(0, 1, rng.randint(1, 15))}
-        gang = rng.choice([1, 1, 1, 2, 3])
-        if gang > 1:
-            parameters = {"i": Steps(0, 1, rng.randint(1, 4))}
-        if depends_on and rng.random() < 0.5:
-            before = next(one for one in experiments if one.name == depends_on[0])
-            if not before.items and before.sampling is Sampling.GRID and rng.random() < 0.6:
-                each, parameters = (before.name,), dict(before.parameters)
-            elif before.objective is None:
-                parameters = {"i": Items(before.name)}
-        trials = gang == 1 and not each and "i" in parameters and rng.random() < 0.3
-        objective = Objective("score", rng.random() < 0.5, Asha(1, 2)) if trials else None
-        chosen = objective is not None and isinstance(parameters["i"], Steps) and rng.random() < 0.5
-        experiments.append(
-            Experiment(
-                name=f"e{number}",
-                function="m:f",
-                depends_on=depends_on,
-                each=each,
-                parameters=parameters,
-                sampling=Sampling.TPE if chosen else Sampling.GRID,
-                samples=rng.randint(1, 8) if chosen else 0,
-                workers=rng.choice([0, 0, max(2, gang)]),
-                retries=retries,
-                gang=gang,
-                objective=objective,
-            )
-        )
-    return Recipe("sim", tuple(experiments), priority=rng.randint(0, 1))

@@ -13,6 +13,7 @@ class FaultProxy:
     def __init__(self, host: str, port: int) -> None:
         self._host, self._port = host, port
         self._requests, self._replies, self._accepts = asyncio.Event(), asyncio.Event(), True
+        self._delay_s = 0.0
         self._writers: set[asyncio.StreamWriter] = set()
         self._tasks: set[asyncio.Task[None]] = set()
         self.endpoint = ""
@@ -20,7 +21,7 @@ class FaultProxy:
 
     def restore(self) -> None:
         """Everything passes again."""
-        self._accepts = True
+        self._accepts, self._delay_s = True, 0.0
         self._requests.set()
         self._replies.set()
 
@@ -32,6 +33,10 @@ class FaultProxy:
     def stall_replies(self) -> None:
         """Requests arrive, replies are held back."""
         self._replies.clear()
+
+    def slow(self) -> None:
+        """Every packet takes a third of a second, in both directions."""
+        self._delay_s = 1 / 3
 
     def cut(self) -> None:
         """Close all connections and every new one until `restore`."""
@@ -51,8 +56,8 @@ class FaultProxy:
             self._writers |= {writer, other}
             try:
                 async with asyncio.TaskGroup() as group:
-                    group.create_task(_pump(reader, other, self._requests))
-                    group.create_task(_pump(other_reader, writer, self._replies))
+                    group.create_task(self._pump(reader, other, self._requests))
+                    group.create_task(self._pump(other_reader, writer, self._replies))
             finally:
                 self._writers -= {writer, other}
                 other.close()
@@ -69,15 +74,16 @@ class FaultProxy:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
 
-
-async def _pump(
-    reader: asyncio.StreamReader, writer: asyncio.StreamWriter, gate: asyncio.Event
-) -> None:
-    while data := await reader.read(65536):
-        await gate.wait()
-        writer.write(data)
-        await writer.drain()
-    raise ConnectionResetError("closed by one side")
+    async def _pump(
+        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, gate: asyncio.Event
+    ) -> None:
+        while data := await reader.read(65536):
+            await gate.wait()
+            if self._delay_s:
+                await asyncio.sleep(self._delay_s)
+            writer.write(data)
+            await writer.drain()
+        raise ConnectionResetError("closed by one side")
 
 
 @asynccontextmanager

@@ -59,18 +59,25 @@ class ServiceProcess:
             "PYTHONPATH": str(REPOSITORY),
             **{f"HYPER_{self.prefix}__{key}": value for key, value in settings.items()},
         }
-        with self.log.open("ab") as log:
-            self.child = subprocess.Popen(
-                [sys.executable, "-m", self.module], env=environment, stdout=log, stderr=log
-            )
+        self.child = self._spawn(environment)
         end = time.monotonic() + START_TIMEOUT_S
         while not ready.exists():
-            if self.child.poll() is not None or time.monotonic() > end:
+            ended, late = self.child.poll() is not None, time.monotonic() > end
+            if ended and not late and "cannot listen on" in self.log.read_text()[-500:]:
+                time.sleep(POLL_S)  # somebody's connection has got the port meanwhile: it passes
+                self.child = self._spawn(environment)
+            elif ended or late:
                 self.stop(signal.SIGKILL)
                 pytest.fail(f"{self.name} does not start:\n{self.log.read_text()[-3000:]}")
             time.sleep(POLL_S)
         self.facts = json.loads(ready.read_text())
         self.listen = self.facts["address"] or self.listen
+
+    def _spawn(self, environment: Mapping[str, str]) -> subprocess.Popen[bytes]:
+        with self.log.open("ab") as log:
+            return subprocess.Popen(
+                [sys.executable, "-m", self.module], env=environment, stdout=log, stderr=log
+            )
 
     def stop(self, number: signal.Signals = signal.SIGTERM) -> int:
         """Signal it and wait for its end; returns its exit status."""

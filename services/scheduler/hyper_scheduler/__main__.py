@@ -35,7 +35,10 @@ def main() -> int:
         clock = SteadyClock(SystemClock())
         etcd = await running.stack.enter_async_context(Etcd(settings.etcd_endpoints))
         objects = await running.stack.enter_async_context(S3Store(settings.s3))
-        store = Store(etcd, objects, settings.etcd_prefix, settings.request_ttl_s)
+        store = Store(
+            etcd, objects, settings.etcd_prefix, settings.request_ttl_s,
+            compact_bytes=settings.compact_mb * 1e6,
+        )  # fmt: skip
         vault = Vault(
             etcd, settings.etcd_prefix, read_keys(settings.secrets_key.get_secret_value()), clock
         )

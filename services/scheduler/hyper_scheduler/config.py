@@ -36,6 +36,21 @@ class SchedulerSettings(ServiceSettings):
     gather_s: float = Field(default=0.05, ge=0, description="completions are gathered for this")
     watch_interval_s: float = Field(default=0.1, ge=0, description="least time between updates")
     request_ttl_s: float = Field(default=86_400, gt=0, description="answers to repeats are kept")
+    kept_s: float = Field(
+        default=30 * 86_400, ge=0, description="ended workflows are kept for this; 0: for ever"
+    )
+    kept_workflows: int = Field(
+        default=1_000, ge=0, description="ended workflows kept at most; 0: no bound"
+    )
+    kept_pages: int = Field(
+        default=50_000, ge=0, description="pages (4,096 tasks each) of these; 0: no bound"
+    )
+    kept_least_s: float = Field(
+        default=600.0, ge=0, description="none goes sooner because there are too many"
+    )
+    compact_mb: float = Field(
+        default=32.0, ge=0, description="written before etcd's history is cut; 0: never"
+    )
     max_events: int = Field(default=10_000, gt=0, description="events that wait for the loop")
     max_link_messages: int = Field(default=10_000, gt=0, description="that wait for one worker")
     max_page_size: int = Field(default=1_000, gt=0, description="items in a page of a list")

@@ -14,6 +14,7 @@ import math
 import re
 
 from hyper_scheduler.core.model import Choice, Domain, Items, LogUniform, Steps, Uniform, Value
+from hyper_scheduler.core.parameters import MAX_COMBINATIONS
 from hyper_scheduler.positioned import Node
 
 _NUMBER = r"[0-9]+(?:\.[0-9]*)?(?:[eE][-+]?[0-9]+)?"
@@ -96,10 +97,12 @@ def _range(node: Node) -> Domain:
     step = rest[0] if rest else 1
     if step == 0:
         node.fail("the step is 0")
-    span = (stop - start) / step
     if isinstance(start, int) and isinstance(stop, int) and isinstance(step, int):
-        steps = len(range(start, stop, step))
+        steps = -((start - stop) // step)  # the length of range(), which has a bound of its own
     else:
+        span = (stop - start) / step
+        if abs(span) > MAX_COMBINATIONS:  # infinite, maybe
+            node.fail("the step is too small for the range")
         steps = math.ceil(span - 1e-9)  # a step that divides the span up to rounding is meant to
     if steps <= 0:
         node.fail("the range is empty, so the experiment would have no task")

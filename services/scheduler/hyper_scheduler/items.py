@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
 
 from hyper.errors import InvalidArgumentError
 from hyper_scheduler.core.model import Items
@@ -12,7 +14,7 @@ from hyper_scheduler.core.state import WorkflowRun
 from hyper_scheduler.store import Store
 
 MAX_ITEMS = 1_000_000  # of one parameter
-MAX_BYTES = 256 << 20  # of their JSON
+MAX_BYTES = 64 << 20  # of their JSON, which the leader keeps in memory
 
 
 async def items_of(
@@ -34,31 +36,40 @@ async def _items(store: Store, workflow: WorkflowRun, source: Items) -> tuple[st
     for number in sorted(run.pages):
         key = PageKey(workflow.name, source.experiment, number)
         lines = await store.results(key, run.pages[number])
-        for index in sorted(lines):
-            for item in values(index, lines[index]["result"], source):
-                items.append(item)
-                size += len(item)
-            if len(items) > MAX_ITEMS or size > MAX_BYTES:
-                raise InvalidArgumentError(
-                    f"the results of {source.experiment} hold more than {MAX_ITEMS} items or "
-                    f"{MAX_BYTES >> 20} MiB; let each item stand for several"
-                )
+        found = await asyncio.to_thread(_in_page, lines, source)  # may be much: others go on
+        items += found
+        size += sum(map(len, found))
+        if len(items) > MAX_ITEMS or size > MAX_BYTES:
+            raise InvalidArgumentError(
+                f"the results of {source.experiment} hold more than {MAX_ITEMS} items or "
+                f"{MAX_BYTES >> 20} MiB; let each item stand for several"
+            )
     return tuple(items)
 
 
+def _in_page(lines: Mapping[int, Mapping[str, Any]], source: Items) -> list[str]:
+    return [
+        item for index in sorted(lines) for item in values(index, lines[index]["result"], source)
+    ]
+
+
 def values(index: int, result_json: str, source: Items) -> Iterator[str]:
-    """The items in the result of one task: those of a list, or the value itself; nothing of null.
+    """The items in the result of one task: those of a list, or the value itself; nothing of null,
+    and nothing of a task that was stopped early.
 
     Raises:
         InvalidArgumentError: the result has no such key.
     """
     result = json.loads(result_json) if result_json else None
-    if source.key and result is not None:
+    if isinstance(result, dict) and result.get("stopped_early") is True:
+        return
+    if source.key:
         if not isinstance(result, dict) or source.key not in result:
             keys = ", ".join(map(str, result)) if isinstance(result, dict) else "no mapping"
+            keys = keys if result is not None else "no result"
             raise InvalidArgumentError(
                 f"the result of task {index} of {source.experiment} has no {source.key!r}: "
-                f"there is {keys or 'nothing'}"
+                f"there is {keys[:200] or 'nothing'}"
             )
         result = result[source.key]
     if result is None:

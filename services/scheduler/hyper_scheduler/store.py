@@ -7,6 +7,7 @@ Under `{etcd_prefix}/scheduler/`:
     workflows/{tenant}/{workflow}/head       states and times
     workflows/{tenant}/{workflow}/pages/{experiment}/{page}   4,096 tasks
     requests/{request_id}                    what was done for it; under a lease
+    forgotten/{tenant}/{workflow}            its results are being deleted; all else of it is gone
     drained/{worker}
 
 Every write carries the fence of the leadership it was decided under.
@@ -22,13 +23,13 @@ from typing import Any
 
 from hyper.errors import HyperError, NotFoundError
 from hyper_scheduler.core.commands import Commit, Put
-from hyper_scheduler.core.commit import results_folder, workflow_path
+from hyper_scheduler.core.commit import results_folder, results_root, workflow_path
 from hyper_scheduler.core.model import Recipe
 from hyper_scheduler.core.pages import Page, PageKey
 from hyper_scheduler.core.restore import StoredWorkflow
 from hyper_scheduler.core.state import Request
 from hyper_scheduler.recipe import parse_recipe
-from hyper_servicekit.etcd import Compare, Etcd, KeyValue, Lease, Op
+from hyper_servicekit.etcd import Compare, Etcd, KeyValue, Lease, LeaseLostError, Op
 from hyper_servicekit.logs import get_logger
 from hyper_servicekit.objects import ObjectStore
 
@@ -39,6 +40,7 @@ MAX_BYTES = 1_000_000  # of one transaction; etcd refuses 1.5 MiB
 CACHED_OBJECTS = 256
 _LEASE_RENEW_S = 3_600.0
 _LOADS_AT_ONCE = 8
+_DELETES = 1_000  # in flight; a list of a folder that holds millions is not a task each
 
 
 class DeposedError(Exception):
@@ -52,6 +54,7 @@ class Stored:
     workflows: dict[str, StoredWorkflow]
     requests: dict[str, Request]
     drained: list[str]
+    forgotten: list[str]
 
 
 class Store:
@@ -62,12 +65,20 @@ class Store:
         objects: for results.
         etcd_prefix: of the cluster.
         request_ttl_s: for how long answers to repeated requests are kept.
+        compact_bytes: etcd's history is cut after so much was written; 0: that is etcd's business.
     """
 
     def __init__(
-        self, etcd: Etcd, objects: ObjectStore, etcd_prefix: str, request_ttl_s: float
+        self,
+        etcd: Etcd,
+        objects: ObjectStore,
+        etcd_prefix: str,
+        request_ttl_s: float,
+        compact_bytes: float = 0.0,
     ) -> None:
         self._etcd, self._objects = etcd, objects
+        self._compact_bytes = compact_bytes
+        self._written_bytes = self._cut_at = 0
         self._root = f"{etcd_prefix}/scheduler/"
         self._request_ttl_s = request_ttl_s
         self._lease: tuple[Lease, float] | None = None
@@ -90,7 +101,9 @@ class Store:
             requests[request_id] = Request(request_id, facts["kind"], facts["name"])
         drained, _ = await self._etcd.get_prefix(f"{self._root}drained/")
         names = [item.key.rpartition("/")[2] for item in drained]
-        return Stored(await self._workflows(items), requests, names)
+        notes, _ = await self._etcd.get_prefix(f"{self._root}forgotten/")
+        forgotten = ["tenants/{}/workflows/{}".format(*item.key.split("/")[-2:]) for item in notes]
+        return Stored(await self._workflows(items), requests, names, forgotten)
 
     async def load_workflow(self, name: str) -> StoredWorkflow | None:
         """One workflow, or None."""
@@ -153,21 +166,56 @@ class Store:
             UnavailableError: etcd cannot be reached; the outcome is unknown.
         """
         operations: list[Op] = []
+        size = 0
         for put in puts:
+            size += len(put.key) + len(put.value or b"")
             key = f"{self._root}{put.key}"
             if put.value is None:
-                operations.append(Op.delete(key))
+                operations.append(Op.delete_prefix(key) if put.below else Op.delete(key))
             else:
                 lease = await self._request_lease() if put.expires else 0
                 operations.append(Op.put(key, put.value, lease))
-        result = await self._etcd.transact([fence], operations)
+        try:
+            result = await self._etcd.transact([fence], operations)
+        except LeaseLostError:
+            self._lease = None  # somebody has revoked it: the next try takes a new one
+            raise
         if not result.succeeded:
             raise DeposedError("another scheduler leads")
+        await self._cut_history(size, result.revision)
+
+    async def _cut_history(self, size: int, revision: int) -> None:
+        """Pages are written again and again: their old revisions would fill etcd between its own
+        compactions. What was written last stays, for those who watch or list."""
+        self._written_bytes += size
+        if not self._compact_bytes or self._written_bytes < self._compact_bytes:
+            return
+        self._written_bytes, before, self._cut_at = 0, self._cut_at, revision
+        if not before:
+            return
+        try:
+            await self._etcd.compact(before)
+        except HyperError as error:  # done by somebody else, or to be done the next time
+            log.info("etcd's history not cut", revision=before, error=str(error))
 
     async def discard(self, keys: Iterable[str]) -> None:
         """Delete objects that nothing names."""
         for key in keys:
             await self._objects.delete(key)
+
+    async def discard_results(self, workflow: str) -> None:
+        """Delete all results of a workflow that is forgotten."""
+        limit = asyncio.Semaphore(_LOADS_AT_ONCE)
+
+        async def delete(key: str) -> None:
+            async with limit:
+                await self._objects.delete(key)
+
+        found: list[str] = []
+        async for each in self._objects.list(results_root(workflow)):
+            found.append(each.key)
+        for start in range(0, len(found), _DELETES):
+            await asyncio.gather(*map(delete, found[start : start + _DELETES]))
 
     async def results(self, key: PageKey, page: Page) -> dict[int, dict[str, Any]]:
         """What the page's objects say of its done tasks."""
@@ -191,7 +239,7 @@ class Store:
             data = await self._objects.get(key)
         except NotFoundError:  # not written yet, or written anew: memory has it
             return {}
-        lines = result_lines(data.decode().splitlines())
+        lines = await asyncio.to_thread(lambda: result_lines(data.decode().splitlines()))
         self._cache[key] = lines
         if len(self._cache) > CACHED_OBJECTS:
             self._cache.pop(next(iter(self._cache)))

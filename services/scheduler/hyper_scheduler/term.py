@@ -34,6 +34,7 @@ from hyperapi.worker.v1 import agent_service_pb2 as agent
 log = get_logger(__name__)
 
 _RETRY_S = 0.2
+_DISCARD_RETRY_S = 10.0
 _BURST = 64  # events worked off before other tasks get their turn
 _MAX_GARBAGE = 10_000
 _REFUSALS: dict[str, tuple[type[HyperError], str]] = {
@@ -96,6 +97,7 @@ class Term:
         self._commits: asyncio.Queue[c.Commit] = asyncio.Queue()  # the core has one under way
         self._expansions: asyncio.Queue[c.Expand] = asyncio.Queue()  # an experiment has one
         self._suggestions: asyncio.Queue[c.Suggest] = asyncio.Queue()  # the same
+        self._discards: asyncio.Queue[c.Discard] = asyncio.Queue()  # as many as are forgotten
         self._garbage: asyncio.Queue[str] = asyncio.Queue(_MAX_GARBAGE)
         self._asked: dict[str, list[asyncio.Future[str]]] = {}
         self._watchers: dict[str, set[asyncio.Event]] = {}
@@ -117,9 +119,13 @@ class Term:
             gather_s=self._settings.gather_s,
             tenants={name: each.quota() for name, each in self._settings.tenants.items()},
             other_tenants=self._settings.other_tenants.quota(),
+            kept_s=self._settings.kept_s,
+            kept_workflows=self._settings.kept_workflows,
+            kept_pages=self._settings.kept_pages,
+            kept_least_s=self._settings.kept_least_s,
         )
         self.state = restore(
-            stored.workflows, stored.requests, stored.drained,
+            stored.workflows, stored.requests, stored.drained, stored.forgotten,
             epoch=self.epoch, now=self._clock.now(), limits=limits,
         )  # fmt: skip
         log.info("state restored", epoch=self.epoch, workflows=len(self.state.workflows))
@@ -130,7 +136,7 @@ class Term:
             async with asyncio.TaskGroup() as group:
                 parts = (
                     self._loop, self._tick, self._commit_all, self._sweep, self._expand_all,
-                    self._suggest_all,
+                    self._suggest_all, self._discard_all,
                 )  # fmt: skip
                 for part in parts:
                     group.create_task(part(), name=f"term{part.__name__}")
@@ -230,6 +236,8 @@ class Term:
                 self._expansions.put_nowait(command)
             case c.Suggest():
                 self._suggestions.put_nowait(command)
+            case c.Discard():
+                self._discards.put_nowait(command)
             case c.Reply(request):
                 for future in self._asked.get(request.request_id, ()):
                     if not future.done():
@@ -305,7 +313,9 @@ class Term:
         """Read items of experiments, again and again while the object store is away."""
         while True:
             wanted = await self._expansions.get()
-            workflow = self.state.workflows[wanted.workflow]
+            workflow = self.state.workflows.get(wanted.workflow)
+            if workflow is None:
+                continue  # it has ended, and is forgotten
             sources = workflow.experiments[wanted.experiment].spec.items
             found: tuple[tuple[str, tuple[str, ...]], ...] = ()
             problem = ""
@@ -328,7 +338,10 @@ class Term:
         """Choose parameters, one task after the other."""
         while True:
             wanted = await self._suggestions.get()
-            spec = self.state.workflows[wanted.workflow].experiments[wanted.experiment].spec
+            workflow = self.state.workflows.get(wanted.workflow)
+            if workflow is None:
+                continue  # it has ended, and is forgotten
+            spec = workflow.experiments[wanted.experiment].spec
             text = problem = ""
             try:
                 text = await asyncio.to_thread(suggest, spec, wanted.index, wanted.history)
@@ -339,6 +352,20 @@ class Term:
                 self._clock.now(), wanted.workflow, wanted.experiment, wanted.index, text, problem
             )  # fmt: skip
             self._inbox.put_now(event)
+
+    async def _discard_all(self) -> None:
+        """Delete results of forgotten workflows, again and again while the object store is away."""
+        while True:
+            name = (await self._discards.get()).workflow
+            while True:
+                try:
+                    await self._store.discard_results(name)
+                    break
+                except HyperError as error:
+                    log.warning("results not deleted", workflow=name, error=str(error))
+                    await self._clock.sleep(_DISCARD_RETRY_S)
+            log.info("workflow forgotten", workflow=name)
+            self._inbox.put_now(e.Discarded(self._clock.now(), name))
 
     async def _sweep(self) -> None:
         """Delete result objects that were written anew; what stays behind costs only space."""

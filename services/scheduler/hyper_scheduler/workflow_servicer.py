@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -31,7 +31,7 @@ from hyper_servicekit.clock import Clock
 from hyperapi.scheduler.v1 import workflow_pb2 as nouns
 from hyperapi.scheduler.v1 import workflow_service_pb2 as pb
 
-_MAX_SCANNED = 200_000  # tasks that one ListTasks call looks at
+_MAX_SCANNED = 50_000  # tasks, and pages, that one ListTasks call looks at
 _FOLLOWER_POLL_S = 0.5
 _LOOK_S = 2.0
 
@@ -103,7 +103,10 @@ class WorkflowServicer:
 
     async def _changed(self, term: Term, event: Submit | Cancel | Retry | Pause) -> nouns.Workflow:
         name = await term.ask(event)
-        return convert.workflow(term.state.workflows[name], term.state)
+        run = term.state.workflows.get(name)
+        if run is None:
+            raise NotFoundError(f"there is no workflow {name}; `hyper ps` lists them")
+        return convert.workflow(run, term.state)
 
     async def GetWorkflow(  # noqa: N802
         self, request: pb.GetWorkflowRequest, context: Any
@@ -249,14 +252,33 @@ def select(
     Looks at a bounded number of tasks, so fewer may come back although there are more.
     """
     found: list[int] = []
-    index, end = start, min(run.total, start + _MAX_SCANNED)
-    untouched = TaskState.CANCELLED if run.state.ended else TaskState.PENDING
-    while index < end and len(found) < size:
-        page_end = (index // PAGE_TASKS + 1) * PAGE_TASKS
-        if wanted not in (None, untouched) and index // PAGE_TASKS not in run.pages:
-            index = min(end, page_end)
-            continue
-        if wanted is None or run.task_state(index) is wanted:
-            found.append(index)
-        index += 1
+    index, looked = start, 0
+    while index < run.total and looked < _MAX_SCANNED:
+        page_end = min(run.total, (index // PAGE_TASKS + 1) * PAGE_TASKS)
+        candidates = _candidates(run, index, page_end, wanted)
+        for each in candidates:
+            if wanted is None or run.task_state(each) is wanted:
+                found.append(each)
+                if len(found) == size:
+                    return found, each + 1
+        looked += len(candidates) + 1
+        index = page_end
     return found, index
+
+
+def _candidates(
+    run: ExperimentRun, start: int, end: int, wanted: TaskState | None
+) -> Sequence[int]:
+    """Tasks of one page that may be in state `wanted`: few where a page tells so at once."""
+    page = run.pages.get(start // PAGE_TASKS)
+    done = 0 if page is None else page.done_count
+    match wanted:
+        case TaskState.RUNNING | TaskState.FAILED:
+            return sorted(i for i in page.records if i >= start) if page is not None else ()
+        case TaskState.SUCCEEDED if not done:
+            return ()
+        case TaskState.PENDING | TaskState.CANCELLED:
+            ended = run.state.ended
+            if done == PAGE_TASKS or ended == (wanted is TaskState.PENDING):
+                return ()
+    return range(start, end)

@@ -49,6 +49,7 @@ from hyper_worker.node import Node, Sample
 from hyper_worker.ports import Ports, own_address
 from hyper_worker.runner.base import Execution, Output, Runner
 from hyper_worker.runner.place import Place
+from hyper_worker.runner.template import TemplateError
 from hyper_worker.staging.stage import Stage
 from hyper_worker.voice import Metrics, Voice
 from hyperapi.scheduler.v1 import workflow_pb2
@@ -333,10 +334,12 @@ class Agent:
         keys = [job.key for job in jobs]
         start = time.monotonic()
         self._ports.lend(jobs[0].port)
+        permanent = False
         try:
             await self._run(kind, jobs)
         except (OSError, ValueError, HyperError) as error:
             message = f"cannot start: {error}"
+            permanent = isinstance(error, TemplateError)
         except Exception as error:
             log.error("attempt failed unexpectedly", task=keys[0].task, exc_info=error)
             message = f"internal error of the worker: {error!r}; its log has the stack"
@@ -351,7 +354,8 @@ class Agent:
         left = [key for key in keys if self._machine.runs(key) and key not in self._failing]
         for key in left:
             self.output(key).write(f"[hyper: {message}]\n".encode(errors="replace"))
-        exit_ = Exit(exit_code=126, message=message, wall_s=time.monotonic() - start)
+        wall_s = time.monotonic() - start
+        exit_ = Exit(exit_code=126, message=message, wall_s=wall_s, permanent=permanent)
         self.ended([(key, exit_) for key in left])
 
     async def _run(self, kind: str, jobs: tuple[Job, ...]) -> None:

@@ -73,12 +73,14 @@ class Voice:
             return
         verb, _, text = bytes(line[len(MARK) :]).decode(errors="replace").strip().partition(" ")
         try:
+            if len(line) >= LINE_BYTES_MAX:
+                raise ValueError(f"it is over {RESULT_BYTES_MAX} bytes; write it to a dataset")
             value = json.loads(text)
             if verb == "report":
                 self._on_metrics(_metrics(value))
             elif verb == "result":
                 if len(text.encode()) > RESULT_BYTES_MAX:
-                    raise ValueError(f"it is over {RESULT_BYTES_MAX} bytes of JSON")
+                    raise ValueError(f"it is over {RESULT_BYTES_MAX} bytes; write it to a dataset")
                 self.result_json = text
             else:
                 raise ValueError(f"there is no {verb[:40]!r}; write report or result")

@@ -11,7 +11,7 @@ from hyper_scheduler.core import events as e
 from hyper_scheduler.core.events import Outcome
 from hyper_scheduler.core.invariants import check_invariants
 from hyper_scheduler.core.model import Attempt, Hardware
-from hyper_scheduler.core.state import Request, RunState, TaskState
+from hyper_scheduler.core.state import Limits, Request, RunState, State, TaskState
 from tests.unit.hyper_scheduler.cores import Core, W, experiment, recipe, task
 
 
@@ -49,6 +49,15 @@ def test_a_repeated_submit_gets_the_first_answer(core: Core) -> None:
     (refusal,) = core.feed(e.Cancel(core.now, "r1", W))
     assert isinstance(refusal, c.Refuse)
     assert refusal.kind == "invalid"
+
+
+def test_answers_are_remembered_up_to_a_bound() -> None:
+    core = Core(State(9, Limits(gather_s=0.0, requests=2), checked_at=1000.0))
+    for number in range(3):
+        core.submit(recipe(experiment("a", 1)), f"{W}{number}", request_id=f"r{number}")
+    assert list(core.state.requests) == ["r1", "r2"]
+    puts = [put for commit in core.commits for atom in commit.atoms for put in atom]
+    assert {put.key for put in puts if put.value is None} == {"requests/r0"}
 
 
 def test_tasks_go_round_the_workers_in_order_of_index(core: Core) -> None:

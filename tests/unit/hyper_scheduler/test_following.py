@@ -105,9 +105,14 @@ def test_items_in_results() -> None:
     assert list(values(0, '["a", 1]', Items("p"))) == ['"a"', "1"]
     assert list(values(0, '{"k": [[1], {}]}', Items("p", "k"))) == ["[1]", "{}"]
     assert list(values(0, "7", Items("p"))) == ["7"]
-    assert list(values(0, "", Items("p", "k"))) == []
-    with pytest.raises(InvalidArgumentError, match="task 4 of p has no 'k': there is other"):
-        list(values(4, '{"other": 1}', Items("p", "k")))
+    assert list(values(0, "", Items("p"))) == list(values(0, "null", Items("p"))) == []
+    assert list(values(0, '{"k": null}', Items("p", "k"))) == []
+    assert list(values(0, '{"stopped_early": true, "step": 3}', Items("p", "k"))) == []
+    for result, there in (('{"other": 1}', "other"), ("", "no result"), ("[1]", "no mapping"),
+                          ("{}", "nothing")):  # fmt: skip
+        text = f"task 4 of p has no 'k': there is {there}"
+        with pytest.raises(InvalidArgumentError, match=text):
+            list(values(4, result, Items("p", "k")))
 
 
 @settings(max_examples=60, deadline=None)

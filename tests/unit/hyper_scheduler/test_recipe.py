@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from hyper.errors import InvalidArgumentError
 from hyper_scheduler.core.model import Choice, Hardware, LogUniform, Sampling, Steps, Uniform
-from hyper_scheduler.core.parameters import count
+from hyper_scheduler.core.parameters import count, parameters
 from hyper_scheduler.positioned import MAX_BYTES
 from hyper_scheduler.recipe import parse_recipe
 
@@ -98,6 +102,21 @@ BAD = {
                    "no task"),
     "empty range": (one("command: ls\nparameters:\n  b: {range: [5, 5]}"), 6,
                     "experiments.a.parameters.b.range", "no task"),
+    "tiny step": (one("command: ls\nparameters: {b: {range: [0, 1, 5e-324]}}"), 5,
+                  "experiments.a.parameters.b.range", "the step is too small"),
+    "tiny step the wrong way": (one("command: ls\nparameters: {b: {range: [1, 0, 1e-320]}}"), 5,
+                                "experiments.a.parameters.b.range", "the step is too small"),
+    "range of everything": (
+        one(f"command: ls\nparameters: {{b: {{range: [-{2**62}, {2**62}]}}}}"), 5,
+        "experiments.a.parameters", "the product of the parameters is too large"),
+    "randint upside down": (one("command: ls\nparameters: {b: {randint: [3, 2]}}"), 5,
+                            "experiments.a.parameters.b.randint", "3 is not below 2"),
+    "product of too many": (one("command: ls\nparameters: {b: {range: [0, 20000]}, "
+                                "c: {range: [0, 20000]}}"), 2, "experiments", "are more than"),
+    "unequal each": (
+        one("command: ls\nparameters: {i: [1, 2]}") +
+        "  b: {command: ls, depends_on: {a: each}, parameters: {i: [1, 2, 3]}}\n", 6,
+        "experiments.b.depends_on", "it has 3 tasks and follows a task by task, which has 2"),
     "bad kind": (one("command: ls\nparameters: {b: {rnge: [1, 2]}}"), 5,
                  "experiments.a.parameters.b", "not a kind of parameter"),
     "context": (one("function: a:b\nparameters: {context: 1}"), 5,
@@ -226,3 +245,26 @@ def test_scalars_follow_yaml_1_2() -> None:
     assert recipe.experiments[0].parameters["b"] == Choice(
         ("0.001", '"on"', '"1:30"', "16", '"2020-01-02"', '"5"')
     )
+
+
+NUMBERS = ["0", "-1", "3", "1e-300", "5e-324", "1e308", "-1e308", str(2**62), str(-(2**62)), "0.1"]
+NUMBERS += ["9" * 40, ".5", "0x7fffffffffffffff", "null", "true", '"0.01-0.09"', '"0-1e-320"']
+
+
+@settings(max_examples=300, deadline=None)
+@given(
+    st.sampled_from(["range", "uniform", "loguniform", "randint", "choice", "value"]),
+    st.lists(st.sampled_from(NUMBERS), max_size=3),
+    st.sampled_from(["grid", "random\nsamples: 100000000"]),
+)
+def test_odd_numbers_are_refused_or_used(kind: str, numbers: list[str], sampling: str) -> None:
+    lines = f"command: ls\nparameters: {{b: {{{kind}: [{', '.join(numbers)}]}}}}"
+    try:
+        (spec,) = parse_recipe(one(f"{lines}\nsampling: {sampling}")).experiments
+    except InvalidArgumentError as error:
+        assert error.reason == "INVALID_RECIPE"
+        return
+    for index in {0, count(spec) // 2, count(spec) - 1}:
+        json.dumps(parameters(spec, index), allow_nan=False)
+    with pytest.raises(IndexError):
+        parameters(spec, count(spec))

@@ -6,14 +6,16 @@ import json
 import uuid
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from hyper.errors import HyperError, InvalidArgumentError, ResourceExhaustedError
 from hyper_scheduler import convert
 from hyper_scheduler.core.commands import Put
 from hyper_scheduler.core.events import Outcome
 from hyper_scheduler.core.model import Attempt
-from hyper_scheduler.core.pages import PAGE_TASKS
-from hyper_scheduler.core.state import ExperimentRun, TaskState
+from hyper_scheduler.core.pages import PAGE_TASKS, Page, Record, Status
+from hyper_scheduler.core.state import ExperimentRun, RunState, TaskState
 from hyper_scheduler.links import Links
 from hyper_scheduler.paging import make_token, page_size, read_index, read_token
 from hyper_scheduler.store import MAX_BYTES, MAX_OPERATIONS, transactions
@@ -105,6 +107,44 @@ def test_lists_of_tasks_skip_what_was_never_touched() -> None:
     assert found == [150_000]
     assert after > 150_000
     assert select(run, 2 * PAGE_TASKS, 10, TaskState.FAILED)[0] == []
+
+
+def test_one_call_finds_the_failed_task_of_ten_million() -> None:
+    run = ExperimentRun.fresh(experiment("a", 10_000_000))
+    full = Page(done=bytearray(b"\xff" * (PAGE_TASKS // 8)), done_count=PAGE_TASKS)
+    run.pages = dict.fromkeys(range(run.total // PAGE_TASKS), full)
+    last = run.total - 1
+    run.page(last).records[last] = Record(Status.FAILED)
+    assert select(run, 0, 100, TaskState.FAILED) == ([last], run.total)
+    assert select(run, 0, 1, TaskState.PENDING)[0] == [run.total // PAGE_TASKS * PAGE_TASKS]
+    assert select(run, 0, 3, TaskState.SUCCEEDED) == ([0, 1, 2], 3)
+
+
+@settings(max_examples=60)
+@given(
+    st.dictionaries(st.integers(0, 9_999), st.sampled_from([None, *Status]), max_size=30),
+    st.sampled_from([None, *TaskState]),
+    st.sampled_from([RunState.RUNNING, RunState.FAILED]),
+    st.integers(1, 20),
+)
+def test_pages_of_a_list_are_the_list(
+    tasks: dict[int, Status | None], wanted: TaskState | None, state: RunState, size: int
+) -> None:
+    run = ExperimentRun.fresh(experiment("a", 10_000))
+    run.state = state
+    for index, status in tasks.items():
+        if status is None:
+            run.page(index).set_done(index, "")
+        else:
+            run.page(index).records[index] = Record(status)
+    every = [i for i in range(run.total) if wanted is None or run.task_state(i) is wanted]
+    found: list[int] = []
+    after = 0
+    while after < run.total and len(found) < 200:
+        part, after = select(run, after, size, wanted)
+        found += part
+    assert found == every[: len(found)]
+    assert len(found) >= min(len(every), 200)
 
 
 def test_a_spec_goes_once_a_stream() -> None:

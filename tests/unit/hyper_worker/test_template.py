@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hyper_worker.runner.template import render
+from hyper_worker.runner.template import TemplateError, render
 
 
 def run(template: str, parameters: dict[str, Any]) -> str:
@@ -39,6 +39,30 @@ def test_no_context_lets_a_value_run(value: str) -> None:
     assert run(template, {"v": value + "\necho owned >&2; exit 9"}).endswith("safe\n")
 
 
+SHELLS = ["sh -c", "exec /bin/sh -eu -c", "true && sh -c", "eval"]
+
+
+@settings(max_examples=40, deadline=None)
+@given(TEXTS, st.sampled_from(SHELLS))
+def test_a_value_is_data_in_an_inner_shell_too(value: str, shell: str) -> None:
+    printf = "/usr/bin/printf %s_"
+    for script in (
+        f"'{printf} {{{{v}}}} a{{{{v}}}}b'",
+        f'"{printf} {{{{v}}}} a{{{{v}}}}b"',
+        f'\'{printf} "{{{{v}}}}" "a{{{{v}}}}b"\'',
+        f'"{printf} \\"{{{{v}}}}\\" \\"a{{{{v}}}}b\\""',
+        f"\"{printf} '{{{{v}}}}' 'a{{{{v}}}}b'\"",
+    ):
+        assert run(f"{shell} {script}", {"v": value}) == f"{value}_a{value}b_"
+
+
+def test_inside_and_outside_of_an_inner_shell() -> None:
+    template = 'echo {{v}}; sh -c \'echo {{v}}; touch "$1"\' sh {{v}} && ls; echo "-c {{v}}"'
+    assert run(f"cd $(mktemp -d); {template}", {"v": "$(id)'x"}) == (
+        "$(id)'x\n$(id)'x\n$(id)'x\n-c $(id)'x\n"
+    )
+
+
 @pytest.mark.parametrize(
     ("value", "text"),
     [(3, "3"), (0.001, "0.001"), (True, "true"), (None, "null"), ([1, "a"], '[1, "a"]'), ("", "")],
@@ -54,5 +78,7 @@ def test_names_that_look_alike_stay_apart() -> None:
 def test_mistakes_are_named() -> None:
     with pytest.raises(ValueError, match=r"\{\{b\}\}.*there are: a"):
         render("echo {{b}}", {"a": 1})
-    with pytest.raises(ValueError, match="NUL"):
+    with pytest.raises(TemplateError, match="NUL"):
         render("echo {{a}}", {"a": "\0"})
+    with pytest.raises(TemplateError, match="surrogate"):
+        render("echo {{a}}", {"a": "\ud800"})

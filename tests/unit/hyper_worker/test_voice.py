@@ -58,6 +58,12 @@ def test_mistakes_are_said(line: bytes) -> None:
     assert b"[hyper: " in log.data
 
 
+@pytest.mark.parametrize("characters", [65_600, 200_000])
+def test_a_result_that_is_too_long_is_called_so(characters: int) -> None:
+    voice, _, _ = listen(b'::hyper result "' + b"x" * characters + b'"\n')
+    assert "over 65536 bytes; write it to a dataset" in voice.problem
+
+
 @settings(max_examples=50, deadline=None)
 @given(st.lists(st.binary(max_size=40), max_size=20))
 def test_any_output_is_passed_on(parts: list[bytes]) -> None:

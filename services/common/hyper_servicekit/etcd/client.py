@@ -152,6 +152,14 @@ class Etcd:
         )
         return txn_result(await self._write(self._kv.Txn, request))
 
+    async def compact(self, revision: int) -> None:
+        """Forget what keys were before `revision`; the space is used again.
+
+        Raises:
+            CompactedError: that has been done already.
+        """
+        await self._write(self._kv.Compact, rpc.CompactionRequest(revision=revision))
+
     async def watch(self, prefix: str) -> AsyncGenerator[Snapshot | Change, None]:
         """First a `Snapshot` of everything under `prefix`, then every `Change` after it, in order.
 

@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 
-from hyper.errors import UnavailableError
+from hyper.errors import ResourceExhaustedError, UnavailableError
 from hyper_servicekit.etcd.client import Etcd
 from hyper_servicekit.etcd.errors import LeaseLostError
 from hyper_servicekit.etcd.lease import Lease
@@ -47,8 +47,8 @@ class Election:
     async def lead(self) -> AsyncIterator[Leadership]:
         """Wait until this contender leads, then run the body; afterwards step down at once.
 
-        An unreachable etcd is waited for. The body is not interrupted when the leadership is
-        lost: it watches `Leadership.lost`.
+        An etcd that is unreachable or out of space is waited for. The body is not interrupted
+        when the leadership is lost: it watches `Leadership.lost`.
         """
         async with AsyncExitStack() as stack:
             lease, won = await self._contend(stack)
@@ -73,7 +73,7 @@ class Election:
                     if won is not None:
                         stack.push_async_exit(attempt.pop_all())
                         return lease, won
-            except (UnavailableError, LeaseLostError) as error:
+            except (UnavailableError, LeaseLostError, ResourceExhaustedError) as error:
                 log.warning("election interrupted", key=self._key, error=str(error))
                 await asyncio.sleep(_RETRY_S)
 

@@ -71,11 +71,19 @@ class Object:
 
 @dataclass(frozen=True, slots=True)
 class Put:
-    """One key of etcd; deleted where `value` is None. `expires`: under the requests' lease."""
+    """One key of etcd; deleted where `value` is None.
+
+    Args:
+        key: below the scheduler's own.
+        value: None: delete it.
+        expires: under the requests' lease.
+        below: with None: delete every key that begins so.
+    """
 
     key: str
     value: bytes | None
     expires: bool = False
+    below: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,6 +144,13 @@ class Suggest:
 
 
 @dataclass(frozen=True, slots=True)
+class Discard:
+    """Delete the results of a workflow that is forgotten; answer with `Discarded`."""
+
+    workflow: str
+
+
+@dataclass(frozen=True, slots=True)
 class Changed:
     """Watchers of a workflow should look again."""
 
@@ -152,5 +167,5 @@ class Moved:
 
 Command = (
     Welcome | Start | Stop | Ack | Drain | Lost | Commit | Reply | Refuse | Expand | Suggest
-    | Changed | Moved
+    | Discard | Changed | Moved
 )  # fmt: skip

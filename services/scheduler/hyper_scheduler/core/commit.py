@@ -11,6 +11,7 @@ from typing import Any
 from hyper_scheduler.core.commands import Ack, Command, Commit, Object, Put, Reply
 from hyper_scheduler.core.following import follow
 from hyper_scheduler.core.pages import encode_page
+from hyper_scheduler.core.retention import discard_forgotten, keep
 from hyper_scheduler.core.state import Pending, Request, RunState, State, WorkflowRun
 
 FEW_RESULTS = 256
@@ -60,8 +61,11 @@ def committed(state: State, number: int) -> list[Command]:
         workflow_run.stored = generation
         if workflow_run.begun <= generation:  # else it was retried meanwhile
             workflow_run.durable = run_state
+            if run_state.ended:
+                keep(state, workflow_run)
         state.unsettled[name] = state.touched[name] = None
-    return [*_acks(state, done), *(Reply(request) for request in done.requests)]
+    answers = [Reply(request) for request in done.requests]
+    return [*_acks(state, done), *answers, *discard_forgotten(state, done.forgotten)]
 
 
 def _acks(state: State, pending: Pending) -> list[Command]:
@@ -100,6 +104,11 @@ def _build(state: State, pending: Pending) -> Commit:
     atoms += [(_request_put(each),) for each in alone]
     for worker, draining in pending.drained.items():
         atoms.append((Put(f"drained/{worker}", b"{}" if draining else None),))
+    for name in pending.forgotten:
+        gone = Put(f"{workflow_path(name)}/", None, below=True)
+        atoms.append((gone, Put(_note_path(name), b"{}")))
+    atoms += [(Put(_note_path(name), None),) for name in pending.discarded]
+    atoms += [(Put(f"requests/{request_id}", None),) for request_id in pending.dropped]
     return Commit(state.commits, tuple(objects), tuple(atoms), tuple(garbage))
 
 
@@ -131,9 +140,19 @@ def workflow_path(name: str) -> str:
     return f"workflows/{tenant}/{workflow}"
 
 
+def _note_path(name: str) -> str:
+    """Where it is noted that a forgotten workflow's results are to be deleted."""
+    return f"forgotten/{workflow_path(name).removeprefix('workflows/')}"
+
+
+def results_root(workflow: str) -> str:
+    """Where all result objects of a workflow are."""
+    return f"results/{workflow_path(workflow)}/"
+
+
 def results_folder(workflow: str, experiment: str, page: int) -> str:
     """Where the result objects of a page are."""
-    return f"results/{workflow_path(workflow)}/{experiment}/{page:06d}"
+    return f"{results_root(workflow)}{experiment}/{page:06d}"
 
 
 def encode_head(workflow: WorkflowRun) -> bytes:

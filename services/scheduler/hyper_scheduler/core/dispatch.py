@@ -10,7 +10,7 @@ nothing more of the same or lower priority until it fits.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
 from hyper_scheduler.core.commands import Command, Start
@@ -20,6 +20,7 @@ from hyper_scheduler.core.state import (
     SLOT,
     SUSPECT,
     ExperimentRun,
+    Need,
     Reservation,
     RunState,
     State,
@@ -47,11 +48,12 @@ def dispatch(state: State, now: float) -> list[Command]:
     state.wake = False
     if not state.ready:
         return []
-    turn = _Turn(state, now)
     names = [
         name for name in state.active if name not in state.held and not state.workflows[name].paused
     ]
     _check_reservation(state, set(names))
+    turn = _Turn(state, now, state.gained)
+    state.gained = {}
     _arrivals(state, {state.workflows[name].tenant for name in names})
     levels: dict[int, dict[str, deque[str]]] = {}
     for name in names:
@@ -61,6 +63,7 @@ def dispatch(state: State, now: float) -> list[Command]:
     for priority in sorted(levels, reverse=True):
         turn.priority = priority
         _serve_level(turn, levels[priority])
+    state.barren = turn.barren
     starts: list[Command] = [
         Start(name, state.workers[name].session, tuple(tasks))
         for name, tasks in turn.batches.items()
@@ -74,6 +77,8 @@ class _Turn:
 
     state: State
     now: float
+    gained: dict[str, None]  # workers with more room than at the last round
+    barren: dict[Need, None] = field(default_factory=dict)  # needs that no worker meets any more
     priority: int = 0
     batches: dict[str, list[tuple[TaskId, Attempt]]] = field(default_factory=dict)
     suggestions: list[Command] = field(default_factory=list)
@@ -82,16 +87,35 @@ class _Turn:
         """Tasks that the worker holds from now on."""
         self.batches.setdefault(worker.name, []).extend(tasks)
 
-    def ready(self, task: TaskId | None = None) -> Iterator[WorkerRun]:
+    def ready(
+        self, task: TaskId | None = None, among: Mapping[str, None] | None = None
+    ) -> Iterator[WorkerRun]:
         """Workers with a free slot that are not reserved for something other than `task`."""
         reserved = self.state.reserved
-        for name in self.state.ready:
+        for name in self.state.ready if among is None else among:
+            if among is not None and name not in self.state.ready:
+                continue
             if (
                 reserved is not None and name in reserved.workers
                 and reserved.task != task and reserved.priority >= self.priority
             ):  # fmt: skip
                 continue
             yield self.state.workers[name]
+
+    def place(self, spec: Experiment, share: int) -> WorkerRun | None:
+        """The next worker with room for `share` of a slot.
+
+        What no worker had room for is looked for only where there is more room since: thousands
+        of idle workers are not asked again and again for what they do not have.
+        """
+        need = Need(self.priority, spec.hardware, tuple(spec.labels.items()), share)
+        if need in self.barren:
+            return None
+        workers = self.ready(among=self.gained if need in self.state.barren else None)
+        found = next((each for each in workers if fits(each, spec, share)), None)
+        if found is None:
+            self.barren[need] = None
+        return found
 
 
 def _serve_level(turn: _Turn, waiting: dict[str, deque[str]]) -> None:
@@ -170,7 +194,7 @@ def _give_tasks(turn: _Turn, workflow: WorkflowRun, run: ExperimentRun, limit: i
     index, unknown = run.peek(), run.unknown()
     if index is None and unknown is None:
         return False
-    worker = next((each for each in turn.ready() if fits(each, run.spec, share)), None)
+    worker = turn.place(run.spec, share)
     if worker is None:
         return False
     if index is None and unknown is not None:
@@ -271,12 +295,19 @@ def _reserve(turn: _Turn, run: ExperimentRun, task: TaskId, left: int) -> None:
             chosen.append(worker.name)
             left -= places
             if left <= 0:
+                _lift_reservation(state)  # of a lower priority
                 state.reserved = Reservation(task, frozenset(chosen), turn.priority)
                 return
 
 
 def _unreserve(state: State, task: TaskId) -> None:
     if state.reserved is not None and state.reserved.task == task:
+        _lift_reservation(state)
+
+
+def _lift_reservation(state: State) -> None:
+    if state.reserved is not None:
+        state.gained |= dict.fromkeys(sorted(state.reserved.workers))
         state.reserved = None
 
 
@@ -296,7 +327,7 @@ def _check_reservation(state: State, active: set[str]) -> None:
         else run.suspect() == reserved.task.index
     )
     if not usable or not waits or reserved.task.workflow not in active:
-        state.reserved = None
+        _lift_reservation(state)
 
 
 _NO_HARDWARE = Hardware()

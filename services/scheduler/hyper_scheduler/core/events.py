@@ -171,6 +171,14 @@ class Suggested:
 
 
 @dataclass(frozen=True, slots=True)
+class Discarded:
+    """No result of a forgotten workflow is left."""
+
+    now: float
+    workflow: str
+
+
+@dataclass(frozen=True, slots=True)
 class Committed:
     """Commit `number` is durable."""
 
@@ -198,6 +206,7 @@ Event = (
     | Metrics
     | Expanded
     | Suggested
+    | Discarded
     | Committed
     | Tick
 )

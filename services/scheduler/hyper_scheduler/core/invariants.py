@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from hyper_scheduler.core.model import Attempt, TaskId
+from hyper_scheduler.core.model import Attempt, Experiment, TaskId
 from hyper_scheduler.core.pages import PAGE_TASKS, Status
 from hyper_scheduler.core.state import (
     SLOT,
@@ -15,6 +15,7 @@ from hyper_scheduler.core.state import (
     WorkerRun,
     WorkflowRun,
 )
+from hyper_scheduler.core.tasks import fits
 
 
 def check_invariants(state: State) -> None:
@@ -30,8 +31,24 @@ def check_invariants(state: State) -> None:
         for task, entry in _check_workflow(state, workflow):
             running[task] = entry
     _check_tenants(state)
+    _check_barren(state)
+    kept = {name for names in state.kept.values() for name in names}
+    ended = {each.name for each in state.workflows.values() if each.durable.ended}
+    assert kept == ended, f"not those that have durably ended are kept: {kept ^ ended}"
+    assert not state.discarding.keys() & state.workflows.keys(), "forgotten ones are there"
     assert running == held, "records and workers disagree on what runs"
     assert not state.unsettled, "a step has left something unsettled"
+
+
+def _check_barren(state: State) -> None:
+    """Where a task is not looked for a place, there is none."""
+    reserved = state.reserved
+    for need in state.barren:
+        spec = Experiment("", hardware=need.hardware, labels=dict(need.labels))
+        for name in state.ready.keys() - state.gained.keys():
+            kept = reserved is not None and name in reserved.workers
+            if not (kept and reserved is not None and reserved.priority >= need.priority):
+                assert not fits(state.workers[name], spec, need.share), f"{name} has room: {need}"
 
 
 def _check_tenants(state: State) -> None:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from hyper_scheduler.core.following import begin
 from hyper_scheduler.core.model import Recipe, TaskId
 from hyper_scheduler.core.pages import PageKey, Status, decode_page
+from hyper_scheduler.core.retention import keep
 from hyper_scheduler.core.state import (
     Capacity,
     ExperimentRun,
@@ -39,6 +40,7 @@ def restore(
     workflows: Mapping[str, StoredWorkflow],
     requests: Mapping[str, Request],
     drained: list[str],
+    forgotten: Sequence[str] = (),
     *,
     epoch: int,
     now: float,
@@ -46,13 +48,27 @@ def restore(
 ) -> State:
     """A leader's first state.
 
+    Args:
+        workflows: by name.
+        requests: answers that may be asked for again.
+        drained: workers that get nothing new.
+        forgotten: workflows whose results an earlier leader may have left behind.
+        epoch: of this leader.
+        now: the time.
+        limits: bounds and delays.
+
     Tasks that were running stay so: their workers have a lease's time to come and say so.
     """
     state = State(epoch, limits, wake=True, checked_at=now)
     state.requests = dict(requests)
     state.drained = dict.fromkeys(drained)
-    for name, stored in workflows.items():
-        workflow = restore_workflow(name, stored)
+    state.discarding, state.left_over = dict.fromkeys(forgotten), list(forgotten)
+    found = [restore_workflow(name, stored) for name, stored in workflows.items()]
+    for workflow in sorted(found, key=lambda each: each.end_time):
+        if workflow.state.ended:
+            keep(state, workflow)
+    for workflow in found:
+        name = workflow.name
         state.workflows[name] = workflow
         if not workflow.state.ended:
             state.unsettled[name] = None

@@ -6,8 +6,9 @@ import heapq
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
+from typing import NamedTuple
 
-from hyper_scheduler.core.model import Attempt, Experiment, Recipe, Sampling, TaskId
+from hyper_scheduler.core.model import Attempt, Experiment, Hardware, Recipe, Sampling, TaskId
 from hyper_scheduler.core.pages import PAGE_TASKS, Page, PageKey, Record, Status, Trial
 from hyper_scheduler.core.parameters import count
 from hyper_scheduler.core.taskset import TaskSet
@@ -288,11 +289,15 @@ class Pending:
     lines: dict[PageKey, list[str]] = field(default_factory=dict)  # results on their way
     succeeded: list[tuple[str, str]] = field(default_factory=list)  # experiments in these heads
     generations: dict[str, tuple[int, RunState]] = field(default_factory=dict)  # of these heads
+    dropped: list[str] = field(default_factory=list)  # requests that are not remembered any more
+    forgotten: list[str] = field(default_factory=list)  # workflows whose keys go
+    discarded: list[str] = field(default_factory=list)  # of which no result is left either
 
     @property
     def dirty(self) -> bool:
         """Whether there is anything to write."""
-        return bool(self.pages or self.heads or self.requests or self.drained)
+        changed = self.pages or self.heads or self.requests or self.drained
+        return bool(changed or self.forgotten or self.discarded)
 
 
 @dataclass(frozen=True, slots=True)
@@ -327,10 +332,23 @@ class Limits:
     requests: int = 100_000  # answers remembered
     results: int = 50_000  # results that may wait to be written before dispatch pauses
     workers_lost: int = 1_000  # remembered for people to see
+    kept_s: float = 0.0  # an ended workflow is forgotten after this; here and below 0: never
+    kept_workflows: int = 0  # ended ones, of all tenants
+    kept_pages: int = 0  # of these
+    kept_least_s: float = 600.0  # none of them goes sooner because there are too many
 
     def quota(self, tenant: str) -> Quota:
         """What a tenant may have."""
         return self.tenants.get(tenant, self.other_tenants)
+
+
+class Need(NamedTuple):
+    """What a place for a task must have; many experiments have the same."""
+
+    priority: int
+    hardware: Hardware
+    labels: tuple[tuple[str, str], ...]
+    share: int  # of a slot
 
 
 @dataclass(frozen=True, slots=True)
@@ -353,6 +371,8 @@ class State:
     active: dict[str, None] = field(default_factory=dict)  # workflows with tasks to give out
     workers: dict[str, WorkerRun] = field(default_factory=dict)
     ready: dict[str, None] = field(default_factory=dict)  # workers with a free slot, in turn
+    gained: dict[str, None] = field(default_factory=dict)  # of these: with more room than before
+    barren: dict[Need, None] = field(default_factory=dict)  # none of the others has room for it
     lost: dict[str, WorkerRun] = field(default_factory=dict)
     requests: dict[str, Request] = field(default_factory=dict)
     pending: Pending = field(default_factory=Pending)
@@ -362,6 +382,9 @@ class State:
     drained: dict[str, None] = field(default_factory=dict)
     expected: dict[str, None] = field(default_factory=dict)  # workers an earlier leader knew
     held: dict[str, None] = field(default_factory=dict)  # workflows that wait for these to come
+    kept: dict[str, dict[str, int]] = field(default_factory=dict)  # ended: tenant -> name -> pages
+    discarding: dict[str, None] = field(default_factory=dict)  # forgotten, results still there
+    left_over: list[str] = field(default_factory=list)  # of these, by an earlier leader
     hold_until: float = 0.0  # at most
     tenants: dict[str, TenantUse] = field(default_factory=dict)  # that use or want something
     shared_at: float = 0.0  # up to when their use has been counted

@@ -18,6 +18,7 @@ from hyper_scheduler.core.dispatch import count_use, dispatch
 from hyper_scheduler.core.events import (
     Cancel,
     Committed,
+    Discarded,
     DrainWorker,
     Event,
     Expanded,
@@ -35,6 +36,7 @@ from hyper_scheduler.core.events import (
 )
 from hyper_scheduler.core.gangs import settle_gangs
 from hyper_scheduler.core.model import Attempt, TaskId
+from hyper_scheduler.core.retention import discard_forgotten, discarded, forget_old
 from hyper_scheduler.core.state import RunState, State, WorkerRun
 from hyper_scheduler.core.tasks import (
     adopt,
@@ -113,6 +115,8 @@ def _handle(state: State, event: Event) -> list[Command]:
             return expanded(state, event)
         case Suggested():
             return suggested(state, event)
+        case Discarded():
+            return discarded(state, event)
         case Committed():
             return committed(state, event.number)
         case Tick():
@@ -255,6 +259,10 @@ def _tick(state: State, now: float) -> list[Command]:
         if deadline_s is not None and now - workflow.create_time > deadline_s:
             text = f"the deadline of {deadline_s:g} s has passed"
             commands += stop_workflow(state, workflow, RunState.FAILED, text, now)
+    forget_old(state, now)
+    if state.left_over:
+        commands += discard_forgotten(state, state.left_over)
+        state.left_over = []
     return commands
 
 

@@ -96,6 +96,7 @@ def refresh_ready(state: State, worker: WorkerRun) -> None:
     """Put the worker into the queue of those with a free slot, or take it out."""
     free = worker.alone is None and worker.load < worker.capacity.slots * SLOT
     if worker.session and not worker.draining and free:
+        state.gained[worker.name] = None
         if worker.name not in state.ready:
             state.ready[worker.name] = None
             state.wake = True

@@ -57,9 +57,11 @@ def _waits(run: ExperimentRun) -> bool:
 def _no_place(usable: list[WorkerRun], run: ExperimentRun) -> str:
     """What no worker has, however idle; empty when some could run it."""
     spec = run.spec
-    places = sum(places_when_empty(each, spec) for each in usable)
-    if places >= spec.gang:
-        return ""
+    places = 0
+    for each in usable:  # of thousands the first has a place, as a rule
+        places += places_when_empty(each, spec)
+        if places >= spec.gang:
+            return ""
     if places:
         return f"a gang of {spec.gang} needs as many places at once, and all workers have {places}"
     kind = [each for each in usable if not wrong_labels(each, spec)]

@@ -18,6 +18,7 @@ from hyper_scheduler.core.following import begin
 from hyper_scheduler.core.model import Attempt, Choice, Experiment, TaskId
 from hyper_scheduler.core.pages import Blame, PageKey, Record, Status, Trial
 from hyper_scheduler.core.parameters import MAX_COMBINATIONS, combinations, count
+from hyper_scheduler.core.retention import keep_no_longer
 from hyper_scheduler.core.state import (
     ExperimentRun,
     Request,
@@ -39,6 +40,9 @@ def repeated(state: State, request: Request) -> list[Command] | None:
     if known != request:
         text = "this request_id was used for something else; make a new one for each change"
         return [Refuse(request.request_id, "invalid", text)]
+    if request.kind != "drain" and known.name not in state.workflows:
+        text = f"{known.name} has ended and is not kept any more"
+        return [Refuse(request.request_id, "not_found", text)]
     for waiting in (state.pending, state.committing):
         if waiting is not None and known in waiting.requests:
             return []  # its answer is on the way and reaches everybody who asked
@@ -49,7 +53,9 @@ def remember(state: State, request: Request, now: float) -> None:
     """Answer `request` once the next commit is durable, and whenever it comes again."""
     state.requests[request.request_id] = request
     while len(state.requests) > state.limits.requests:
-        state.requests.pop(next(iter(state.requests)))
+        oldest = next(iter(state.requests))
+        del state.requests[oldest]
+        state.pending.dropped.append(oldest)
     state.pending.requests.append(request)
     state.pending.urgent = True
     if state.pending.since is None:
@@ -155,6 +161,7 @@ def retry(state: State, event: Retry) -> list[Command]:
         if run.state is not RunState.SUCCEEDED:
             _reset(state, found, run)
     state.active[found.name] = None
+    keep_no_longer(state, found)
     touch_head(state, found.name, event.now)
     remember(state, request, event.now)
     state.unsettled[found.name] = None
@@ -273,8 +280,8 @@ def _go_on(state: State, workflow: WorkflowRun, run: ExperimentRun, now: float) 
     """Start an experiment whose turn has come; one with a failed task stops the workflow."""
     if run.failed:
         return stop_workflow(state, workflow, RunState.FAILED, _failure(run), now)
-    runs = workflow.experiments
-    if run.state.ended or not all(_precedes(runs[name], run) for name in run.spec.depends_on):
+    runs, depends_on = workflow.experiments, run.spec.depends_on  # the last is ready last
+    if run.state.ended or not all(_precedes(runs[name], run) for name in reversed(depends_on)):
         return []
     if run.spec.items:
         if run.expanding:

@@ -20,7 +20,8 @@ from hyper_inference.compiler.codegen.conv_winograd import Blocking, ConvWinogra
 from hyper_inference.compiler.codegen.jit import compile_object
 from hyper_inference.compiler.codegen.lower import lower
 from hyper_inference.compiler.codegen.target import Target, targets
-from hyper_inference.compiler.codegen.winograd import points, transform_weights
+from hyper_inference.compiler.codegen.transform_weights import CachedTransforms
+from hyper_inference.compiler.codegen.winograd import points
 from hyper_inference.compiler.frontend.builder import GraphBuilder
 from hyper_inference.compiler.interpret import interpret
 from hyper_inference.compiler.ir import Activation, Conv, Graph
@@ -203,8 +204,9 @@ def test_the_transforms_compute_a_filter() -> None:
                    [0, 1, -1, 8, -8, 1]])  # fmt: skip
     random = np.random.default_rng(0)
     taps, d = random.standard_normal(3).astype(np.float32), random.standard_normal(6)
-    g = np.empty(6, np.float32)
-    transform_weights(taps.reshape(1, 3, 1).astype(np.float64), 1, 4, g.reshape(6, 1))
+    g = np.zeros(6, np.float32)
+    transforms = CachedTransforms(CodeCache(None))
+    transforms.winograd(taps.reshape(1, 1, 1, 3, 1), Winograd(1, 4), g.reshape(6, 1, 1, 1))
     direct = [taps @ d[n : n + 3] for n in range(4)]
     assert np.allclose(a4 @ (g * (b4 @ d)), direct, atol=1e-6)
     assert [points(n) for n in (1, 2, 4)] == [1, 4, 6]

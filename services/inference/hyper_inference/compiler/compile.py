@@ -22,9 +22,10 @@ from hyper_inference.compiler.autotune import autotune as tune
 from hyper_inference.compiler.cache import CodeCache
 from hyper_inference.compiler.codegen import abi
 from hyper_inference.compiler.codegen.jit import Code, compile_object, load_object
-from hyper_inference.compiler.codegen.kernel import Packed, Step
+from hyper_inference.compiler.codegen.kernel import Packed, Step, Transforms
 from hyper_inference.compiler.codegen.lower import lower
 from hyper_inference.compiler.codegen.target import Target, find_target
+from hyper_inference.compiler.codegen.transform_weights import CachedTransforms
 from hyper_inference.compiler.frontend import onnx as onnx_frontend
 from hyper_inference.compiler.frontend import onnx_file, pt2, torch_export
 from hyper_inference.compiler.ir import (
@@ -132,7 +133,7 @@ def compile_net(
     if tuned:
         steps = lower(graph, plan, chosen, chosen_mode, tuned)
     graph = outline(graph)
-    steps, constants = _gather_constants(steps, threads)
+    steps, constants = _gather_constants(steps, threads, CachedTransforms(store))
     give_back()
     code = _machine_code(steps, chosen, store)
     give_back()
@@ -187,7 +188,9 @@ def _machine_code(steps: Sequence[Step], target: Target, cache: CodeCache) -> Co
     return load_object(data, target)
 
 
-def _gather_constants(steps: list[Step], threads: int) -> tuple[list[Step], Floats]:
+def _gather_constants(
+    steps: list[Step], threads: int, transforms: Transforms
+) -> tuple[list[Step], Floats]:
     """All constants in one array, of which each step's become a part; empties `steps`.
 
     Weights weigh most of what a net holds, so there is never a second copy of all.
@@ -207,7 +210,7 @@ def _gather_constants(steps: list[Step], threads: int) -> tuple[list[Step], Floa
                 return
             part = constants[offset : offset + len(step.constants)]
             if isinstance(step.constants, Packed):
-                step.constants.fill(part)
+                step.constants.fill(part, transforms)
             else:
                 part[:] = step.constants
             done[number] = replace(step, constants=part)

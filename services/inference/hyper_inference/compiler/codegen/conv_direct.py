@@ -19,7 +19,14 @@ from typing import TypeAlias
 
 from hyper_inference.compiler.codegen.activations import apply
 from hyper_inference.compiler.codegen.emitter import Emitter, Value
-from hyper_inference.compiler.codegen.kernel import Arguments, Kernel, Packed, Strides, packed
+from hyper_inference.compiler.codegen.kernel import (
+    Arguments,
+    Kernel,
+    Packed,
+    Strides,
+    Transforms,
+    packed,
+)
 from hyper_inference.compiler.ir import Activation, Conv, Floats, Triple
 
 Sums: TypeAlias = list[Value]
@@ -263,7 +270,7 @@ def pack(op: Conv, block: int) -> Packed:
     """Weights in the order the kernel reads them, then biases, then residual scales."""
     per_group = op.weight.shape[0] // op.groups
 
-    def fill(out: Floats) -> None:
+    def fill(out: Floats, _: Transforms) -> None:
         start = 0
         for group, first in itertools.product(range(op.groups), range(0, per_group, block)):
             channel = group * per_group + first

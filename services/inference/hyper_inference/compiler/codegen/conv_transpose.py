@@ -13,7 +13,14 @@ import numpy as np
 
 from hyper_inference.compiler.codegen.activations import apply
 from hyper_inference.compiler.codegen.emitter import Emitter, Value
-from hyper_inference.compiler.codegen.kernel import Arguments, Kernel, Packed, Strides, packed
+from hyper_inference.compiler.codegen.kernel import (
+    Arguments,
+    Kernel,
+    Packed,
+    Strides,
+    Transforms,
+    packed,
+)
 from hyper_inference.compiler.ir import Activation, ConvTranspose, Floats, Triple
 
 
@@ -129,7 +136,7 @@ def pack(op: ConvTranspose, block: int) -> Packed:
     """Weights as [dz][dy][block][c][o of the block][dx], then biases, then residual scales."""
     _, channels, kz, ky, _ = op.weight.shape
 
-    def fill(out: Floats) -> None:
+    def fill(out: Floats, _: Transforms) -> None:
         start = 0
         for dz, dy, first in itertools.product(range(kz), range(ky), range(0, channels, block)):
             part = op.weight[:, first : first + block, dz, dy, :]

@@ -34,12 +34,18 @@ from hyper_inference.compiler.algorithm import Winograd
 from hyper_inference.compiler.codegen import bfloat
 from hyper_inference.compiler.codegen.activations import apply
 from hyper_inference.compiler.codegen.emitter import Emitter, Value
-from hyper_inference.compiler.codegen.kernel import Arguments, Kernel, Packed, Strides, packed
+from hyper_inference.compiler.codegen.kernel import (
+    Arguments,
+    Kernel,
+    Packed,
+    Strides,
+    Transforms,
+    packed,
+)
 from hyper_inference.compiler.codegen.winograd import (
     points,
     transform_inputs,
     transform_sums,
-    transform_weights,
 )
 from hyper_inference.compiler.ir import Activation, Conv, Floats, Triple
 
@@ -424,19 +430,15 @@ def pack(op: Conv, tile: Winograd, block: int, *, pairs: bool = False) -> Packed
     words = -(-channels // 2) if pairs else channels
     shape = blocks, count, words, taps, block
 
-    def fill(out: Floats) -> None:
-        # One block at a time: what it needs meanwhile, in float64, stays in the cache.
-        taps_first = np.zeros((*op.kernel[:2], channels, taps, block))
+    def fill(out: Floats, transforms: Transforms) -> None:
         for first, into in zip(range(0, out_channels, block), out.reshape(shape), strict=True):
-            part = op.weight[first : first + block].transpose(2, 3, 1, 4, 0)
-            taps_first[..., : part.shape[-1]] = part
-            taps_first[..., part.shape[-1] :] = 0
+            part = op.weight[first : first + block]
             if pairs:
-                weights = np.empty((count, channels, taps, block), np.float32)
-                transform_weights(taps_first, tile.z, tile.y, weights)
+                weights = np.zeros((count, channels, taps, block), np.float32)
+                transforms.winograd(part, tile, weights)
                 into[:] = bfloat.pack_pairs(weights)
             else:
-                transform_weights(taps_first, tile.z, tile.y, into)
+                transforms.winograd(part, tile, into)
 
     return packed(op, math.prod(shape), fill)
 

@@ -5,9 +5,11 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TypeAlias
 
 import numpy as np
 
+from hyper_inference.compiler.algorithm import Winograd
 from hyper_inference.compiler.codegen.emitter import Emitter, Value
 from hyper_inference.compiler.ir import Conv, ConvTranspose, Floats
 from hyper_inference.compiler.memory_plan import Place
@@ -66,6 +68,19 @@ class Kernel(ABC):
         """Write the body."""
 
 
+class Transforms(ABC):
+    """What weights are transformed with while they are packed."""
+
+    __slots__ = ()
+
+    @abstractmethod
+    def winograd(self, weight: Floats, tile: Winograd, out: Floats) -> None:
+        """Weights (o, c, kz, 3, kx) -> out (points, c, kx, block), o at most the block."""
+
+
+Fill: TypeAlias = Callable[[Floats, Transforms], None]
+
+
 @dataclass(frozen=True, slots=True)
 class Packed:
     """Constants that are written once, into their last place.
@@ -76,18 +91,18 @@ class Packed:
     """
 
     size: int
-    fill: Callable[[Floats], None]
+    fill: Fill
 
     def __len__(self) -> int:
         return self.size
 
 
-def packed(op: Conv | ConvTranspose, size: int, fill: Callable[[Floats], None]) -> Packed:
+def packed(op: Conv | ConvTranspose, size: int, fill: Fill) -> Packed:
     """`size` floats of weights, then the biases, then the residual scales."""
     rest = [op.bias] if op.residual_scale is None else [op.bias, op.residual_scale]
 
-    def fill_all(out: Floats) -> None:
-        fill(out[:size])
+    def fill_all(out: Floats, transforms: Transforms) -> None:
+        fill(out[:size], transforms)
         np.concatenate(rest, out=out[size:], casting="same_kind")
 
     return Packed(size + sum(map(len, rest)), fill_all)

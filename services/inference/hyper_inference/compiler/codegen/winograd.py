@@ -11,7 +11,7 @@ evaluated at n points (the rows of G, the columns of A^T), multiplied point by p
 back; transposed (Tellegen), the interpolation becomes B^T on the inputs. F(2, 3) uses the points
 0, 1, -1 and infinity; F(4, 3) uses 0, 1, -1, 2, -2 and infinity. Small integers keep B^T and A^T
 cheap and the rounding error low; the denominators of the interpolation are moved into G, which is
-applied once, in float64.
+applied once, in float64 (`transform_weights.py`).
 
 Transforms along two axes nest: each is linear, so F(2, 3) x F(4, 3) applies one along z, then the
 other along y. m = 1 is the axis left alone.
@@ -20,16 +20,8 @@ other along y. m = 1 is the axis left alone.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TypeAlias
-
-import numpy as np
-import numpy.typing as npt
 
 from hyper_inference.compiler.codegen.emitter import Emitter, Value
-from hyper_inference.compiler.ir import Floats
-
-Doubles: TypeAlias = npt.NDArray[np.float64]
-
 
 def points(outputs: int) -> int:
     """Inputs of a tile, and products: n of F(outputs, 3)."""
@@ -81,37 +73,3 @@ def transform_sums(e: Emitter, outputs: int, m: Sequence[Value]) -> list[Value]:
             ]
         case _:
             raise ValueError(f"no A^T of F({outputs}, 3)")
-
-
-def transform_weights(weight: Doubles, tile_z: int, tile_y: int, out: Floats) -> None:
-    """G g along the first two axes: (kz, ky, ...) -> out (z points * y points, ...).
-
-    In float64, in one order everywhere; rounded to float32 once.
-    """
-    along_y = np.empty((weight.shape[0], points(tile_y), *weight.shape[2:]))
-    for taps, values in zip(weight, along_y, strict=True):
-        _evaluate(tile_y, taps, values)
-    both = out.reshape(points(tile_z), points(tile_y), *out.shape[1:])
-    _evaluate(tile_z, along_y, both)
-
-
-def _evaluate(outputs: int, g: Doubles, out: Floats | Doubles) -> None:
-    """G g of F(outputs, 3), its points along the first axis."""
-    if outputs == 1:
-        out[:] = g
-        return
-    out[-1] = g[2]
-    if outputs == 2:
-        out[0] = g[0]
-        _sum_and_difference((g[0] + g[2]) * 0.5, g[1] * 0.5, out[1], out[2])
-    else:
-        out[0] = g[0] * 0.25
-        _sum_and_difference((g[0] + g[2]) * (-1 / 6), g[1] * (-1 / 6), out[1], out[2])
-        _sum_and_difference(g[0] * (1 / 24) + g[2] * (1 / 6), g[1] * (1 / 12), out[3], out[4])
-
-
-def _sum_and_difference(
-    one: Doubles, other: Doubles, total: Floats | Doubles, difference: Floats | Doubles
-) -> None:
-    np.add(one, other, out=total, casting="same_kind")
-    np.subtract(one, other, out=difference, casting="same_kind")

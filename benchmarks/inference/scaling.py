@@ -15,7 +15,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import llvmlite.binding as llvm
 import llvmlite.ir as ir
 import numpy as np
 
@@ -43,6 +42,7 @@ class Peak:
 
 def make_peak() -> Peak:
     """Compile the loop for this CPU."""
+    from hyper_inference.compiler.codegen.jit import compile_object, load_object
     from hyper_inference.compiler.codegen.target import find_target
 
     target = find_target()
@@ -50,7 +50,6 @@ def make_peak() -> Peak:
     vector, i64 = ir.VectorType(ir.FloatType(), target.width), ir.IntType(64)
     pointer = ir.PointerType()
     module = ir.Module("peak")
-    module.triple = llvm.get_process_triple()
     function = ir.Function(module, ir.FunctionType(ir.VoidType(), [pointer, i64]), "peak")
     fma = ir.Function(module, ir.FunctionType(vector, [vector] * 3), f"llvm.fma.v{target.width}f32")
     entry, body, after = (function.append_basic_block(name) for name in ("entry", "body", "after"))
@@ -74,13 +73,9 @@ def make_peak() -> Peak:
                    source_etype=ir.FloatType())  # fmt: skip
         b.store(value, at, align=4)
     b.ret_void()
-    machine = llvm.Target.from_default_triple().create_target_machine(
-        cpu=target.cpu, features=target.features, opt=2, jit=True
-    )
-    engine = llvm.create_mcjit_compiler(llvm.parse_assembly(str(module)), machine)
-    engine.finalize_object()
-    call = CFUNCTYPE(None, c_void_p, c_int64)(engine.get_function_address("peak"))
-    return Peak(call, 2.0 * TURNS * count * target.width, engine)
+    code = load_object(compile_object(str(module), target), target, "peak")
+    call = CFUNCTYPE(None, c_void_p, c_int64)(code.address)
+    return Peak(call, 2.0 * TURNS * count * target.width, code)
 
 
 def scaling(

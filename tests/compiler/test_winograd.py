@@ -14,6 +14,7 @@ import hyper_inference
 from hyper_inference.compiler import algorithm
 from hyper_inference.compiler import compile as compile_module
 from hyper_inference.compiler.algorithm import MODES, Winograd, choose_winograd
+from hyper_inference.compiler.cache import CodeCache
 from hyper_inference.compiler.codegen.abi import build_module
 from hyper_inference.compiler.codegen.bfloat import pack_pairs
 from hyper_inference.compiler.codegen.conv_winograd import Blocking, ConvWinograd, choose_blocking

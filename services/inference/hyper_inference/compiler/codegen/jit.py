@@ -18,6 +18,7 @@ class Code:
     """A loaded net; keeps its machine code alive."""
 
     def __init__(self, address: int, keep_alive: Any) -> None:
+        self.address = address
         self._keep_alive = keep_alive
         self.function: Any = FUNCTION(address)
 
@@ -37,8 +38,8 @@ def compile_object(text: str, target: Target) -> bytes:
     return emit_elsewhere(text, target.cpu, target.features)
 
 
-def load_object(data: bytes, target: Target) -> Code:
-    """Link an object file into this process.
+def load_object(data: bytes, target: Target, name: str = NET) -> Code:
+    """Link an object file into this process; `name`: of its function.
 
     Raises:
         RuntimeError: it is no object file of this machine.
@@ -46,14 +47,14 @@ def load_object(data: bytes, target: Target) -> Code:
     if can_load():
         try:
             loaded = LoadedObject(data)
-            return Code(loaded.address(NET), loaded)
+            return Code(loaded.address(name), loaded)
         except ObjectFileError:
             if not data.startswith(b"\x7fELF"):
                 raise
-    return load_by_llvm(data, target)
+    return load_by_llvm(data, target, name)
 
 
-def load_by_llvm(data: bytes, target: Target) -> Code:
+def load_by_llvm(data: bytes, target: Target, name: str = NET) -> Code:
     """The same by LLVM's own linker, for other machines."""
     import llvmlite.binding as llvm
 
@@ -68,4 +69,4 @@ def load_by_llvm(data: bytes, target: Target) -> Code:
     engine = llvm.create_mcjit_compiler(empty, machine)
     engine.add_object_file(llvm.ObjectFileRef.from_data(data))
     engine.finalize_object()
-    return Code(engine.get_function_address(NET), engine)
+    return Code(engine.get_function_address(name), engine)

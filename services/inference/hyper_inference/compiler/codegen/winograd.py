@@ -23,6 +23,7 @@ from collections.abc import Sequence
 
 from hyper_inference.compiler.codegen.emitter import Emitter, Value
 
+
 def points(outputs: int) -> int:
     """Inputs of a tile, and products: n of F(outputs, 3)."""
     return outputs + 2 if outputs > 1 else 1

@@ -48,18 +48,21 @@ from hyper_inference.errors import InvalidModelError, ShapeError, UnsupportedOp
 
 
 def frozen(values: Any) -> Floats:
-    """A read-only float32 copy; nothing is copied of what lies in bytes, which nobody changes."""
-    if not _lies_in_bytes(values) or values.dtype != np.float32 or not values.flags.c_contiguous:
+    """A read-only float32 copy; not of what is so already, as weights that a file's reader made."""
+    if not _is_frozen(values) or values.dtype != np.float32 or not values.flags.c_contiguous:
         values = np.array(values, dtype=np.float32, order="C", copy=True)
         values.setflags(write=False)
     array: Floats = values
     return array
 
 
-def _lies_in_bytes(values: Any) -> bool:
-    while isinstance(values, np.ndarray):
+def _is_frozen(values: Any) -> bool:
+    """Whether neither this array nor one that it is a part of can be written."""
+    while isinstance(values, np.ndarray) and not values.flags.writeable:
+        if values.flags.owndata:
+            return True
         values = values.base
-    return isinstance(values, bytes)
+    return False
 
 
 def _three(values: Iterable[int]) -> Triple:

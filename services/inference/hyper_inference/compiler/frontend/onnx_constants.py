@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import onnx
 from onnx import numpy_helper
 
@@ -20,7 +21,7 @@ MAX_CONSTANT_BYTES = 8 * 2**30
 MAX_FOLDED_ELEMENTS = 2**24
 
 
-def read_tensor(tensor: Any, what: str, raw: bytes | None = None) -> np.ndarray:
+def read_tensor(tensor: Any, what: str, raw: npt.NDArray[np.uint8] | None = None) -> np.ndarray:
     """An initializer or attribute as an array; `raw`: its bytes, where they lie apart.
 
     Raises:
@@ -43,7 +44,7 @@ def read_tensor(tensor: Any, what: str, raw: bytes | None = None) -> np.ndarray:
     if stored_bytes and stored_bytes != elements * dtype.itemsize:
         raise InvalidModelError(f"{what} is cut off: {stored_bytes} bytes for {elements} x {dtype}")
     if raw is not None:
-        return np.frombuffer(raw, dtype.newbyteorder("<")).reshape(tuple(tensor.dims))
+        return np.asarray(raw.view(dtype.newbyteorder("<")).reshape(tuple(tensor.dims)))
     stored = max(
         len(tensor.float_data), len(tensor.int32_data), len(tensor.int64_data),
         len(tensor.double_data), len(tensor.uint64_data),

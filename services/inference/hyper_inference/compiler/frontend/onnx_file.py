@@ -10,13 +10,17 @@ from __future__ import annotations
 import io
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import BinaryIO
+from typing import Any, TypeAlias
 
+import numpy as np
+import numpy.typing as npt
 import onnx
 from google.protobuf.message import DecodeError
 
 from hyper_inference.errors import InvalidModelError
 
+Bytes: TypeAlias = npt.NDArray[np.uint8]
+"""Read-only."""
 _GRAPH, _INITIALIZER, _RAW_DATA = 7, 5, 9
 _LARGE_BYTES = 4096
 _VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
@@ -32,7 +36,7 @@ class OnnxModel:
     """
 
     proto: onnx.ModelProto
-    raw: tuple[bytes | None, ...]
+    raw: tuple[Bytes | None, ...]
 
 
 def of_proto(model: onnx.ModelProto) -> OnnxModel:
@@ -40,15 +44,15 @@ def of_proto(model: onnx.ModelProto) -> OnnxModel:
     return OnnxModel(model, (None,) * len(model.graph.initializer))
 
 
-def read_model(stream: BinaryIO) -> OnnxModel:
-    """The model in a stream of bytes.
+def read_model(stream: Any) -> OnnxModel:
+    """The model in a file, or another seekable stream of bytes with `readinto`.
 
     Raises:
         InvalidModelError: these bytes are no ONNX model.
     """
     size = stream.seek(0, io.SEEK_END)
     stream.seek(0)
-    raw: list[bytes | None] = []
+    raw: list[Bytes | None] = []
     try:
         skeleton = b"".join(_model(_Reader(stream, size), raw))
         model = onnx.ModelProto.FromString(skeleton)
@@ -70,7 +74,7 @@ class _MalformedError(Exception):
 class _Reader:
     """Fields of a message that ends at `end`."""
 
-    def __init__(self, stream: BinaryIO, end: int) -> None:
+    def __init__(self, stream: Any, end: int) -> None:
         self._stream, self._end = stream, end
 
     def fields(self) -> Iterator[tuple[int, int, bytes, int]]:
@@ -95,6 +99,16 @@ class _Reader:
             raise _MalformedError
         return data
 
+    def take_apart(self, size: int) -> Bytes:
+        """The next bytes, in memory of their own that the system gives in large pages."""
+        if size > self._end - self._stream.tell():
+            raise _MalformedError
+        data = np.empty(size, np.uint8)
+        if self._stream.readinto(data) != size:
+            raise _MalformedError
+        data.setflags(write=False)
+        return data
+
     def inside(self, size: int) -> _Reader:
         """Of a message in this one."""
         end = self._stream.tell() + size
@@ -113,7 +127,7 @@ class _Reader:
         raise _MalformedError
 
 
-def _model(reader: _Reader, raw: list[bytes | None]) -> Iterator[bytes]:
+def _model(reader: _Reader, raw: list[Bytes | None]) -> Iterator[bytes]:
     for number, kind, head, size in reader.fields():
         if (number, kind) == (_GRAPH, _BYTES):
             yield _message(number, b"".join(_graph(reader.inside(size), raw)))
@@ -121,7 +135,7 @@ def _model(reader: _Reader, raw: list[bytes | None]) -> Iterator[bytes]:
             yield head + reader.take(size)
 
 
-def _graph(reader: _Reader, raw: list[bytes | None]) -> Iterator[bytes]:
+def _graph(reader: _Reader, raw: list[Bytes | None]) -> Iterator[bytes]:
     for number, kind, head, size in reader.fields():
         if (number, kind) == (_INITIALIZER, _BYTES):
             raw.append(None)
@@ -130,13 +144,12 @@ def _graph(reader: _Reader, raw: list[bytes | None]) -> Iterator[bytes]:
             yield head + reader.take(size)
 
 
-def _tensor(reader: _Reader, raw: list[bytes | None]) -> Iterator[bytes]:
+def _tensor(reader: _Reader, raw: list[Bytes | None]) -> Iterator[bytes]:
     for number, kind, head, size in reader.fields():
         if (number, kind) == (_RAW_DATA, _BYTES):
-            data = reader.take(size)
-            raw[-1] = data if size >= _LARGE_BYTES else None
+            raw[-1] = reader.take_apart(size) if size >= _LARGE_BYTES else None
             if size < _LARGE_BYTES:
-                yield head + data
+                yield head + reader.take(size)
         else:
             yield head + reader.take(size)
 

@@ -149,7 +149,7 @@ class RelayChannel(grpc.Channel):
 
     def subscribe(self, callback: Any, try_to_connect: bool | None = False) -> NoReturn:
         """Refused: the relay's connections are its own."""
-        raise NotImplementedError("a forked process has no connections of its own to watch")
+        raise InvalidArgumentError("a process made by fork() has no connections to watch")
 
     unsubscribe: Any = subscribe
 

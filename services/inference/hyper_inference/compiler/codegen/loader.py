@@ -56,7 +56,7 @@ class LoadedObject:
         """
         try:
             self._load(data)
-        except (struct.error, IndexError, ValueError) as error:
+        except (struct.error, LookupError, ValueError) as error:
             raise ObjectFileError(f"this is no object file of x86-64: {error}") from error
 
     def address(self, name: str) -> int:
@@ -93,13 +93,14 @@ class LoadedObject:
             section = kept[n]
             self._memory[place : place + section.size] = _part(data, section)
         self._names: dict[str, int] = {}
+        tables = {
+            n: self._symbols(data, sections, n, places, base)
+            for n, section in enumerate(sections) if section.kind == _SYMTAB
+        }  # fmt: skip
         for section in sections:
             if section.kind == _RELA_TYPE and section.info in places:
-                symbols = self._symbols(data, sections, section.link, places, base)
+                symbols = tables[section.link]
                 self._relocate(_part(data, section), symbols, places[section.info], base)
-        for n, section in enumerate(sections):
-            if section.kind == _SYMTAB:
-                self._symbols(data, sections, n, places, base)
         _protect(base, code_end, mmap.PROT_READ | mmap.PROT_EXEC)
         _protect(base + code_end, len(self._memory) - code_end, mmap.PROT_READ)
 

@@ -6,13 +6,13 @@ code is the same for all sizes; it is made when it is first needed and kept like
 
 from __future__ import annotations
 
-import functools
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import llvmlite
 import llvmlite.ir as ir
+import numpy as np
 
 from hyper_inference.compiler.algorithm import Winograd
 from hyper_inference.compiler.cache import CodeCache
@@ -40,16 +40,17 @@ class CachedTransforms(Transforms):
         wanted = points(tile.z) * points(tile.y), channels, taps, block
         if out.shape != wanted or count > block:
             raise AssertionError(f"{out.shape} is no place for {count} of {wanted}")
-        if not (weight.flags.c_contiguous and out.flags.c_contiguous):
-            raise AssertionError("weights and their place lie in one piece")
-        code = _memory.get((tile, depth)) or _code(tile, depth, self.cache)
-        code.call(out.ctypes.data, weight.ctypes.data, channels, taps, block, count)
+        if not out.flags.c_contiguous:
+            raise AssertionError("the place lies in one piece")
+        dense = np.ascontiguousarray(weight, np.float32)
+        code = _loaded.get((tile, depth)) or _load(tile, depth, self.cache)
+        code.call(out.ctypes.data, dense.ctypes.data, channels, taps, block, count)
 
 
-_memory: dict[tuple[Winograd, int], Code] = {}
+_loaded: dict[tuple[Winograd, int], Code] = {}
 
 
-def _code(tile: Winograd, depth: int, cache: CodeCache) -> Code:
+def _load(tile: Winograd, depth: int, cache: CodeCache) -> Code:
     target = find_target("generic")
     text = _text(tile, depth, target)
     key = hashlib.sha256(f"{llvmlite.__version__}\n{target}\n{text}".encode()).hexdigest()
@@ -57,11 +58,10 @@ def _code(tile: Winograd, depth: int, cache: CodeCache) -> Code:
     if data is None:
         data = compile_object(text, target)
         cache.put(key, data)
-    _memory[tile, depth] = load_object(data, target)
-    return _memory[tile, depth]
+    code = _loaded[tile, depth] = load_object(data, target)
+    return code
 
 
-@functools.cache
 def _text(tile: Winograd, depth: int, target: Target) -> str:
     """`void net(out, weight, channels, taps, block, count)`.
 

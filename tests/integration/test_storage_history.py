@@ -49,7 +49,11 @@ def client(
 ) -> Iterator[Client]:
     folder = tmp_path_factory.mktemp("gateway")
     prefix = f"/test-{secrets.token_hex(8)}"
-    small = {"HYPER_STORAGE__PAGE_ENTRIES": "16", "HYPER_STORAGE__GC_GRACE_MIN_S": "0"}
+    small = {
+        "HYPER_STORAGE__PAGE_ENTRIES": "16",
+        "HYPER_STORAGE__ROOT_ENTRIES": "4",
+        "HYPER_STORAGE__GC_GRACE_MIN_S": "0",
+    }
     with (
         run_gateway(folder, etcd_server.endpoint, bucket, prefix, small) as gateway,
         storage_client(gateway.address) as client,

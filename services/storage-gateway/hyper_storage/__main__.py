@@ -60,7 +60,8 @@ async def build(settings: Settings, running: Running) -> Sequence[Served]:
     quotas = Quotas(catalog, store, settings.quotas, reserve_bytes=settings.session_reserve_bytes)
     committer = Committer(
         catalog, sessions, views, manifests, fragments, store, clock, quotas,
-        page_entries=settings.page_entries, attempts=settings.commit_attempts,
+        page_entries=settings.page_entries, root_entries=settings.root_entries,
+        attempts=settings.commit_attempts,
     )  # fmt: skip
     externals = Externals(catalog, settings)
     running.stack.callback(externals.close)

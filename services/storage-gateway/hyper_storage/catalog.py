@@ -337,6 +337,25 @@ class Catalog:
             answer=answer,
         )
 
+    async def seal_session(
+        self, before: Stored[SessionRecord], after: SessionRecord, request: Request
+    ) -> tuple[Stored[SessionRecord], Mark | None] | None:
+        """Replace a session that nobody else has changed, and count its fragments.
+
+        None if someone has changed it, or `request` has its answer.
+        """
+        key = self.session_key(after.id)
+        compares = [Compare.mod_revision(key, before.revision)]
+        if request.id:
+            compares.append(Compare.missing(self._request_key(request)))
+        operations = [Op.put(key, after.encode()), Op.get(self._mark_key(after.id))]
+        done = await self._etcd.transact(compares, operations)
+        if not done.succeeded:
+            return None
+        found = done.responses[1]
+        mark = _mark(found) if isinstance(found, KeyValue) else None
+        return Stored(after, done.revision), mark
+
     async def lease_shards(
         self, session: str, shards: Sequence[str], owner: str, ttl_s: float
     ) -> None:

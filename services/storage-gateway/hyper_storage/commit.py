@@ -2,8 +2,9 @@
 
 1. The session is sealed: an `AddFiles` that has not been acknowledged yet will be refused, so what
    was acknowledged is exactly what the fragments hold.
-2. `zarr.json` of its arrays, changed pages of files and the root manifest are written. They lie
-   under new or content-derived keys: nobody sees them, and a crash here leaves the old version.
+2. `zarr.json` of its arrays, the root manifest and, where many files changed, their pages are
+   written. They lie under new or content-derived keys: nobody sees them, and a crash here leaves
+   the old version.
 3. One transaction on the head's revision puts head, version entry, session and answered request.
    Commits to one dataset that come together share it: each gets a version of its own.
 4. Lost the race: the changes are rebased on the new head from where the blobs already are. A path
@@ -32,7 +33,7 @@ from hyper_servicekit.objects import ObjectStore
 from hyper_storage.access import array_prefix
 from hyper_storage.arrays.overlay import Overlay
 from hyper_storage.catalog import Catalog, Request, Stored
-from hyper_storage.files.entries import Entry
+from hyper_storage.files.entries import Entry, is_gone
 from hyper_storage.files.fragments import Fragments
 from hyper_storage.files.merge import (
     Keep,
@@ -41,13 +42,14 @@ from hyper_storage.files.merge import (
     merge,
     plan,
     split,
+    without_gone,
 )
-from hyper_storage.files.root import ArrayRef, PageRef, Root
-from hyper_storage.manifests import Manifests, Writes
+from hyper_storage.files.root import NO_CHANGES, ArrayRef, Changes, PageRef, Root
+from hyper_storage.manifests import Manifests
 from hyper_storage.quotas import Counted, Quotas
 from hyper_storage.records import Head, SessionRecord, SessionState, VersionEntry
 from hyper_storage.resources import DatasetName, SessionName
-from hyper_storage.sessions import NANO, Sessions, closed
+from hyper_storage.sessions import NANO, Sealed, Sessions, closed
 from hyper_storage.views import Views
 
 log = get_logger(__name__)
@@ -100,6 +102,7 @@ class Committer:
 
     Args:
         page_entries: files on one page at most.
+        root_entries: changes of files that a root holds itself at most.
         attempts: rebases before giving up.
     """
 
@@ -115,6 +118,7 @@ class Committer:
         quotas: Quotas,
         *,
         page_entries: int,
+        root_entries: int,
         attempts: int,
     ) -> None:
         self._catalog = catalog
@@ -126,27 +130,32 @@ class Committer:
         self._clock = clock
         self._quotas = quotas
         self._page_entries = page_entries
+        self._root_entries = root_entries
         self._attempts = attempts
         self._lines: dict[DatasetName, deque[_Ticket]] = {}
         self._tasks: set[asyncio.Task[None]] = set()
 
     async def commit(self, name: SessionName, message: str, request: Request) -> VersionEntry:
         """Make the session's changes one new version; a repeated request gets the first answer."""
-        if (answered := await self._answered(name, request)) is not None:
-            return answered
-        stored = await self._sessions.seal(name)
         try:
-            return await self._commit(name, stored, message, request)
+            sealed = await self._sessions.seal(name, request)
+        except HyperError:
+            if (answered := await self._answered(name, request)) is not None:
+                return answered
+            raise
+        try:
+            return await self._commit(name, sealed, message, request)
         except HyperError as error:
             COMMITS.labels("failed").inc()
             await self._reopen(name, error)
             raise
 
     async def _commit(
-        self, name: SessionName, stored: Stored[SessionRecord], message: str, request: Request
+        self, name: SessionName, sealed: Sealed, message: str, request: Request
     ) -> VersionEntry:
         await _SEALED.reach()
-        files = await self._fragments.overlay(stored.value.id)
+        stored = sealed.stored
+        files = await self._fragments.overlay(stored.value.id, sealed.mark)
         await self._publish_arrays(stored.value)
         edits = await self._edits(stored.value)
         await _ARRAYS_PUBLISHED.reach()
@@ -216,21 +225,23 @@ class Committer:
         self, head: Head, group: Sequence[_Ticket]
     ) -> list[tuple[_Ticket, VersionEntry]]:
         """Each one's version on top of the one before; all their manifests are stored."""
-        planned: list[tuple[_Ticket, VersionEntry]] = []
-        writes = Writes()
+        root = await self._manifests.root(head.root)
+        rebased: list[tuple[_Ticket, Root]] = []
         for ticket in group:
+            moved = bool(rebased) or head.root != ticket.stored.value.base_root
             try:
-                root = await self._rebase(
-                    ticket.stored.value, ticket.files, ticket.edits, head, writes
-                )
+                root = await self._rebase(ticket, root, moved=moved)
             except HyperError as error:
                 await self._fail_unless_answered(ticket, error)
                 continue
-            entry = self._describe(head, root, ticket.message, writes)
-            head = replace(head, number=entry.number, root=entry.root, updated_ns=entry.created_ns)
-            planned.append((ticket, entry))
-        await self._manifests.store(writes)
-        return planned
+            rebased.append((ticket, root))
+        refs = await self._manifests.put_roots([root for _, root in rebased]) if rebased else []
+        return [
+            (ticket, self._describe(number, ref, root, ticket.message))
+            for number, (ref, (ticket, root)) in enumerate(
+                zip(refs, rebased, strict=True), head.number + 1
+            )
+        ]
 
     def _succeed(self, planned: Sequence[tuple[_Ticket, VersionEntry]], rebases: int) -> None:
         for ticket, entry in planned:
@@ -302,34 +313,28 @@ class Committer:
                 ticket.fail(refused)
         return [ticket for ticket in group if not ticket.done.done()], counted
 
-    async def _rebase(
-        self,
-        record: SessionRecord,
-        files: Sequence[Entry],
-        edits: Mapping[str, Edit],
-        head: Head,
-        writes: Writes,
-    ) -> Root:
-        """The root of the head with the session's changes on it."""
-        target = await self._manifests.root(head.root)
+    async def _rebase(self, ticket: _Ticket, target: Root, *, moved: bool) -> Root:
+        """The root `target` with the session's changes on it; `moved`: it may not be its base."""
+        record, files = ticket.stored.value, ticket.files
         base = await self._manifests.root(record.base_root)
         arrays = dict(target.arrays)
         conflicts: list[str] = []
-        for name, edit in edits.items():
+        for name, edit in ticket.edits.items():
             before, now = base.arrays[name], target.arrays.get(name)
             edited = None if now is None else await self._edited(edit, before, now)
             if edited is None:
                 conflicts.append(name)
             else:
                 arrays[name] = edited
-        if head.root != record.base_root:
+        if moved:
             await self._refuse_conflicts(record, files, conflicts, (base, target))
         for name, made in record.arrays.items():
             if made is None:
                 arrays.pop(name, None)
             elif not made.edits:
                 arrays[name] = ArrayRef(array_prefix(made.id), made.record, made.overlay)
-        return Root(await self._merge(target.pages, files, writes), arrays)
+        pages, changes = await self._with_files(target, files)
+        return Root(pages, arrays, changes)
 
     async def _edited(self, edit: Edit, before: ArrayRef, now: ArrayRef) -> ArrayRef | None:
         """The array `now` with an edit of what it was `before`; None if both changed the same."""
@@ -377,24 +382,42 @@ class Committer:
                 metadata={"names": "\n".join(both[:_CONFLICTS_NAMED])[:1000]},
             )
 
-    async def _merge(
-        self, pages: Sequence[PageRef], files: Sequence[Entry], writes: Writes
-    ) -> tuple[PageRef, ...]:
+    async def _with_files(
+        self, target: Root, files: Sequence[Entry]
+    ) -> tuple[tuple[PageRef, ...], Changes]:
+        """The root's files with others over them: few in the root itself, many on pages."""
+        if not files:
+            return target.pages, target.changes
+        together = merge(target.changes.entries, files)
+        if len(together) > self._root_entries:
+            return await self._merge(target.pages, together), NO_CHANGES
+        paths = [entry.path for entry in files]
+        before = (await self._views.find_files(target, paths)).values()
+        after = [entry for entry in files if not is_gone(entry)]
+        return target.pages, Changes(
+            tuple(together),
+            target.changes.files + len(after) - len(before),
+            target.changes.file_bytes
+            + sum(entry.size_bytes for entry in after)
+            - sum(entry.size_bytes for entry in before),
+        )
+
+    async def _merge(self, pages: Sequence[PageRef], files: Sequence[Entry]) -> tuple[PageRef, ...]:
         merged: list[PageRef] = []
         for step in plan(pages, [entry.path for entry in files]):
             if isinstance(step, Keep):
                 merged.append(step.page)
                 continue
             old = await self._manifests.page(step.page) if step.page is not None else []
-            entries = merge(old, files[step.start : step.stop])
-            for part in split(entries, self._page_entries):
-                merged.append(await self._manifests.add_page(part, writes))
+            entries = without_gone(merge(old, files[step.start : step.stop]))
+            parts = split(entries, self._page_entries)
+            merged += await asyncio.gather(*map(self._manifests.put_page, parts))
         return tuple(merged)
 
-    def _describe(self, head: Head, root: Root, message: str, writes: Writes) -> VersionEntry:
+    def _describe(self, number: int, ref: str, root: Root, message: str) -> VersionEntry:
         return VersionEntry(
-            number=head.number + 1,
-            root=self._manifests.add_root(root, writes),
+            number=number,
+            root=ref,
             message=message,
             created_ns=int(self._clock.now() * NANO),
             files=root.files,

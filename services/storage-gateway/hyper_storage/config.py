@@ -24,6 +24,9 @@ class Settings(ServiceSettings):
         default=600.0, gt=0, description="between looks at old sessions"
     )
     page_entries: int = Field(default=65_536, ge=16, description="files on one manifest page")
+    root_entries: int = Field(
+        default=128, ge=0, description="changes of files in a root manifest; more make pages"
+    )
     page_cache_entries: int = Field(
         default=1_000_000, ge=0, description="file entries of pages kept in memory"
     )

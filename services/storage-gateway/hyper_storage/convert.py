@@ -26,6 +26,7 @@ from hyper_storage.arrays.layout import default_chunks, default_shards
 from hyper_storage.catalog import Request
 from hyper_storage.files.entries import Entry
 from hyper_storage.files.root import ArrayRef
+from hyper_storage.manifests import digest_of
 from hyper_storage.records import Head, SessionRecord, SessionState, VersionEntry
 from hyper_storage.resources import ArrayName, DatasetName, SessionName, VersionName
 from hyperapi.common.v1 import geometry_pb2
@@ -263,7 +264,7 @@ def version_to_proto(dataset: DatasetName, entry: VersionEntry) -> dataset_pb2.V
     return dataset_pb2.Version(
         name=str(VersionName(dataset, entry.number)),
         number=entry.number,
-        root=entry.root,
+        root=digest_of(entry.root),
         message=entry.message,
         create_time=time_of(entry.created_ns),
         files=entry.files,

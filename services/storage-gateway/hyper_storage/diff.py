@@ -1,16 +1,18 @@
 """What differs between two versions: their pages, less those that they share (pure).
 
 Pages are named by their contents, so a page that both have holds the same files in both, and paths
-are unique in a version: nothing on a shared page can differ.
+are unique in a version: nothing on a shared page can differ but what either root has changed.
 """
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from bisect import bisect_left, bisect_right
+from collections.abc import AsyncIterator, Sequence
 from enum import StrEnum
 from typing import NamedTuple
 
 from hyper_storage.files.entries import Entry
+from hyper_storage.files.listing import ReadPage, found_at, listed
 from hyper_storage.files.root import PageRef, Root
 
 
@@ -30,9 +32,6 @@ class Difference(NamedTuple):
     after: Entry | None
 
 
-ReadPage = Callable[[PageRef], Awaitable[Sequence[Entry]]]
-
-
 def array_differences(base: Root, target: Root) -> list[tuple[Kind, str]]:
     """The arrays that differ, in order of name."""
     found = []
@@ -48,8 +47,24 @@ async def file_differences(
 ) -> AsyncIterator[Difference]:
     """The files under `prefix` that differ and whose paths come after `after`, in order of path."""
     shared = {page.digest for page in base.pages} & {page.digest for page in target.pages}
-    old = aiter(_files(base.pages, shared, read, prefix, after))
-    new = aiter(_files(target.pages, shared, read, prefix, after))
+    changes = (*base.changes.entries, *target.changes.entries)
+    changed = sorted({entry.path for entry in changes})
+
+    async def differing(page: PageRef) -> Sequence[Entry]:
+        if page.digest not in shared:
+            return await read(page)
+        first, stop = bisect_left(changed, page.first), bisect_right(changed, page.last)
+        if first == stop:
+            return ()
+        entries = await read(page)
+        found = (found_at(entries, path) for path in changed[first:stop])
+        return [entry for entry in found if entry is not None]
+
+    def files(root: Root) -> AsyncIterator[Entry]:
+        layers = (root.changes.entries,)
+        return aiter(listed(root.pages, layers, differing, prefix=prefix, after=after))
+
+    old, new = files(base), files(target)
     before, now = await anext(old, None), await anext(new, None)
     while before is not None or now is not None:
         if now is None or (before is not None and before.path < now.path):
@@ -62,19 +77,6 @@ async def file_differences(
             if (before.sha256, before.size_bytes) != (now.sha256, now.size_bytes):
                 yield Difference(Kind.MODIFIED, before, now)
             before, now = await anext(old, None), await anext(new, None)
-
-
-async def _files(
-    pages: Sequence[PageRef], shared: set[str], read: ReadPage, prefix: str, after: str
-) -> AsyncIterator[Entry]:
-    for page in pages:
-        if page.digest in shared or page.last <= after or page.last < prefix:
-            continue
-        if page.first > prefix and not page.first.startswith(prefix):
-            return
-        for entry in await read(page):
-            if entry.path > after and entry.path.startswith(prefix):
-                yield entry
 
 
 def _kind(before: bool, after: bool) -> Kind:

@@ -23,7 +23,7 @@ from hyper_servicekit.logs import get_logger
 from hyper_servicekit.objects import ObjectInfo, ObjectStore
 from hyper_storage.access import array_prefix, blob_prefix, session_prefix
 from hyper_storage.catalog import Catalog
-from hyper_storage.manifests import Manifests
+from hyper_storage.manifests import Manifests, object_of
 from hyper_storage.records import SessionRecord, SessionState
 
 log = get_logger(__name__)
@@ -68,7 +68,7 @@ class _Marks:
 
     keys: set[str] = field(default_factory=set)  # manifests and blobs
     folders: set[str] = field(default_factory=set)  # the first two parts of keys below them
-    roots: set[str] = field(default_factory=set)  # already read
+    roots: set[str] = field(default_factory=set)  # already read, by reference
 
     def needs(self, key: str) -> bool:
         """Whether an object must stay."""
@@ -122,25 +122,26 @@ class Collector:
             if _is_alive(record, committed.datasets):
                 _mark_session(record, marks)
                 roots.add(record.base_root)
-        for digest in roots - marks.roots - {""}:
-            await self._mark_root(digest, marks)
+        for ref in roots - marks.roots - {""}:
+            await self._mark_root(ref, marks)
 
-    async def _mark_root(self, digest: str, marks: _Marks) -> None:
-        root = await self._manifests.root(digest)
+    async def _mark_root(self, ref: str, marks: _Marks) -> None:
+        root = await self._manifests.root(ref)
+        marks.keys |= {entry.object for entry in root.changes.entries}
         for page in root.pages:
             key = f"{_MANIFESTS}{page.digest}"
             if key not in marks.keys:
                 marks.keys |= {entry.object for entry in await self._manifests.page(page)}
                 marks.keys.add(key)
-        for ref in root.arrays.values():
-            marks.keys.add(f"{_MANIFESTS}{ref.record}")
-            marks.folders.add(_folder(ref.prefix))
-            if ref.overlay:
-                marks.keys.add(f"{_MANIFESTS}{ref.overlay}")
-                overlay = await self._manifests.overlay(ref.overlay)
+        for array in root.arrays.values():
+            marks.keys.add(f"{_MANIFESTS}{array.record}")
+            marks.folders.add(_folder(array.prefix))
+            if array.overlay:
+                marks.keys.add(f"{_MANIFESTS}{array.overlay}")
+                overlay = await self._manifests.overlay(array.overlay)
                 marks.folders |= {_folder(prefix) for prefix in overlay.prefixes}
-        marks.keys.add(f"{_MANIFESTS}{digest}")
-        marks.roots.add(digest)
+        marks.keys.add(f"{_MANIFESTS}{object_of(ref)}")
+        marks.roots.add(ref)
 
     async def _delete(
         self, kind: str, garbage: Sequence[ObjectInfo], marks: _Marks, cutoff: datetime

@@ -2,15 +2,18 @@
 
 Four kinds share the space `manifests/`: roots, pages of files, records of arrays (an array's record
 is its `zarr.json`), and overlays (where the shards of an edited or registered array lie).
+
+Roots that are written together share one object. A reference to a root is its hash, followed by
+`@{hash of that object}:{start}-{stop}` where it shares one.
 """
 
 from __future__ import annotations
 
 import asyncio
 import hashlib
+import itertools
 from collections import OrderedDict
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from typing import TypeVar
 
 from hyper.errors import DataLossError
@@ -25,17 +28,14 @@ _RECORDS_KEPT = 4096
 _OVERLAYS_KEPT = 16  # of up to 2^18 shards each
 
 
-@dataclass(frozen=True, slots=True)
-class Writes:
-    """Manifests that are to be stored, by hash: several versions' at once."""
+def digest_of(ref: str) -> str:
+    """The SHA-256 of the root that a reference names."""
+    return ref.partition("@")[0]
 
-    manifests: dict[str, bytes] = field(default_factory=dict)
 
-    def add(self, data: bytes) -> str:
-        """One more; returns its hash."""
-        digest = hashlib.sha256(data).hexdigest()
-        self.manifests[digest] = data
-        return digest
+def object_of(ref: str) -> str:
+    """The hash that names the object in which the root of a reference lies."""
+    return ref.partition("@")[2].partition(":")[0] or ref
 
 
 class Manifests:
@@ -55,14 +55,14 @@ class Manifests:
         self._pages: OrderedDict[str, list[Entry]] = OrderedDict()
         self._cached_entries = 0
 
-    async def root(self, digest: str) -> Root:
-        """The root of this hash; "" is the empty one."""
-        if not digest:
+    async def root(self, ref: str) -> Root:
+        """The root that a reference names; "" is the empty one."""
+        if not ref:
             return EMPTY
-        known = self._roots.get(digest)
+        known = self._roots.get(ref)
         if known is None:
-            known = decode_root(await self._get(digest))
-            _remember(self._roots, digest, known, _ROOTS_KEPT)
+            known = decode_root(await self._get(ref))
+            _remember(self._roots, ref, known, _ROOTS_KEPT)
         return known
 
     async def record(self, digest: str) -> bytes:
@@ -107,21 +107,29 @@ class Manifests:
                 _, dropped = self._pages.popitem(last=False)
                 self._cached_entries -= len(dropped)
 
-    def add_root(self, root: Root, writes: Writes) -> str:
-        """Leave a root to `writes`; returns its hash."""
-        data = encode_root(root)
-        digest = writes.add(data)
-        _remember(self._roots, digest, root, _ROOTS_KEPT)
-        return digest
+    async def put_roots(self, roots: Sequence[Root]) -> list[str]:
+        """Store roots, several in one object; returns their references."""
+        parts = await asyncio.to_thread(lambda: [encode_root(root) for root in roots])
+        digests = [hashlib.sha256(part).hexdigest() for part in parts]
+        stored = await self._put(b"".join(parts))
+        refs = digests
+        if len(parts) > 1:
+            ends = list(itertools.accumulate(map(len, parts), initial=0))
+            refs = [
+                f"{digest}@{stored}:{start}-{stop}"
+                for digest, (start, stop) in zip(digests, itertools.pairwise(ends), strict=True)
+            ]
+        for ref, root in zip(refs, roots, strict=True):
+            _remember(self._roots, ref, root, _ROOTS_KEPT)
+        return refs
 
     async def put_record(self, record: bytes) -> str:
         """Store an array's record; returns its hash."""
         return await self._put(record)
 
-    async def add_page(self, entries: Sequence[Entry], writes: Writes) -> PageRef:
-        """Leave a page of files, which are in order of path, to `writes`."""
-        data = await asyncio.to_thread(encode_page, entries)
-        digest = writes.add(data)
+    async def put_page(self, entries: Sequence[Entry]) -> PageRef:
+        """Store a page of files, which are in order of path."""
+        digest = await self._put(await asyncio.to_thread(encode_page, entries))
         self._keep_page(digest, list(entries))
         return PageRef(
             digest=digest,
@@ -132,26 +140,23 @@ class Manifests:
             sources=sources(entries),
         )
 
-    async def store(self, writes: Writes) -> None:
-        """Store what was left to `writes`; durable on return."""
-        await asyncio.gather(*(self._put(data) for data in writes.manifests.values()))
-
     def forget(self, digest: str) -> None:
         """A manifest was deleted from the bucket."""
-        self._roots.pop(digest, None)
+        for ref in [ref for ref in self._roots if object_of(ref) == digest]:
+            del self._roots[ref]
         self._records.pop(digest, None)
         self._overlays.pop(digest, None)
         dropped = self._pages.pop(digest, None)
         self._cached_entries -= len(dropped or ())
 
-    async def _get(self, digest: str) -> bytes:
-        key = f"manifests/{digest}"
+    async def _get(self, ref: str) -> bytes:
+        key, (start, stop) = f"manifests/{object_of(ref)}", _range_of(ref)
         for _ in range(2):
-            data = await self._store.get(key)
-            if hashlib.sha256(data).hexdigest() == digest:
+            data = await self._store.get(key, start, stop)
+            if hashlib.sha256(data).hexdigest() == digest_of(ref):
                 return data
         raise DataLossError(
-            f"manifest {digest} in the bucket does not match its hash; restore it from a backup",
+            f"manifest {ref} in the bucket does not match its hash; restore it from a backup",
             metadata={"object": key},
         )
 
@@ -159,6 +164,12 @@ class Manifests:
         digest = hashlib.sha256(data).hexdigest()
         await self._store.put(f"manifests/{digest}", data)
         return digest
+
+
+def _range_of(ref: str) -> tuple[int | None, int | None]:
+    """Which bytes of the object are the root's."""
+    start, _, stop = ref.partition(":")[2].partition("-")
+    return (int(start), int(stop)) if stop else (None, None)
 
 
 def _remember(cache: OrderedDict[str, V], key: str, value: V, limit: int) -> None:

@@ -7,7 +7,7 @@ after an eighth of its time to live has passed, so that a call costs a read.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 from hyper.errors import (
     AlreadyExistsError,
@@ -22,6 +22,7 @@ from hyper_servicekit.clock import Clock
 from hyper_servicekit.etcd import Compare, Op
 from hyper_servicekit.logs import get_logger
 from hyper_storage.catalog import Catalog, Request, Stored
+from hyper_storage.files.fragments import Mark
 from hyper_storage.records import Head, Made, SessionRecord, SessionState
 from hyper_storage.resources import DatasetName, SessionName
 
@@ -30,6 +31,19 @@ log = get_logger(__name__)
 ATTEMPTS = 20
 _RENEW_FRACTION = 8
 NANO = 1_000_000_000
+
+
+@dataclass(frozen=True, slots=True)
+class Sealed:
+    """A session that is being committed.
+
+    Args:
+        stored: as it is now.
+        mark: how many fragments it had when it was sealed, where that is remembered.
+    """
+
+    stored: Stored[SessionRecord]
+    mark: Mark | None
 
 
 class Sessions:
@@ -198,17 +212,24 @@ class Sessions:
                 return
         raise _busy(str(name))
 
-    async def seal(self, name: SessionName) -> Stored[SessionRecord]:
-        """Begin a commit: the session takes no more changes. One that is sealed stays so."""
+    async def seal(self, name: SessionName, request: Request) -> Sealed:
+        """Begin a commit: the session takes no more changes. One that is sealed stays so.
+
+        Raises:
+            ConflictError: someone else changes it all the time, or the request has its answer.
+        """
         for _ in range(ATTEMPTS):
             stored = await self._current(name)
             if stored.value.state is SessionState.SEALED:
-                return stored
+                return Sealed(stored, await self._catalog.mark(name.session))
             if stored.value.state is not SessionState.OPEN:
                 raise closed(name, stored.value)
-            sealed = replace(stored.value, state=SessionState.SEALED)
-            if await self._catalog.put_session(stored, sealed):
-                return await self._find(name)
+            after = replace(stored.value, state=SessionState.SEALED)
+            sealed = await self._catalog.seal_session(stored, after, request)
+            if sealed is not None:
+                return Sealed(*sealed)
+            if await self._catalog.answer(request) is not None:
+                raise ConflictError(f"{request.call} was answered already")
         raise _busy(str(name))
 
     async def reopen(self, stored: Stored[SessionRecord]) -> None:

@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-import heapq
-import itertools
 import json
-from bisect import bisect_left, bisect_right
-from collections.abc import AsyncIterator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from hyper.errors import FailedPreconditionError, NotFoundError
@@ -15,6 +12,7 @@ from hyper_storage.access import Readable, array_prefix
 from hyper_storage.catalog import Catalog
 from hyper_storage.files.entries import Entry, is_gone
 from hyper_storage.files.fragments import Fragments
+from hyper_storage.files.listing import found_at, listed
 from hyper_storage.files.merge import page_of
 from hyper_storage.files.root import ArrayRef, Root
 from hyper_storage.manifests import Manifests
@@ -163,23 +161,10 @@ class Views:
 
     async def files(self, view: View, *, prefix: str, after: str) -> AsyncIterator[Entry]:
         """The files under `prefix` whose paths come after `after`, in order of path."""
-        overlay = await self._fragments.overlay(view.session.id) if view.session else []
-        changed = list(_under(overlay, prefix, after))
-        replaced = {entry.path for entry in changed}
-        own = [entry for entry in changed if not is_gone(entry)]
-        start = 0
-        for page in view.root.pages:
-            if page.last <= after or page.last < prefix:
-                continue
-            if page.first > prefix and not page.first.startswith(prefix):
-                break
-            base = _under(await self._manifests.page(page), prefix, after)
-            stop = bisect_right(own, page.last, start, key=lambda entry: entry.path)
-            kept = (entry for entry in base if entry.path not in replaced)
-            for entry in heapq.merge(kept, own[start:stop], key=lambda entry: entry.path):
-                yield entry
-            start = stop
-        for entry in own[start:]:
+        own = await self._fragments.overlay(view.session.id) if view.session else []
+        root, read = view.root, self._manifests.page
+        layers = (root.changes.entries, own)
+        async for entry in listed(root.pages, layers, read, prefix=prefix, after=after):
             yield entry
 
     async def folder(
@@ -209,30 +194,22 @@ class Views:
 
     async def find_files(self, root: Root, paths: Sequence[str]) -> Mapping[str, Entry]:
         """Those of `paths` that a root has."""
+        found: dict[str, Entry] = {}
         wanted: dict[str, set[str]] = {}
         pages = {}
         for path in paths:
+            change = found_at(root.changes.entries, path)
+            if change is not None:
+                if not is_gone(change):
+                    found[path] = change
+                continue
             page = page_of(root.pages, path)
             if page is not None:
                 wanted.setdefault(page.digest, set()).add(path)
                 pages[page.digest] = page
-        found: dict[str, Entry] = {}
         for digest, on_page in wanted.items():
             page_entries = await self._manifests.page(pages[digest])
             for path in on_page:
-                at = bisect_left(page_entries, path, key=lambda entry: entry.path)
-                if at < len(page_entries) and page_entries[at].path == path:
-                    found[path] = page_entries[at]
+                if (entry := found_at(page_entries, path)) is not None:
+                    found[path] = entry
         return found
-
-
-def _under(entries: Sequence[Entry], prefix: str, after: str) -> Iterator[Entry]:
-    """Those of the sorted `entries` under `prefix` that come after the path `after`."""
-    first = max(
-        bisect_left(entries, prefix, key=lambda entry: entry.path),
-        bisect_right(entries, after, key=lambda entry: entry.path),
-    )
-    for entry in itertools.islice(entries, first, None):
-        if not entry.path.startswith(prefix):
-            return
-        yield entry

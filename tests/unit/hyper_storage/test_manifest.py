@@ -8,7 +8,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hyper_storage.files.entries import Entry, decode_page, encode_page, sources
+from hyper.errors import DataLossError
+from hyper_servicekit.objects import MemoryStore
+from hyper_storage.diff import file_differences
+from hyper_storage.files.entries import Entry, decode_page, encode_page, gone, sources
+from hyper_storage.files.listing import found_at, listed
 from hyper_storage.files.merge import (
     Keep,
     array_conflicts,
@@ -17,8 +21,17 @@ from hyper_storage.files.merge import (
     page_of,
     plan,
     split,
+    without_gone,
 )
-from hyper_storage.files.root import ArrayRef, PageRef, Root, decode_root, encode_root
+from hyper_storage.files.root import (
+    ArrayRef,
+    Changes,
+    PageRef,
+    Root,
+    decode_root,
+    encode_root,
+)
+from hyper_storage.manifests import Manifests, digest_of, object_of
 
 SESSIONS = ["a" * 32, "b" * 32]
 paths = st.text("abc/é", min_size=1, max_size=6)
@@ -82,6 +95,80 @@ def test_merging_is_a_dict_update(commits: list[list[Entry]], limit: int) -> Non
             assert path in [entry.path for entry in stored[page.digest]]
 
 
+@st.composite
+def roots(draw: st.DrawFn, stored: dict[str, list[Entry]], base: list[Entry]) -> Root:
+    """Pages of `base`, with drawn changes over them."""
+    pages = tuple(_ref(list(part), stored) for part in split(base, 3))
+    changed = {
+        path: draw(st.one_of(entries().map(lambda e, p=path: e._replace(path=p)),
+                             st.just(gone(path, 5))))
+        for path in draw(st.sets(paths, max_size=6))
+    }  # fmt: skip
+    return Root(pages, {}, Changes(tuple(changed[path] for path in sorted(changed))))
+
+
+def _model(root: Root, stored: dict[str, list[Entry]]) -> dict[str, Entry]:
+    paged = [entry for page in root.pages for entry in stored[page.digest]]
+    return {entry.path: entry for entry in without_gone(merge(paged, root.changes.entries))}
+
+
+@given(st.data(), files, paths | st.just(""), paths | st.just(""))
+async def test_changes_lie_over_pages(
+    data: st.DataObject, base: list[Entry], prefix: str, after: str
+) -> None:
+    stored: dict[str, list[Entry]] = {}
+    root, other = data.draw(roots(stored, base)), data.draw(roots(stored, base))
+    other = replace(other, pages=root.pages)  # as versions share pages
+
+    async def read(page: PageRef) -> list[Entry]:
+        return stored[page.digest]
+
+    def wanted(path: str) -> bool:
+        return path.startswith(prefix) and path > after
+
+    own = [gone(path, 9) for path in sorted(data.draw(st.sets(paths, max_size=3)))]
+    layers = (root.changes.entries, own)
+    model = _model(root, stored)
+    hidden = {entry.path for entry in own}
+    found = [e async for e in listed(root.pages, layers, read, prefix=prefix, after=after)]
+    assert found == [model[path] for path in sorted(model) if wanted(path) and path not in hidden]
+    for entry in root.changes.entries:
+        assert found_at(root.changes.entries, entry.path) == entry
+    assert found_at(root.changes.entries, "zz") is None
+
+    before, now = _model(root, stored), _model(other, stored)
+    differing = [d async for d in file_differences(root, other, read, prefix=prefix, after=after)]
+    expected = [
+        (before.get(path), now.get(path))
+        for path in sorted(before.keys() | now.keys())
+        if wanted(path) and _content(before.get(path)) != _content(now.get(path))
+    ]
+    assert [(d.before, d.after) for d in differing] == expected
+
+
+def _content(entry: Entry | None) -> tuple[bytes, int] | None:
+    return None if entry is None else (entry.sha256, entry.size_bytes)
+
+
+async def test_roots_share_an_object_and_are_checked_each() -> None:
+    store = MemoryStore()
+    some = [Root((), {name: ArrayRef(f"arrays/{name}/v1", "r")}) for name in "abc"]
+    refs = await Manifests(store, cache_entries=0).put_roots(some)
+    (key,) = [info.key async for info in store.list()]
+    assert {f"manifests/{object_of(ref)}" for ref in refs} == {key}
+    manifests = Manifests(store, cache_entries=0)
+    assert [await manifests.root(ref) for ref in refs] == some
+    (alone,) = await manifests.put_roots(some[:1])
+    assert alone == object_of(alone) == digest_of(alone) == digest_of(refs[0])
+    data = bytearray(await store.get(key))
+    data[-1] ^= 1
+    await store.put(key, bytes(data))
+    damaged = Manifests(store, cache_entries=0)
+    assert await damaged.root(refs[0]) == some[0]
+    with pytest.raises(DataLossError, match="does not match"):
+        await damaged.root(refs[2])
+
+
 def test_only_touched_pages_are_rewritten() -> None:
     pages = [PageRef(f"p{i}", f"{i}0", f"{i}9", 10, 0, ()) for i in range(4)]
     steps = plan(pages, ["15", "199", "35", "99"])
@@ -97,6 +184,12 @@ def test_root_round_trip() -> None:
     assert (root.files, root.file_bytes) == (4, 60)
     assert root.sources == frozenset(SESSIONS)
     assert root.prefixes == {"arrays/1/v1"}
+    assert b'"format":1,' in encode_root(root)
+    entry = Entry("p", 7, f"blobs/{'c' * 32}/x", 0, bytes(32), 0, 0)
+    changed = replace(root, changes=Changes((entry, gone("q", 3)), -1, 7))
+    assert decode_root(encode_root(changed)) == changed
+    assert (changed.files, changed.file_bytes) == (3, 67)
+    assert changed.sources == {*SESSIONS, "c" * 32}
 
 
 @pytest.mark.parametrize("decode", [decode_root])

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import json
 import zlib
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
 FORMAT = 1
 _SHA256_BYTES = 32
@@ -47,12 +47,11 @@ def sources(entries: Sequence[Entry]) -> tuple[str, ...]:
     return tuple(sorted({source_of(key) for key in {entry.object for entry in entries} if key}))
 
 
-def encode_page(entries: Sequence[Entry]) -> bytes:
-    """The bytes of a page; the same entries give the same bytes."""
+def to_columns(entries: Sequence[Entry]) -> dict[str, Any]:
+    """Entries as JSON; the same ones give the same."""
     objects = sorted({entry.object for entry in entries})
     index = {key: number for number, key in enumerate(objects)}
-    columns = {
-        "format": FORMAT,
+    return {
         "objects": objects,
         "path": [entry.path for entry in entries],
         "size_bytes": [entry.size_bytes for entry in entries],
@@ -62,14 +61,10 @@ def encode_page(entries: Sequence[Entry]) -> bytes:
         "crc32c": [entry.crc32c for entry in entries],
         "modified_ns": [entry.modified_ns for entry in entries],
     }
-    return zlib.compress(json.dumps(columns, separators=(",", ":")).encode(), 1)
 
 
-def decode_page(data: bytes) -> list[Entry]:
-    """The entries of a page, in its order."""
-    columns = json.loads(zlib.decompress(data))
-    if columns["format"] != FORMAT:
-        raise ValueError(f"manifest page of format {columns['format']}; this gateway is too old")
+def from_columns(columns: Mapping[str, Any]) -> list[Entry]:
+    """The entries that `to_columns` was given."""
     objects = columns["objects"]
     digests = bytes.fromhex(columns["sha256"])
     return [
@@ -85,3 +80,17 @@ def decode_page(data: bytes) -> list[Entry]:
             strict=True,
         )
     ]
+
+
+def encode_page(entries: Sequence[Entry]) -> bytes:
+    """The bytes of a page; the same entries give the same bytes."""
+    columns = {"format": FORMAT, **to_columns(entries)}
+    return zlib.compress(json.dumps(columns, separators=(",", ":")).encode(), 1)
+
+
+def decode_page(data: bytes) -> list[Entry]:
+    """The entries of a page, in its order."""
+    columns = json.loads(zlib.decompress(data))
+    if columns["format"] != FORMAT:
+        raise ValueError(f"manifest page of format {columns['format']}; this gateway is too old")
+    return from_columns(columns)

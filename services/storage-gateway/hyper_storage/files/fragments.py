@@ -140,9 +140,12 @@ class Fragments:
                 known.waiting.clear()
             known.waiting[mark.count] = (mark, key, entries)
 
-    async def overlay(self, session: str) -> list[Entry]:
-        """All files that a session has added, in order of path; not to be changed."""
-        known = await self._refresh(session)
+    async def overlay(self, session: str, mark: Mark | None = None) -> list[Entry]:
+        """All files that a session has added, in order of path; not to be changed.
+
+        `mark` is the session's, where the caller has just read it.
+        """
+        known = await self._refresh(session, mark)
         if known.ordered is None:
             return await asyncio.to_thread(known.sorted_files)
         return known.ordered
@@ -152,8 +155,8 @@ class Fragments:
         files = (await self._refresh(session)).files
         return {path: files[path][1] for path in paths if path in files}
 
-    async def _refresh(self, session: str) -> _Known:
-        mark = await self._get_mark(session)
+    async def _refresh(self, session: str, mark: Mark | None = None) -> _Known:
+        mark = mark or await self._get_mark(session)
         known = self._sessions.setdefault(session, _Known())
         self._sessions.move_to_end(session)
         async with known.lock:

@@ -54,10 +54,15 @@ def plan(pages: Sequence[PageRef], paths: Sequence[str]) -> list[Step]:
 
 
 def merge(old: Sequence[Entry], changes: Sequence[Entry]) -> list[Entry]:
-    """Both sorted by path; a change replaces the old entry of its path, or deletes it."""
+    """Both sorted by path; a change stands for the old entry of its path."""
     merged = {entry.path: entry for entry in old}
     merged.update((entry.path, entry) for entry in changes)
-    return [merged[path] for path in sorted(merged) if not is_gone(merged[path])]
+    return [merged[path] for path in sorted(merged)]
+
+
+def without_gone(entries: Sequence[Entry]) -> list[Entry]:
+    """Those that stand for a file."""
+    return [entry for entry in entries if not is_gone(entry)]
 
 
 def split(entries: Sequence[Entry], limit: int) -> list[Sequence[Entry]]:

@@ -1,6 +1,8 @@
 """The root manifest: everything a version holds, named by one hash.
 
-It lists the pages of files in order of path, and the arrays with the hash of each one's record.
+It lists the pages of files in order of path, and the arrays with the hash of each one's record. The
+newest changes of files stand in the root itself, over the pages: a commit of a few files writes no
+page, however many files there are.
 """
 
 from __future__ import annotations
@@ -9,7 +11,10 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from hyper_storage.files.entries import Entry, from_columns, sources, to_columns
+
 FORMAT = 1
+_WITH_CHANGES = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,26 +54,46 @@ class ArrayRef:
 
 
 @dataclass(frozen=True, slots=True)
+class Changes:
+    """Files that a root holds itself, over those of its pages.
+
+    Args:
+        entries: in order of path; some say that a file is gone.
+        files: how many more files there are by them, or fewer.
+        file_bytes: how much more there is in them.
+    """
+
+    entries: tuple[Entry, ...] = ()
+    files: int = 0
+    file_bytes: int = 0
+
+
+NO_CHANGES = Changes()
+
+
+@dataclass(frozen=True, slots=True)
 class Root:
     """What one version holds."""
 
     pages: tuple[PageRef, ...] = ()
     arrays: Mapping[str, ArrayRef] = field(default_factory=dict)
+    changes: Changes = NO_CHANGES
 
     @property
     def files(self) -> int:
         """How many files."""
-        return sum(page.count for page in self.pages)
+        return sum(page.count for page in self.pages) + self.changes.files
 
     @property
     def file_bytes(self) -> int:
         """Their sizes' sum."""
-        return sum(page.file_bytes for page in self.pages)
+        return sum(page.file_bytes for page in self.pages) + self.changes.file_bytes
 
     @property
     def sources(self) -> frozenset[str]:
         """The sessions whose blobs the files lie in."""
-        return frozenset(source for page in self.pages for source in page.sources)
+        paged = frozenset(source for page in self.pages for source in page.sources)
+        return paged.union(sources(self.changes.entries))
 
     @property
     def prefixes(self) -> frozenset[str]:
@@ -81,8 +106,9 @@ EMPTY = Root()
 
 def encode_root(root: Root) -> bytes:
     """The root's bytes; the same root gives the same bytes."""
+    changes = root.changes
     document = {
-        "format": FORMAT,
+        "format": _WITH_CHANGES if changes.entries else FORMAT,
         "pages": [
             [page.digest, page.first, page.last, page.count, page.file_bytes, page.sources]
             for page in root.pages
@@ -92,17 +118,23 @@ def encode_root(root: Root) -> bytes:
             for name, ref in sorted(root.arrays.items())
         },
     }
+    if changes.entries:
+        document["changes"] = to_columns(changes.entries)
+        document["changed"] = [changes.files, changes.file_bytes]
     return json.dumps(document, separators=(",", ":")).encode()
 
 
 def decode_root(data: bytes) -> Root:
     """The root of these bytes."""
     document = json.loads(data)
-    if document["format"] != FORMAT:
+    if document["format"] not in (FORMAT, _WITH_CHANGES):
         raise ValueError(f"root manifest of format {document['format']}; this gateway is too old")
     pages = tuple(
         PageRef(digest, first, last, count, size, tuple(origin))
         for digest, first, last, count, size, origin in document["pages"]
     )
     arrays = {name: ArrayRef(*facts) for name, facts in document["arrays"].items()}
-    return Root(pages, arrays)
+    if "changes" not in document:
+        return Root(pages, arrays)
+    changes = Changes(tuple(from_columns(document["changes"])), *document["changed"])
+    return Root(pages, arrays, changes)

@@ -16,6 +16,7 @@ from grpc_status import rpc_status
 from hyper import workflows
 from hyper._wire_errors import to_status
 from hyper.client import Client
+from hyper.cluster.processes import wait_until
 from hyper.errors import DeadlineError, HyperError, NotFoundError, UnavailableError, WorkFailedError
 from hyper.status import RunState
 from hyperapi.scheduler.v1 import (
@@ -42,6 +43,8 @@ class FakeScheduler(
         self.requests: list[Any] = []
         self.states = [workflow_pb2.RUN_STATE_RUNNING, workflow_pb2.RUN_STATE_SUCCEEDED]
         self.break_watch_after: int | None = None
+        self.matchers: tuple[int, ...] = (2, 1)
+        self.schedulers: tuple[str, ...] = ()
         self.release = threading.Event()
         self.release.set()
         self.ending = threading.Event()
@@ -98,7 +101,11 @@ class FakeScheduler(
         self._begin("GetCluster", request, context)
         instances = [
             cluster_service_pb2.ServiceInstance(service="matcher", address=f"127.0.0.1:{port}")
-            for port in (2, 1)
+            for port in self.matchers
+        ]
+        instances += [
+            cluster_service_pb2.ServiceInstance(service="scheduler", address=address)
+            for address in self.schedulers
         ]
         return cluster_service_pb2.GetClusterResponse(instances=instances, leader=self.address)
 
@@ -133,6 +140,28 @@ def test_services_are_found_through_the_scheduler(scheduler: FakeScheduler, clie
     assert (info.leader, len(info.instances)) == (scheduler.address, 2)
     with pytest.raises(UnavailableError, match="no inference runs in this cluster"):
         client.addresses("inference")
+
+
+def test_replicas_that_come_are_noticed(
+    scheduler: FakeScheduler, client: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("hyper.client._LOOK_AGAIN_S", 0.05)
+    assert len(client.addresses("matcher")) == 2
+    scheduler.matchers = (1, 2, 3)
+    assert wait_until(lambda: len(client.addresses("matcher")) == 3, 20)
+    # what is asked beside the calls fails in silence, and what was known stays
+    scheduler.failures = [NotFoundError("no")] * 3
+    assert wait_until(lambda: bool(client.addresses("matcher")) and not scheduler.failures, 20)
+    assert len(client.addresses("matcher")) == 3
+
+
+def test_schedulers_that_were_heard_of_are_tried_too(scheduler: FakeScheduler) -> None:
+    scheduler.schedulers = (scheduler.address, "127.0.0.1:7")
+    with Client(scheduler.address, patience_s=0) as client:
+        assert client.addresses("scheduler") == (scheduler.address,)
+        client.addresses("matcher")
+        client.forget("scheduler")
+        assert client.addresses("scheduler") == (scheduler.address, "127.0.0.1:7")
 
 
 def test_errors_keep_their_class_and_reason(scheduler: FakeScheduler, client: Client) -> None:

@@ -81,6 +81,11 @@ def channel(addresses: Sequence[str]) -> grpc.Channel:
     return grpc.intercept_channel(plain_channel(target(addresses)), _ShowToken())
 
 
+def is_relayed() -> bool:
+    """Whether this process was forked from one that had made channels, so that a relay calls."""
+    return _forked
+
+
 def plain_channel(to: str) -> grpc.Channel:
     """A blocking channel to a `target`, without a token."""
     global _used

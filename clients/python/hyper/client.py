@@ -45,6 +45,7 @@ Requests = Message | Iterator[Message] | Callable[[], Iterator[Message]]
 
 _BACKOFF_FIRST_S = 0.1
 _BACKOFF_MAX_S = 2.0
+_LOOK_AGAIN_S = 5.0
 _QUIET_S = 0.5  # a shorter interruption is not worth a line
 _REDIRECTS_MAX = 2  # followed at once; more of them, and two schedulers disagree for a while
 
@@ -80,6 +81,8 @@ class Client:
         self._lock = threading.RLock()
         self._channels: dict[tuple[str, ...], grpc.Channel] = {}
         self._addresses: dict[str, tuple[str, ...]] = {}
+        self._schedulers: tuple[str, ...] = ()  # that have told of themselves
+        self._learned_at = 0.0
         self._pid = os.getpid()
         self._closed = False
         _clients.add(self)
@@ -195,6 +198,8 @@ class Client:
     def addresses(self, service: str) -> tuple[str, ...]:
         """Where the replicas of `service` are ("host:port"), cached until they cannot be reached.
 
+        Replicas that come and go are noticed within seconds, without holding up any call.
+
         Raises:
             UnavailableError: no replica is announced, or no scheduler answers.
         """
@@ -202,9 +207,13 @@ class Client:
             self._check_process()
             known = self._addresses.get(service)
         if known is not None:
+            if service != config.SCHEDULER:
+                self._look_again()
             return known
         if service == config.SCHEDULER:
             found = config.scheduler_addresses(self._endpoint)
+            with self._lock:  # the one that was configured may be the one that is gone
+                found = tuple(dict.fromkeys((*found, *self._schedulers)))
         else:
             found = config.service_override(service) or self._discover(service)
         with self._lock:
@@ -229,13 +238,47 @@ class Client:
         response: GetClusterResponse = self.call(
             config.SCHEDULER, ClusterServiceStub, "GetCluster", GetClusterRequest()
         )
-        found = sorted(i.address for i in response.instances if i.service == service)
+        found = self._learn(response).get(service)
         if not found:
             raise UnavailableError(
                 f"no {service} runs in this cluster; see `hyper status`, or start one",
                 reason="SERVICE_UNREACHABLE",
             )
-        return tuple(found)
+        return found
+
+    def _learn(self, response: GetClusterResponse) -> dict[str, tuple[str, ...]]:
+        """The addresses of each service, as a scheduler tells them."""
+        found: dict[str, tuple[str, ...]] = {}
+        for each in sorted(response.instances, key=lambda instance: instance.address):
+            found[each.service] = (*found.get(each.service, ()), each.address)
+        with self._lock:
+            self._schedulers = found.get(config.SCHEDULER, self._schedulers)
+            self._learned_at = time.monotonic()
+        return found
+
+    def _look_again(self) -> None:
+        """Ask a scheduler, now and then and beside the calls, which replicas there are."""
+        with self._lock:
+            now = time.monotonic()
+            if not self._learned_at or now - self._learned_at < _LOOK_AGAIN_S:
+                return
+            scheduler = self._addresses.get(config.SCHEDULER)
+            if scheduler is None or _transport.is_relayed():
+                return
+            self._learned_at = now
+            stub = ClusterServiceStub(self._channel(scheduler))
+        asked = stub.GetCluster.future(GetClusterRequest(), timeout=_LOOK_AGAIN_S)
+        asked.add_done_callback(self._looked)
+
+    def _looked(self, asked: grpc.Future) -> None:
+        """Take over what `_look_again` has found; where nobody answered, what was known stays."""
+        if asked.cancelled() or asked.exception() is not None:
+            return
+        found = self._learn(asked.result())
+        with self._lock:
+            for service, known in self._addresses.items():
+                if service != config.SCHEDULER and config.service_override(service) is None:
+                    self._addresses[service] = found.get(service, known)
 
     def _channel(self, addresses: tuple[str, ...]) -> grpc.Channel:
         with self._lock:

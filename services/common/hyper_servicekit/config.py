@@ -67,6 +67,11 @@ class S3Settings(BaseModel):
     public_endpoint: Endpoint | None = Field(
         default=None, description="as clients reach it; presigned URLs name it"
     )
+    public_by_address: bool = Field(
+        default=False,
+        description="presigned URLs hold its IP address, for clients that do not know its name",
+    )
+    create_bucket: bool = Field(default=False, description="make the bucket if it is not there")
 
 
 class ServiceSettings(BaseSettings):

@@ -203,14 +203,28 @@ def _bind(server: grpc.aio.Server, settings: ServiceSettings) -> str:
 
 
 def dialable(bound: str, advertise: str | None) -> str:
-    """The address that others dial: `advertise`, else what is bound, a wildcard by host name."""
+    """The address that others dial: `advertise`, else what is bound, a wildcard by `own_host`."""
     host, port = split_address(bound)
     if advertise is not None:
         name, advertised = split_address(advertise)
         return f"{name}:{advertised or port}"
     if host in ("", "0.0.0.0", "::"):
-        return f"{socket.gethostname()}:{port}"
+        return f"{own_host()}:{port}"
     return bound
+
+
+def own_host() -> str:
+    """This machine's address on the network that leads elsewhere, else its name.
+
+    Names of containers and pods are known to few of those who dial them.
+    """
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        try:
+            probe.connect(("192.0.2.1", 9))  # RFC 5737; nothing is sent
+        except OSError:  # no such network
+            return socket.gethostname()
+        host: str = probe.getsockname()[0]
+        return host
 
 
 def _write_ready_file(path: Path | None, running: Running) -> None:

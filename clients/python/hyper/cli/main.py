@@ -67,9 +67,14 @@ def _globals(
     debug: Annotated[
         bool, typer.Option("--debug", help="show the traceback of an unexpected error")
     ] = False,
+    endpoint: Annotated[
+        str, typer.Option(help="host:port[,host:port] of schedulers; beats HYPER_ENDPOINT")
+    ] = "",
 ) -> None:
     if debug:
         os.environ["HYPER_DEBUG"] = "1"
+    if endpoint:
+        os.environ["HYPER_ENDPOINT"] = endpoint
 
 
 for _name in _COMMAND_MODULES:

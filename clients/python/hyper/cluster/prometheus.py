@@ -32,7 +32,7 @@ def prometheus_config(members: Iterable[Member]) -> str:
     targets = [
         {
             "targets": [member.metrics_address],
-            "labels": {"service": member.role, "instance": member.name},
+            "labels": {"job": member.role, "instance": member.name},
         }
         for member in members
         if member.metrics_address

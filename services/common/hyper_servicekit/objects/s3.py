@@ -5,8 +5,10 @@ from __future__ import annotations
 import asyncio
 import io
 import itertools
+import socket
 from collections.abc import AsyncIterator, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import AsyncExitStack
 from datetime import UTC, datetime
 from typing import Any, BinaryIO, Self, TypeVar
 from urllib.parse import urlsplit
@@ -24,15 +26,20 @@ from hyper.errors import (
 )
 from hyper.names import check_path
 from hyper_servicekit.config import S3Settings
+from hyper_servicekit.logs import get_logger
 from hyper_servicekit.objects.base import ObjectInfo, byte_range, checked_method, not_found
 from hyper_servicekit.objects.presign import Presigner
+from hyper_servicekit.owned import owned
 
+log = get_logger(__name__)
 T = TypeVar("T")
 
 _PAGE = 1000
 _SILENCE_S = 15  # of a server that has the request
 _LARGEST_PUT_BYTES = 5 << 30  # of one request; S3's own bound
 _MISSING = ("NoSuchKey", "NoSuchObject", "NotFound")
+_MADE_BY_OTHERS = ("BucketAlreadyOwnedByYou", "BucketAlreadyExists")
+_LOOK_UP_S = 3.0
 _FULL = ("XMinioStorageFull", "InsufficientStorage", "QuotaExceeded")
 
 
@@ -75,19 +82,52 @@ class S3Store:
             ),
         )
         self._client = _minio(settings, self._http)
-        self._signer = Presigner(
-            settings.public_endpoint or settings.endpoint,
+        self._stack = AsyncExitStack()
+        self._public = settings.public_endpoint or settings.endpoint
+        self._signed_for = self._public
+        self._signer = self._signer_of(self._public)
+
+    async def __aenter__(self) -> Self:
+        if self.settings.public_by_address:
+            await self._look_up()
+            await self._stack.enter_async_context(owned(self._keep_looking(), "s3-address"))
+        if self.settings.create_bucket:
+            await self.ensure_bucket()
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self._stack.aclose()
+        self.close()
+
+    def _signer_of(self, endpoint: str) -> Presigner:
+        settings = self.settings
+        return Presigner(
+            endpoint,
             settings.bucket,
             settings.region,
             settings.access_key,
             settings.secret_key.get_secret_value(),
         )
 
-    async def __aenter__(self) -> Self:
-        return self
+    async def _keep_looking(self) -> None:
+        while True:
+            await asyncio.sleep(_LOOK_UP_S)
+            await self._look_up()
 
-    async def __aexit__(self, *_: object) -> None:
-        self.close()
+    async def _look_up(self) -> None:
+        """Sign for the address that the server's name stands for now; the last one if for none."""
+        parts = urlsplit(self._public)
+        port = parts.port or (443 if parts.scheme == "https" else 80)
+        try:
+            found = await asyncio.get_running_loop().getaddrinfo(
+                parts.hostname, port, family=socket.AF_INET, type=socket.SOCK_STREAM
+            )
+        except OSError as error:
+            log.warning("S3 has no address", endpoint=self._public, detail=str(error))
+            return
+        address = f"{parts.scheme}://{found[0][4][0]}:{port}"
+        if self._signed_for != address:
+            self._signed_for, self._signer = address, self._signer_of(address)
 
     def close(self) -> None:
         """End the threads and connections; calls in flight are finished first."""
@@ -98,8 +138,13 @@ class S3Store:
         """Create the bucket unless it is there."""
 
         def make() -> None:
-            if not self._client.bucket_exists(bucket_name=self._bucket):
+            if self._client.bucket_exists(bucket_name=self._bucket):
+                return
+            try:
                 self._client.make_bucket(bucket_name=self._bucket)
+            except S3Error as error:  # another replica was faster
+                if error.code not in _MADE_BY_OTHERS:
+                    raise
 
         await self._run("", make)
 

@@ -1,0 +1,112 @@
+"""Make `.env` for docker-compose.yml, with keys and passwords of its own: `make compose-env`.
+
+A `.env` that is there is kept; only what it lacks is added. `--client` prints what clients of the
+running cluster set, for a shell's `eval`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import base64
+import secrets
+import shlex
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from hyper.cluster.home import write_private
+from hyper_servicekit.tokens import ANY_TENANT, Signer
+
+ROOT = Path(__file__).resolve().parents[1]
+KEY_ID = "k1"
+TOKEN_DAYS = 365
+HEADER = "# Made by `make compose-env`. Secret: whoever reads it rules the cluster.\n"
+
+
+def read(path: Path) -> dict[str, str]:
+    """NAME=value lines of a file; none if it is not there."""
+    if not path.exists():
+        return {}
+    lines = [line for line in path.read_text().splitlines() if "=" in line and line[0] != "#"]
+    return {name.strip(): value.strip() for name, _, value in (li.partition("=") for li in lines)}
+
+
+def complete(known: dict[str, str], now_s: float) -> dict[str, str]:
+    """What is to be added so that nothing is missing."""
+    made: dict[str, str] = {}
+
+    def want(name: str, value: str) -> None:
+        if name not in known:
+            made[name] = value
+
+    want("HYPER_S3_ACCESS_KEY", secrets.token_hex(10))
+    want("HYPER_S3_SECRET_KEY", secrets.token_urlsafe(30))
+    want("HYPER_GRAFANA_PASSWORD", secrets.token_urlsafe(18))
+    want("HYPER_SECRETS_KEY", base64.b64encode(secrets.token_bytes(32)).decode())
+    want("HYPER_AUTH_KEY", secrets.token_urlsafe(32))
+    signer = Signer(KEY_ID, {**known, **made}["HYPER_AUTH_KEY"])
+    expires_s = now_s + TOKEN_DAYS * 86_400
+    for name, subject in (
+        ("HYPER_SERVICE_TOKEN", "service"),
+        ("HYPER_WORKER_TOKEN", "worker"),
+        ("HYPER_TOKEN", "compose"),
+    ):
+        want(name, signer.sign(ANY_TENANT, subject=subject, expires_s=expires_s))
+    return made
+
+
+def write(path: Path) -> list[str]:
+    """Complete the file, readable by its owner alone; returns the names that were added."""
+    made = complete(read(path), time.time())
+    if not made:
+        return []
+    text = path.read_text() if path.exists() else HEADER
+    if not text.endswith("\n"):
+        text += "\n"
+    text += "".join(f"{name}={value}\n" for name, value in made.items())
+    write_private(path, text)
+    return list(made)
+
+
+def compose_command() -> list[str]:
+    """`docker compose`, or `docker-compose` where there is only that."""
+    probe = (
+        subprocess.run(["docker", "compose", "version"], capture_output=True, check=False)
+        if shutil.which("docker")
+        else None
+    )
+    return ["docker", "compose"] if probe and probe.returncode == 0 else ["docker-compose"]
+
+
+def client(path: Path) -> int:
+    """Print the exports of a client; the exit status is Compose's."""
+    known = read(path)
+    if "HYPER_TOKEN" not in known:
+        print(f"error: {path} has no HYPER_TOKEN: run `make compose-env`", file=sys.stderr)
+        return 2
+    command = [*compose_command(), "port", "scheduler", "50051"]
+    found = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, text=True, check=False)
+    if found.returncode != 0:
+        return found.returncode
+    print(f"export HYPER_ENDPOINT={shlex.quote(found.stdout.strip())}")
+    print(f"export HYPER_TOKEN={shlex.quote(known['HYPER_TOKEN'])}")
+    return 0
+
+
+def main() -> int:
+    """Make the file, or print what clients set."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--file", type=Path, default=ROOT / ".env")
+    parser.add_argument("--client", action="store_true", help="print what clients set")
+    given = parser.parse_args()
+    if given.client:
+        return client(given.file)
+    made = write(given.file)
+    print(f"{given.file}: {'made ' + ', '.join(made) if made else 'complete'}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,136 @@
+"""The files that operators use agree with the code and with each other."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+import tomllib
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from hyper_servicekit.tokens import Verifier
+from scripts import compose_env, dashboards, requirements
+
+ROOT = Path(__file__).parents[3]
+SERVICES = ("scheduler", "storage-gateway", "inference", "matcher", "worker")
+RULES = ROOT / "deploy/prometheus/rules/hyper.yml"
+COMPOSE: dict[str, Any] = yaml.safe_load((ROOT / "docker-compose.yml").read_text())
+_METRIC = re.compile(r"\bhyper_[a-z]\w+")
+
+
+def declared_metrics() -> set[str]:
+    """Names of series that the services' code declares, histograms taken apart."""
+    found: set[str] = set()
+    for path in (ROOT / "services").rglob("*.py"):
+        kinds = re.findall(
+            r"\b(Counter|Gauge|Histogram|Summary)\(\s*\"(hyper_\w+)\"", path.read_text()
+        )
+        for kind, name in kinds:
+            suffixes = ("_bucket", "_sum", "_count") if kind == "Histogram" else ("",)
+            found |= {name + suffix for suffix in suffixes}
+    return found
+
+
+def test_dashboards_are_rendered_from_their_code() -> None:
+    committed = {path.name: path.read_text() for path in dashboards.FOLDER.glob("*.json")}
+    assert committed == dashboards.texts(), "run `make dashboards`"
+
+
+def test_rules_and_dashboards_name_metrics_that_exist() -> None:
+    known = declared_metrics()
+    groups = yaml.safe_load(RULES.read_text())["groups"]
+    rules = [rule for group in groups for rule in group["rules"]]
+    recorded = {rule["record"] for rule in rules if "record" in rule}
+    queries = [rule["expr"] for rule in rules]
+    queries += [
+        query
+        for dashboard in dashboards.DASHBOARDS
+        for row in dashboard.rows
+        for panel in row
+        for query, _ in panel.queries
+    ]
+    for query in queries:
+        for name in recorded:
+            query = query.replace(name, "")
+        unknown = set(_METRIC.findall(query)) - known
+        assert not unknown, f"{query}: {unknown}"
+
+
+def test_metrics_are_named_by_the_conventions() -> None:
+    names = {re.sub(r"_(bucket|sum|count)\Z", "", name) for name in declared_metrics()}
+    assert names
+    for name in names:
+        assert re.fullmatch(r"hyper_[a-z0-9_]+", name)
+        assert not re.search(r"_(ms|us|milliseconds|minutes|hours|kb|mb|gb|mib|percent)(_|\Z)", name)
+    for path in (ROOT / "services").rglob("*.py"):
+        for kind, name in re.findall(r"\b(Counter|Gauge)\(\s*\"(hyper_\w+)\"", path.read_text()):
+            assert name.endswith("_total") == (kind == "Counter"), name
+
+
+@pytest.mark.skipif(shutil.which("promtool") is None, reason="promtool is not installed")
+def test_promtool_likes_the_rules() -> None:
+    done = subprocess.run(
+        ["promtool", "check", "rules", str(RULES)], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("service", SERVICES)
+def test_images_are_slim_and_run_as_nobody_special(service: str) -> None:
+    text = (ROOT / "services" / service / "Dockerfile").read_text()
+    first, last = (stage for stage in text.split("\nFROM ") if "slim-bookworm" in stage)
+    assert "-c constraints.txt" in first and "pip" not in last
+    assert re.search(r"^USER hyper$", last, re.MULTILINE) and "HEALTHCHECK" in last
+    extras = re.findall(r"requirements\.py ([a-z ]+) >", first)[0].split()
+    own = {"storage-gateway": ["storage"], "worker": ["worker", "matcher", "inference"]}
+    assert extras == own.get(service, [service])
+
+
+@pytest.mark.parametrize("extra", ["scheduler", "worker", "storage", "inference", "matcher"])
+def test_requirements_of_an_extra(extra: str) -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    found = requirements.requirements(project, [extra])
+    assert not [each for each in found if "hyper-dl" in each or each.startswith("torch")]
+    assert set(project["dependencies"]) <= set(found)
+    assert set(project["optional-dependencies"]["servicekit"]) <= set(found)
+
+
+def test_compose_opens_ports_to_this_machine_alone_and_bounds_everything() -> None:
+    for name, service in COMPOSE["services"].items():
+        for port in service.get("ports", []):
+            assert port.startswith("127.0.0.1:"), (name, port)
+        assert "mem_limit" in service and "pids_limit" in service, name
+        assert "no-new-privileges:true" in service["security_opt"], name
+        for mount in service.get("volumes", []):
+            source = mount.partition(":")[0]
+            assert source.startswith("./deploy/") or source in COMPOSE["volumes"], mount
+        if name not in SERVICES:  # ours have theirs in the image
+            assert "healthcheck" in service, name
+
+
+def test_compose_has_no_password_that_was_not_generated() -> None:
+    made = compose_env.complete({}, 0.0)
+    secret = re.compile(r"(PASSWORD|SECRET|TOKEN|ACCESS_KEY|AUTH_KEYS|MINIO_ROOT)")
+    for name, service in COMPOSE["services"].items():
+        for key, value in service.get("environment", {}).items():
+            if secret.search(key):
+                match = re.fullmatch(r"\$\{(\w+):\?run make compose-env first\}", value)
+                assert match and match[1] in made, (name, key)
+
+
+def test_env_is_made_once_and_for_its_owner_alone(tmp_path: Path) -> None:
+    path = tmp_path / ".env"
+    assert compose_env.write(path)
+    assert path.stat().st_mode & 0o777 == 0o600
+    before = path.read_text()
+    assert compose_env.write(path) == [] and path.read_text() == before
+    known = compose_env.read(path)
+    verifier = Verifier({compose_env.KEY_ID: known["HYPER_AUTH_KEY"]})
+    assert verifier.read(known["HYPER_TOKEN"], 0.0).subject == "compose"
+    path.write_text("\n".join(li for li in before.splitlines() if "GRAFANA" not in li) + "\n")
+    assert compose_env.write(path) == ["HYPER_GRAFANA_PASSWORD"]
+    assert compose_env.read(path)["HYPER_S3_SECRET_KEY"] == known["HYPER_S3_SECRET_KEY"]

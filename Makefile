@@ -8,7 +8,7 @@ PIP := .venv/bin/python -m pip --disable-pip-version-check install -q --no-compi
 export PYTHONDONTWRITEBYTECODE :=
 export HYPER_DATA_DIR ?= $(shell test -d ../shared/data && cd ../shared/data && pwd)
 
-.PHONY: help demo test lint protos bench simulate faults constraints clean
+.PHONY: help demo test lint protos bench simulate faults compose-env compose-test dashboards constraints clean
 
 help:            ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## */\t/' | expand -t 14
@@ -45,6 +45,7 @@ lint: .stamps/dev        ## format, style, types, import rules, protos
 	@.venv/bin/mypy
 	@.venv/bin/lint-imports
 	@cd protos && ../.venv/bin/buf lint
+	@if command -v promtool >/dev/null; then promtool check rules deploy/prometheus/rules/*.yml; fi
 
 protos: .stamps/dev      ## regenerate protos/gen
 	@.venv/bin/python protos/generate.py
@@ -57,6 +58,15 @@ simulate: .stamps/dev    ## the scheduler under seeded faults: make simulate SEE
 
 faults: .stamps/dev .stamps/etcd ## kill, stop and cut off real processes: make faults REPEAT=20
 	@FAULT_REPEAT=$(or $(REPEAT),20) .venv/bin/python -m pytest tests/faults -q -rP --show-capture=stdout $(PYTEST_ARGS)
+
+compose-env: .stamps/local ## .env of docker-compose.yml, with keys and passwords of its own
+	@.venv/bin/python -m scripts.compose_env
+
+compose-test: .stamps/dev ## docker-compose.yml for real: the demo, scaled, killed, cut off; needs a Docker daemon
+	@HYPER_TEST_COMPOSE=1 .venv/bin/python -m pytest tests/compose -q -rP --show-capture=stdout -p no:randomly $(PYTEST_ARGS)
+
+dashboards: .stamps/dev  ## render deploy/grafana/dashboards from scripts/dashboards.py
+	@.venv/bin/python -m scripts.dashboards
 
 constraints: .stamps/dev ## renew constraints.txt
 	@.venv/bin/python scripts/constraints.py

@@ -178,6 +178,14 @@ class TestS3:
             url = store.sign("a", "GET", 60)
         assert url.startswith(f"https://s3.example.org/{settings.bucket}/{settings.prefix}/a?X-Amz")
 
+    async def test_signed_urls_can_name_the_servers_address(self, s3_settings: S3Settings) -> None:
+        public = s3_settings.endpoint.replace("127.0.0.1", "localhost")
+        settings = s3_settings.model_copy(
+            update={"public_endpoint": public, "public_by_address": True}
+        )
+        async with S3Store(settings) as store:
+            assert store.sign("a", "GET", 60).startswith(f"{s3_settings.endpoint}/")
+
     async def test_prefixes_keep_stores_apart(self, s3_settings: S3Settings) -> None:
         inner = s3_settings.model_copy(update={"prefix": f"{s3_settings.prefix}/inner"})
         async with S3Store(s3_settings) as outer, S3Store(inner) as store:
@@ -210,6 +218,8 @@ class TestS3:
         async with S3Store(s3_settings) as store:
             await store.ensure_bucket()
             await store.ensure_bucket()
+        async with S3Store(s3_settings.model_copy(update={"create_bucket": True})) as store:
+            await store.put("a", b"1")
 
     async def test_failures_of_the_server_are_told_from_silence(
         self, s3_settings: S3Settings

@@ -270,7 +270,7 @@ class Client:
         asked = stub.GetCluster.future(GetClusterRequest(), timeout=_LOOK_AGAIN_S)
         asked.add_done_callback(self._looked)
 
-    def _looked(self, asked: grpc.Future) -> None:
+    def _looked(self, asked: Any) -> None:
         """Take over what `_look_again` has found; where nobody answered, what was known stays."""
         if asked.cancelled() or asked.exception() is not None:
             return

@@ -65,7 +65,9 @@ def test_metrics_are_named_by_the_conventions() -> None:
     assert names
     for name in names:
         assert re.fullmatch(r"hyper_[a-z0-9_]+", name)
-        assert not re.search(r"_(ms|us|milliseconds|minutes|hours|kb|mb|gb|mib|percent)(_|\Z)", name)
+        assert not re.search(
+            r"_(ms|us|milliseconds|minutes|hours|kb|mb|gb|mib|percent)(_|\Z)", name
+        )
     for path in (ROOT / "services").rglob("*.py"):
         for kind, name in re.findall(r"\b(Counter|Gauge)\(\s*\"(hyper_\w+)\"", path.read_text()):
             assert name.endswith("_total") == (kind == "Counter"), name

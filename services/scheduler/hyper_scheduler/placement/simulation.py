@@ -1,0 +1,214 @@
+"""A job on a market whose capacity is known tick by tick: what a policy would have paid.
+
+The same policies decide here and in the running scheduler. A unit that is asked for works after
+the changeover and is billed from the start; one that is lost, or given up, is billed until then.
+More units may be held than can work, such as one that starts while another still works.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+
+from hyper_scheduler.placement.hazard import Hazard, Prior
+from hyper_scheduler.placement.view import Holding, Market, Unit, View
+
+Policy = Callable[[View], Holding]
+GIVE_UP_H = 48.0  # a job so late is not followed further
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """What is to be done.
+
+    Args:
+        work_h: unit-hours of useful work.
+        deadline_h: from its start.
+        lanes: units that can work at once.
+        changeover_h: from asking for a unit to its first useful work.
+        step_h: work that is lost with a unit: task length or checkpoint interval; 0: none.
+    """
+
+    work_h: float
+    deadline_h: float
+    lanes: int = 1
+    changeover_h: float = 0.2
+    step_h: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Traces:
+    """Spot markets over time.
+
+    Args:
+        tick_h: hours between two looks.
+        capacity: by market, units that could be had at each tick.
+        markets: the same order; their losses and capacities are replaced tick by tick.
+        on_demand: the market that is never taken.
+        losses: by market and tick, from what was seen before; see `posterior`.
+    """
+
+    tick_h: float
+    capacity: tuple[tuple[int, ...], ...]
+    markets: tuple[Market, ...]
+    on_demand: Market
+    losses: tuple[tuple[float, ...], ...]
+
+    @staticmethod
+    def of(
+        tick_h: float,
+        capacity: Sequence[Sequence[int]],
+        markets: Sequence[Market],
+        on_demand: Market,
+        watched: int,
+        prior: Prior = Prior(),
+    ) -> Traces:
+        """With the losses that a fleet of `watched` units a market would have taught."""
+        ticks = tuple(tuple(each) for each in capacity)
+        losses = tuple(posterior(each, tick_h, watched, prior) for each in ticks)
+        return Traces(tick_h, ticks, tuple(markets), on_demand, losses)
+
+    def at(self, tick: int) -> tuple[Market, ...]:
+        """All markets as they stand, on-demand last."""
+        spot = (
+            replace(market, capacity=capacity[tick], losses_per_h=losses[tick])
+            for market, capacity, losses in zip(
+                self.markets, self.capacity, self.losses, strict=True
+            )
+        )
+        return (*spot, self.on_demand)
+
+
+def posterior(
+    capacity: Sequence[int], tick_h: float, watched: int, prior: Prior
+) -> tuple[float, ...]:
+    """Expected losses an hour at each tick, from the ticks before it alone."""
+    known = Hazard(prior)
+    rates: list[float] = []
+    before = 0
+    for now in capacity:
+        held = min(before, watched)
+        known = known.seen(max(0, held - now), held * tick_h, tick_h)
+        rates.append(known.mean_per_h)
+        before = now
+    return tuple(rates)
+
+
+@dataclass(slots=True)
+class Outcome:
+    """What became of a job."""
+
+    usd: float = 0.0
+    end_h: float = 0.0
+    late: bool = False
+    on_demand_h: float = 0.0
+    preemptions: int = 0
+    launches: int = 0
+    rework_h: float = 0.0
+
+
+@dataclass(slots=True)
+class _Held:
+    market: int
+    ready_in_h: float
+    unsaved_h: float = 0.0  # work since its last checkpoint
+
+
+@dataclass(slots=True)
+class _Run:
+    job: Job
+    traces: Traces
+    work_h: float
+    held: list[_Held] = field(default_factory=list)
+    outcome: Outcome = field(default_factory=Outcome)
+
+
+def simulate(job: Job, traces: Traces, start: int, policy: Policy) -> Outcome:
+    """Run a job from tick `start`; a trace that ends stands still from then on."""
+    run = _Run(job, traces, job.work_h)
+    last = min(map(len, traces.capacity), default=1) - 1
+    tick = start
+    while run.work_h > 1e-9 and run.outcome.end_h < job.deadline_h + GIVE_UP_H:
+        markets = traces.at(min(tick, last))
+        _take_away(run, markets)
+        wanted = policy(_view(run, markets))
+        _rearrange(run, wanted)
+        _pass(run, markets)
+        tick += 1
+    run.outcome.late = run.outcome.end_h > job.deadline_h + 1e-6 or run.work_h > 1e-9
+    return run.outcome
+
+
+def _view(run: _Run, markets: tuple[Market, ...]) -> View:
+    job = run.job
+    return View(
+        markets=markets,
+        units=tuple(Unit(each.market, each.ready_in_h) for each in run.held),
+        lanes=job.lanes,
+        work_h=run.work_h,
+        total_h=job.work_h,
+        left_h=job.deadline_h - run.outcome.end_h,
+        deadline_h=job.deadline_h,
+        changeover_h=job.changeover_h,
+        step_h=job.step_h,
+        margin_h=2 * run.traces.tick_h,
+    )
+
+
+def _take_away(run: _Run, markets: tuple[Market, ...]) -> None:
+    """Spot units beyond what the market has: those that start first, then the newest."""
+    for i, count in Counter(each.market for each in run.held).items():
+        for _ in range(count - markets[i].capacity):
+            mine = [each for each in run.held if each.market == i]
+            lost = max(mine, key=lambda each: each.ready_in_h)
+            run.held.remove(lost)
+            run.work_h += lost.unsaved_h
+            run.outcome.rework_h += lost.unsaved_h
+            run.outcome.preemptions += 1
+
+
+def _rearrange(run: _Run, wanted: Holding) -> None:
+    """Keep what is wanted and held, those that work first; launch the rest; give up the others."""
+    held = sorted(run.held, key=lambda each: each.ready_in_h)
+    kept: list[_Held] = []
+    for i in wanted:
+        mine = next((each for each in held if each.market == i), None)
+        if mine is not None:
+            held.remove(mine)
+            kept.append(mine)
+        else:
+            kept.append(_Held(i, run.job.changeover_h))
+            run.outcome.launches += 1
+    run.held = kept
+
+
+def _pass(run: _Run, markets: tuple[Market, ...]) -> None:
+    """One tick, or less if the work ends within it."""
+    workers = sorted(run.held, key=lambda each: each.ready_in_h)[: run.job.lanes]
+    step_h = _until_done(run, markets, workers)
+    for each in workers:
+        done = max(0.0, step_h - each.ready_in_h) * markets[each.market].throughput
+        run.work_h -= done
+        if run.job.step_h > 0:
+            each.unsaved_h = math.fmod(each.unsaved_h + done, run.job.step_h)
+    run.work_h = max(0.0, run.work_h)
+    for each in run.held:
+        run.outcome.usd += step_h * markets[each.market].usd_h
+        run.outcome.on_demand_h += step_h if markets[each.market].on_demand else 0.0
+        each.ready_in_h = max(0.0, each.ready_in_h - step_h)
+    run.outcome.end_h += step_h
+
+
+def _until_done(run: _Run, markets: tuple[Market, ...], workers: list[_Held]) -> float:
+    """Hours until the work ends, at most a tick."""
+    tick_h = run.traces.tick_h
+    rate = offset = 0.0
+    for each in workers:  # in the order in which they are ready
+        throughput = markets[each.market].throughput
+        if rate and (run.work_h + offset) / rate <= each.ready_in_h:
+            break
+        rate += throughput
+        offset += throughput * each.ready_in_h
+    return min(tick_h, (run.work_h + offset) / rate) if rate else tick_h

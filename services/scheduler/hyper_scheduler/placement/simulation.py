@@ -17,6 +17,7 @@ from hyper_scheduler.placement.view import Holding, Market, Unit, View
 
 Policy = Callable[[View], Holding]
 GIVE_UP_H = 48.0  # a job so late is not followed further
+LOOK_H = 0.05  # a policy is asked at least so often
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +56,7 @@ class Traces:
     markets: tuple[Market, ...]
     on_demand: Market
     losses: tuple[tuple[float, ...], ...]
+    _seen: dict[int, tuple[Market, ...]] = field(default_factory=dict, compare=False, repr=False)
 
     @staticmethod
     def of(
@@ -72,13 +74,15 @@ class Traces:
 
     def at(self, tick: int) -> tuple[Market, ...]:
         """All markets as they stand, on-demand last."""
-        spot = (
-            replace(market, capacity=capacity[tick], losses_per_h=losses[tick])
-            for market, capacity, losses in zip(
-                self.markets, self.capacity, self.losses, strict=True
+        found = self._seen.get(tick)
+        if found is None:
+            rows = zip(self.markets, self.capacity, self.losses, strict=True)
+            spot = (
+                replace(market, capacity=capacity[tick], losses_per_h=losses[tick])
+                for market, capacity, losses in rows
             )
-        )
-        return (*spot, self.on_demand)
+            found = self._seen[tick] = (*spot, self.on_demand)
+        return found
 
 
 def posterior(
@@ -123,18 +127,27 @@ class _Run:
     work_h: float
     held: list[_Held] = field(default_factory=list)
     outcome: Outcome = field(default_factory=Outcome)
+    began: bool = True  # a unit has begun to work, or nothing has been asked for yet
 
 
 def simulate(job: Job, traces: Traces, start: int, policy: Policy) -> Outcome:
-    """Run a job from tick `start`; a trace that ends stands still from then on."""
+    """Run a job from tick `start`; a trace that ends stands still from then on.
+
+    The policy is asked when a market's capacity changes or a unit begins to work, and every
+    `LOOK_H` besides.
+    """
     run = _Run(job, traces, job.work_h)
     last = min(map(len, traces.capacity), default=1) - 1
-    tick = start
+    tick, looked_h, before = start, -math.inf, traces.at(start)
     while run.work_h > 1e-9 and run.outcome.end_h < job.deadline_h + GIVE_UP_H:
         markets = traces.at(min(tick, last))
         _take_away(run, markets)
-        wanted = policy(_view(run, markets))
-        _rearrange(run, wanted)
+        moved = run.began or any(
+            old.capacity != new.capacity for old, new in zip(before, markets, strict=False)
+        )
+        if moved or run.outcome.end_h - looked_h >= LOOK_H - 1e-9:
+            _rearrange(run, policy(_view(run, markets)))
+            looked_h, before = run.outcome.end_h, markets
         _pass(run, markets)
         tick += 1
     run.outcome.late = run.outcome.end_h > job.deadline_h + 1e-6 or run.work_h > 1e-9
@@ -153,7 +166,7 @@ def _view(run: _Run, markets: tuple[Market, ...]) -> View:
         deadline_h=job.deadline_h,
         changeover_h=job.changeover_h,
         step_h=job.step_h,
-        margin_h=2 * run.traces.tick_h,
+        margin_h=2 * max(run.traces.tick_h, LOOK_H),
     )
 
 
@@ -171,13 +184,14 @@ def _take_away(run: _Run, markets: tuple[Market, ...]) -> None:
 
 def _rearrange(run: _Run, wanted: Holding) -> None:
     """Keep what is wanted and held, those that work first; launch the rest; give up the others."""
-    held = sorted(run.held, key=lambda each: each.ready_in_h)
+    held: dict[int, list[_Held]] = {}
+    for each in sorted(run.held, key=lambda each: -each.ready_in_h):
+        held.setdefault(each.market, []).append(each)
     kept: list[_Held] = []
     for i in wanted:
-        mine = next((each for each in held if each.market == i), None)
-        if mine is not None:
-            held.remove(mine)
-            kept.append(mine)
+        mine = held.get(i)
+        if mine:
+            kept.append(mine.pop())
         else:
             kept.append(_Held(i, run.job.changeover_h))
             run.outcome.launches += 1
@@ -186,6 +200,7 @@ def _rearrange(run: _Run, wanted: Holding) -> None:
 
 def _pass(run: _Run, markets: tuple[Market, ...]) -> None:
     """One tick, or less if the work ends within it."""
+    run.began = False
     workers = sorted(run.held, key=lambda each: each.ready_in_h)[: run.job.lanes]
     step_h = _until_done(run, markets, workers)
     for each in workers:
@@ -197,7 +212,9 @@ def _pass(run: _Run, markets: tuple[Market, ...]) -> None:
     for each in run.held:
         run.outcome.usd += step_h * markets[each.market].usd_h
         run.outcome.on_demand_h += step_h if markets[each.market].on_demand else 0.0
-        each.ready_in_h = max(0.0, each.ready_in_h - step_h)
+        if each.ready_in_h > 0.0:
+            each.ready_in_h = max(0.0, each.ready_in_h - step_h)
+            run.began = run.began or each.ready_in_h <= 0.0
     run.outcome.end_h += step_h
 
 

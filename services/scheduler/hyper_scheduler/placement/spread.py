@@ -8,8 +8,11 @@ MAX_SHARE = 3  # at most one machine in so many stands in one domain
 def domain_cap(fleet: int, domains: int) -> int:
     """Units of a bag of tasks that one failure domain may hold.
 
-    A third of the fleet; where there are fewer than three domains, an even share. A unit that
-    cannot be divided is 1.
+    A third of the fleet; where fewer than three domains have capacity, an even share of these.
+
+    Args:
+        fleet: units in all.
+        domains: that have capacity now.
     """
     if fleet <= 0 or domains <= 0:
         return 0

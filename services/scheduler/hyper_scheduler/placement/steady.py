@@ -98,7 +98,7 @@ class _Prices:
     view: View
     on_demand: int | None
     available: list[int]  # spot markets with capacity, the best first
-    domains: int
+    domains: int  # of these
     waiting_is_cheaper: bool
     slack_usd: float
     restart_usd: float
@@ -108,8 +108,8 @@ class _Prices:
         self.view, self.on_demand = view, view.cheapest_on_demand()
         self._scores, self.slack_usd, self.waiting_is_cheaper = {}, 0.0, view.idle_allowed
         spot = [i for i, each in enumerate(view.markets) if not each.on_demand]
-        self.domains = len({view.markets[i].domain for i in spot})
         there = [i for i in spot if view.markets[i].capacity > 0]
+        self.domains = len({view.markets[i].domain for i in there})
         order = sorted(there or spot, key=self.score)
         self.restart_usd = view.changeover_h * (view.markets[order[0]].usd_h if order else 0.0)
         if order and self.on_demand is not None and not math.isinf(view.left_h):
@@ -133,18 +133,23 @@ class _Prices:
             tuple(ways), sure_usd_h, self.restart_usd, view.total_h / view.lanes
         )  # fmt: skip
         work_h = view.work_h / view.lanes
+        expected = ways[0].losses_per_h * work_h
         affordable = (view.slack_h - view.margin_h) / interruption_h
         pending_h = min((each.ready_in_h for each in view.units), default=view.changeover_h)
-        self.slack_usd = value.interruption_usd(max(1.0, affordable - pending_h / interruption_h),
-                                                work_h)  # fmt: skip
+
+        def pooled(interruptions: float) -> float:
+            """What so many a lane are worth to one lane: many lanes share their luck."""
+            return expected + (interruptions - expected) * math.sqrt(view.lanes)
+
+        after_start = max(1.0, pooled(affordable - pending_h / interruption_h))
+        self.slack_usd = value.interruption_usd(after_start, work_h)
         self._scores.clear()
         if affordable < 2:
             self.waiting_is_cheaper = False
             return
-        after, before = value.cost_usd(affordable - 2, work_h), value.cost_usd(
-            affordable - 1, work_h
-        )  # fmt: skip
-        self.waiting_is_cheaper = (after - before) / interruption_h < sure_usd_h - usd_h
+        waited = value.cost_usd(pooled(affordable - 2), work_h)
+        lost_usd = waited - value.cost_usd(pooled(affordable - 2) + 1, work_h)
+        self.waiting_is_cheaper = lost_usd / interruption_h < sure_usd_h - usd_h
 
     def score(self, i: int) -> float:
         """Dollars for a unit of useful work in this market."""

@@ -1,0 +1,1 @@
+"""What placement policies would have paid, on recorded and synthetic spot markets."""

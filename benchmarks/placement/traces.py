@@ -1,0 +1,119 @@
+"""Recorded spot markets: availability files in JSON, and the fleet sizes of Bamboo (NSDI 2023)."""
+
+from __future__ import annotations
+
+import csv
+import json
+from bisect import bisect_right
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+
+TICK_H = 0.05  # of fleets, which are recorded event by event
+LEAST_H = 8.0  # a shorter recording says nothing about a job
+
+
+@dataclass(frozen=True, slots=True)
+class Recording:
+    """Zones that can stand in for one another.
+
+    Args:
+        name: for people.
+        tick_h: hours between two values.
+        zones: their names.
+        capacity: by zone, machines that could be had at each tick.
+    """
+
+    name: str
+    tick_h: float
+    zones: tuple[str, ...]
+    capacity: tuple[tuple[int, ...], ...]
+
+    @property
+    def hours(self) -> float:
+        """How long it lasts."""
+        return len(self.capacity[0]) * self.tick_h
+
+
+def read(paths: Iterable[Path]) -> list[Recording]:
+    """Every recording in these files and folders.
+
+    Raises:
+        ValueError: a file has another format.
+    """
+    availability: dict[tuple[Path, str, float], list[tuple[str, list[int]]]] = {}
+    found: list[Recording] = []
+    for path in sorted({each for given in paths for each in _files(given)}):
+        if path.suffix == ".json":
+            tick_h, values = _read_json(path)
+            zone, _, kind = path.stem.partition("_")
+            availability.setdefault((path.parent, kind, tick_h), []).append((zone, values))
+        else:
+            sizes = _read_fleet(path)
+            capacity = _sampled(sizes)
+            if len(capacity) * TICK_H >= LEAST_H:
+                found.append(Recording(path.stem, TICK_H, ("fleet",), (capacity,)))
+    for (folder, kind, tick_h), zones in availability.items():
+        length = min(len(values) for _, values in zones)
+        name = f"{folder.name}/{kind}" if kind else folder.name
+        rows = tuple(tuple(values[:length]) for _, values in zones)
+        found.append(Recording(name, tick_h, tuple(zone for zone, _ in zones), rows))
+    return found
+
+
+def _files(given: Path) -> list[Path]:
+    if not given.is_dir():
+        return [given]
+    kinds = (".json", ".csv", ".txt")
+    return [each for each in given.rglob("*") if each.is_file() and each.suffix in kinds]
+
+
+def _read_json(path: Path) -> tuple[float, list[int]]:
+    """The format of "Can't Be Late" (NSDI 2024): machines available at each tick."""
+    try:
+        content = json.loads(path.read_text())
+        tick_h = float(content["metadata"]["gap_seconds"]) / 3600
+        values = [int(each) for each in content["data"]]
+    except (ValueError, KeyError, TypeError) as error:
+        text = 'expected {"metadata": {"gap_seconds": s}, "data": [...]}'
+        raise ValueError(f"{path}: {text} ({error})") from error
+    if tick_h <= 0 or not values or min(values) < 0:
+        raise ValueError(f"{path}: needs a gap above 0 and at least one count, none below 0")
+    return tick_h, values
+
+
+def _read_fleet(path: Path) -> list[tuple[float, int]]:
+    """(hours, machines) at each change, of any of Bamboo's three formats."""
+    with path.open(newline="") as file:
+        rows = [row for row in csv.reader(file, skipinitialspace=True) if row]
+    try:
+        if rows and rows[0][1:2] in (["add"], ["remove"]):
+            return _from_events(rows)
+        if rows and len(rows[0]) == 3:
+            times = sorted((datetime.fromisoformat(f"{d} {t}"), int(n)) for d, t, n in rows)
+            return [((at - times[0][0]).total_seconds() / 3600, n) for at, n in times]
+        sizes = [(float(t), int(n)) for t, n in rows]
+    except ValueError as error:
+        raise ValueError(f"{path}: not the recording of a fleet ({error})") from error
+    hours = 1.0 if sizes and sizes[-1][0] < 1000 else 3600.0  # some count hours, some seconds
+    return [(t / hours, n) for t, n in sizes]
+
+
+def _from_events(rows: Sequence[Sequence[str]]) -> list[tuple[float, int]]:
+    size, sizes = 0, []
+    for at_ms, what, _ in rows:
+        size += 1 if what == "add" else -1
+        sizes.append((float(at_ms) / 3.6e6, size))
+    return sizes
+
+
+def _sampled(sizes: Sequence[tuple[float, int]]) -> tuple[int, ...]:
+    """The size at each tick."""
+    if not sizes:
+        return ()
+    times = [at for at, _ in sizes]
+    ticks = int(times[-1] / TICK_H)
+    return tuple(
+        sizes[max(0, bisect_right(times, i * TICK_H) - 1)][1] for i in range(ticks)
+    )  # fmt: skip

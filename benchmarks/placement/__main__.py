@@ -8,8 +8,8 @@ those of one folder and machine type as zones of one market.
 
 Spot costs a third of on-demand (`--spot-price`). A job runs in windows spread over the recording;
 its work is a part (`--work`) of what one lane can do until the deadline. The figures are means over
-the windows: `cost_ratio`, `on_demand_hours`, `preemptions`; `missed_deadlines` is a sum. `omniscient`
-is a lower bound, not a policy. `mean` is over all scenarios.
+the windows: `cost_ratio`, `on_demand_hours`, `preemptions`; `missed_deadlines` is a sum.
+`omniscient` is a lower bound, not a policy. `mean` is over all scenarios.
 """
 
 from __future__ import annotations
@@ -49,7 +49,9 @@ def table(found: dict[str, dict[str, Figures]]) -> str:
         cells = []
         for name in names:
             missed = int(figures[name].get("missed_deadlines", 0))
-            cells.append(f"{figures[name]['cost_ratio']:.3f}" + (f" ({missed} late)" * bool(missed)))
+            cells.append(
+                f"{figures[name]['cost_ratio']:.3f}" + (f" ({missed} late)" * bool(missed))
+            )
         lines.append(" ".join([f"{scenario:<{width}}", *(f"{cell:>16}" for cell in cells)]))
     return "\n".join(lines)
 
@@ -68,7 +70,7 @@ def main() -> int:
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--plots", type=Path, metavar="FOLDER")
     arguments = parser.parse_args()
-    if not 0 < arguments.work < 1 or not 0 < arguments.spot_price:
+    if not 0 < arguments.work < 1 or arguments.spot_price <= 0:
         parser.error("--work lies between 0 and 1, --spot-price above 0")
     try:
         recordings = traces.read(arguments.traces or _bamboo())

@@ -26,6 +26,10 @@ class Prior:
     half_life_h: float = 8.0
 
 
+TODAY = Prior()
+USUAL = Prior(half_life_h=96.0)  # what a market is like over days
+
+
 @dataclass(frozen=True, slots=True)
 class Hazard:
     """The posterior of one market's preemption rate.

@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 
-from hyper_scheduler.placement.hazard import Hazard, Prior
+from hyper_scheduler.placement.hazard import TODAY, USUAL, Hazard, Prior
 from hyper_scheduler.placement.view import Holding, Market, Unit, View
 
 Policy = Callable[[View], Holding]
@@ -49,6 +49,7 @@ class Traces:
         markets: the same order; their losses and capacities are replaced tick by tick.
         on_demand: the market that is never taken.
         losses: by market and tick, from what was seen before; see `posterior`.
+        usual: the same with a longer memory.
     """
 
     tick_h: float
@@ -56,6 +57,7 @@ class Traces:
     markets: tuple[Market, ...]
     on_demand: Market
     losses: tuple[tuple[float, ...], ...]
+    usual: tuple[tuple[float, ...], ...]
     _seen: dict[int, tuple[Market, ...]] = field(default_factory=dict, compare=False, repr=False)
 
     @staticmethod
@@ -65,21 +67,27 @@ class Traces:
         markets: Sequence[Market],
         on_demand: Market,
         watched: int,
-        prior: Prior = Prior(),
+        prior: Prior = TODAY,
     ) -> Traces:
         """With the losses that a fleet of `watched` units a market would have taught."""
         ticks = tuple(tuple(each) for each in capacity)
         losses = tuple(posterior(each, tick_h, watched, prior) for each in ticks)
-        return Traces(tick_h, ticks, tuple(markets), on_demand, losses)
+        usual = tuple(posterior(each, tick_h, watched, USUAL) for each in ticks)
+        return Traces(tick_h, ticks, tuple(markets), on_demand, losses, usual)
 
     def at(self, tick: int) -> tuple[Market, ...]:
         """All markets as they stand, on-demand last."""
         found = self._seen.get(tick)
         if found is None:
-            rows = zip(self.markets, self.capacity, self.losses, strict=True)
+            rows = zip(self.markets, self.capacity, self.losses, self.usual, strict=True)
             spot = (
-                replace(market, capacity=capacity[tick], losses_per_h=losses[tick])
-                for market, capacity, losses in rows
+                replace(
+                    market,
+                    capacity=capacity[tick],
+                    losses_per_h=losses[tick],
+                    usual_losses_per_h=usual[tick],
+                )
+                for market, capacity, losses, usual in rows
             )
             found = self._seen[tick] = (*spot, self.on_demand)
         return found
@@ -127,6 +135,7 @@ class _Run:
     work_h: float
     held: list[_Held] = field(default_factory=list)
     outcome: Outcome = field(default_factory=Outcome)
+    short_since_h: float = math.inf  # when there was spot for every lane last; infinite: now
     began: bool = True  # a unit has begun to work, or nothing has been asked for yet
 
 
@@ -142,6 +151,11 @@ def simulate(job: Job, traces: Traces, start: int, policy: Policy) -> Outcome:
     while run.work_h > 1e-9 and run.outcome.end_h < job.deadline_h + GIVE_UP_H:
         markets = traces.at(min(tick, last))
         _take_away(run, markets)
+        spot = sum(each.capacity for each in markets if not each.on_demand)
+        if spot >= job.lanes:
+            run.short_since_h = math.inf
+        else:
+            run.short_since_h = min(run.short_since_h, run.outcome.end_h)
         moved = run.began or any(
             old.capacity != new.capacity for old, new in zip(before, markets, strict=False)
         )
@@ -166,6 +180,7 @@ def _view(run: _Run, markets: tuple[Market, ...]) -> View:
         deadline_h=job.deadline_h,
         changeover_h=job.changeover_h,
         step_h=job.step_h,
+        short_for_h=max(0.0, run.outcome.end_h - run.short_since_h),
         margin_h=2 * max(run.traces.tick_h, LOOK_H),
     )
 

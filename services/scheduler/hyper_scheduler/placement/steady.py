@@ -21,6 +21,7 @@ from hyper_scheduler.placement.view import Holding, Unit, View
 
 STANDBYS = 3  # machines at most for a job that cannot be divided
 SHARED_LOSSES = 0.1  # part of the losses that strike two zones at once
+PATIENCE = 2.0  # changeovers for which a fleet waits out a shortage
 MOVE_GAIN = 2.0  # a move must promise so many times what it costs
 
 
@@ -120,7 +121,8 @@ class _Prices:
         view, interruption_h = self.view, max(self.view.interruption_h, 1e-3)
         cheapest = [view.markets[i] for i in order[:2]]
         usd_h = cheapest[0].usd_h / cheapest[0].throughput
-        rates = [each.losses_per_h for each in cheapest]
+        ahead_h = view.work_h / view.lanes if view.lanes > 1 else 0.0
+        rates = [each.expected_losses_per_h(ahead_h) for each in cheapest]
         ways = [Way(usd_h, sum(rates) / len(rates))]
         if view.lanes == 1 and len(cheapest) > 1:
             together = all_lost_per_h(tuple(rates), view.changeover_h, SHARED_LOSSES)
@@ -144,12 +146,12 @@ class _Prices:
         after_start = max(1.0, pooled(affordable - pending_h / interruption_h))
         self.slack_usd = value.interruption_usd(after_start, work_h)
         self._scores.clear()
-        if affordable < 2:
-            self.waiting_is_cheaper = False
-            return
-        waited = value.cost_usd(pooled(affordable - 2), work_h)
-        lost_usd = waited - value.cost_usd(pooled(affordable - 2) + 1, work_h)
-        self.waiting_is_cheaper = lost_usd / interruption_h < sure_usd_h - usd_h
+        left = pooled(affordable - 1) if view.lanes > 1 else affordable - 1  # after the wait
+        waiting_usd_h = value.interruption_usd(left, work_h) / interruption_h
+        # most shortages are over before a machine bought for them would work
+        passing = view.lanes > 1 and view.short_for_h < PATIENCE * view.changeover_h
+        worth = sure_usd_h - usd_h
+        self.waiting_is_cheaper = left >= 1 and (passing or waiting_usd_h < worth)
 
     def score(self, i: int) -> float:
         """Dollars for a unit of useful work in this market."""

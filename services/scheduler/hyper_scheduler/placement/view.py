@@ -6,6 +6,8 @@ import math
 from dataclasses import dataclass
 from typing import NamedTuple
 
+MEMORY_H = 12.0  # for so long a market stays as it is today
+
 
 @dataclass(frozen=True, slots=True)
 class Market:
@@ -20,6 +22,7 @@ class Market:
         throughput: useful work an hour, against the reference machine.
         capacity: units that could be had now, those held counted in.
         egress_usd: to move one unit-hour's data there.
+        usual_losses_per_h: over days, where `losses_per_h` is of today; None: the same.
     """
 
     key: str
@@ -30,6 +33,14 @@ class Market:
     throughput: float = 1.0
     capacity: int = 1_000_000
     egress_usd: float = 0.0
+    usual_losses_per_h: float | None = None
+
+    def expected_losses_per_h(self, ahead_h: float) -> float:
+        """Losses an hour on average over the next hours: today's, then what is usual."""
+        if self.usual_losses_per_h is None or ahead_h <= 0:
+            return self.losses_per_h
+        part = -math.expm1(-ahead_h / MEMORY_H) * MEMORY_H / ahead_h
+        return part * self.losses_per_h + (1.0 - part) * self.usual_losses_per_h
 
 
 class Unit(NamedTuple):
@@ -54,6 +65,7 @@ class View:
         changeover_h: from asking for a unit to its first useful work.
         step_h: work that is lost with a unit: task length or checkpoint interval.
         margin_h: slack that is kept for what is not known: the time between two looks.
+        short_for_h: how long there has not been spot capacity for every lane.
         idle_allowed: without a deadline, wait for spot instead of paying for on-demand.
     """
 
@@ -67,6 +79,7 @@ class View:
     changeover_h: float = 0.1
     step_h: float = 0.0
     margin_h: float = 0.0
+    short_for_h: float = math.inf
     idle_allowed: bool = True
 
     @property

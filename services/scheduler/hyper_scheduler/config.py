@@ -58,6 +58,9 @@ class SchedulerSettings(ServiceSettings):
         default=SecretStr(""),
         description="32 bytes in base64; more after commas: the first encrypts, all decrypt",
     )
+    task_token_s: float = Field(
+        default=7 * 86_400, gt=0, description="life of the tokens that tasks call services with"
+    )
     max_slots: int = Field(default=4_096, gt=0, description="slots that one worker may offer")
     tenants: dict[str, TenantSettings] = Field(
         default_factory=dict, description="weights and quotas by tenant"

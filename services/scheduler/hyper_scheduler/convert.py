@@ -139,6 +139,11 @@ def experiment_name(workflow: str, experiment: str) -> str:
     return f"{workflow}/experiments/{experiment}"
 
 
+def tenant_of(name: str) -> str:
+    """The tenant of a resource name."""
+    return name.split("/", 2)[1]
+
+
 def secret_name(text: str) -> tuple[str, str]:
     """`tenants/{t}/secrets/{s}` -> t, s."""
     parts = text.split("/")
@@ -290,7 +295,7 @@ def attempt_proto(attempt: Attempt) -> pb.Attempt:
     return pb.Attempt(epoch=attempt.epoch, number=attempt.number)
 
 
-def task_spec(name: str, spec: Experiment) -> agent.TaskSpec:
+def task_spec(name: str, spec: Experiment, token: str) -> agent.TaskSpec:
     """What the tasks of an experiment share."""
     message = agent.TaskSpec(
         experiment=name,
@@ -300,6 +305,7 @@ def task_spec(name: str, spec: Experiment) -> agent.TaskSpec:
         env=dict(spec.env),
         grace=duration(spec.grace_s),
         workdir=spec.workdir,
+        token=token,
     )
     if spec.timeout_s is not None:
         message.timeout.CopyFrom(duration(spec.timeout_s))

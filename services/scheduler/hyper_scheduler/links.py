@@ -10,16 +10,18 @@ from hyper.errors import HyperError, ResourceExhaustedError
 from hyper_scheduler import convert
 from hyper_scheduler.core.model import Attempt, TaskId
 from hyper_scheduler.core.state import State
+from hyper_scheduler.task_tokens import TaskTokens
 from hyperapi.worker.v1 import agent_service_pb2 as agent
 
 
 class Link:
     """What goes down one stream, in order. Bounded: a worker that does not read is cut off."""
 
-    def __init__(self, worker: str, session: int, limit: int) -> None:
+    def __init__(self, worker: str, session: int, limit: int, tokens: TaskTokens) -> None:
         self.worker, self.session = worker, session
         self._queue: asyncio.Queue[agent.ConnectResponse | None] = asyncio.Queue(limit)
-        self._specs: set[str] = set()
+        self._tokens = tokens
+        self._specs: dict[str, str] = {}  # by name, with what token
         self._error: HyperError | None = None
         self._closed = False
 
@@ -34,14 +36,18 @@ class Link:
             self.close(ResourceExhaustedError(text, retry_after_s=1.0))
 
     def send_tasks(self, state: State, tasks: Iterable[tuple[TaskId, Attempt]]) -> None:
-        """Queue task starts; an experiment's spec goes with its first task on this stream."""
+        """Queue task starts; an experiment's spec goes with its first task on this stream.
+
+        It goes again when its tenant has a newer token.
+        """
         batch = agent.TaskBatch()
         for (workflow, experiment), items in groupby(tasks, key=lambda item: item[0][:2]):
             run = state.workflows[workflow].experiments[experiment]
             name = convert.experiment_name(workflow, experiment)
-            if name not in self._specs:
-                self._specs.add(name)
-                batch.specs.append(convert.task_spec(name, run.spec))
+            token = self._tokens.of(convert.tenant_of(name))
+            if self._specs.get(name) != token:
+                self._specs[name] = token
+                batch.specs.append(convert.task_spec(name, run.spec, token))
             batch.groups.append(convert.start_group(name, state, run, list(items)))
         self.send(agent.ConnectResponse(tasks=batch))
 
@@ -65,8 +71,8 @@ class Link:
 class Links:
     """The open streams of a term, one a worker."""
 
-    def __init__(self, limit: int) -> None:
-        self._limit = limit
+    def __init__(self, limit: int, tokens: TaskTokens) -> None:
+        self._limit, self._tokens = limit, tokens
         self._open: dict[str, Link] = {}
         self._sessions = 0
 
@@ -79,7 +85,7 @@ class Links:
         older = self._open.get(worker)
         if older is not None:
             older.close()
-        link = self._open[worker] = Link(worker, self._sessions, self._limit)
+        link = self._open[worker] = Link(worker, self._sessions, self._limit, self._tokens)
         return link
 
     def get(self, worker: str, session: int) -> Link | None:

@@ -26,6 +26,7 @@ from hyper_scheduler.items import items_of
 from hyper_scheduler.links import Links
 from hyper_scheduler.store import DeposedError, Store, transactions
 from hyper_scheduler.suggest import suggest
+from hyper_scheduler.task_tokens import TaskTokens
 from hyper_servicekit.clock import Clock
 from hyper_servicekit.etcd import Leadership
 from hyper_servicekit.logs import get_logger
@@ -102,7 +103,8 @@ class Term:
         self._asked: dict[str, list[asyncio.Future[str]]] = {}
         self._watchers: dict[str, set[asyncio.Event]] = {}
         self._flush_timer: asyncio.TimerHandle | None = None
-        self.links = Links(settings.max_link_messages)
+        keys = {key_id: key.get_secret_value() for key_id, key in settings.auth_keys.items()}
+        self.links = Links(settings.max_link_messages, TaskTokens(keys, settings.task_token_s))
         self.state = State(leadership.epoch)
         self.ended = False
 

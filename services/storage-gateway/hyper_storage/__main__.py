@@ -26,6 +26,7 @@ from hyper_storage.history_servicer import HistoryServicer
 from hyper_storage.locate import Locator
 from hyper_storage.log_servicer import LogServicer
 from hyper_storage.manifests import Manifests
+from hyper_storage.probe import report
 from hyper_storage.quotas import Quotas
 from hyper_storage.servicer import DatasetServicer, Parts
 from hyper_storage.sessions import Sessions
@@ -86,6 +87,7 @@ async def build(settings: Settings, running: Running) -> Sequence[Served]:
     await running.stack.enter_async_context(
         owned(_sweep(sessions, clock, settings.sweep_interval_s), "session-sweep")
     )
+    await running.stack.enter_async_context(owned(report(settings.s3, clock), "s3-probe"))
     await announce(running, etcd, prefix=settings.etcd_prefix)
     return [
         Served(

@@ -72,7 +72,7 @@ def _maker(experiment: str, specs: Mapping[str, wire.TaskSpec]) -> Callable[[Key
     def make(key: Key, parameters: str) -> Job:
         return Job(
             key, command, function, image, parameters, env, workdir, timeout_s, grace_s,
-            around=around,
+            around=around, token=spec.token,
         )  # fmt: skip
 
     return make

@@ -11,10 +11,14 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import google_crc32c
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from hyper.errors import DataLossError
 from hyper.mount.blocks import BLOCK, BlockCache
+from hyper.mount.checksums import combined
 
 
 class Bucket:
@@ -145,3 +149,29 @@ def test_what_cannot_be_fetched_is_asked_for_again(make: Any, bucket: Bucket) ->
         cache.read("o/2", 0, 10)
     bucket.objects["o/2"] = data
     assert bytes(cache.read("o/2", 0, 10)) == data[:10]
+
+
+def test_an_object_is_summed_as_it_is_fetched(make: Any, bucket: Bucket) -> None:
+    cache = make(disk=0, memory=4 * BLOCK)
+    data = bucket.objects["o/2"]
+    order = list(range(0, len(data), BLOCK))
+    random.Random(3).shuffle(order)
+    for at in order[1:]:
+        cache.read("o/2", at, at + BLOCK)
+    held = cache.crc32c("o/2", len(data))
+    cache.read("o/2", order[0], order[0] + BLOCK)
+    assert held in (None, google_crc32c.value(data))  # the last block may have come ahead
+    assert cache.crc32c("o/2", len(data)) in (None, google_crc32c.value(data))
+    for at in range(0, len(data), BLOCK):
+        cache.read("o/1", at, at + BLOCK)
+    assert cache.crc32c("o/1", len(bucket.objects["o/1"])) == google_crc32c.value(
+        bucket.objects["o/1"]
+    )
+    assert cache.crc32c("o/1", len(bucket.objects["o/1"]) + 1) is None
+    assert cache.crc32c("never", 1) is None
+
+
+@given(st.binary(max_size=200), st.binary(max_size=200))
+def test_sums_of_parts_make_that_of_the_whole(first: bytes, second: bytes) -> None:
+    sums = google_crc32c.value(first), google_crc32c.value(second)
+    assert combined(*sums, len(second)) == google_crc32c.value(first + second)

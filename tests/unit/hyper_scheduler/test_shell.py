@@ -19,7 +19,9 @@ from hyper_scheduler.core.state import ExperimentRun, RunState, TaskState
 from hyper_scheduler.links import Links
 from hyper_scheduler.paging import make_token, page_size, read_index, read_token
 from hyper_scheduler.store import MAX_BYTES, MAX_OPERATIONS, transactions
+from hyper_scheduler.task_tokens import TaskTokens
 from hyper_scheduler.workflow_servicer import select
+from hyper_servicekit.tokens import Verifier
 from hyperapi.scheduler.v1 import workflow_pb2
 from hyperapi.worker.v1 import agent_service_pb2 as agent
 from tests.unit.hyper_scheduler.cores import Core, W, experiment, recipe, task
@@ -150,7 +152,7 @@ def test_pages_of_a_list_are_the_list(
 def test_a_spec_goes_once_a_stream() -> None:
     core = Core()
     core.submit(recipe(experiment("a", 5)))
-    links = Links(100)
+    links = Links(100, TaskTokens({}, 60))
     link = links.open("w1")
     sent: list[agent.ConnectResponse] = []
     link.send = sent.append  # type: ignore[method-assign]  # looks at what would be queued
@@ -164,8 +166,26 @@ def test_a_spec_goes_once_a_stream() -> None:
     assert groups[1].experiment == sent[0].tasks.specs[0].experiment
 
 
+def test_a_spec_brings_its_tenants_token_and_newer_ones_later() -> None:
+    core, now = Core(), [1000.0]
+    core.submit(recipe(experiment("a", 5)))
+    keys = {"k1": "first key of the cluster", "k2": "second key of the cluster"}
+    link = Links(100, TaskTokens(keys, 700, lambda: now[0])).open("w1")
+    sent: list[agent.ConnectResponse] = []
+    link.send = sent.append  # type: ignore[method-assign]  # looks at what would be queued
+    for number, seconds in enumerate((0, 99, 2, 1)):
+        now[0] += seconds
+        link.send_tasks(core.state, [(task(number), Attempt(9, number))])
+    tokens = [spec.token for message in sent for spec in message.tasks.specs]
+    assert [len(message.tasks.specs) for message in sent] == [1, 0, 1, 0]
+    read = Verifier({"k1": keys["k1"]}).read
+    claims = [read(token, 1000.0) for token in tokens]
+    assert [(each.tenant, each.expires_s) for each in claims] == [("lab", 1700), ("lab", 1801)]
+    assert not claims[0].may_use("other")
+
+
 async def test_a_worker_that_does_not_read_is_cut_off() -> None:
-    links = Links(3)
+    links = Links(3, TaskTokens({}, 60))
     link = links.open("w1")
     for sequence in range(5):
         link.send(agent.ConnectResponse(ack=agent.StatusAck(sequence=sequence)))
@@ -175,7 +195,7 @@ async def test_a_worker_that_does_not_read_is_cut_off() -> None:
 
 
 async def test_a_new_stream_ends_the_older_one() -> None:
-    links = Links(3)
+    links = Links(3, TaskTokens({}, 60))
     older = links.open("w1")
     newer = links.open("w1")
     assert [message async for message in older.messages()] == []

@@ -64,3 +64,12 @@ def test_the_key_changes_with_the_day() -> None:
 def test_other_time_zones_mean_the_same_moment() -> None:
     elsewhere = WHEN.astimezone(timezone(timedelta(hours=5)))
     assert ours("http://h:1", "GET", "a", 60, elsewhere) == ours("http://h:1", "GET", "a", 60, WHEN)
+
+
+def test_headers_are_signed_too() -> None:
+    signer = Presigner("http://h:1", "bucket", "eu-west-9", "AK/+id", "s3cr3t")
+    plain = signer.sign("PUT", "a", 60, WHEN)
+    signed = signer.sign("PUT", "a", 60, WHEN, {"x-amz-checksum-crc32c": "AAAAAA=="})
+    assert "X-Amz-SignedHeaders=host&" in plain
+    assert "X-Amz-SignedHeaders=host%3Bx-amz-checksum-crc32c&" in signed
+    assert plain.rpartition("=")[2] != signed.rpartition("=")[2]

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from hyper_worker.config import WorkerSettings
+from hyper_worker.convert import jobs_from_proto
 from hyper_worker.core.model import Job, Key
 from hyper_worker.runner.child import (
     FILE,
@@ -19,6 +20,7 @@ from hyper_worker.runner.child import (
     resolve,
 )  # fmt: skip
 from hyper_worker.runner.environment import base_environment
+from hyperapi.worker.v1 import agent_service_pb2 as wire
 
 
 def test_a_long_call_travels_as_a_file(tmp_path: Path) -> None:
@@ -69,6 +71,23 @@ def test_tasks_do_not_see_settings_of_services(monkeypatch: pytest.MonkeyPatch) 
     assert "secret" not in environment.values()
     assert (environment["HYPER_TENANT"], environment["EXTRA"]) == ("fly", "1")
     assert environment["HYPER_ENDPOINT"] == "host:1"
+
+
+def test_tasks_have_a_token_of_their_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HYPER_TOKEN", "of the worker")
+    monkeypatch.setenv("HYPER_TOKEN_FILE", "/its/file")
+    assert base_environment("", {})["HYPER_TOKEN"] == "of the worker"
+    environment = base_environment("", {}, token="of the tenant")
+    assert environment["HYPER_TOKEN"] == "of the tenant"
+    assert "HYPER_TOKEN_FILE" not in environment
+    assert base_environment("", {"HYPER_TOKEN": "mine"}, token="t")["HYPER_TOKEN"] == "mine"
+    spec = wire.TaskSpec(experiment="tenants/lab/workflows/w/experiments/a", token="secret")
+    group = wire.StartGroup(
+        experiment=spec.experiment, indices=[0], numbers=[1], parameters_json=["{}"]
+    )
+    (job,) = jobs_from_proto(wire.TaskBatch(groups=[group]), {spec.experiment: spec})
+    assert job.token == "secret"
+    assert "secret" not in repr(job)
 
 
 def test_settings_name_a_wrong_endpoint() -> None:

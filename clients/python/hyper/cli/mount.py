@@ -34,7 +34,7 @@ def mount(
     ] = None,
     cache: Annotated[Path | None, typer.Option(help="folder of the cache")] = None,
     cache_size: Annotated[str, typer.Option(help="cap of the cache on disk; 0: none")] = "10G",
-    memory: Annotated[str, typer.Option(help="cap of what is kept in memory")] = "256M",
+    memory: Annotated[str, typer.Option(help="cap of what is kept in memory")] = "64M",
     json_output: _Json = False,
 ) -> None:
     """Show a version as a folder; with --write, make what is written there the next version."""

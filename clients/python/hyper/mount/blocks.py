@@ -20,7 +20,10 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
+import google_crc32c
+
 from hyper.errors import DataLossError
+from hyper.mount.checksums import combined
 
 BLOCK = 2**20
 AHEAD_MAX = 16  # blocks
@@ -48,6 +51,7 @@ class _Object:
         self.end: int | None = None  # its size, once a block came short
         self.whole = False
         self.checked = False
+        self.sums: dict[int, tuple[int, int, int]] = {}  # first block: (stop, crc32c, bytes)
         self.disk_bytes = 0
         self.next = 0  # block after the last read
         self.window = 1
@@ -137,6 +141,15 @@ class BlockCache:
         known = self._objects.get(key)
         return known is not None and known.whole
 
+    def crc32c(self, key: str, size: int) -> int | None:
+        """Of the first `size` bytes of an object, as they were fetched; None if not all were."""
+        known = self._objects.get(key)
+        value, block, summed = 0, 0, 0
+        while known is not None and summed < size and block in known.sums:
+            block, crc32c, length = known.sums[block]
+            value, summed = combined(value, crc32c, length), summed + length
+        return value if summed == size else None
+
     def checked(self, key: str) -> bool:
         """Whether `mark_checked` was called since the object was fetched."""
         known = self._objects.get(key)
@@ -198,6 +211,7 @@ class BlockCache:
             data = self._fetch(known.key, run.start * BLOCK, run.stop * BLOCK)
             if data is None:
                 raise DataLossError(f"object {known.key} is gone from the bucket")
+            known.sums[run.start] = run.stop, google_crc32c.value(data), len(data)
         except BaseException as error:  # noqa: BLE001  (it is raised where the block is read)
             with self._lock:
                 for block in run:

@@ -123,22 +123,29 @@ class VersionFiles:
         return data
 
     def _check_whole(self, node: Stored) -> None:
-        """At the end of a large file: is what the disk holds of it what was stored?"""
-        if not self._cache.holds(node.object):
-            return
+        """At the end of a large file: is what was fetched, or the disk holds, what was stored?"""
         with self._checking:
             if self._cache.checked(node.object):
                 return
-            value, at, stop = 0, node.offset, node.offset + node.size_bytes
-            while at < stop:
-                part = self._cache.read(node.object, at, min(at + CHECKED_BYTES, stop))
-                value, at = google_crc32c.extend(value, bytes(part)), at + max(len(part), 1)
+            value = self._cache.crc32c(node.object, node.size_bytes) if not node.offset else None
+            if value is None:
+                if not self._cache.holds(node.object):
+                    return
+                value = self._crc32c_of(node)
             self._cache.mark_checked(node.object)
             if value != node.crc32c:
                 self._cache.forget(node.object)
                 if len(self._damaged) < _DAMAGED_KEPT:
                     self._damaged.add(node)
                 raise self._lost(node)
+
+    def _crc32c_of(self, node: Stored) -> int:
+        """Of a file as the disk holds it."""
+        value, at, stop = 0, node.offset, node.offset + node.size_bytes
+        while at < stop:
+            part = self._cache.read(node.object, at, min(at + CHECKED_BYTES, stop))
+            value, at = google_crc32c.extend(value, bytes(part)), at + max(len(part), 1)
+        return value
 
     def _lost(self, node: Stored) -> DataLossError:
         return DataLossError(

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import hmac
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from urllib.parse import quote, urlsplit
 
@@ -40,8 +41,18 @@ class Presigner:
         self._access_key, self._secret_key = access_key, secret_key
         self._day_key = ("", b"")  # one value, so that threads see both parts of one day
 
-    def sign(self, method: str, name: str, expires_s: int, now: datetime) -> str:
-        """A URL that allows `method` on the object `name` from `now` for `expires_s`."""
+    def sign(
+        self,
+        method: str,
+        name: str,
+        expires_s: int,
+        now: datetime,
+        headers: Mapping[str, str] | None = None,
+    ) -> str:
+        """A URL that allows `method` on the object `name` from `now` for `expires_s`.
+
+        `headers` (names in lower case) are those that the request must have, with these values.
+        """
         now = now.astimezone(UTC)
         day = f"{now:%Y%m%d}"
         known_day, key = self._day_key
@@ -53,9 +64,15 @@ class Presigner:
         query = (
             f"X-Amz-Algorithm={_ALGORITHM}"
             f"&X-Amz-Credential={quote(f'{self._access_key}/{scope}', safe='')}"
-            f"&X-Amz-Date={time}&X-Amz-Expires={expires_s}&X-Amz-SignedHeaders=host"
+            f"&X-Amz-Date={time}&X-Amz-Expires={expires_s}"
         )
-        request = f"{method}\n{path}\n{query}\nhost:{self._host}\n\nhost\nUNSIGNED-PAYLOAD"
+        lines, names = f"host:{self._host}\n", "host"
+        if headers:
+            signed = sorted({"host": self._host, **headers}.items())
+            lines = "".join(f"{key}:{value}\n" for key, value in signed)
+            names = ";".join(key for key, _ in signed)
+        query += f"&X-Amz-SignedHeaders={quote(names, safe='')}"
+        request = f"{method}\n{path}\n{query}\n{lines}\n{names}\nUNSIGNED-PAYLOAD"
         digest = hashlib.sha256(request.encode()).hexdigest()
         text = f"{_ALGORITHM}\n{time}\n{scope}\n{digest}"
         signature = hmac.digest(key, text.encode(), "sha256").hex()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 
 
@@ -74,6 +74,7 @@ class Job:
     rank: int = -1  # in a gang; its place is in `env`
     port: int = 0  # on this machine, that the first of the gang listens on
     around: Around = _NOTHING
+    token: str = field(default="", repr=False)  # for the task's own calls, of its tenant alone
 
     @property
     def tenant(self) -> str:

@@ -37,7 +37,7 @@ from hyper_worker.core.model import Exit, Job, Key
 from hyper_worker.folders import is_held
 from hyper_worker.runner.base import Ran, Sink
 from hyper_worker.runner.beside import OUTPUT_BYTES_MAX
-from hyper_worker.runner.environment import gpu_environment
+from hyper_worker.runner.environment import gpu_environment, token_environment
 from hyper_worker.runner.images import Images
 from hyper_worker.runner.isolation import block_metadata
 from hyper_worker.runner.place import Place
@@ -192,6 +192,7 @@ class ContainerRunner:
         }
         if job.around.network and self._endpoint:
             environment["HYPER_ENDPOINT"] = self._endpoint
+            environment = token_environment(job.token) | environment
         paths = [SITE] if place.site is not None else []
         if job.workdir:
             paths.append(CWD)

@@ -21,9 +21,16 @@ _HARMLESS = re.compile(
 
 
 def base_environment(
-    endpoint: str, extra: Mapping[str, str], *, isolated: bool = False, site: Path | None = None
+    endpoint: str,
+    extra: Mapping[str, str],
+    *,
+    token: str = "",
+    isolated: bool = False,
+    site: Path | None = None,
 ) -> dict[str, str]:
     """The worker's own environment without settings of services, plus the recipe's.
+
+    Where tasks have a `token`, it stands in the place of the worker's.
 
     `python` is the worker's interpreter, so that commands find what functions find. An isolated
     task gets nothing of the worker's that is not harmless; what a setup has installed in `site`
@@ -39,15 +46,25 @@ def base_environment(
     environment["PYTHONUNBUFFERED"] = "1"
     if endpoint:
         environment["HYPER_ENDPOINT"] = endpoint
+    environment |= token_environment(token)
+    if token:
+        environment.pop("HYPER_TOKEN_FILE", None)
     environment.update(extra)
     return environment
+
+
+def token_environment(token: str) -> dict[str, str]:
+    """What makes the SDK show this token."""
+    return {"HYPER_TOKEN": token} if token else {}
 
 
 def command_environment(
     endpoint: str, job: Job, place: Place, *, isolated: bool = False
 ) -> dict[str, str]:
     """The environment of a command: the above, the work folder's modules, which attempt it is."""
-    environment = base_environment(endpoint, dict(job.env), isolated=isolated, site=place.site)
+    environment = base_environment(
+        endpoint, dict(job.env), token=job.token, isolated=isolated, site=place.site
+    )
     if job.workdir:
         _put_first(environment, "PYTHONPATH", str(place.cwd))
     if isolated:

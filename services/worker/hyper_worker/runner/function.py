@@ -17,7 +17,7 @@ import signal
 import tempfile
 from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from hyper_worker.core.model import Exit, Job, Key
@@ -39,6 +39,7 @@ class _Kind:
     workdir: str
     setup: str
     gpus: tuple[int, ...]
+    token: str = field(repr=False)
 
 
 class FunctionRunner:
@@ -68,7 +69,7 @@ class FunctionRunner:
     async def start(self, jobs: Sequence[Job], place: Place, sink: Sink) -> Bundle:
         """Hand calls to a warm process; see `Runner.start`."""
         job = jobs[0]
-        kind = _Kind(job.tenant, job.env, job.workdir, job.around.setup, place.gpus)
+        kind = _Kind(job.tenant, job.env, job.workdir, job.around.setup, place.gpus, job.token)
         warm = await self._take(kind, place)
         self._busy.add(warm)
         return Bundle(self, kind, warm, jobs, sink)
@@ -105,7 +106,7 @@ class FunctionRunner:
         scratch.mkdir()
         active = self._isolation.active
         environment = base_environment(
-            self._endpoint, dict(kind.env), isolated=active, site=place.site
+            self._endpoint, dict(kind.env), token=kind.token, isolated=active, site=place.site
         )
         environment |= gpu_environment(place.gpus, len(place.gpus))
         workdir = str(place.cwd) if kind.workdir or kind.setup else ""

@@ -537,6 +537,7 @@ class TaskSpec(google.protobuf.message.Message):
     SECRETS_FIELD_NUMBER: builtins.int
     REGISTRY_FIELD_NUMBER: builtins.int
     NETWORK_FIELD_NUMBER: builtins.int
+    TOKEN_FIELD_NUMBER: builtins.int
     experiment: builtins.str
     """full resource name; the key of the spec within the stream"""
     command: builtins.str
@@ -553,6 +554,10 @@ class TaskSpec(google.protobuf.message.Message):
     """name of the secret "user:password" that fetches the image"""
     network: builtins.bool
     """whether a container has one"""
+    token: builtins.str
+    """For calls of the tasks themselves: good for their tenant alone, for days. A newer one comes with
+    the spec again. Empty: the cluster asks for none.
+    """
     @property
     def env(self) -> google.protobuf.internal.containers.ScalarMap[builtins.str, builtins.str]: ...
     @property
@@ -598,9 +603,10 @@ class TaskSpec(google.protobuf.message.Message):
         secrets: collections.abc.Mapping[builtins.str, builtins.str] | None = ...,
         registry: builtins.str = ...,
         network: builtins.bool = ...,
+        token: builtins.str = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["checkpoint", b"checkpoint", "grace", b"grace", "hardware", b"hardware", "timeout", b"timeout"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["checkpoint", b"checkpoint", "command", b"command", "env", b"env", "experiment", b"experiment", "function", b"function", "grace", b"grace", "hardware", b"hardware", "image", b"image", "inputs", b"inputs", "network", b"network", "outputs", b"outputs", "registry", b"registry", "secrets", b"secrets", "setup", b"setup", "timeout", b"timeout", "workdir", b"workdir"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["checkpoint", b"checkpoint", "command", b"command", "env", b"env", "experiment", b"experiment", "function", b"function", "grace", b"grace", "hardware", b"hardware", "image", b"image", "inputs", b"inputs", "network", b"network", "outputs", b"outputs", "registry", b"registry", "secrets", b"secrets", "setup", b"setup", "timeout", b"timeout", "token", b"token", "workdir", b"workdir"]) -> None: ...
 
 Global___TaskSpec: typing_extensions.TypeAlias = TaskSpec
 

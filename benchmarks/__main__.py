@@ -28,6 +28,8 @@ MODULES = (
     "benchmarks.placement",
     "benchmarks.scheduler --plot docs/scheduler_plan.png",
     "benchmarks.storage",
+    "benchmarks.storage.million",
+    "benchmarks.storage.training --plot docs/storage_training.png",
     "benchmarks.worker",
 )
 

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from benchmarks.storage import mounts, rows
+from benchmarks.storage import metadata, mounts, rows
 from benchmarks.storage.place import Place, place
 
 ROWS: dict[str, Callable[[Place], dict[str, Any]]] = {
@@ -32,6 +32,7 @@ ROWS: dict[str, Callable[[Place], dict[str, Any]]] = {
         mounts.loader_decode_vs_local,
         mounts.loader_raw_vs_local,
         rows.commits_per_s,
+        metadata.metadata_open_s,
     )
 }
 

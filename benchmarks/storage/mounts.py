@@ -7,7 +7,7 @@ import os
 import random
 import statistics
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -15,14 +15,14 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from benchmarks.storage.juicefs import JuiceFs
 from benchmarks.storage.place import Place
-from benchmarks.storage.rounds import cpu_of, timed
+from benchmarks.storage.rounds import PeerMissingError, cpu_of, timed
 from hyper.datasets import Dataset
 from hyper.mount.process import Options, mount, order, umount
 
 MB = 2**20
-_NO_JUICEFS = "not run: its FUSE client needs fusermount3 and a metadata server of its own"
-_NO_MOSAIC = "not run: it reads only its own shard format, which this row does not write"
+_NO_MOSAIC = "not run: its package wants torchvision and transformers for another torch than ours"
 
 
 @contextmanager
@@ -39,24 +39,57 @@ def mounted(where: Place, name: str, cache: Path) -> Iterator[tuple[Path, int]]:
         umount(folder)
 
 
+def _juicefs(where: Place) -> JuiceFs | str:
+    """The peer with the same bucket, or why there is none."""
+    try:
+        folder = where.scratch / f"juicefs-{time.monotonic_ns()}"
+        return JuiceFs(where.cluster.s3(), folder)
+    except PeerMissingError as error:
+        return str(error)
+
+
+def _filled(peer: JuiceFs | str, files: Mapping[str, bytes]) -> JuiceFs | str:
+    """The peer once it has these files, or why it has not."""
+    if isinstance(peer, str):
+        return peer
+    try:
+        with peer.mounted() as folder:
+            for path, data in files.items():
+                (folder / path).parent.mkdir(parents=True, exist_ok=True)
+                (folder / path).write_bytes(data)
+    except PeerMissingError as error:
+        return str(error)
+    return peer
+
+
 def mount_seq_mb_s(where: Place) -> dict[str, Any]:
     """A large file read once, in order, by a mount that has never seen it."""
     size = (64 if where.quick else 256) * MB
-    name = where.name()
+    name, data = where.name(), os.urandom(size)
     with where.client.session(name) as session:
-        session.write("large", os.urandom(size))
-    rates, cpus = [], []
+        session.write("large", data)
+    peer = _filled(_juicefs(where), {"large": data})
+
+    def read(path: Path) -> float:
+        begin = time.perf_counter()
+        with path.open("rb", buffering=0) as file:
+            while file.read(MB):
+                pass
+        return size / MB / (time.perf_counter() - begin)
+
+    rates, cpus, theirs = [], [], []
     for number in range(where.rounds):
         with mounted(where, name, where.scratch / f"cache-{number}") as (folder, pid):
-            used, begin = cpu_of([pid]), time.perf_counter()
-            with (folder / "large").open("rb", buffering=0) as file:
-                while file.read(MB):
-                    pass
-            rates.append(size / MB / (time.perf_counter() - begin))
+            used = cpu_of([pid])
+            rates.append(read(folder / "large"))
             cpus.append((cpu_of([pid]) - used) * 1e3 / (size / MB))
+        if isinstance(peer, JuiceFs):
+            with peer.mounted() as folder:
+                theirs.append(read(folder / "large"))
     return {
         "value": statistics.median(rates), "cpu_ms_mb": statistics.median(cpus),
-        "juicefs": None, "juicefs_reason": _NO_JUICEFS,
+        "juicefs": statistics.median(theirs) if theirs else None,
+        **({"juicefs_reason": peer} if isinstance(peer, str) else {}),
     }  # fmt: skip
 
 
@@ -70,6 +103,7 @@ def mount_small_vs_local(where: Place) -> dict[str, Any]:
     for path, data in files.items():
         (local / path).parent.mkdir(parents=True, exist_ok=True)
         (local / path).write_bytes(data)
+    peer = _filled(_juicefs(where), files)
     order_of = random.Random(1).sample(sorted(files), count)
 
     def read(root: Path) -> float:
@@ -80,19 +114,33 @@ def mount_small_vs_local(where: Place) -> dict[str, Any]:
 
         return timed(work)["s"]
 
-    first, again, base = [], [], []
+    first, again, base, theirs = [], [], [], []
     for number in range(where.rounds):
         base.append(read(local))
         with mounted(where, name, where.scratch / f"cache-s{number}") as (folder, _):
             first.append(read(folder))
             again.append(read(folder))
-    return {
-        "value": statistics.median(b / a for b, a in zip(base, again, strict=True)),
-        "cold_vs_local": statistics.median(b / f for b, f in zip(base, first, strict=True)),
+        if isinstance(peer, JuiceFs):
+            with peer.mounted() as folder:
+                theirs.append((read(folder), read(folder)))
+    result: dict[str, Any] = {
+        "value": _ratio(base, again),
+        "cold_vs_local": _ratio(base, first),
         "files_per_s": count / statistics.median(again),
         "cold_files_per_s": count / statistics.median(first),
-        "juicefs": None, "juicefs_reason": _NO_JUICEFS,
-    }  # fmt: skip
+        "juicefs": None,
+    }
+    if theirs:
+        cold, warm = zip(*theirs, strict=True)
+        result["juicefs"] = {"vs_local": _ratio(base, warm), "cold_vs_local": _ratio(base, cold)}
+    if isinstance(peer, str):
+        result["juicefs_reason"] = peer
+    return result
+
+
+def _ratio(base: Sequence[float], others: Sequence[float]) -> float:
+    """How fast compared with `base`, round by round; 1 is as fast."""
+    return statistics.median(b / o for b, o in zip(base, others, strict=True))
 
 
 class _Local:
@@ -116,7 +164,7 @@ def as_bytes(path: str, data: bytes) -> np.ndarray:
 
 def decoded(path: str, data: bytes) -> np.ndarray:
     """A JPEG as an array."""
-    return np.asarray(Image.open(io.BytesIO(data)).convert("RGB"))
+    return np.array(Image.open(io.BytesIO(data)).convert("RGB"))
 
 
 def _loader(where: Place, files: dict[str, bytes], decode: Any, batch: int) -> dict[str, Any]:

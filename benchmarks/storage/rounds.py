@@ -37,7 +37,7 @@ class Peers:
         """What the peer answers; at least `s` and `cpu_s`."""
         if self._process is None:
             self._process = subprocess.Popen(
-                [str(_python()), str(HERE / "peers" / "agent.py")],
+                [str(bench_python()), str(HERE / "peers" / "agent.py")],
                 stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
                 env={**os.environ, "BENCH_S3": json.dumps(self._credentials)},
             )  # fmt: skip
@@ -65,7 +65,7 @@ class Peers:
                 self._process.wait()
 
 
-def _python() -> Path:
+def bench_python() -> Path:
     """The interpreter of .venv-bench with every peer that can be had."""
     python = VENV / "bin" / "python"
     if not python.exists():

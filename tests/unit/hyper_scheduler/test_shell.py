@@ -180,7 +180,7 @@ def test_a_spec_brings_its_tenants_token_and_newer_ones_later() -> None:
     assert [len(message.tasks.specs) for message in sent] == [1, 0, 1, 0]
     read = Verifier({"k1": keys["k1"]}).read
     claims = [read(token, 1000.0) for token in tokens]
-    assert [(each.tenant, each.expires_s) for each in claims] == [("lab", 1700), ("lab", 1801)]
+    assert [(each.tenant, each.expires_s) for each in claims] == [("t", 1700), ("t", 1801)]
     assert not claims[0].may_use("other")
 
 

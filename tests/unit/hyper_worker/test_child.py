@@ -81,13 +81,13 @@ def test_tasks_have_a_token_of_their_own(monkeypatch: pytest.MonkeyPatch) -> Non
     assert environment["HYPER_TOKEN"] == "of the tenant"
     assert "HYPER_TOKEN_FILE" not in environment
     assert base_environment("", {"HYPER_TOKEN": "mine"}, token="t")["HYPER_TOKEN"] == "mine"
-    spec = wire.TaskSpec(experiment="tenants/lab/workflows/w/experiments/a", token="secret")
+    spec = wire.TaskSpec(experiment="tenants/lab/workflows/w/experiments/a", token="hyp1.shown")
     group = wire.StartGroup(
         experiment=spec.experiment, indices=[0], numbers=[1], parameters_json=["{}"]
     )
     (job,) = jobs_from_proto(wire.TaskBatch(groups=[group]), {spec.experiment: spec})
-    assert job.token == "secret"
-    assert "secret" not in repr(job)
+    assert job.token == "hyp1.shown"
+    assert "hyp1" not in repr(job)
 
 
 def test_settings_name_a_wrong_endpoint() -> None:

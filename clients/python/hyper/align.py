@@ -304,17 +304,8 @@ def submit(
         if names:
             say(f"uploading {len(names) - len(bad)} sections to {destination}")
             session.write_many(_contents(source.files, names, bad))
-        settings = {
-            "options": asdict(options),
-            "source": source.label,
-            "array": source.array,
-            "shape": source.shape,
-            "dtype": source.dtype,
-            "files": [None if z in bad else name for z, name in enumerate(names)],
-            "bad": [asdict(section) for section in source.bad],
-            "destination": destination,
-        }
-        session.write(SETTINGS_FILE, json.dumps(settings, indent=1).encode())
+        files = [None if z in bad else name for z, name in enumerate(names)]
+        session.write(SETTINGS_FILE, job_settings(source, options, destination, files))
         text = recipe(session.name, source, options, name=f"align-{address.dataset}"[:64])
         workflow = client.submit(text)
     except BaseException:
@@ -322,6 +313,30 @@ def submit(
         raise
     say(f"submitted {workflow.name}: {source.shape[0]} sections, to {destination}")
     return AlignJob(workflow, session.name, source, destination)
+
+
+def job_settings(
+    source: Source, options: AlignOptions, destination: str, files: Sequence[str | None] = ()
+) -> bytes:
+    """What the session's `SETTINGS_FILE` tells the tasks of `recipe`.
+
+    Args:
+        source: what is aligned.
+        options: how.
+        destination: `tenant/name`.
+        files: of a folder's sections, by z, in the session; None for those left out.
+    """
+    settings = {
+        "options": asdict(options),
+        "source": source.label,
+        "array": source.array,
+        "shape": source.shape,
+        "dtype": source.dtype,
+        "files": list(files),
+        "bad": [asdict(section) for section in source.bad],
+        "destination": destination,
+    }
+    return json.dumps(settings, indent=1).encode()
 
 
 def _contents(

@@ -1,0 +1,23 @@
+"""The first step of `raw_to_segmented.yaml`: what `hyper align` does before its recipe runs."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from hyper import TaskContext, align
+
+
+def start(context: TaskContext, *, source: str, destination: str) -> dict[str, Any]:
+    """Open the alignment's session; returns it, and the sections and pairs to work on."""
+    client = context.client
+    stack = align.inspect_array(client, source)
+    options = align.AlignOptions()
+    align.check_lengths(stack, options)
+    session = client.session(destination)
+    session.write(align.SETTINGS_FILE, align.job_settings(stack, options, destination))
+    sections = stack.shape[0]
+    return {
+        "session": session.name,
+        "z": list(range(sections)),
+        "pairs": list(range(sections - 1)),
+    }

@@ -1,0 +1,226 @@
+"""What the examples are: their recipes, what must be there first, what their reports show."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from hyper import sample_data
+from hyper.errors import NotFoundError
+from hyper.images import list_sections, read_section
+from hyper.run_report import chart, table
+
+if TYPE_CHECKING:
+    from hyper.client import Client
+    from hyper.workflows import Workflow
+
+ROOT = Path(__file__).resolve().parent
+Sections = Mapping[str, str]
+
+
+@dataclass(frozen=True, slots=True)
+class Workload:
+    """One example.
+
+    Args:
+        title: of its report.
+        folder: its code, beside this file.
+        stem: of its recipes: `STEM.yaml` at this machine's size, `STEM.test.yaml`,
+            `STEM.full.yaml`.
+        stage: the experiment whose speed-up with workers is measured.
+        needs: workloads that must have run before, by name.
+        prepare: makes the input data; told whether the smallest will do.
+        show: more sections of the report, from the workflow that has ended.
+        gang: whether the stage is a gang, so that its ranks are what is varied.
+    """
+
+    title: str
+    folder: str
+    stem: str
+    stage: str
+    needs: tuple[str, ...] = ()
+    prepare: Callable[[Client, bool], str] | None = None
+    show: Callable[[Client, Workflow], Sections] | None = None
+    gang: bool = False
+
+    def recipe(self, size: str) -> Path:
+        """Its file for "machine", "test" or "full"."""
+        suffix = "" if size == "machine" else f".{size}"
+        return ROOT / self.folder / f"{self.stem}{suffix}.yaml"
+
+
+@contextmanager
+def code_of(folder: str, module: str) -> Iterator[ModuleType]:
+    """A module of an example's folder, imported as a worker does."""
+    path = str(ROOT / folder)
+    before = set(sys.modules)
+    sys.path.insert(0, path)
+    try:
+        yield importlib.import_module(module)
+    finally:
+        sys.path.remove(path)
+        for name in set(sys.modules) - before:
+            if str(getattr(sys.modules[name], "__file__", "") or "").startswith(path):
+                del sys.modules[name]
+
+
+def results(workflow: Workflow, experiment: str) -> list[Any]:
+    """What the tasks of an experiment have returned."""
+    return [
+        workflow.task(experiment, task.index).result
+        for task in workflow.tasks(experiment)
+        if task.state == "SUCCEEDED"
+    ]
+
+
+def _text(client: Client, workflow: Workflow) -> Sections:
+    done = results(workflow, "process")
+    rows = [(key, sum(each[key] for each in done)) for key in done[0]]
+    return {"What came out": table(("", "count"), rows)}
+
+
+def _boosting(client: Client, workflow: Workflow) -> Sections:
+    (found,) = results(workflow, "best")
+    best = found["best"]
+    scores = sorted(
+        (task.objective for task in workflow.tasks("search") if task.objective is not None),
+        reverse=True,
+    )
+    share = [(100 * (i + 1) / len(scores), score) for i, score in enumerate(scores)]
+    head = tuple(best[0])
+    return {
+        "Best combinations": table(head, [[_short(row[key]) for key in head] for row in best]),
+        "All combinations, best first": chart(
+            {"AUC": share[:: max(1, len(share) // 400)]}, x_label="% of combinations",
+            y_label="AUC on held-out rows",
+        ),
+    }  # fmt: skip
+
+
+def _losses(client: Client, workflow: Workflow) -> Sections:
+    """The loss curve of a training that wrote `losses.json`."""
+    (made,) = results(workflow, "begin")
+    dataset = "/".join(made["session"].split("/")[1:4:2])
+    losses = json.loads(client.open_dataset(dataset).read("losses.json"))
+    window = max(1, len(losses) // 50)
+    smooth = np.convolve(losses, np.ones(window) / window, "valid")
+    line = [(float(step), float(value)) for step, value in enumerate(smooth)]
+    curve = chart({f"mean of {window} steps": line}, x_label="step", y_label="loss")
+    return {"Loss": curve}
+
+
+def _detection(client: Client, workflow: Workflow) -> Sections:
+    (found,) = results(workflow, "score")
+    return {"What came out": table(("", ""), [(k, _short(v)) for k, v in found.items()])}
+
+
+def _segmentation(client: Client, workflow: Workflow) -> Sections:
+    with code_of("segmentation", "evaluate") as evaluate:
+        (found,) = results(workflow, "measure")
+        rows = [
+            (name, *(_short(found[key][each]) for each in ("rand_error", "information_bits",
+                                                           "split_bits", "merge_bits")))
+            for name, key in (("ours, within sections", "ours"),
+                              ("watershed on intensity, within sections", "intensity"),
+                              ("ours, across sections", "ours_3d"))
+        ]  # fmt: skip
+        heads = ("", "adapted Rand error", "variation of information, bits", "split", "merge")
+        (made,) = results(workflow, "cut")
+        dataset = client.open_dataset("/".join(made["session"].split("/")[1:4:2]))
+        pictures = "".join(
+            evaluate.picture_html(info.path[len("pictures/") : -len(".png")], data)
+            for info, data in dataset.read_many(dataset.files("pictures/"))
+        )
+    return {"Against the truth": table(heads, rows), "A held-out section": pictures}
+
+
+def _raw_to_segmented(client: Client, workflow: Workflow) -> Sections:
+    (made,) = results(workflow, "cut")
+    with code_of("segmentation", "evaluate") as evaluate:
+        dataset = client.open_dataset("/".join(made["session"].split("/")[1:4:2]))
+        name = json.loads(dataset.read("settings.json"))["source"]
+        raw, labels = client.open_array(name), dataset["segmentation"]
+        middle = raw.shape[0] // 2
+        shown = {
+            "aligned section": raw[middle],
+            "membranes": dataset["membranes"][middle],
+            "objects": evaluate.colours(labels[middle].astype(np.int64)),
+            "aligned, from the side": np.repeat(raw[:, raw.shape[1] // 2], 8, axis=0),
+            "objects, from the side": np.repeat(
+                evaluate.colours(labels[:, raw.shape[1] // 2].astype(np.int64)), 8, axis=0
+            ),
+        }
+        html = "".join(
+            evaluate.picture_html(key, evaluate.png(value)) for key, value in shown.items()
+        )
+    (linked,) = results(workflow, "link")
+    return {"What came out": table(("", "count"), list(linked.items())) + html}
+
+
+def _short(value: Any) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def _truth(client: Client, small: bool) -> str:
+    with code_of("segmentation", "prepare") as prepare:
+        name = "default/vnc-small" if small else "default/vnc"
+        said: str = prepare.ensure_truth(client, name, small=small)
+        return f"{name}: {said}"
+
+
+def _unaligned(client: Client, small: bool) -> str:
+    name = "default/unaligned-small" if small else "default/unaligned"
+    try:
+        return f"{name}: {client.open_dataset(name).message}"
+    except NotFoundError:
+        pass
+    folder = None if small else sample_data.find()
+    if folder is not None:
+        values = np.stack([read_section(file) for file in list_sections(folder)])
+        said = f"sections of {folder.name}"
+    else:
+        sections, edge = (4, 288) if small else (10, 1024)
+        values = np.stack(sample_data.synthetic_stack(sections, edge, seed=3).sections)
+        said = "SYNTHETIC sections"
+    with client.session(name) as session:
+        session.create_array("raw", values.shape, "uint8")[...] = values
+        session.commit(said)
+    return f"{name}: {said}"
+
+
+WORKLOADS: Mapping[str, Workload] = {
+    "text": Workload(
+        "Text files to TFRecord", "text", "recipe", "process", show=_text
+    ),
+    "boosting": Workload(
+        "Gradient-boosted trees: a search", "boosting", "recipe", "search", show=_boosting
+    ),
+    "detector": Workload(
+        "Synchronous training of a detector", "detector", "train", "train", show=_losses, gang=True
+    ),
+    "detection": Workload(
+        "Detection over many images", "detector", "detect", "detect", needs=("detector",),
+        show=_detection,
+    ),
+    "membranes": Workload(
+        "Training of a membrane net", "segmentation", "train", "train", prepare=_truth,
+        show=_losses,
+    ),
+    "segmentation": Workload(
+        "Segmentation of a volume", "segmentation", "segment", "fragments", needs=("membranes",),
+        prepare=_truth, show=_segmentation,
+    ),
+    "raw_to_segmented": Workload(
+        "From raw sections to a segmented volume", "segmentation", "raw_to_segmented", "features",
+        needs=("membranes",), prepare=_unaligned, show=_raw_to_segmented,
+    ),
+}  # fmt: skip

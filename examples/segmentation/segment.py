@@ -80,7 +80,7 @@ def fragments(context: TaskContext, *, session: str, block: int) -> dict[str, in
     count = 0
     for z, section in enumerate(values):
         labels = cut(section, settings)
-        found[z] = labels + (((block + 1) << _ID_BITS) + count)
+        found[z] = labels.astype(np.int64) + (((block + 1) << _ID_BITS) + count)
         count += int(labels.max())
     inner = tuple(
         slice(s.start - g.start, s.stop - g.start) for s, g in zip(span, seen, strict=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import uuid
 from collections.abc import Sequence
@@ -68,7 +69,7 @@ def train(
         rng = np.random.default_rng([seed, step])
         grey, wanted = batch(raw, truth, patch, batch_size, rng)
         for group in optimizer.param_groups:
-            group["lr"] = rate * (0.01 + 0.99 * (1 + np.cos(np.pi * step / steps)) / 2)
+            group["lr"] = rate * (0.01 + 0.99 * (1 + math.cos(math.pi * step / steps)) / 2)
         optimizer.zero_grad()
         target = torch.from_numpy(wanted)
         loss = functional.binary_cross_entropy_with_logits(

@@ -19,6 +19,7 @@ from hyper import _fork_support
 
 if TYPE_CHECKING:
     from hyper import errors
+    from hyper.aio import AsyncClient, connect_async
     from hyper.arrays import Array
     from hyper.client import Client, connect
     from hyper.client import open_default as open  # noqa: A004  (reads as hyper.open)
@@ -26,21 +27,27 @@ if TYPE_CHECKING:
     from hyper.datasets import Dataset
     from hyper.errors import HyperError
     from hyper.sessions import Session
+    from hyper.tasks import MapRun, TaskFunction, task
     from hyper.workflows import Workflow
 
 __all__ = [
     "Array",
+    "AsyncClient",
     "Client",
     "Dataset",
     "HyperError",
+    "MapRun",
     "Session",
     "TaskContext",
+    "TaskFunction",
     "Workflow",
     "connect",
+    "connect_async",
     "errors",
     "open",
     "report",
     "result",
+    "task",
 ]
 
 _fork_support.switch_off()
@@ -48,17 +55,22 @@ _fork_support.switch_off()
 # Imported when first asked for: a task or a command pays only for what it uses.
 _LAZY = {
     "Array": "hyper.arrays:Array",
+    "AsyncClient": "hyper.aio:AsyncClient",
     "Client": "hyper.client:Client",
     "Dataset": "hyper.datasets:Dataset",
     "HyperError": "hyper.errors:HyperError",
+    "MapRun": "hyper.tasks:MapRun",
     "Session": "hyper.sessions:Session",
     "TaskContext": "hyper.context:TaskContext",
+    "TaskFunction": "hyper.tasks:TaskFunction",
     "Workflow": "hyper.workflows:Workflow",
     "connect": "hyper.client:connect",
+    "connect_async": "hyper.aio:connect_async",
     "errors": "hyper.errors",
     "open": "hyper.client:open_default",
     "report": "hyper.context:report",
     "result": "hyper.context:result",
+    "task": "hyper.tasks:task",
 }
 
 

@@ -178,6 +178,11 @@ class Array:
     def __repr__(self) -> str:
         return f"<Array {self.name} {self.shape} {self.dtype}>"
 
+    def _repr_html_(self) -> str:
+        from hyper import notebooks
+
+        return notebooks.array(self)
+
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
         whole: np.ndarray = self[...]
         return whole if dtype is None else whole.astype(dtype)

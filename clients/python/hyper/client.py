@@ -14,9 +14,9 @@ import random
 import threading
 import time
 import weakref
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import grpc
 from google.protobuf.message import Message
@@ -35,10 +35,12 @@ if TYPE_CHECKING:
     from hyper.compute_matching import PairMatches
     from hyper.datasets import Dataset
     from hyper.sessions import Session
+    from hyper.tasks import MapRun
     from hyper.workflows import ClusterInfo, WorkerInfo, Workflow, WorkflowStatus
 
 log = logging.getLogger("hyper")
 
+R = TypeVar("R")
 Notice = Callable[[str], None]
 StubKind = Callable[[grpc.Channel], Any]
 Requests = Message | Iterator[Message] | Callable[[], Iterator[Message]]
@@ -382,6 +384,31 @@ class Client:
         from hyper import workflows
 
         return workflows.check(self, recipe)
+
+    def map(
+        self,
+        function: Callable[..., R],
+        *iterables: Iterable[Any],
+        workers: int | None = None,
+        name: str | None = None,
+        **constants: Any,
+    ) -> MapRun[R]:
+        """Run `function` once for each item, on the cluster's workers; returns at once.
+
+        Args:
+            function: made with `def`, at best marked with `@hyper.task`, which says what it needs.
+                Its source travels; its arguments and result are JSON, at most 64 KiB the result.
+            iterables: of positional arguments, as for the built-in `map`.
+            workers: the most calls at once.
+            name: of the workflow; by default the function's.
+            constants: keyword arguments of every call.
+
+        Raises:
+            InvalidArgumentError: the function or an item cannot travel; the message says why.
+        """
+        from hyper import tasks
+
+        return tasks.map_function(self, function, iterables, constants, workers=workers, name=name)
 
     def workflow(self, name: str) -> Workflow:
         """A workflow by its resource name, or by its last part alone."""

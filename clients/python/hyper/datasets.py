@@ -72,6 +72,11 @@ class Dataset(Tree):
     def __repr__(self) -> str:
         return f"<Dataset {self.name}>"
 
+    def _repr_html_(self) -> str:
+        from hyper import notebooks
+
+        return notebooks.dataset(self)
+
 
 def open_address(client: Client, address: str) -> Dataset | Array:
     """What `tenant/name[@version][/array]`, or a resource name, stands for."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -97,7 +97,17 @@ def _values(node: yaml.Node | None) -> list[yaml.Node]:
 
 def _upload(client: Client, folder: Path) -> str:
     """Store the folder's files unless they are there already; returns their address."""
-    files = dict(_files(folder))
+    return upload_files(client, dict(_files(folder)), label=folder.name)
+
+
+def upload_files(client: Client, files: Mapping[str, bytes], *, label: str) -> str:
+    """Store a work folder by its content, once; returns its address for `workdir`.
+
+    Args:
+        client: of the cluster.
+        files: contents by path.
+        label: what they are, for people.
+    """
     digest = hashlib.sha256()
     for path, content in files.items():
         digest.update(f"{len(path.encode())} {path} {len(content)}\n".encode() + content)
@@ -109,7 +119,7 @@ def _upload(client: Client, folder: Path) -> str:
         try:
             with client.session(name) as session:
                 session.write_many(files.items())
-                session.commit(f"work folder {folder.name}")
+                session.commit(f"work folder {label}")
         except (AlreadyExistsError, ConflictError):
             client.open_dataset(address)  # someone else stored the same files meanwhile
     return _SCHEME + address

@@ -87,6 +87,11 @@ class Workflow:
     def __repr__(self) -> str:
         return f"<Workflow {self.name} {self.state}>"
 
+    def _repr_html_(self) -> str:
+        from hyper import notebooks
+
+        return notebooks.workflow(self._status)
+
     @property
     def name(self) -> str:
         """Its resource name, tenants/{t}/workflows/{w}."""

@@ -6,9 +6,10 @@ Every service gets the RPC metrics below; its own are declared beside the code t
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from typing import Any
+from typing import Any, cast
 
 from prometheus_client import REGISTRY, Counter, Histogram
 from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
@@ -24,10 +25,31 @@ RPC_SECONDS = Histogram(
 RPC_TOTAL = Counter("hyper_rpc_total", "Calls that ended.", ("service", "method", "code"))
 
 
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """To one GET."""
+
+    status: int
+    content_type: str
+    body: bytes
+    headers: Mapping[str, str] = field(default_factory=dict)
+
+
+Pages = Callable[[str, Mapping[str, str]], Answer | None]
+"""(path with query, headers) -> what a service serves there beside its metrics; None: nothing."""
+
+
 class MetricsServer:
-    """Serves /metrics and /healthz from a thread; `healthy` decides between 200 and 503."""
+    """Serves /metrics and /healthz from a thread; `healthy` decides between 200 and 503.
+
+    `pages`, once set, is asked for everything else.
+    """
+
+    pages: Pages | None = None
 
     def __init__(self, listen: str, healthy: Callable[[], bool]) -> None:
+        outer = self
+
         class Handler(BaseHTTPRequestHandler):
             timeout = 10  # a silent peer must not hold a thread
 
@@ -37,13 +59,25 @@ class MetricsServer:
                 elif self.path == "/healthz":
                     ok = healthy()
                     self._answer(200 if ok else 503, "text/plain", b"ok\n" if ok else b"draining\n")
+                elif outer.pages is not None and (
+                    found := outer.pages(self.path, cast("Mapping[str, str]", self.headers))
+                ):
+                    self._answer(found.status, found.content_type, found.body, found.headers)
                 else:
                     self._answer(404, "text/plain", b"only /metrics and /healthz are here\n")
 
-            def _answer(self, status: int, content_type: str, body: bytes) -> None:
+            def _answer(
+                self,
+                status: int,
+                content_type: str,
+                body: bytes,
+                headers: Mapping[str, str] | None = None,
+            ) -> None:
                 self.send_response(status)
                 self.send_header("Content-Type", content_type)
                 self.send_header("Content-Length", str(len(body)))
+                for name, value in (headers or {}).items():
+                    self.send_header(name, value)
                 self.end_headers()
                 self.wfile.write(body)
 

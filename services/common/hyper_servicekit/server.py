@@ -29,7 +29,7 @@ from hyper_servicekit.authorize import Authorizer
 from hyper_servicekit.config import ServiceSettings, split_address
 from hyper_servicekit.interceptor import CallInterceptor
 from hyper_servicekit.logs import configure_logs, get_logger
-from hyper_servicekit.metrics import MetricsServer
+from hyper_servicekit.metrics import MetricsServer, Pages
 
 log = get_logger(__name__)
 
@@ -57,7 +57,8 @@ class Running:
     Set `stop` to end the service (a loop cannot go on, say), with the reason in `failure`.
     A stream that has no end of its own should end when `stop` is set: draining waits for calls in
     flight, at most `drain_grace_s`. `address` is known once the server is bound: empty inside
-    `build`, set when `on_bound` runs; it stays empty where `build` returns None.
+    `build`, set when `on_bound` runs; it stays empty where `build` returns None. `pages` are served
+    beside the metrics.
     """
 
     service: str
@@ -68,6 +69,7 @@ class Running:
     metrics_address: str = ""
     etcd_prefix: str = "/hyper"
     failure: str | None = None
+    pages: Pages | None = None
     on_bound: list[Callable[[], Awaitable[None]]] = field(default_factory=list)
     on_drain: list[Callable[[], Awaitable[None]]] = field(default_factory=list)
 
@@ -124,6 +126,7 @@ async def _serve(service: str, instance: str, settings: ServiceSettings, build: 
             stack.callback(loop.remove_signal_handler, number)
 
         served = await build(running)
+        metrics.pages = running.pages
         failpoints.check_armed()
         checker = None if served is None else await _start_grpc(running, settings, served)
         for hook in running.on_bound:

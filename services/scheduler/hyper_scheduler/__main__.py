@@ -13,10 +13,11 @@ from hyper_scheduler.servicer import AgentServicer, ClusterServicer, NodeService
 from hyper_scheduler.steady import SteadyClock
 from hyper_scheduler.store import Store
 from hyper_scheduler.vault import Vault, read_keys
+from hyper_scheduler.web.pages import StatusPages
 from hyper_scheduler.workflow_servicer import WorkflowServicer
 from hyper_servicekit.announce import announce
 from hyper_servicekit.clock import SystemClock
-from hyper_servicekit.config import load_settings
+from hyper_servicekit.config import load_settings, split_address
 from hyper_servicekit.etcd import Etcd
 from hyper_servicekit.objects import S3Store
 from hyper_servicekit.owned import owned
@@ -56,6 +57,12 @@ def main() -> int:
         async def start() -> None:
             await running.stack.enter_async_context(owned(lead(), "driver"))
 
+        host = split_address(running.metrics_address)[0]
+        pages = StatusPages(
+            lambda: running.address, loopback=host in ("127.0.0.1", "::1", "localhost")
+        )
+        running.stack.callback(pages.close)
+        running.pages = pages.answer
         await announce(running, etcd, prefix=settings.etcd_prefix)
         running.on_bound.append(start)
         running.on_drain.append(driver.drain)

@@ -1,0 +1,420 @@
+"""`hyper://` for fsspec: what pandas, dask, xarray, pyarrow and others open by address.
+
+```python
+pandas.read_csv("hyper://lab/tables/cells.csv")
+frame.to_parquet("hyper://lab/tables/cells.parquet")
+xarray.open_zarr("hyper://lab/brain@3")
+dask.array.from_zarr("hyper://lab/brain/aligned")
+```
+
+Paths are `tenant/name[@version]/path`. A dataset's files are there as they are; its arrays as Zarr
+v3 (`hyper.zarr_view`). Every file that is written is a new version; within a transaction
+(`with fs.transaction:`) all of them are one version a dataset, at its end, or none.
+"""
+
+from __future__ import annotations
+
+import io
+from dataclasses import dataclass
+from typing import Any
+
+from fsspec.spec import AbstractBufferedFile, AbstractFileSystem
+
+from hyper import zarr_view
+from hyper._files import FileInfo
+from hyper.arrays import Array
+from hyper.client import Client, connect, default_client
+from hyper.datasets import Dataset, list_datasets
+from hyper.errors import InvalidArgumentError, NotFoundError
+from hyper.names import check_part, parse_address
+from hyper.sessions import Session
+
+_VERSIONS_KEPT = 64
+
+
+@dataclass(frozen=True, slots=True)
+class _Place:
+    """A path, taken apart; `dataset` is "tenant/name[@version]"."""
+
+    tenant: str
+    dataset: str
+    path: str
+
+
+class HyperFileSystem(AbstractFileSystem):  # type: ignore[misc]  # fsspec has no types
+    """Datasets as a file system.
+
+    Args:
+        endpoint: of a scheduler; by default `HYPER_ENDPOINT` or the cluster of `hyper up`.
+        client: to use instead.
+        options: of fsspec.
+    """
+
+    protocol = "hyper"
+    root_marker = ""
+    cachable = True
+
+    def __init__(
+        self, endpoint: str | None = None, client: Client | None = None, **options: Any
+    ) -> None:
+        super().__init__(**options)
+        self._client = client
+        self._endpoint = endpoint
+        self._versions: dict[str, Dataset] = {}
+        self._arrays: dict[str, Array] = {}
+        self._sessions: dict[str, Session] = {}
+
+    @property
+    def client(self) -> Client:
+        """What reaches the cluster."""
+        if self._client is None:
+            self._client = connect(self._endpoint) if self._endpoint else default_client()
+        return self._client
+
+    # Reading
+
+    def ls(self, path: str, detail: bool = True, **options: Any) -> list[Any]:
+        """What is in a tenant, a dataset, a folder, or an array.
+
+        Raises:
+            FileNotFoundError: there is no such thing.
+        """
+        place = self._place(path)
+        entries = self._list(place)
+        return entries if detail else [entry["name"] for entry in entries]
+
+    def info(self, path: str, **options: Any) -> dict[str, Any]:
+        """Name, type, size and more of one thing.
+
+        Raises:
+            FileNotFoundError: there is no such thing.
+        """
+        place = self._place(path)
+        name = self._strip_protocol(path)
+        if not place.path:
+            if place.dataset:
+                self._dataset(place)
+            return _folder(name)
+        found = self._entry(place)
+        if found is not None:
+            return found
+        if self._list(place):
+            return _folder(name)
+        raise FileNotFoundError(path)
+
+    def cat_file(
+        self, path: str, start: int | None = None, end: int | None = None, **options: Any
+    ) -> bytes:
+        """A file's bytes, or a range of them; checked."""
+        place = self._place(path)
+        in_array = self._in_array(place)
+        if in_array is None and start is None and end is None:
+            try:
+                return self._dataset(place).read(place.path)
+            except NotFoundError as error:
+                raise FileNotFoundError(path) from error
+        size = self.info(path)["size"]
+        first, stop, _ = slice(start, end).indices(size or 0)
+        if in_array is not None:
+            data = self._array_value(*in_array)
+            if data is None:
+                raise FileNotFoundError(path)
+            return data[start:end]
+        return self._dataset(place).read_range(place.path, first, max(first, stop))
+
+    def created(self, path: str) -> Any:
+        """When it was written."""
+        return self.modified(path)
+
+    def modified(self, path: str) -> Any:
+        """When it was written."""
+        entry = self.info(path)
+        if "modified" in entry:
+            return entry["modified"]
+        return self._dataset(self._place(path)).created
+
+    def invalidate_cache(self, path: str | None = None) -> None:
+        """Look newest versions up anew."""
+        self._versions.clear()
+        self._arrays.clear()
+        super().invalidate_cache(path)
+
+    def _open(
+        self, path: str, mode: str = "rb", block_size: int | str | None = None, **options: Any
+    ) -> Any:
+        options.pop("autocommit", None)
+        options.pop("cache_options", None)
+        if mode == "rb":
+            size = self.info(path)["size"]
+            if size is None:
+                raise IsADirectoryError(path)
+            if self._in_array(self._place(path)) is not None:
+                return io.BytesIO(self.cat_file(path))
+            return _Reading(self, path, mode, block_size or "default", size=size, **options)
+        if mode in ("wb", "xb"):
+            if mode == "xb" and self.exists(path):
+                raise FileExistsError(path)
+            self._writable(path)
+            return _Writing(self, path)
+        raise InvalidArgumentError(f"mode {mode!r} is not known here: files are read or replaced")
+
+    # Writing
+
+    def pipe_file(self, path: str, value: bytes, mode: str = "overwrite", **options: Any) -> None:
+        """Write a file: a version of its own, or a part of the transaction's."""
+        if mode == "create" and self.exists(path):
+            raise FileExistsError(path)
+        place = self._writable(path)
+        self._change(place.dataset, lambda session: session.write(place.path, bytes(value)))
+
+    def rm_file(self, path: str) -> None:
+        """Take a file out; older versions keep it."""
+        place = self._writable(path)
+        try:
+            self._change(place.dataset, lambda session: session.delete(place.path))
+        except NotFoundError as error:
+            raise FileNotFoundError(path) from error
+
+    _rm = rm_file
+
+    def mkdir(self, path: str, create_parents: bool = True, **options: Any) -> None:
+        """Nothing: a folder is there while a file is in it."""
+
+    def makedirs(self, path: str, exist_ok: bool = False) -> None:
+        """Nothing: a folder is there while a file is in it."""
+
+    def cp_file(self, path1: str, path2: str, **options: Any) -> None:
+        """Copy a file."""
+        self.pipe_file(path2, self.cat_file(path1))
+
+    def start_transaction(self) -> Any:
+        """Begin to gather changes; the end of the transaction makes them versions."""
+        found = super().start_transaction()
+        self._sessions.clear()
+        return found
+
+    def end_transaction(self) -> None:
+        """Make what was gathered one version a dataset."""
+        sessions, self._sessions = self._sessions, {}
+        super().end_transaction()
+        for session in sessions.values():
+            session.commit("written through fsspec")
+        self.invalidate_cache()
+
+    @property
+    def transaction(self) -> Any:
+        """`with fs.transaction:` gathers changes; an exception drops them."""
+        return _Transaction(self)
+
+    def drop_transaction(self) -> None:
+        """Forget what was gathered."""
+        sessions, self._sessions = self._sessions, {}
+        super().end_transaction()
+        for session in sessions.values():
+            session.abort()
+
+    def _change(self, dataset: str, change: Any) -> None:
+        if self._intrans:
+            if dataset not in self._sessions:
+                self._sessions[dataset] = self.client.session(dataset)
+            change(self._sessions[dataset])
+            return
+        with self.client.session(dataset) as session:
+            change(session)
+            session.commit("written through fsspec")
+        self.invalidate_cache()
+
+    # Paths
+
+    @classmethod
+    def _strip_protocol(cls, path: Any) -> Any:
+        if isinstance(path, list):
+            return [cls._strip_protocol(each) for each in path]
+        return str(path).removeprefix("hyper://").strip("/")
+
+    def _place(self, path: str) -> _Place:
+        parts = self._strip_protocol(path).split("/", 2)
+        if not parts[0]:
+            raise InvalidArgumentError(f"{path!r} names no tenant: write hyper://tenant/name/path")
+        check_part(parts[0], "tenant")
+        if len(parts) == 1:
+            return _Place(parts[0], "", "")
+        parse_address(f"{parts[0]}/{parts[1]}")
+        return _Place(parts[0], f"{parts[0]}/{parts[1]}", parts[2] if len(parts) > 2 else "")
+
+    def _writable(self, path: str) -> _Place:
+        place = self._place(path)
+        if "@" in place.dataset:
+            raise InvalidArgumentError(
+                f"{place.dataset} is a version and never changes: write to its dataset, without @"
+            )
+        if not place.path:
+            raise InvalidArgumentError(f"{path!r} names no file: write hyper://tenant/name/path")
+        return place
+
+    def _dataset(self, place: _Place) -> Dataset:
+        if place.dataset not in self._versions:
+            if len(self._versions) >= _VERSIONS_KEPT:
+                self._versions.clear()
+            try:
+                self._versions[place.dataset] = self.client.open_dataset(place.dataset)
+            except NotFoundError as error:
+                raise FileNotFoundError(place.dataset) from error
+        return self._versions[place.dataset]
+
+    def _in_array(self, place: _Place) -> tuple[Array, str] | None:
+        """The array that a path lies in, and the key within it; else None."""
+        if not place.path:
+            return None
+        dataset = self._dataset(place)
+        for name in dataset.arrays():
+            if place.path == name or place.path.startswith(f"{name}/"):
+                key = f"{dataset.name}/{name}"
+                if key not in self._arrays:
+                    self._arrays[key] = dataset[name]
+                return self._arrays[key], place.path[len(name) + 1 :]
+        return None
+
+    def _array_value(self, array: Array, key: str) -> bytes | None:
+        if key == zarr_view.METADATA:
+            return zarr_view.encode(zarr_view.array_document(array))
+        return zarr_view.chunk(array, key)
+
+    def _entry(self, place: _Place) -> dict[str, Any] | None:
+        """What is known of a file, or of a key of an array; None if there is none."""
+        name = f"{place.dataset}/{place.path}"
+        in_array = self._in_array(place)
+        if in_array is not None:
+            array, key = in_array
+            if key == zarr_view.METADATA:
+                return _file(name, len(zarr_view.encode(zarr_view.array_document(array))))
+            if _has_key(array, key):
+                return _file(name, zarr_view.chunk_bytes(array))
+            return None
+        dataset = self._dataset(place)
+        if place.path == zarr_view.METADATA and dataset.arrays():
+            return _file(name, len(zarr_view.encode(zarr_view.group_document(dataset))))
+        try:
+            return _of(place.dataset, dataset.file(place.path))
+        except NotFoundError:
+            return None
+
+    def _list(self, place: _Place) -> list[dict[str, Any]]:
+        if not place.dataset:
+            found = [
+                each.name.rpartition("/")[2] for each in list_datasets(self.client, place.tenant)
+            ]
+            return [_folder(f"{place.tenant}/{name}") for name in found]
+        dataset = self._dataset(place)
+        base = f"{place.dataset}/{place.path}".rstrip("/")
+        in_array = self._in_array(place)
+        if in_array is not None:
+            return self._list_array(base, *in_array)
+        below = f"{place.path}/" if place.path else ""
+        files, folders = dataset.list_folder(below)
+        names = {name.rstrip("/") for name in folders}
+        for array in dataset.arrays():
+            if array.startswith(below):
+                names.add(array[len(below) :].partition("/")[0])
+        entries = [_of(place.dataset, info) for info in files]
+        entries += [_folder(f"{base}/{name}") for name in sorted(names)]
+        if not entries and place.path:
+            found_file = self._entry(place)
+            if found_file is None:
+                raise FileNotFoundError(base)
+            return [found_file]
+        return entries
+
+    def _list_array(self, base: str, array: Array, key: str) -> list[dict[str, Any]]:
+        if not key:
+            size = len(zarr_view.encode(zarr_view.array_document(array)))
+            return [_file(f"{base}/{zarr_view.METADATA}", size), _folder(f"{base}/c")]
+        size = zarr_view.chunk_bytes(array)
+        children: dict[str, bool] = {}
+        for each in zarr_view.chunk_keys(array):
+            if each == key:
+                return [_file(base, size)]
+            if each.startswith(f"{key}/"):
+                name, more, _ = each[len(key) + 1 :].partition("/")
+                children[name] = bool(more)
+        if not children:
+            raise FileNotFoundError(base)
+        return [
+            _folder(f"{base}/{name}") if deeper else _file(f"{base}/{name}", size)
+            for name, deeper in children.items()
+        ]
+
+
+class _Transaction:
+    """Gathers what is written into one version a dataset."""
+
+    def __init__(self, fs: HyperFileSystem) -> None:
+        self._fs = fs
+
+    def __enter__(self) -> _Transaction:
+        self._fs.start_transaction()
+        return self
+
+    def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
+        if error is None:
+            self._fs.end_transaction()
+        else:
+            self._fs.drop_transaction()
+
+
+class _Reading(AbstractBufferedFile):  # type: ignore[misc]  # fsspec has no types
+    """A file that is read, range by range."""
+
+    def _fetch_range(self, start: int, end: int) -> bytes:
+        data: bytes = self.fs.cat_file(self.path, start, end)
+        return data
+
+
+class _Writing(io.BytesIO):
+    """A file that is written when it is closed; nothing where an exception ends its `with`."""
+
+    def __init__(self, fs: HyperFileSystem, path: str) -> None:
+        super().__init__()
+        self._fs, self._path = fs, path
+
+    def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
+        if error is not None:
+            super().close()
+            return
+        self.close()
+
+    def close(self) -> None:
+        """Store it."""
+        if not self.closed:
+            data = self.getvalue()
+            super().close()
+            self._fs.pipe_file(self._path, data)
+
+    def __del__(self) -> None:  # an abandoned file is not written
+        io.BytesIO.close(self)
+
+
+def _has_key(array: Array, key: str) -> bool:
+    """Whether `key` is one of the array's chunks."""
+    head, *index = key.split("/")
+    counts = [-(-n // c) for n, c in zip(array.shape, array.chunks, strict=True)]
+    return (
+        head == "c"
+        and len(index) == len(counts)
+        and all(part.isdecimal() and int(part) < n for part, n in zip(index, counts, strict=True))
+    )
+
+
+def _folder(name: str) -> dict[str, Any]:
+    return {"name": name, "type": "directory", "size": None}
+
+
+def _file(name: str, size: int) -> dict[str, Any]:
+    return {"name": name, "type": "file", "size": size}
+
+
+def _of(dataset: str, info: FileInfo) -> dict[str, Any]:
+    return {
+        **_file(f"{dataset}/{info.path}", info.size_bytes),
+        "modified": info.modified, "sha256": info.sha256,
+    }  # fmt: skip

@@ -1,0 +1,1 @@
+"""The status page: what runs, where, and what it says, for people with a browser."""

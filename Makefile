@@ -8,7 +8,7 @@ PIP := .venv/bin/python -m pip --disable-pip-version-check install -q --no-compi
 export PYTHONDONTWRITEBYTECODE :=
 export HYPER_DATA_DIR ?= $(shell test -d ../shared/data && cd ../shared/data && pwd)
 
-.PHONY: help demo test lint protos bench simulate faults compose-env compose-test dashboards constraints clean
+.PHONY: help demo test lint protos bench simulate faults compose-env compose-test dashboards docs constraints clean
 
 help:            ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## */\t/' | expand -t 14
@@ -67,6 +67,8 @@ compose-test: .stamps/dev ## docker-compose.yml for real: the demo, scaled, kill
 
 dashboards: .stamps/dev  ## render deploy/grafana/dashboards from scripts/dashboards.py
 	@.venv/bin/python -m scripts.dashboards
+docs: .stamps/dev        ## docs/api.md, from the SDK's docstrings
+	@.venv/bin/python -m scripts.api_docs
 
 constraints: .stamps/dev ## renew constraints.txt
 	@.venv/bin/python scripts/constraints.py

@@ -31,6 +31,7 @@ MODULES = (
     "benchmarks.storage.million",
     "benchmarks.storage.training --plot docs/storage_training.png",
     "benchmarks.worker",
+    "benchmarks.workloads",
 )
 
 

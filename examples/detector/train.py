@@ -7,6 +7,7 @@ rank starts again from the last one, with the same losses as if nothing had happ
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import random
@@ -21,7 +22,7 @@ from scenes import all_labels, name_of, read_image, scene, write_labels
 from torch import Tensor, distributed
 
 from hyper import TaskContext
-from hyper.errors import NotFoundError
+from hyper.errors import FailedPreconditionError, NotFoundError
 
 CHECKPOINT = "checkpoint.pt"
 MODEL = "detector.onnx"
@@ -163,4 +164,7 @@ def commit(context: TaskContext, *, session: str) -> dict[str, int]:
     """Make everything in the session one version."""
     request_id = str(uuid.uuid5(uuid.NAMESPACE_URL, context.task))
     job = context.client.attach(session)
+    with contextlib.suppress(FailedPreconditionError):  # it is committed, but nobody heard of it
+        if job.exists(CHECKPOINT):
+            job.delete(CHECKPOINT)
     return {"version": job.commit("detector", request_id=request_id).number}

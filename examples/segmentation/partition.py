@@ -5,6 +5,7 @@ from __future__ import annotations
 import heapq
 from dataclasses import dataclass
 
+import numba
 import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage, sparse
@@ -21,7 +22,8 @@ class Settings:
     Args:
         smooth_px: of the membranes, before anything else.
         inside: below so much membrane (0 to 1), a pixel may be a seed's.
-        seed_px: a seed is a peak of the distance to membranes among this many px around.
+        seed_px: a seed is a peak of the distance to membranes among this many px around; 0: a seed
+            is all that is connected below `inside`.
         merge: neighbours with less membrane than this between them become one.
         least_px: smaller fragments join the neighbour with the weakest membrane.
     """
@@ -41,20 +43,59 @@ def cut(membranes: NDArray[np.float32], settings: Settings) -> Labels:
 
 
 def seeds(membranes: NDArray[np.float32], inside: float, seed_px: int) -> Labels:
-    """One label a peak of the distance to where membrane is at least `inside`."""
-    distance = ndimage.distance_transform_edt(membranes < inside)
-    distance = ndimage.gaussian_filter(distance, 2.0)
+    """Markers of a watershed, from 1 on; see `Settings`."""
+    low = membranes < inside
+    if seed_px == 0:
+        labels, _ = ndimage.label(low)
+        return np.asarray(labels, np.int32)
+    distance = ndimage.gaussian_filter(ndimage.distance_transform_edt(low), 2.0)
     peaks = (ndimage.maximum_filter(distance, 2 * seed_px + 1) == distance) & (distance > 0.5)
     labels, _ = ndimage.label(peaks, np.ones((3, 3)))
     return np.asarray(labels, np.int32)
 
 
 def watershed(height: NDArray[np.float32], markers: Labels) -> Labels:
-    """Flood from the markers; every pixel gets a label, if there is any marker."""
+    """Flood from the markers, lowest first; every pixel gets a label, if there is any marker."""
     if not markers.any():
         return np.ones_like(markers)
-    levels = np.clip(height * 255, 0, 255).astype(np.uint8)
-    return np.asarray(ndimage.watershed_ift(levels, markers, np.ones((3, 3))), np.int32)
+    labels = markers.astype(np.int32, order="C")
+    _flood(np.clip(height * 255, 0, 255).astype(np.uint8), labels)
+    return labels
+
+
+@numba.njit(nogil=True)  # type: ignore[untyped-decorator]  # numba has no types
+def _flood(levels: NDArray[np.uint8], labels: Labels) -> None:
+    """Label what is 0, pixel by pixel, by queues of equal level (Meyer's flooding)."""
+    rows, columns = labels.shape
+    head = np.full(256, -1, np.int64)
+    tail = np.full(256, -1, np.int64)
+    behind = np.full(rows * columns, -1, np.int64)
+    for y in range(rows):
+        for x in range(columns):
+            if labels[y, x] != 0:
+                level, at = levels[y, x], y * columns + x
+                if head[level] < 0:
+                    head[level] = at
+                else:
+                    behind[tail[level]] = at
+                tail[level] = at
+    for level in range(256):
+        while head[level] >= 0:
+            at = head[level]
+            head[level] = behind[at]
+            y, x = at // columns, at % columns
+            for dy, dx in ((-1, 0), (1, 0), (0, -1), (0, 1)):
+                v, u = y + dy, x + dx
+                if 0 <= v < rows and 0 <= u < columns and labels[v, u] == 0:
+                    labels[v, u] = labels[y, x]
+                    reached = max(level, np.int64(levels[v, u]))
+                    next_at = v * columns + u
+                    behind[next_at] = -1
+                    if head[reached] < 0:
+                        head[reached] = next_at
+                    else:
+                        behind[tail[reached]] = next_at
+                    tail[reached] = next_at
 
 
 def agglomerate(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import os
@@ -16,7 +17,7 @@ from numpy.typing import NDArray
 from torch.nn import functional
 
 from hyper import TaskContext
-from hyper.errors import NotFoundError
+from hyper.errors import FailedPreconditionError, NotFoundError
 
 CHECKPOINT, MODEL, LOSSES = "checkpoint.pt", "membranes.onnx", "losses.json"
 _EDGE_WEIGHT = 2.0  # of membrane against the rest: there is less of it
@@ -92,6 +93,9 @@ def commit(context: TaskContext, *, session: str) -> dict[str, int]:
     """Make the net a version."""
     request_id = str(uuid.uuid5(uuid.NAMESPACE_URL, context.task))
     job = context.client.attach(session)
+    with contextlib.suppress(FailedPreconditionError):  # it is committed, but nobody heard of it
+        if job.exists(CHECKPOINT):
+            job.delete(CHECKPOINT)
     return {"version": job.commit("membrane net", request_id=request_id).number}
 
 

@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from fsspec.spec import AbstractBufferedFile, AbstractFileSystem
+from fsspec.transaction import Transaction
 
 from hyper import zarr_view
 from hyper._files import FileInfo
@@ -41,6 +42,18 @@ class _Place:
     path: str
 
 
+class _Transaction(Transaction):  # type: ignore[misc]  # fsspec has no types
+    """Gathers what is written into one version a dataset; an exception drops it."""
+
+    def complete(self, commit: bool = True) -> None:
+        """Make the versions, or drop them."""
+        fs = self.fs
+        fs._intrans = False
+        fs._transaction = None
+        self.fs = None
+        fs.finish(commit=commit)
+
+
 class HyperFileSystem(AbstractFileSystem):  # type: ignore[misc]  # fsspec has no types
     """Datasets as a file system.
 
@@ -53,6 +66,7 @@ class HyperFileSystem(AbstractFileSystem):  # type: ignore[misc]  # fsspec has n
     protocol = "hyper"
     root_marker = ""
     cachable = True
+    transaction_type = _Transaction
 
     def __init__(
         self, endpoint: str | None = None, client: Client | None = None, **options: Any
@@ -187,31 +201,15 @@ class HyperFileSystem(AbstractFileSystem):  # type: ignore[misc]  # fsspec has n
         """Copy a file."""
         self.pipe_file(path2, self.cat_file(path1))
 
-    def start_transaction(self) -> Any:
-        """Begin to gather changes; the end of the transaction makes them versions."""
-        found = super().start_transaction()
-        self._sessions.clear()
-        return found
-
-    def end_transaction(self) -> None:
-        """Make what was gathered one version a dataset."""
+    def finish(self, *, commit: bool) -> None:
+        """End what a transaction has gathered: one version a dataset, or nothing."""
         sessions, self._sessions = self._sessions, {}
-        super().end_transaction()
         for session in sessions.values():
-            session.commit("written through fsspec")
+            if commit:
+                session.commit("written through fsspec")
+            else:
+                session.abort()
         self.invalidate_cache()
-
-    @property
-    def transaction(self) -> Any:
-        """`with fs.transaction:` gathers changes; an exception drops them."""
-        return _Transaction(self)
-
-    def drop_transaction(self) -> None:
-        """Forget what was gathered."""
-        sessions, self._sessions = self._sessions, {}
-        super().end_transaction()
-        for session in sessions.values():
-            session.abort()
 
     def _change(self, dataset: str, change: Any) -> None:
         if self._intrans:
@@ -343,23 +341,6 @@ class HyperFileSystem(AbstractFileSystem):  # type: ignore[misc]  # fsspec has n
             _folder(f"{base}/{name}") if deeper else _file(f"{base}/{name}", size)
             for name, deeper in children.items()
         ]
-
-
-class _Transaction:
-    """Gathers what is written into one version a dataset."""
-
-    def __init__(self, fs: HyperFileSystem) -> None:
-        self._fs = fs
-
-    def __enter__(self) -> _Transaction:
-        self._fs.start_transaction()
-        return self
-
-    def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
-        if error is None:
-            self._fs.end_transaction()
-        else:
-            self._fs.drop_transaction()
 
 
 class _Reading(AbstractBufferedFile):  # type: ignore[misc]  # fsspec has no types

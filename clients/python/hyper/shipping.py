@@ -14,12 +14,13 @@ import ast
 import builtins
 import hashlib
 import inspect
+import linecache
 import re
 import sys
 import sysconfig
 import textwrap
 import types
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -208,7 +209,8 @@ def _is_plain(value: Any) -> bool:
 def _source(thing: types.FunctionType | type) -> str:
     """Its source without `@hyper.task`."""
     try:
-        text = textwrap.dedent(inspect.getsource(thing))
+        text = _class_source(thing) if isinstance(thing, type) else inspect.getsource(thing)
+        text = textwrap.dedent(text)
     except (OSError, TypeError):
         raise InvalidArgumentError(
             f"the source of {thing.__name__} cannot be read: define it in a file or a notebook cell"
@@ -221,12 +223,32 @@ def _source(thing: types.FunctionType | type) -> str:
     return ast.unparse(node)
 
 
-def _scope(thing: type) -> dict[str, Any]:
-    """The globals that a class's body was run with."""
+def _class_source(thing: type) -> str:
+    """Of a class of a notebook's cell, which `inspect` does not find; its methods know the cell.
+
+    Raises:
+        OSError: it cannot be found.
+    """
+    for function in _methods(thing):
+        lines = linecache.getlines(function.__code__.co_filename)
+        text = "".join(lines)
+        for node in ast.walk(ast.parse(text)):
+            if isinstance(node, ast.ClassDef) and node.name == thing.__name__:
+                return ast.get_source_segment(text, node) or ""
+    return inspect.getsource(thing)
+
+
+def _methods(thing: type) -> Iterator[types.FunctionType]:
     for member in vars(thing).values():
         function = getattr(member, "__func__", member)
         if isinstance(function, types.FunctionType):
-            return function.__globals__
+            yield function
+
+
+def _scope(thing: type) -> dict[str, Any]:
+    """The globals that a class's body was run with."""
+    for function in _methods(thing):
+        return function.__globals__
     module = sys.modules.get(thing.__module__)
     return vars(module) if module is not None else {}
 

@@ -21,7 +21,6 @@ import json
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
 from functools import update_wrapper
 from typing import TYPE_CHECKING, Any, Generic, ParamSpec, TypeVar, overload
 
@@ -45,7 +44,6 @@ _HARDWARE = ("cpus", "memory", "gpu", "spot")
 _KEYS = ("retries", "timeout", "grace", "env", "labels", "image", "secrets", "setup", "inputs")
 
 
-@dataclass(frozen=True)
 class TaskFunction(Generic[P, R]):
     """A function that `Client.map` can run elsewhere; called here, it is the function.
 
@@ -55,11 +53,10 @@ class TaskFunction(Generic[P, R]):
         options: keys of a recipe's experiment.
     """
 
-    function: Callable[P, R]
-    options: Mapping[str, Any] = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        update_wrapper(self, self.function)
+    def __init__(self, function: Callable[P, R], options: Mapping[str, Any] | None = None) -> None:
+        self.function = function
+        self.options = dict(options or {})
+        update_wrapper(self, function)
 
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
         """Call it here."""

@@ -15,6 +15,7 @@ It reads; writing goes through sessions (`hyper.Client.session`). The same array
 from __future__ import annotations
 
 import asyncio
+import builtins
 from collections.abc import AsyncIterator, Iterable
 from typing import TYPE_CHECKING
 
@@ -36,7 +37,7 @@ if TYPE_CHECKING:
     from zarr.core.buffer import Buffer, BufferPrototype
 
 
-class HyperStore(Store):
+class HyperStore(Store):  # type: ignore[misc]  # zarr is not followed
     """Keys and values of one dataset version, session, or array.
 
     Args:
@@ -47,7 +48,7 @@ class HyperStore(Store):
         super().__init__(read_only=True)
         self._source = source
         self._arrays: dict[str, Array] = {}
-        self._names: list[str] | None = None
+        self._names: builtins.list[str] | None = None  # `list` is a method here
 
     def __eq__(self, value: object) -> bool:
         return isinstance(value, HyperStore) and value._source.name == self._source.name
@@ -93,7 +94,7 @@ class HyperStore(Store):
         self,
         prototype: BufferPrototype,
         key_ranges: Iterable[tuple[str, ByteRequest | None]],
-    ) -> list[Buffer | None]:
+    ) -> builtins.list[Buffer | None]:
         """Several values or parts of them."""
         return list(await asyncio.gather(*(self.get(k, prototype, r) for k, r in key_ranges)))
 
@@ -142,7 +143,7 @@ class HyperStore(Store):
             keys = zarr_view.chunk_keys(self._array(name)) if chunks else ("c",)
             yield from (f"{name}/{key}" for key in keys)
 
-    def _array_names(self) -> list[str]:  # type: ignore[valid-type]  # `list` is a method here
+    def _array_names(self) -> builtins.list[str]:
         if self._names is None:
             assert isinstance(self._source, Tree)
             self._names = self._source.arrays()

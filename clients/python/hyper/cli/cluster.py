@@ -136,6 +136,11 @@ def _status_text(now: Status) -> str:
         f"cluster {now.state} in {now.home.root} "
         f"({output.human_bytes(now.home.free_bytes())} free on disk)",
         f"endpoint {now.cluster.endpoint}",
+        *(
+            f"page http://{one.member.metrics_address}"
+            for one in now.members
+            if one.member.name.startswith("scheduler") and one.member.metrics_address
+        ),
         f"etcd {layout.etcd_version} ({layout.etcd_source})",
         f"s3 {s3['endpoint']} bucket {s3['bucket']}, credentials in {s3['credentials_file']}",
         "",

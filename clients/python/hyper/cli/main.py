@@ -33,6 +33,8 @@ _COMMAND_MODULES = (
     "hyper.cli.match",
     "hyper.cli.train_nccnet",
     "hyper.cli.mount",
+    "hyper.cli.report",
+    "hyper.cli.view",
 )
 _SCANT_BYTES = 1 << 20
 _INTERRUPTED = 130

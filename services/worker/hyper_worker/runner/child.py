@@ -72,7 +72,16 @@ def resolve(name: str) -> Callable[..., Any]:
     module_name, colon, path = name.partition(":")
     if not colon or not module_name or not path:
         raise ValueError(f"function {name!r} is malformed: write package.module:callable")
-    target: Any = importlib.import_module(module_name)
+    try:
+        target: Any = importlib.import_module(module_name)
+    except ModuleNotFoundError as error:
+        if error.name is None or not f"{module_name}.".startswith(f"{error.name}."):
+            raise  # another module, which it imports
+        raise ModuleNotFoundError(
+            f"{error}: give the experiment `workdir: .`, so that the recipe's folder goes to the "
+            "workers, or install the module there",
+            name=error.name,
+        ) from None
     for part in path.split("."):
         if not hasattr(target, part):
             raise ValueError(f"function {name!r}: {module_name} has no {path!r}")

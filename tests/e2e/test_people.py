@@ -1,0 +1,315 @@
+"""What people meet: tasks without YAML, asyncio, fsspec and zarr, the status page, the viewer."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+import urllib.error
+import urllib.request
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import hyper
+from hyper.client import Client
+from hyper.errors import InvalidArgumentError, WorkFailedError
+from hyper.filesystem import HyperFileSystem
+from hyper.zarr_store import open_store
+from tests.support.local_cluster import LocalCluster
+
+pytestmark = pytest.mark.timeout(300)
+SCRIPT = """
+import math
+import hyper
+
+FACTOR = 10
+
+def scaled(value):
+    return FACTOR * math.sqrt(value)
+
+@hyper.task(retries=0)
+def work(value, *, shift):
+    if value < 0:
+        print("negative values have no root")
+        raise ValueError("a negative value")
+    return {"value": scaled(value) + shift}
+
+if __name__ == "__main__":
+    import sys
+    with hyper.connect() as client:
+        run = client.map(work, [0, 1, 4], shift=0.5)
+        print([found["value"] for found in run])
+"""
+
+
+@pytest.fixture(scope="module")
+def values() -> np.ndarray:
+    return np.random.default_rng(2).integers(0, 60_000, (5, 37, 41)).astype(np.uint16)
+
+
+@pytest.fixture(scope="module")
+def client(local_cluster: LocalCluster, values: np.ndarray) -> Any:
+    with Client(local_cluster.endpoint) as made:
+        with made.session("default/people") as session:
+            array = session.create_array(
+                "deep/raw", values.shape, "uint16", chunks=(2, 16, 16), shards=(2, 32, 32),
+                voxel_size_nm=(40, 4, 4),
+            )  # fmt: skip
+            array[...] = values
+            session.write("tables/cells.csv", "name,size\nAda,3\nEmmy,5\n")
+        yield made
+
+
+def test_a_script_maps_its_function(local_cluster: LocalCluster, tmp_path: Path) -> None:
+    script = tmp_path / "roots.py"
+    script.write_text(SCRIPT)
+    done = subprocess.run(
+        [sys.executable, str(script)], env=local_cluster.environment, capture_output=True,
+        text=True, timeout=120, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip() == "[0.5, 10.5, 20.5]"
+
+
+def test_a_notebooks_function_maps(client: Client) -> None:
+    scope: dict[str, Any] = {"__name__": "__main__"}
+    import linecache
+
+    source = SCRIPT.partition("if __name__")[0]
+    linecache.cache["<cell 1>"] = (len(source), None, source.splitlines(True), "<cell 1>")
+    module = sys.modules["__main__"]
+    file = getattr(module, "__file__", None)
+    exec(compile(source, "<cell 1>", "exec"), scope)
+    try:
+        module.__file__ = None
+        run = client.map(scope["work"], [9], shift=1)
+        assert run.results() == [{"value": 31}]
+        failing = client.map(scope["work"], [-1], shift=1)
+        with pytest.raises(WorkFailedError, match="negative values have no root"):
+            failing.results()
+    finally:
+        module.__file__ = file
+        del linecache.cache["<cell 1>"]
+
+
+async def test_asyncio(local_cluster: LocalCluster, client: Client, values: np.ndarray) -> None:
+    async with hyper.connect_async(local_cluster.endpoint) as cluster:
+        workflow = await cluster.submit(
+            {"version": 1, "name": "a", "experiments": {"x": {"command": "true"}}}
+        )
+        states = [status.state async for status in workflow.watch()]
+        assert states[-1] == "SUCCEEDED"
+        array = await cluster.open_array("default/people/deep/raw")
+        assert np.array_equal(await array.read[1:3, 5], values[1:3, 5])
+        tasks = [task async for task in workflow.tasks("x")]
+        assert [task.index for task in tasks] == [0]
+
+
+def test_fsspec_and_what_reads_through_it(client: Client, values: np.ndarray) -> None:
+    import dask.array
+    import pandas
+    import xarray
+    import zarr
+
+    fs = HyperFileSystem(client=client, skip_instance_cache=True)
+    frame = pandas.read_csv(fs.open("hyper://default/people/tables/cells.csv"))
+    assert frame["size"].tolist() == [3, 5]
+    assert fs.ls("hyper://default/people", detail=False) == [
+        "default/people/deep", "default/people/tables"
+    ]  # fmt: skip
+    assert sorted(fs.find("default/people/tables")) == ["default/people/tables/cells.csv"]
+    with fs.open("default/people/tables/cells.csv") as file:
+        file.seek(10)
+        assert file.read(3) == b"Ada"
+    with pytest.raises(FileNotFoundError):
+        fs.open("default/people/nothing")
+    with pytest.raises(FileNotFoundError):
+        fs.ls("default/nobody")
+
+    store = open_store("default/people", client)
+    group = zarr.open_group(store, mode="r")
+    assert np.array_equal(group["deep/raw"][1:4, ::7, -5:], values[1:4, ::7, -5:])
+    lazy = dask.array.from_zarr(zarr.open_array(open_store("default/people/deep/raw", client)))
+    assert int(lazy.astype("u8").sum().compute()) == int(values.sum())
+    found = xarray.open_zarr(open_store("default/people", client), group="deep", consolidated=False)
+    assert found["raw"].dims == ("z", "y", "x")
+    assert np.array_equal(found["raw"].values, values)
+
+
+def test_what_fsspec_writes_is_versions(client: Client) -> None:
+    fs = HyperFileSystem(client=client, skip_instance_cache=True)
+    with fs.open("default/written/one.txt", "wb") as file:
+        file.write(b"first")
+    with fs.transaction:
+        fs.pipe_file("default/written/two.txt", b"second")
+        fs.pipe_file("default/written/three.txt", b"third")
+    head = client.open_dataset("default/written")
+    assert head.version == 2  # one for the file, one for the transaction
+    assert fs.cat("default/written/three.txt") == b"third"
+    with pytest.raises(RuntimeError), fs.transaction:
+        fs.pipe_file("default/written/four.txt", b"fourth")
+        raise RuntimeError
+    assert not fs.exists("default/written/four.txt")
+    with pytest.raises(InvalidArgumentError, match="without @"):
+        fs.pipe_file("default/written@1/one.txt", b"")
+    fs.rm("default/written/one.txt")
+    assert not fs.exists("default/written/one.txt")
+    assert fs.cat("default/written@1/one.txt") == b"first"
+
+
+def test_addresses_alone_suffice(local_cluster: LocalCluster, client: Client) -> None:
+    code = (
+        "import pandas, zarr\n"
+        "print(pandas.read_csv('hyper://default/people/tables/cells.csv')['size'].sum())\n"
+        "print(zarr.open_array('hyper://default/people/deep/raw', mode='r')[0, 0, 0])\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=local_cluster.environment, capture_output=True, text=True,
+        timeout=120, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[0] == "8"
+
+
+# The status page
+
+
+def page_of(cluster: LocalCluster) -> str:
+    (scheduler,) = cluster.processes("scheduler")[:1]
+    return f"http://{scheduler['metrics_address']}"
+
+
+def get(url: str, headers: dict[str, str] | None = None) -> tuple[int, Any, bytes]:
+    try:
+        request = urllib.request.Request(url, headers=headers or {})
+        with urllib.request.urlopen(request, timeout=20) as response:
+            return response.status, response.headers, response.read()
+    except urllib.error.HTTPError as error:
+        return error.code, error.headers, error.read()
+
+
+@pytest.fixture(scope="module")
+def hostile(client: Client) -> str:
+    """A workflow whose every free text is markup."""
+    recipe = {
+        "version": 1,
+        "name": "hostile",
+        "experiments": {
+            "shout": {
+                "command": "printf '%s' '<img src=x onerror=document.title=1>'; exit {{code}}",
+                "parameters": {"code": [3], "note": ["<script>document.title='broken'</script>"]},
+                "retries": 0,
+            },
+            "after": {"command": "true", "depends_on": ["shout"]},
+        },
+    }
+    workflow = client.submit(recipe)
+    assert workflow.wait().state == "FAILED"
+    return workflow.name
+
+
+def test_the_pages_answers(local_cluster: LocalCluster, hostile: str) -> None:
+    base = page_of(local_cluster)
+    status, headers, body = get(base + "/")
+    assert status == 200 and b"<main" in body
+    assert "default-src 'none'" in headers["Content-Security-Policy"]
+    assert "unsafe" not in headers["Content-Security-Policy"]
+    overview = json.loads(get(base + "/api/overview?tenant=default")[2])
+    assert hostile in [each["name"] for each in overview["workflows"]]
+    assert overview["workers"] and overview["services"]
+    assert get(base + "/api/workflow?name=nonsense")[0] == 400
+    assert get(base + "/api/workflow?name=tenants/default/workflows/none")[0] == 404
+    assert get(base + "/status.html")[0] == 404  # three names, no folder
+    assert get(base + "/../pages.py")[0] == 404
+    assert get(base + "/", {"Host": "evil.example"})[0] == 403
+    assert get(base + "/metrics")[0] == 200
+    log = json.loads(get(f"{base}/api/log?task={hostile}/experiments/shout/tasks/0")[2])
+    assert "onerror" in log["text"]
+
+
+def chromium() -> str:
+    found = shutil.which("chromium") or shutil.which("chromium-browser")
+    if found is None:
+        pytest.skip("there is no Chromium: apt-get install chromium")
+    return found
+
+
+def browse(url: str, folder: Path, *arguments: str) -> str:
+    """Load a page in a headless browser; returns its document once it has settled."""
+    command = [
+        chromium(), "--headless=new", "--no-sandbox", "--disable-dev-shm-usage",
+        f"--user-data-dir={folder / 'profile'}", "--no-first-run", "--disable-extensions",
+        *arguments, "--dump-dom", url,
+    ]  # fmt: skip
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+    return done.stdout
+
+
+def test_the_page_in_a_browser(local_cluster: LocalCluster, hostile: str, tmp_path: Path) -> None:
+    base = page_of(local_cluster)
+    settled = "--virtual-time-budget=4000"
+    overview = browse(f"{base}/", tmp_path, settled)
+    assert hostile.rpartition("/")[2] in overview and "storage-gateway" in overview
+    assert "<title>Hyper</title>" in overview
+    one = browse(f"{base}/#workflow={hostile}", tmp_path, settled)
+    assert "<svg" in one and "shout" in one and "after" in one
+    task = browse(
+        f"{base}/#workflow={hostile}&experiment={hostile}/experiments/shout"
+        f"&task={hostile}/experiments/shout/tasks/0",
+        tmp_path, settled,
+    )  # fmt: skip
+    assert "&lt;img src=x onerror" in task and "<img" not in task
+    assert "&lt;script&gt;document" in task
+    assert "<title>Hyper</title>" in task
+
+
+def test_an_array_in_the_viewer(
+    local_cluster: LocalCluster, client: Client, tmp_path: Path
+) -> None:
+    pytest.importorskip("neuroglancer", reason="pip install 'hyper-dl[view]'")
+    from PIL import Image
+
+    grey = np.zeros((4, 64, 64), np.uint8)
+    grey[:, :, 32:] = 255
+    with client.session("default/seen") as session:
+        session.create_array("aligned", grey.shape, "uint8", voxel_size_nm=(40, 4, 4))[...] = grey
+    chromium()
+    viewer = local_cluster.popen("view", "default/seen", "--no-browser", "--json")
+    try:
+        assert viewer.stdout is not None
+        line = viewer.stdout.readline()
+        assert line, viewer.communicate()[1]
+        url = json.loads(line)["url"]
+        shot = tmp_path / "shot.png"
+        browse(
+            url, tmp_path, f"--screenshot={shot}", "--window-size=900,700", "--timeout=15000",
+            "--use-gl=angle", "--use-angle=swiftshader", "--enable-unsafe-swiftshader",
+        )  # fmt: skip
+    finally:
+        viewer.terminate()
+        viewer.communicate(timeout=20)
+    with Image.open(shot) as image:
+        pixels = np.asarray(image.convert("L"))
+    white, black = (pixels > 230).mean(), (pixels < 25).mean()
+    assert white > 0.02, f"nothing of the bright half is to be seen ({white:.3f})"
+    assert black > 0.02
+
+
+def test_a_report(local_cluster: LocalCluster, hostile: str, tmp_path: Path) -> None:
+    out = tmp_path / "report.html"
+    told = local_cluster.json("report", hostile, "--out", str(out), "--price", "0.03")
+    assert told["report"] == str(out) and told["workflows"][0]["wall_s"] > 0
+    page = out.read_text()
+    assert "Time line" in page and "USD at 0.03" in page and "<script" not in page
+
+
+def test_the_readme_shows_where_the_page_is(local_cluster: LocalCluster) -> None:
+    done = local_cluster.run("status")
+    assert done.returncode == 0
+    assert page_of(local_cluster).removeprefix("http://") in done.stdout
+    assert f"page {page_of(local_cluster)}" in done.stdout

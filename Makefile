@@ -67,6 +67,7 @@ compose-test: .stamps/dev ## docker-compose.yml for real: the demo, scaled, kill
 
 dashboards: .stamps/dev  ## render deploy/grafana/dashboards from scripts/dashboards.py
 	@.venv/bin/python -m scripts.dashboards
+
 docs: .stamps/dev        ## docs/api.md, from the SDK's docstrings
 	@.venv/bin/python -m scripts.api_docs
 

@@ -188,3 +188,15 @@ def test_an_interrupted_import_shows_no_traceback(what: str, shown: bool) -> Non
     assert done.returncode != 0
     assert ("Traceback" in done.stderr) is shown
     assert ("interrupted" in done.stderr) is not shown
+
+
+def test_the_shell_completes_commands() -> None:
+    environment = {
+        **os.environ,
+        "_HYPER_COMPLETE": "complete_bash",
+        "COMP_WORDS": "hyper st",
+        "COMP_CWORD": "1",
+    }
+    program = Path(sys.executable).with_name("hyper")
+    done = subprocess.run([program], env=environment, capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["status", "store"]

@@ -10,6 +10,8 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
+import psutil
+
 from hyper.cluster.home import MIN_FREE_BYTES, Home
 from hyper.cluster.programs import find_etcds, find_prometheus, find_weed
 from hyper.errors import HyperError
@@ -17,6 +19,13 @@ from hyper.errors import HyperError
 _MIN_PYTHON = (3, 11)
 _COMFORTABLE_FREE_BYTES = 5_000_000_000
 _BROUGHT_BY_EXTRAS = ("aetcd", "minio", "llvmlite", "numba", "scipy")
+_LEAST_MEMORY_BYTES = 3_000_000_000
+_EXTRAS = (
+    ("torch", "torch", "torch", "training nets"),
+    ("neuroglancer", "neuroglancer", "view", "`hyper view`"),
+    ("fsspec", "fsspec", "fsspec", "hyper:// in pandas, xarray, dask"),
+    ("lightgbm", "lightgbm", "examples", "the example `boosting`"),
+)
 OK = "ok"
 MISSING = "missing"
 OPTIONAL = "optional"
@@ -41,7 +50,18 @@ class Finding:
 
 def examine(home: Home) -> list[Finding]:
     """Look at everything; nothing is started or changed."""
-    return [_python(), _services(), _etcd(), _s3(), _disk(home), _prometheus(), _fuse(), _docker()]
+    return [
+        _python(),
+        _services(),
+        _etcd(),
+        _s3(),
+        _disk(home),
+        _memory(),
+        _prometheus(),
+        _fuse(),
+        _docker(),
+        *_extras(),
+    ]
 
 
 def _python() -> Finding:
@@ -103,6 +123,27 @@ def _disk(home: Home) -> Finding:
         return Finding("disk", MISSING, found, "free some space, or set HYPER_HOME")
     advice = "that is little for image stacks" if free < _COMFORTABLE_FREE_BYTES else ""
     return Finding("disk", OK, found, advice)
+
+
+def _memory() -> Finding:
+    total = psutil.virtual_memory().total
+    found = f"{total / 1e9:.1f} GB, {os.cpu_count()} processors"
+    if total < _LEAST_MEMORY_BYTES:
+        advice = "a cluster and the demo take about 2 GB: use a machine with more, or `--workers 1`"
+        return Finding("memory", OPTIONAL, found, advice)
+    return Finding("memory", OK, found)
+
+
+def _extras() -> list[Finding]:
+    """What some commands and examples need beside a cluster."""
+    found = []
+    for name, module, extra, use in _EXTRAS:
+        if importlib.util.find_spec(module) is None:
+            advice = f"pip install 'hyper-dl[{extra}]', for {use}"
+            found.append(Finding(name, OPTIONAL, "none", advice))
+        else:
+            found.append(Finding(name, OK, "installed"))
+    return found
 
 
 def _prometheus() -> Finding:

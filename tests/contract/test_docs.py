@@ -1,0 +1,43 @@
+"""The documentation that is generated is up to date; what it points at is there."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from examples.workloads import WORKLOADS
+from scripts import api_docs, run_tutorial
+
+ROOT = Path(__file__).resolve().parents[2]
+PAGES = sorted([*(ROOT / "docs").glob("*.md"), *(ROOT / "examples").rglob("*.md"),
+                ROOT / "README.md", ROOT / "CONTRIBUTING.md"])  # fmt: skip
+_LINK = re.compile(r"\]\(([^)#:]+)\)")
+
+
+def test_the_api_reference_is_fresh() -> None:
+    assert api_docs.PAGE.read_text() == api_docs.render(), "run `make docs`"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_links_lead_somewhere(page: Path) -> None:
+    rendered = {"benchmarks.md"}  # by `make bench`
+    missing = [
+        target
+        for target in _LINK.findall(page.read_text())
+        if target not in rendered and not (page.parent / target).exists()
+    ]
+    assert not missing
+
+
+@pytest.mark.parametrize("name", sorted(WORKLOADS))
+def test_every_workload_has_its_sizes(name: str) -> None:
+    for size in ("machine", "test", "full"):
+        assert WORKLOADS[name].recipe(size).is_file(), size
+
+
+def test_tutorials_have_commands() -> None:
+    for audience in ("scientist", "ml-engineer", "operator"):
+        script = run_tutorial.commands((ROOT / "docs" / f"tutorial-{audience}.md").read_text())
+        assert "hyper down" in script

@@ -72,11 +72,11 @@ def loss_sum(grid: Tensor, boxes: Tensor) -> Tensor:
     """
     n, _, rows, columns = grid.shape
     real = boxes[..., 0] >= 0
-    sample = torch.arange(n)[:, None].expand_as(real)[real]
+    sample = torch.arange(n, device=grid.device)[:, None].expand_as(real)[real]
     kind, x, y, width, height = boxes[real].unbind(-1)
     column = (x * columns).long().clamp(0, columns - 1)
     row = (y * rows).long().clamp(0, rows - 1)
-    wanted = torch.zeros(n, rows, columns)
+    wanted = torch.zeros(n, rows, columns, device=grid.device)
     wanted[sample, row, column] = 1
     weight = torch.where(wanted > 0, 1.0, _EMPTY_WEIGHT)
     confidence = functional.binary_cross_entropy_with_logits(
@@ -97,7 +97,7 @@ def to_onnx(net: Detector) -> bytes:
     layers = [(f"conv{i}", layer) for i, layer in enumerate(net.layers)] + [("grid", net.head)]
     for name, layer in layers:
         for part in ("weight", "bias"):
-            values = getattr(layer, part).detach().numpy()
+            values = getattr(layer, part).detach().cpu().numpy()
             weights.append(numpy_helper.from_array(values, f"{name}_{part}"))
         edge, step = layer.kernel_size[0], layer.stride[0]
         node = helper.make_node(
@@ -131,5 +131,5 @@ def pack(**state: Any) -> bytes:
 
 def unpack(data: bytes) -> dict[str, Any]:
     """What `pack` has written; no pickled code is run."""
-    state: dict[str, Any] = torch.load(io.BytesIO(data), weights_only=True)
+    state: dict[str, Any] = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
     return state

@@ -7,54 +7,28 @@ rank starts again from the last one, with the same losses as if nothing had happ
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
-import random
 import tempfile
 import time
-import uuid
 from typing import Any
 
 import torch
+from data import CHECKPOINT
 from model import Detector, encode, loss_sum, pack, to_onnx, unpack
-from scenes import all_labels, name_of, read_image, scene, write_labels
+from scenes import all_labels, name_of, read_image
 from torch import Tensor, distributed
 
 from hyper import TaskContext
-from hyper.errors import FailedPreconditionError, NotFoundError
+from hyper.errors import NotFoundError
 
-CHECKPOINT = "checkpoint.pt"
 MODEL = "detector.onnx"
 LOSSES = "losses.json"
 
 
-def begin(context: TaskContext, *, dataset: str) -> dict[str, str]:
-    """Open the session that the tasks write into, without the checkpoint of an earlier training."""
-    session = context.client.session(dataset)
-    if session.exists(CHECKPOINT):
-        session.delete(CHECKPOINT)
-    return {"session": session.name}
-
-
-def generate(
-    context: TaskContext, *, session: str, part: int, images: int, edge: int, seed: int
-) -> dict[str, int]:
-    """Write `images` scenes with their labels."""
-
-    def files() -> Any:
-        for number in range(part * images, (part + 1) * images):
-            picture, boxes = scene(random.Random(f"{seed}.{number}").getrandbits(60), edge)
-            yield f"images/{number:08}.png", picture
-            yield f"labels/{number:08}.txt", write_labels(boxes)
-
-    context.client.attach(session).write_many(files())
-    return {"images": images}
-
-
 def train(
     context: TaskContext, *, session: str, source: str, edge: int, batch_size: int, steps: int,
-    rate: float, width: int, seed: int, save_every: int,
+    rate: float, width: int, seed: int, save_every: int, device: str = "cpu",
 ) -> dict[str, Any]:  # fmt: skip
     """Train, or go on training.
 
@@ -69,6 +43,7 @@ def train(
         width: channels of the first layer.
         seed: of weights and order.
         save_every: steps between checkpoints.
+        device: "cpu" or "cuda"; a rank has the GPU that its worker gave it.
     """
     rank, world = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
     if batch_size % world:
@@ -77,12 +52,13 @@ def train(
     job = context.client.attach(session)
     tree = context.client.open_dataset(source) if source else job
     if world > 1:
-        distributed.init_process_group("gloo")
+        distributed.init_process_group("nccl" if device == "cuda" else "gloo")
     try:
         with tempfile.TemporaryDirectory(prefix="detector-") as cache:
             losses, spent_s = _steps(
                 context, job, tree, cache, edge=edge, batch_size=batch_size, steps=steps, rate=rate,
                 width=width, seed=seed, save_every=save_every, rank=rank, world=world,
+                device=device,
             )  # fmt: skip
     finally:
         if world > 1:
@@ -94,6 +70,7 @@ def train(
 def _steps(
     context: TaskContext, job: Any, tree: Any, cache: str, *, edge: int, batch_size: int,
     steps: int, rate: float, width: int, seed: int, save_every: int, rank: int, world: int,
+    device: str,
 ) -> tuple[list[float], float]:  # fmt: skip
     """All steps that are left; returns the losses of all, and the seconds of these."""
     labels = all_labels(tree)
@@ -105,7 +82,7 @@ def _steps(
         ),
     )  # fmt: skip
     torch.manual_seed(seed)
-    net = Detector(width)
+    net = Detector(width).to(device)
     optimizer = torch.optim.Adam(net.parameters(), lr=rate)
     losses: list[float] = []
     try:
@@ -123,7 +100,7 @@ def _steps(
     while len(losses) < steps:
         for images, boxes in loader:
             optimizer.zero_grad()
-            loss = loss_sum(net(images), boxes) / batch_size
+            loss = loss_sum(net(images.to(device)), boxes.to(device)) / batch_size
             loss.backward()
             losses.append(_share(net, loss.detach(), world))
             optimizer.step()
@@ -158,13 +135,3 @@ def _share(net: Detector, loss: Tensor, world: int) -> float:
             at += size
         loss = flat[-1]
     return float(loss)
-
-
-def commit(context: TaskContext, *, session: str) -> dict[str, int]:
-    """Make everything in the session one version."""
-    request_id = str(uuid.uuid5(uuid.NAMESPACE_URL, context.task))
-    job = context.client.attach(session)
-    with contextlib.suppress(FailedPreconditionError):  # it is committed, but nobody heard of it
-        if job.exists(CHECKPOINT):
-            job.delete(CHECKPOINT)
-    return {"version": job.commit("detector", request_id=request_id).number}

@@ -28,11 +28,11 @@ class Settings:
         least_px: smaller fragments join the neighbour with the weakest membrane.
     """
 
-    smooth_px: float = 1.5
+    smooth_px: float = 1.0
     inside: float = 0.5
-    seed_px: int = 9
-    merge: float = 0.3
-    least_px: int = 60
+    seed_px: int = 7
+    merge: float = 0.5
+    least_px: int = 100
 
 
 def cut(membranes: NDArray[np.float32], settings: Settings) -> Labels:

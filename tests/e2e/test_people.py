@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
-import shutil
+import linecache
 import subprocess
 import sys
+import time
 import urllib.error
 import urllib.request
 from pathlib import Path
@@ -19,9 +21,11 @@ from hyper.client import Client
 from hyper.errors import InvalidArgumentError, WorkFailedError
 from hyper.filesystem import HyperFileSystem
 from hyper.zarr_store import open_store
+from tests.support.browser import Page, find_chromium, open_page
 from tests.support.local_cluster import LocalCluster
 
 pytestmark = pytest.mark.timeout(300)
+BROWSER_S = 90.0  # for pages to show what they are to show
 SCRIPT = """
 import math
 import hyper
@@ -77,8 +81,6 @@ def test_a_script_maps_its_function(local_cluster: LocalCluster, tmp_path: Path)
 
 def test_a_notebooks_function_maps(client: Client) -> None:
     scope: dict[str, Any] = {"__name__": "__main__"}
-    import linecache
-
     source = SCRIPT.partition("if __name__")[0]
     linecache.cache["<cell 1>"] = (len(source), None, source.splitlines(True), "<cell 1>")
     module = sys.modules["__main__"]
@@ -231,73 +233,68 @@ def test_the_pages_answers(local_cluster: LocalCluster, hostile: str) -> None:
     assert "onerror" in log["text"]
 
 
-def chromium() -> str:
-    found = shutil.which("chromium") or shutil.which("chromium-browser")
-    if found is None:
-        pytest.skip("there is no Chromium: apt-get install chromium")
-    return found
+async def settled(page: Page, expression: str) -> str:
+    """The page's document once some JavaScript is true in it."""
+    end = time.monotonic() + BROWSER_S
+    while not await page.evaluate(expression):
+        assert time.monotonic() < end, await page.evaluate("document.documentElement.outerHTML")
+        await asyncio.sleep(0.1)
+    return str(await page.evaluate("document.documentElement.outerHTML"))
 
 
-def browse(url: str, folder: Path, *arguments: str) -> str:
-    """Load a page in a headless browser; returns its document once it has settled."""
-    command = [
-        chromium(), "--headless=new", "--no-sandbox", "--disable-dev-shm-usage",
-        f"--user-data-dir={folder / 'profile'}", "--no-first-run", "--disable-extensions",
-        *arguments, "--dump-dom", url,
-    ]  # fmt: skip
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
-    assert done.returncode == 0, done.stderr[-2000:]
-    return done.stdout
-
-
-def test_the_page_in_a_browser(local_cluster: LocalCluster, hostile: str, tmp_path: Path) -> None:
+async def test_the_page_in_a_browser(
+    local_cluster: LocalCluster, hostile: str, tmp_path: Path
+) -> None:
     base = page_of(local_cluster)
-    settled = "--virtual-time-budget=4000"
-    overview = browse(f"{base}/", tmp_path, settled)
-    assert hostile.rpartition("/")[2] in overview and "storage-gateway" in overview
-    assert "<title>Hyper</title>" in overview
-    one = browse(f"{base}/#workflow={hostile}", tmp_path, settled)
-    assert "<svg" in one and "shout" in one and "after" in one
-    task = browse(
-        f"{base}/#workflow={hostile}&experiment={hostile}/experiments/shout"
-        f"&task={hostile}/experiments/shout/tasks/0",
-        tmp_path, settled,
-    )  # fmt: skip
-    assert "&lt;img src=x onerror" in task and "<img" not in task
-    assert "&lt;script&gt;document" in task
-    assert "<title>Hyper</title>" in task
+    async with open_page(f"{base}/", tmp_path) as page:
+        text = "document.body.innerText"
+        overview = await settled(page, f"{text}.includes('storage-gateway')")
+        assert hostile.rpartition("/")[2] in overview
+        await page.evaluate(f"location.hash = 'workflow={hostile}'")
+        one = await settled(page, "document.querySelector('svg g') !== null")
+        assert "shout" in one and "after" in one
+        shout = f"{hostile}/experiments/shout"
+        await page.evaluate(
+            f"location.hash = 'workflow={hostile}&experiment={shout}&task={shout}/tasks/0'"
+        )
+        task = await settled(page, f"{text}.includes('onerror=')")
+        assert "&lt;img src=x onerror" in task and "<img" not in task
+        assert "&lt;script&gt;document" in task
+        assert await page.evaluate("document.title") == "Hyper"
+        unnamed = (
+            "[...document.querySelectorAll('input, select, button, a')]"
+            ".filter(e => !(e.labels?.length || e.ariaLabel || e.innerText.trim())).length"
+        )
+        assert await page.evaluate(unnamed) == 0
+        assert await page.evaluate("document.documentElement.lang") == "en"
 
 
-def test_an_array_in_the_viewer(
+async def test_an_array_in_the_viewer(
     local_cluster: LocalCluster, client: Client, tmp_path: Path
 ) -> None:
     pytest.importorskip("neuroglancer", reason="pip install 'hyper-dl[view]'")
-    from PIL import Image
-
     grey = np.zeros((4, 64, 64), np.uint8)
     grey[:, :, 32:] = 255
     with client.session("default/seen") as session:
         session.create_array("aligned", grey.shape, "uint8", voxel_size_nm=(40, 4, 4))[...] = grey
-    chromium()
+    find_chromium()
     viewer = local_cluster.popen("view", "default/seen", "--no-browser", "--json")
     try:
         assert viewer.stdout is not None
         line = viewer.stdout.readline()
         assert line, viewer.communicate()[1]
-        url = json.loads(line)["url"]
-        shot = tmp_path / "shot.png"
-        browse(
-            url, tmp_path, f"--screenshot={shot}", "--window-size=900,700", "--timeout=15000",
-            "--use-gl=angle", "--use-angle=swiftshader", "--enable-unsafe-swiftshader",
-        )  # fmt: skip
+        async with open_page(json.loads(line)["url"], tmp_path) as page:
+            end = time.monotonic() + BROWSER_S
+            while True:  # until both halves of the array are to be seen
+                picture = await page.picture()
+                white, black = (picture > 230).mean(), (picture < 25).mean()
+                if white > 0.02 and black > 0.02:
+                    break
+                assert time.monotonic() < end, f"white {white:.3f}, black {black:.3f}"
+                await asyncio.sleep(0.5)
     finally:
         viewer.terminate()
         viewer.communicate(timeout=20)
-    with Image.open(shot) as image:
-        pixels = np.asarray(image.convert("L"))
-    white, black = (pixels > 230).mean(), (pixels < 25).mean()
-    assert white > 0.02, f"nothing of the bright half is to be seen ({white:.3f})"
-    assert black > 0.02
 
 
 def test_a_report(local_cluster: LocalCluster, hostile: str, tmp_path: Path) -> None:

@@ -47,7 +47,7 @@ class _Transaction(Transaction):  # type: ignore[misc]  # fsspec has no types
 
     def complete(self, commit: bool = True) -> None:
         """Make the versions, or drop them."""
-        fs = self.fs
+        fs: HyperFileSystem = self.fs
         fs._intrans = False
         fs._transaction = None
         self.fs = None

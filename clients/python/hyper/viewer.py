@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from hyper.arrays import Array
 
 _IMAGE_SHADER = "#uicontrol invlerp normalized\nvoid main() { emitGrayscale(normalized()); }"
+_PANEL_PX = 400
 _SEGMENT_DTYPES = (np.uint32, np.uint64)
 _AXES = {2: "yx", 3: "zyx"}
 
@@ -55,9 +56,16 @@ def open_viewer(arrays: Sequence[Array], *, bind: str = "127.0.0.1", port: int =
         state.layout = "4panel"
         for name, array in zip(names, arrays, strict=True):
             state.layers[name] = _layer(neuroglancer, array)
-        spatial = arrays[0].shape[-3:]
+        first = arrays[0]
+        axes = _AXES.get(first.ndim, "zyx")
+        size = first.voxel_size_nm or (1.0, 1.0, 1.0)
+        state.dimensions = neuroglancer.CoordinateSpace(
+            names=list(axes), units=["nm"] * len(axes), scales=list(size)[-len(axes) :]
+        )
+        state.display_dimensions = list(reversed(axes))
+        spatial = first.shape[-len(axes) :]
         state.position = [n / 2 for n in spatial]
-        state.cross_section_scale = max(1.0, max(spatial[-2:]) / 800)
+        state.cross_section_scale = max(spatial[-2:]) / _PANEL_PX  # voxels a pixel
     return viewer
 
 

@@ -47,10 +47,9 @@ class _Transaction(Transaction):  # type: ignore[misc]  # fsspec has no types
 
     def complete(self, commit: bool = True) -> None:
         """Make the versions, or drop them."""
-        fs: HyperFileSystem = self.fs
+        fs = self.fs
         fs._intrans = False
         fs._transaction = None
-        self.fs = None
         fs.finish(commit=commit)
 
 

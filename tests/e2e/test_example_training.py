@@ -40,14 +40,14 @@ def test_two_ranks_are_as_one_process(local_cluster: LocalCluster) -> None:
 
 def test_a_killed_rank_changes_nothing(local_cluster: LocalCluster) -> None:
     with Client(local_cluster.endpoint) as client:
-        client.submit(recipe(2, "default/unharmed", steps=40)).wait(check=True)
-        workflow = client.submit(recipe(2, "default/killed", steps=40))
+        client.submit(recipe(2, "default/unharmed", steps=100)).wait(check=True)
+        workflow = client.submit(recipe(2, "default/killed", steps=100))
         _kill_a_rank(local_cluster, client, workflow)
         workflow.wait(check=True)
         tasks = list(workflow.tasks("train"))
         assert sum(task.failures + task.losses for task in tasks) > 0
         expected, found = losses(client, "default/unharmed"), losses(client, "default/killed")
-    assert len(found) == 40
+    assert len(found) == 100
     assert np.allclose(expected, found, rtol=1e-4)
 
 

@@ -43,7 +43,7 @@ def test_no_cluster(tmp_path: Path) -> None:
 
 
 def test_a_misspelt_key(local_cluster: LocalCluster, tmp_path: Path) -> None:
-    refused(submitted(local_cluster, tmp_path, "{comand: x}"), "line 4", "comand", "command")
+    refused(submitted(local_cluster, tmp_path, "{comand: x}"), "line 4", "did you mean 'command'?")
 
 
 def test_an_unknown_parameter(local_cluster: LocalCluster, tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from difflib import get_close_matches
 
 from hyper.errors import HyperError
 from hyper.names import check_part
@@ -21,7 +22,9 @@ def mapping(node: Node, known: tuple[str, ...] | None) -> dict[str, Node]:
         node.fail(wrong_type(node, "a mapping"))
     for key, each in node.value.items():
         if known is not None and key not in known:
-            each.fail(f"unknown key {key[:80]!r}; known are {', '.join(known)}")
+            near = get_close_matches(key[:80], known, 1)
+            hint = f"did you mean {near[0]!r}? " if near else ""
+            each.fail(f"unknown key {key[:80]!r}; {hint}known are {', '.join(known)}")
     return node.value
 
 

@@ -81,7 +81,7 @@ def one(body: str) -> str:
 
 
 BAD = {
-    "unknown key": (one("comand: ls"), 4, "experiments.a.comand", "unknown key 'comand'"),
+    "unknown key": (one("comand: ls"), 4, "experiments.a.comand", "did you mean 'command'?"),
     "unknown top key": ("nam: x\n", 1, "nam", "unknown key 'nam'"),
     "wrong type": (one("command: ls\nworkers: many"), 5, "experiments.a.workers", "whole number"),
     "bool is no number": (one("command: ls\nretries: true"), 5, "experiments.a.retries", "whole"),

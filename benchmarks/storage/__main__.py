@@ -9,6 +9,7 @@ import argparse
 import json
 import sys
 import tempfile
+import traceback
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -37,7 +38,7 @@ ROWS: dict[str, Callable[[Place], dict[str, Any]]] = {
 }
 
 
-def main() -> None:
+def main() -> int:
     """Measure and print."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.storage", description=__doc__)
     parser.add_argument("--only", action="append", choices=sorted(ROWS), help="rows; default all")
@@ -51,14 +52,20 @@ def main() -> None:
     ):
         for key in options.only or ROWS:
             print(f"{key} ...", file=sys.stderr, flush=True)
-            found[key] = ROWS[key](where)
+            try:
+                found[key] = ROWS[key](where)
+            except Exception as error:  # noqa: BLE001  (the row's result; the others are measured)
+                traceback.print_exc()
+                found[key] = {"value": None, "reason": f"{type(error).__name__}: {error}"[:500]}
             print(f"{key}: {found[key]['value']}", file=sys.stderr, flush=True)
+    failed = [key for key, figures in found.items() if figures["value"] is None]
     if options.json:
         print(json.dumps(found))
-        return
-    for key, figures in found.items():
-        print(f"{key:28} {figures['value']:.4g}")
+    else:
+        for key, figures in found.items():
+            print(f"{key:28} " + ("failed" if key in failed else f"{figures['value']:.4g}"))
+    return 1 if failed else 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import secrets
 import subprocess
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -35,7 +36,7 @@ class JuiceFs:
             "format", "--storage", "minio", "--trash-days", "0",
             "--bucket", f"{credentials['endpoint']}/{credentials['bucket']}",
             "--access-key", credentials["access_key"], "--secret-key", credentials["secret_key"],
-            self._metadata, "bench",
+            self._metadata, f"bench-{secrets.token_hex(6)}",  # a name is one folder of the bucket
         )  # fmt: skip
 
     @contextmanager

@@ -76,8 +76,8 @@ def code_of(folder: str, module: str) -> Iterator[ModuleType]:
 def results(workflow: Workflow, experiment: str) -> list[Any]:
     """What the tasks of an experiment have returned."""
     return [
-        workflow.task(experiment, task.index).result
-        for task in workflow.tasks(experiment)
+        task.result
+        for task in workflow.tasks(experiment, results=True)
         if task.state == "SUCCEEDED"
     ]
 

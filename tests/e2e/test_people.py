@@ -42,6 +42,9 @@ def work(value, *, shift):
         raise ValueError("a negative value")
     return {"value": scaled(value) + shift}
 
+def large(number):
+    return "x" * 50_000 + str(number)
+
 if __name__ == "__main__":
     import sys
     with hyper.connect() as client:
@@ -90,6 +93,8 @@ def test_a_notebooks_function_maps(client: Client) -> None:
         module.__file__ = None
         run = client.map(scope["work"], [9], shift=1)
         assert run.results() == [{"value": 31}]
+        many = client.map(scope["large"], range(100)).results()  # more than a message may have
+        assert [found.lstrip("x") for found in many] == [str(number) for number in range(100)]
         failing = client.map(scope["work"], [-1], shift=1)
         with pytest.raises(WorkFailedError, match="negative values have no root"):
             failing.results()

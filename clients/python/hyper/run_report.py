@@ -95,19 +95,19 @@ def collect(workflow: Workflow) -> Run:
     """Ask for the tasks of a workflow that has ended."""
     status = workflow.refresh()
     begun = status.create_time
+    every = (task for each in status.experiments for task in workflow.tasks(each.id))
     spans: list[Span] = []
-    for experiment in status.experiments:
-        for task in workflow.tasks(experiment.id):
-            if task.start_time is None or task.end_time is None or begun is None:
-                continue
-            start, end = (
-                (moment - begun).total_seconds() for moment in (task.start_time, task.end_time)
-            )
-            worker = task.worker.removeprefix("workers/")
-            failed = task.state.lower() == "failed"
-            spans.append(Span(experiment.id, task.index, worker, start, max(start, end), failed))
-            if len(spans) >= SPANS_MAX:
-                break
+    for task in every:
+        if task.start_time is None or task.end_time is None or begun is None:
+            continue
+        start, end = (
+            (moment - begun).total_seconds() for moment in (task.start_time, task.end_time)
+        )
+        worker = task.worker.removeprefix("workers/")
+        failed = task.state.lower() == "failed"
+        spans.append(Span(task.experiment, task.index, worker, start, max(start, end), failed))
+        if len(spans) >= SPANS_MAX:
+            break
     ended = status.end_time
     wall_s = (ended - begun).total_seconds() if ended is not None and begun is not None else 0.0
     counts = {each.id: each.tasks.total for each in status.experiments}

@@ -121,7 +121,7 @@ class WorkflowStatus:
 
 @dataclass(frozen=True, slots=True)
 class TaskInfo:
-    """A task; `result` only where one task was asked for."""
+    """A task; `result` only where it was asked for."""
 
     name: str
     state: TaskState

@@ -20,7 +20,6 @@ import inspect
 import json
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from functools import update_wrapper
 from typing import TYPE_CHECKING, Any, Generic, ParamSpec, TypeVar, overload
 
@@ -38,7 +37,6 @@ R = TypeVar("R")
 
 ITEMS_FILE = "_hyper_items.jsonl"
 ITEMS_BYTES_MAX = 32 << 20
-_FETCHES_AT_ONCE = 8
 _EXPERIMENT = "map"
 _HARDWARE = ("cpus", "memory", "gpu", "spot")
 _KEYS = ("retries", "timeout", "grace", "env", "labels", "image", "secrets", "setup", "inputs")
@@ -143,12 +141,7 @@ class MapRun(Generic[R]):
         status = self.workflow.wait(timeout_s, on_update)
         if status.state != "SUCCEEDED":
             raise WorkFailedError(self._why(status))
-        with ThreadPoolExecutor(_FETCHES_AT_ONCE, "hyper-results") as pool:
-            return list(pool.map(self._result, range(self._count)))
-
-    def _result(self, index: int) -> R:
-        value: R = self.workflow.task(_EXPERIMENT, index).result
-        return value
+        return [task.result for task in self.workflow.tasks(_EXPERIMENT, results=True)]
 
     def _why(self, status: WorkflowStatus) -> str:
         from hyper.workflows import explain_failure

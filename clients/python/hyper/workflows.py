@@ -226,12 +226,15 @@ class Workflow:
         self._status = workflow_from_proto(response.workflow, self._status)
         return self._status
 
-    def tasks(self, experiment: str, state: TaskState | None = None) -> Iterator[TaskInfo]:
-        """The tasks of one experiment in order, all or those in `state`."""
+    def tasks(
+        self, experiment: str, state: TaskState | None = None, *, results: bool = False
+    ) -> Iterator[TaskInfo]:
+        """The tasks of one experiment in order, all or those in `state`; with their `results`."""
         request = workflow_service_pb2.ListTasksRequest(
             parent=f"{self.name}/experiments/{check_part(experiment, 'experiment')}",
             page_size=PAGE_SIZE,
             state=task_state_to_proto(state),
+            results=results,
         )
         while True:
             response = self._client.call(SCHEDULER, WorkflowServiceStub, "ListTasks", request)

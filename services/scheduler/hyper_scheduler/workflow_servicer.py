@@ -32,6 +32,7 @@ from hyperapi.scheduler.v1 import workflow_pb2 as nouns
 from hyperapi.scheduler.v1 import workflow_service_pb2 as pb
 
 _MAX_SCANNED = 50_000  # tasks, and pages, that one ListTasks call looks at
+_RESULTS_BYTES = 2 << 20  # of a page with results; a message may have 4 MiB
 _FOLLOWER_POLL_S = 0.5
 _LOOK_S = 2.0
 
@@ -193,9 +194,14 @@ class WorkflowServicer:
         done = {index for index in found if run.is_done(index)}
         lines = await self._lines(workflow, run, done)
         response = pb.ListTasksResponse()
+        size_bytes = 0
         for index in found:
             key = TaskId(workflow, experiment, index)
-            task = convert.task(run, key, lines.get(index), with_result=False)
+            task = convert.task(run, key, lines.get(index), with_result=request.results)
+            size_bytes += task.ByteSize()
+            if request.results and response.tasks and size_bytes > _RESULTS_BYTES:
+                after = index  # the next page begins with it
+                break
             response.tasks.append(task)
         if after < run.total:
             response.next_page_token = make_token(str(after))

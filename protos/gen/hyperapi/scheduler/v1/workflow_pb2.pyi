@@ -261,7 +261,7 @@ class Task(google.protobuf.message.Message):
     losses: builtins.int
     """attempts lost with their node"""
     result_json: builtins.str
-    """GetTask only; what a function returned"""
+    """where asked for; what a function returned"""
     message: builtins.str
     """the last failure, in one sentence"""
     objective: builtins.float

@@ -415,12 +415,15 @@ class ListTasksRequest(google.protobuf.message.Message):
     PAGE_SIZE_FIELD_NUMBER: builtins.int
     PAGE_TOKEN_FIELD_NUMBER: builtins.int
     STATE_FIELD_NUMBER: builtins.int
+    RESULTS_FIELD_NUMBER: builtins.int
     parent: builtins.str
     """tenants/{t}/workflows/{w}/experiments/{e}"""
     page_size: builtins.int
     page_token: builtins.str
     state: hyperapi.scheduler.v1.workflow_pb2.TaskState.ValueType
     """unspecified: any"""
+    results: builtins.bool
+    """with result_json; a page may then have fewer tasks, so that it stays small"""
     def __init__(
         self,
         *,
@@ -428,8 +431,9 @@ class ListTasksRequest(google.protobuf.message.Message):
         page_size: builtins.int = ...,
         page_token: builtins.str = ...,
         state: hyperapi.scheduler.v1.workflow_pb2.TaskState.ValueType = ...,
+        results: builtins.bool = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["page_size", b"page_size", "page_token", b"page_token", "parent", b"parent", "state", b"state"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["page_size", b"page_size", "page_token", b"page_token", "parent", b"parent", "results", b"results", "state", b"state"]) -> None: ...
 
 Global___ListTasksRequest: typing_extensions.TypeAlias = ListTasksRequest
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import uuid
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -20,9 +22,9 @@ from hyper_scheduler.links import Links
 from hyper_scheduler.paging import make_token, page_size, read_index, read_token
 from hyper_scheduler.store import MAX_BYTES, MAX_OPERATIONS, transactions
 from hyper_scheduler.task_tokens import TaskTokens
-from hyper_scheduler.workflow_servicer import select
+from hyper_scheduler.workflow_servicer import WorkflowServicer, select
 from hyper_servicekit.tokens import Verifier
-from hyperapi.scheduler.v1 import workflow_pb2
+from hyperapi.scheduler.v1 import workflow_pb2, workflow_service_pb2
 from hyperapi.worker.v1 import agent_service_pb2 as agent
 from tests.unit.hyper_scheduler.cores import Core, W, experiment, recipe, task
 
@@ -109,6 +111,39 @@ def test_lists_of_tasks_skip_what_was_never_touched() -> None:
     assert found == [150_000]
     assert after > 150_000
     assert select(run, 2 * PAGE_TASKS, 10, TaskState.FAILED)[0] == []
+
+
+async def test_results_come_in_pages_that_fit_a_message(monkeypatch: pytest.MonkeyPatch) -> None:
+    run = ExperimentRun.fresh(experiment("a", 100))
+    for index in range(100):
+        run.page(index).set_done(index, "")
+    line = {"attempt": [1, 1], "worker": "w", "failures": 0, "losses": 0, "start": 0, "end": 1}
+    lines = {
+        index: {**line, "result": json.dumps("x" * 60_000 + str(index))} for index in range(100)
+    }
+
+    async def experiment_run(*_: object) -> ExperimentRun:
+        return run
+
+    async def some_lines(_w: str, _r: object, indices: set[int]) -> dict[int, dict[str, Any]]:
+        return {index: lines[index] for index in indices}
+
+    settings_ = SimpleNamespace(max_page_size=1000)
+    servicer = WorkflowServicer(settings_, None, None, None)  # type: ignore[arg-type]
+    monkeypatch.setattr(servicer, "_experiment", experiment_run)
+    monkeypatch.setattr(servicer, "_lines", some_lines)
+    request = workflow_service_pb2.ListTasksRequest(
+        parent="tenants/t/workflows/w/experiments/a", page_size=500, results=True
+    )
+    found = []
+    while True:
+        response = await servicer.ListTasks(request, None)
+        assert 0 < response.ByteSize() < 4 << 20
+        found += [json.loads(task.result_json).lstrip("x") for task in response.tasks]
+        if not response.next_page_token:
+            break
+        request.page_token = response.next_page_token
+    assert found == [str(index) for index in range(100)]
 
 
 def test_one_call_finds_the_failed_task_of_ten_million() -> None:

@@ -278,7 +278,7 @@ class World:
             case c.Lost(worker=worker, session=session):
                 self.say(f"lost {worker}")
                 self._close(leader, worker, session)
-            case c.Changed() | c.Moved():
+            case c.Changed() | c.Moved() | c.Worked():
                 pass
             case _:
                 self._down(leader, command)

@@ -3,26 +3,35 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
+from hyper._transport import token
+from hyper.errors import FailedPreconditionError
+from hyper_scheduler.autoscaler import Autoscaler
+from hyper_scheduler.catalogue import parse_catalogue
 from hyper_scheduler.config import SchedulerSettings
 from hyper_scheduler.driver import Driver
+from hyper_scheduler.measured import Prometheus
+from hyper_scheduler.placement_servicer import PlacementServicer
+from hyper_scheduler.providers.make import make_providers
 from hyper_scheduler.relay import Relay
 from hyper_scheduler.secret_servicer import SecretServicer
 from hyper_scheduler.servicer import AgentServicer, ClusterServicer, NodeServicer
 from hyper_scheduler.steady import SteadyClock
 from hyper_scheduler.store import Store
+from hyper_scheduler.term import Term
 from hyper_scheduler.vault import Vault, read_keys
 from hyper_scheduler.web.pages import StatusPages
 from hyper_scheduler.workflow_servicer import WorkflowServicer
 from hyper_servicekit.announce import announce
-from hyper_servicekit.clock import SystemClock
+from hyper_servicekit.clock import Clock, SystemClock
 from hyper_servicekit.config import load_settings, split_address
 from hyper_servicekit.etcd import Etcd
 from hyper_servicekit.objects import S3Store
 from hyper_servicekit.owned import owned
 from hyper_servicekit.server import Running, Served, run_service
 from hyperapi.scheduler.v1 import cluster_service_pb2_grpc as cluster
+from hyperapi.scheduler.v1 import placement_service_pb2_grpc as placement
 from hyperapi.scheduler.v1 import secret_service_pb2_grpc as secret
 from hyperapi.scheduler.v1 import workflow_service_pb2_grpc as workflow
 from hyperapi.worker.v1 import agent_service_pb2_grpc as agent
@@ -44,7 +53,8 @@ def main() -> int:
             etcd, settings.etcd_prefix, read_keys(settings.secrets_key.get_secret_value()), clock
         )
         relay = Relay()
-        driver = Driver(settings, etcd, store, clock, running.instance)
+        make_autoscaler = _placement(settings, store, clock)
+        driver = Driver(settings, etcd, store, clock, running.instance, make_autoscaler)
 
         async def lead() -> None:
             try:
@@ -88,6 +98,11 @@ def main() -> int:
                 AgentServicer(settings, driver, clock, relay, vault),
             ),
             Served(
+                "hyperapi.scheduler.v1.PlacementService",
+                placement.add_PlacementServiceServicer_to_server,
+                PlacementServicer(driver),
+            ),
+            Served(
                 "hyperapi.scheduler.v1.SecretService",
                 secret.add_SecretServiceServicer_to_server,
                 SecretServicer(vault),
@@ -95,6 +110,33 @@ def main() -> int:
         ]
 
     return run_service("scheduler", settings, build)
+
+
+def _placement(
+    settings: SchedulerSettings, store: Store, clock: Clock
+) -> Callable[[Term, str], Autoscaler] | None:
+    """Makes the autoscaler of a term, if there is a catalogue of offers."""
+    placed = settings.placement
+    if placed.offers is None:
+        return None
+    try:
+        catalogue = parse_catalogue(placed.offers.read_text())
+    except OSError as error:
+        raise FailedPreconditionError(
+            f"the catalogue of offers {placed.offers} cannot be read ({error.strerror}); see "
+            "HYPER_SCHEDULER__PLACEMENT__OFFERS"
+        ) from error
+    names = sorted({each.provider for each in catalogue.offers})
+    providers = make_providers(names, placed.cluster, placed.options)
+    prometheus = Prometheus(placed.prometheus, placed.window)
+
+    def make(term: Term, address: str) -> Autoscaler:
+        endpoint = placed.endpoint or address
+        return Autoscaler(
+            placed, catalogue, providers, prometheus, term, store, clock, endpoint, token()
+        )
+
+    return make
 
 
 if __name__ == "__main__":

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from pydantic import BaseModel, ConfigDict, Field, SecretStr
 
 from hyper_scheduler.core.state import Quota
@@ -21,6 +23,35 @@ class TenantSettings(BaseModel):
     def quota(self) -> Quota:
         """As the core has it."""
         return Quota(self.weight, self.workflows, self.tasks, self.slots)
+
+
+class PlacementSettings(BaseModel):
+    """Machines that the scheduler launches and ends by itself."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    offers: Path | None = Field(
+        default=None, description="the catalogue (YAML); None: machines are started by others"
+    )
+    prometheus: str = Field(default="", description="URL of the Prometheus that scrapes us")
+    cluster: str = Field(default="hyper", description="machines carry it as a tag")
+    endpoint: str = Field(
+        default="", description="of schedulers, as machines reach them; empty: our own address"
+    )
+    interval_s: float = Field(default=5.0, gt=0, description="between two looks")
+    drain_s: float = Field(default=30.0, ge=0, description="for running tasks of one that goes")
+    join_s: float = Field(default=600.0, gt=0, description="a machine whose agent is not here "
+                          "after this is given up")  # fmt: skip
+    max_machines: int = Field(default=100, ge=0, description="launched and not yet gone, in all")
+    window: str = Field(
+        default="2m", pattern=r"^[0-9]+[smh]$", description="over which throughput is measured"
+    )
+    use_own_first: bool = Field(
+        default=True, description="workers that are there anyway count before any is launched"
+    )
+    options: dict[str, dict[str, str]] = Field(
+        default_factory=dict, description="by provider; see its module"
+    )
 
 
 class SchedulerSettings(ServiceSettings):
@@ -65,6 +96,7 @@ class SchedulerSettings(ServiceSettings):
     tenants: dict[str, TenantSettings] = Field(
         default_factory=dict, description="weights and quotas by tenant"
     )
+    placement: PlacementSettings = Field(default=PlacementSettings())
     other_tenants: TenantSettings = Field(
         default=TenantSettings(), description="of tenants that `tenants` does not name"
     )

@@ -181,6 +181,7 @@ def hello(message: agent.Hello, max_slots: int) -> tuple[str, Capacity]:
         gpus=message.gpus,
         labels=tuple(sorted(message.labels.items())),
         version=message.version[:64],
+        offer=message.labels.get("offer", "")[:64],
         host=message.host[:256],
         ports=tuple(port for port in message.ports[:_MAX_PORTS] if 0 < port < 65_536),
     )

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 
 from hyper.errors import HyperError, NotFoundError, UnavailableError
 from hyper_scheduler import metrics
+from hyper_scheduler.autoscaler import Autoscaler
 from hyper_scheduler.config import SchedulerSettings
 from hyper_scheduler.core.restore import restore_workflow
 from hyper_scheduler.core.state import WorkflowRun
@@ -29,6 +31,7 @@ class Driver:
         store: the same etcd's.
         clock: the time of every event.
         instance: this replica's name.
+        autoscaler: makes one for a term and our address; None: no machines are launched.
     """
 
     def __init__(
@@ -38,12 +41,15 @@ class Driver:
         store: Store,
         clock: Clock,
         instance: str,
+        autoscaler: Callable[[Term, str], Autoscaler] | None = None,
     ) -> None:
         self._settings, self._etcd, self._store, self._clock = settings, etcd, store, clock
         self._instance = instance
         self._address = ""
         self._term: Term | None = None
         self._draining = False
+        self._make_autoscaler = autoscaler
+        self.autoscaler: Autoscaler | None = None  # while this replica leads
 
     async def run(self, address: str) -> None:
         """Stand for election and lead, over and over, until cancelled."""
@@ -62,10 +68,13 @@ class Driver:
                             log.warning("cannot load the state", error=str(error))
                             await self._clock.sleep(_RETRY_S)
                     self._term = term
+                    if self._make_autoscaler is not None:
+                        self.autoscaler = self._make_autoscaler(term, address)
+                        term.accompany(self.autoscaler.run, self.autoscaler.worked)
                     metrics.LEADING.set(1)
                     await term.run()
                 finally:
-                    self._term = None
+                    self._term = self.autoscaler = None
                     metrics.LEADING.set(0)
                     term.end(self._gone(None))
 

@@ -18,3 +18,19 @@ COMMIT_SECONDS = Histogram(
 LOOP_LAG = Gauge("hyper_scheduler_loop_lag_seconds", "Age of an event when its turn comes.")
 WORKERS = Gauge("hyper_scheduler_workers_connected", "Workers with an open stream.")
 LEADING = Gauge("hyper_scheduler_leading", "1 while this replica leads.")
+
+# Of machines that the scheduler has launched; `offer` is of the catalogue. The kinds of tasks are
+# bounded by `autoscaler.KINDS`.
+_OFFER = ("offer",)
+DONE = Counter("hyper_placement_tasks_total", "Tasks done.", ("kind", "offer"))
+DONE_SECONDS = Counter("hyper_placement_task_seconds_total", "Their time.", ("kind", "offer"))
+EXPOSURE = Counter("hyper_placement_exposure_hours_total", "Hours of spot machines.", _OFFER)
+PREEMPTIONS = Counter("hyper_placement_preemptions_total", "Spot machines taken away.", _OFFER)
+COLD_STARTS = Counter("hyper_placement_cold_starts_total", "Machines whose agent came.", _OFFER)
+COLD_SECONDS = Counter("hyper_placement_cold_start_seconds_total", "From launch to agent.", _OFFER)
+LAUNCHES = Counter("hyper_placement_launches_total", "By outcome.", ("offer", "outcome"))
+MACHINES = Gauge("hyper_placement_machines", "Launched and not gone.", _OFFER)
+BUSY = Gauge("hyper_placement_utilization", "Part of their slots that has work.", _OFFER)
+USD = Counter("hyper_placement_usd_total", "Spent.", _OFFER)
+REWORK_SECONDS = Counter("hyper_placement_rework_seconds_total", "Work lost.", _OFFER)
+REWORK_USD = Counter("hyper_placement_rework_usd_total", "What it had cost.", _OFFER)

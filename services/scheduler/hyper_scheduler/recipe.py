@@ -16,6 +16,7 @@ from hyper_scheduler.core.model import (
     Objective,
     Recipe,
     Sampling,
+    Spot,
 )
 from hyper_scheduler.core.parameters import MAX_COMBINATIONS, combinations, count, size
 from hyper_scheduler.domains import read_domain
@@ -47,7 +48,9 @@ _EXPERIMENT_KEYS = (
     "workers", "hardware", "image", "env", "labels", "retries", "timeout", "grace", "workdir",
     "gang", "objective", *AROUND_KEYS,
 )  # fmt: skip
-_HARDWARE_KEYS = ("cpus", "memory", "gpu", "gpu_count", "spot")
+_HARDWARE_KEYS = (
+    "cpus", "memory", "gpu", "gpu_count", "spot", "instance_type", "clouds", "max_price",
+)  # fmt: skip
 
 
 def parse_recipe(text: str) -> Recipe:
@@ -77,7 +80,7 @@ def parse_recipe(text: str) -> Recipe:
         name=name,
         experiments=_in_order(experiments, nodes),
         deadline_s=_duration(top["deadline"]) if "deadline" in top else None,
-        budget_usd=_budget(top["budget"]) if "budget" in top else None,
+        budget_usd=_usd(top["budget"], "in all") if "budget" in top else None,
         priority=_integer(top["priority"], -1000, 1000) if "priority" in top else 0,
     )
 
@@ -323,22 +326,34 @@ def _hardware(node: Node) -> Hardware:
             gpus = _integer(fields["gpu"], 0, 1024)
     if "gpu_count" in fields:
         gpus = _integer(fields["gpu_count"], 0, 1024)
-    spot = fields["spot"].value if "spot" in fields else True
-    if not isinstance(spot, bool):
-        fields["spot"].fail(_wrong_type(fields["spot"], "true or false"))
+    clouds: tuple[str, ...] = ()
+    if "clouds" in fields:
+        listed = fields["clouds"].value
+        clouds = tuple(map(_text, listed if isinstance(listed, list) else [fields["clouds"]]))
     return Hardware(
         cpus=_number(fields["cpus"], 0, 100_000) if "cpus" in fields else 0.0,
         memory_bytes=_bytes(fields["memory"]) if "memory" in fields else 0,
         gpus=gpus,
         gpu=kind,
-        spot=spot,
+        spot=_spot(fields["spot"]) if "spot" in fields else Spot.ONLY,
+        instance_type=_text(fields["instance_type"]) if "instance_type" in fields else "",
+        clouds=clouds,
+        max_usd_h=_usd(fields["max_price"], "an hour") if "max_price" in fields else 0.0,
     )
 
 
-def _budget(node: Node) -> float:
+def _spot(node: Node) -> Spot:
+    if isinstance(node.value, bool):
+        return Spot.ONLY if node.value else Spot.NEVER
+    if node.value == Spot.PREFER:
+        return Spot.PREFER
+    return node.fail(_wrong_type(node, "true, false or prefer"))
+
+
+def _usd(node: Node, what: str) -> float:
     if isinstance(node.value, str):
         amount, _, currency = node.value.strip().partition(" ")
         if currency == "USD" and re.fullmatch(r"[0-9]+(\.[0-9]+)?", amount):
             return float(amount)
-        node.fail(f"{node.value[:40]!r} is not a budget; write 40 USD")
+        node.fail(f"{node.value[:40]!r} is not an amount of money {what}; write 40 USD")
     return _number(node, 0, 1e12)

@@ -9,6 +9,7 @@ Under `{etcd_prefix}/scheduler/`:
     requests/{request_id}                    what was done for it; under a lease
     forgotten/{tenant}/{workflow}            its results are being deleted; all else of it is gone
     drained/{worker}
+    placement/ledger                         machines that are paid for, and sums
 
 Every write carries the fence of the leadership it was decided under.
 """
@@ -183,6 +184,20 @@ class Store:
         if not result.succeeded:
             raise DeposedError("another scheduler leads")
         await self._cut_history(size, result.revision)
+
+    async def load_ledger(self) -> dict[str, Any]:
+        """What machines have cost, as `Ledger.plain` had it; empty at first."""
+        found = await self._etcd.get(f"{self._root}placement/ledger")
+        return {} if found is None else dict(json.loads(found.value))
+
+    async def save_ledger(self, plain: dict[str, Any], fence: Compare) -> None:
+        """Durable on return.
+
+        Raises:
+            DeposedError: another scheduler leads.
+        """
+        value = json.dumps(plain, separators=(",", ":")).encode()
+        await self.write([Put("placement/ledger", value)], fence)
 
     async def _cut_history(self, size: int, revision: int) -> None:
         """Pages are written again and again: their old revisions would fill etcd between its own

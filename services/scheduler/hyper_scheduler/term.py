@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import assert_never
 
@@ -28,7 +29,7 @@ from hyper_scheduler.store import DeposedError, Store, transactions
 from hyper_scheduler.suggest import suggest
 from hyper_scheduler.task_tokens import TaskTokens
 from hyper_servicekit.clock import Clock
-from hyper_servicekit.etcd import Leadership
+from hyper_servicekit.etcd import Compare, Leadership
 from hyper_servicekit.logs import get_logger
 from hyperapi.worker.v1 import agent_service_pb2 as agent
 
@@ -106,7 +107,14 @@ class Term:
         keys = {key_id: key.get_secret_value() for key_id, key in settings.auth_keys.items()}
         self.links = Links(settings.max_link_messages, TaskTokens(keys, settings.task_token_s))
         self.state = State(leadership.epoch)
+        self._companion: Callable[[], Awaitable[None]] | None = None
+        self._on_worked: Callable[[c.Worked], None] = lambda _: None
         self.ended = False
+
+    @property
+    def fence(self) -> Compare:
+        """Goes with every write of this leadership."""
+        return self._leadership.fence
 
     @property
     def epoch(self) -> int:
@@ -132,6 +140,12 @@ class Term:
         )  # fmt: skip
         log.info("state restored", epoch=self.epoch, workflows=len(self.state.workflows))
 
+    def accompany(
+        self, companion: Callable[[], Awaitable[None]], on_worked: Callable[[c.Worked], None]
+    ) -> None:
+        """Run something for as long as this leads, and tell it what machines have done."""
+        self._companion, self._on_worked = companion, on_worked
+
     async def run(self) -> None:
         """Lead until the leadership is lost or the task is cancelled."""
         try:
@@ -142,10 +156,19 @@ class Term:
                 )  # fmt: skip
                 for part in parts:
                     group.create_task(part(), name=f"term{part.__name__}")
+                if self._companion is not None:
+                    group.create_task(self._beside(self._companion), name="term-companion")
                 await self._leadership.lost.wait()
                 raise _TermEndedError
         except* _TermEndedError:
             log.warning("no longer leads", epoch=self.epoch)
+
+    async def _beside(self, companion: Callable[[], Awaitable[None]]) -> None:
+        try:
+            await companion()
+        except DeposedError:
+            self._leadership.lost.set()
+            raise _TermEndedError from None
 
     def end(self, error: HyperError) -> None:
         """Let everybody who waits know."""
@@ -234,6 +257,8 @@ class Term:
                     watcher.set()
             case c.Moved(to, count):
                 metrics.TASKS.labels(to).inc(count)
+            case c.Worked():
+                self._on_worked(command)
             case c.Expand():
                 self._expansions.put_nowait(command)
             case c.Suggest():

@@ -67,7 +67,7 @@ class Core:
                     self.commits.append(command)
                     if not self.hold_commits:
                         waiting.append(e.Committed(self.now, command.number))
-                elif not isinstance(command, c.Changed | c.Moved):
+                elif not isinstance(command, c.Changed | c.Moved | c.Worked):
                     commands.append(command)
             check_invariants(self.state)
         return commands

@@ -165,7 +165,20 @@ class Moved:
     count: int
 
 
+@dataclass(frozen=True, slots=True)
+class Worked:
+    """What launched machines have done and lost lately.
+
+    Args:
+        done: (kind of task, offer), tasks, seconds.
+        lost: worker, seconds of work.
+    """
+
+    done: tuple[tuple[tuple[str, str], float, float], ...]
+    lost: tuple[tuple[str, float], ...]
+
+
 Command = (
     Welcome | Start | Stop | Ack | Drain | Lost | Commit | Reply | Refuse | Expand | Suggest
-    | Discard | Changed | Moved
+    | Discard | Changed | Moved | Worked
 )  # fmt: skip

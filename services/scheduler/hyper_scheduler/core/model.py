@@ -94,15 +94,33 @@ class Objective:
     asha: Asha | None = None
 
 
+class Spot(StrEnum):
+    """On which machines: those that may vanish, others, or those that may where there are any."""
+
+    ONLY = "true"  # on-demand before a deadline that would be missed
+    PREFER = "prefer"
+    NEVER = "false"
+
+
 @dataclass(frozen=True, slots=True)
 class Hardware:
-    """What one task needs of its worker; zero asks for nothing in particular."""
+    """What one task needs of its worker; zero asks for nothing in particular.
+
+    Args:
+        spot: on which kind of machines.
+        instance_type: as a cloud names it; "": any.
+        clouds: on which; none: on any.
+        max_usd_h: of a machine; 0: any price.
+    """
 
     cpus: float = 0.0
     memory_bytes: int = 0
     gpus: int = 0
     gpu: str = ""
-    spot: bool = True
+    spot: Spot = Spot.ONLY
+    instance_type: str = ""
+    clouds: tuple[str, ...] = ()
+    max_usd_h: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import heapq
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -71,6 +72,7 @@ class ExperimentRun:
     message: str = ""
     durable: bool = False  # that it succeeded; those that depend on it start then
     mean_s: float = 0.0  # what a task has taken lately; 0: not known
+    kind: str = ""  # tasks of the same program, for the metrics
     write: Callable[[int], str] | None = None  # parameters as JSON, made when first needed
 
     @staticmethod
@@ -83,6 +85,7 @@ class ExperimentRun:
     def expand(self, spec: Experiment) -> None:
         """All values of its parameters are known, unless `spec.items` names some."""
         self.spec, self.total, self.write = spec, count(spec) * spec.gang, None
+        self.kind = task_kind(spec)
         self.rewind()
 
     def rewind(self) -> None:
@@ -238,6 +241,7 @@ class Capacity:
     gpus: int = 0
     labels: tuple[tuple[str, str], ...] = ()
     version: str = ""
+    offer: str = ""  # what it was launched as; "": it was not launched by this cluster
     host: str = ""  # where other workers reach it
     ports: tuple[int, ...] = ()  # for gangs
 
@@ -397,6 +401,8 @@ class State:
     unsettled: dict[str, None] = field(default_factory=dict)  # workflows that may go on or end
     touched: dict[str, None] = field(default_factory=dict)  # workflows whose watchers should look
     moved: dict[str, int] = field(default_factory=dict)  # tasks by the state they came to
+    worked: dict[tuple[str, str], list[float]] = field(default_factory=dict)  # count, seconds
+    rework_s: dict[str, float] = field(default_factory=dict)  # lost with machines, by worker
 
     def experiment(self, task: TaskId) -> ExperimentRun | None:
         """The experiment of a task that exists."""
@@ -408,6 +414,13 @@ class State:
         """Never given out before."""
         self.number += 1
         return Attempt(self.epoch, self.number)
+
+
+def task_kind(spec: Experiment) -> str:
+    """Which program tasks run: the same in every workflow."""
+    if spec.function:
+        return spec.function
+    return "command-" + hashlib.sha256(f"{spec.image}\0{spec.command}".encode()).hexdigest()[:12]
 
 
 def experiment_runs(recipe: Recipe) -> dict[str, ExperimentRun]:

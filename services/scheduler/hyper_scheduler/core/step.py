@@ -12,6 +12,7 @@ from hyper_scheduler.core.commands import (
     Moved,
     Stop,
     Welcome,
+    Worked,
 )
 from hyper_scheduler.core.commit import committed, flush
 from hyper_scheduler.core.dispatch import count_use, dispatch
@@ -260,6 +261,10 @@ def _tick(state: State, now: float) -> list[Command]:
             text = f"the deadline of {deadline_s:g} s has passed"
             commands += stop_workflow(state, workflow, RunState.FAILED, text, now)
     forget_old(state, now)
+    if state.worked or state.rework_s:
+        done = tuple((key, count, seconds) for key, (count, seconds) in state.worked.items())
+        commands.append(Worked(done, tuple(state.rework_s.items())))
+        state.worked, state.rework_s = {}, {}
     if state.left_over:
         commands += discard_forgotten(state, state.left_over)
         state.left_over = []

@@ -58,13 +58,17 @@ def fits(worker: WorkerRun, spec: Experiment, share: int = SLOT) -> bool:
         return False
     if need.gpus and worker.gpus_used + need.gpus * part > have.gpus + 1e-6:
         return False
-    return not ((need.gpu or spec.labels) and wrong_labels(worker, spec))
+    kind = need.gpu or need.instance_type or need.clouds or spec.labels
+    return not (kind and wrong_labels(worker, spec))
 
 
 def wrong_labels(worker: WorkerRun, spec: Experiment) -> bool:
     """Whether the worker is not of the kind that the experiment asks for."""
-    labels, gpu = dict(worker.capacity.labels), spec.hardware.gpu
-    if gpu and labels.get("gpu", gpu) != gpu:
+    labels, need = dict(worker.capacity.labels), spec.hardware
+    for key, wanted in (("gpu", need.gpu), ("instance_type", need.instance_type)):
+        if wanted and labels.get(key, wanted) != wanted:
+            return True
+    if need.clouds and labels.get("cloud", need.clouds[0]) not in need.clouds:
         return True
     return any(labels.get(key) != value for key, value in spec.labels.items())
 
@@ -217,9 +221,32 @@ def lose(state: State, task: TaskId, now: float, *, seen: float | None = None) -
     _count_loss(state, run, task, record, now)
 
 
+def _count_work(state: State, run: ExperimentRun, worker: str, wall_s: float) -> None:
+    """How fast machines of each offer are, and what was lost with them, is told to the shell."""
+    there = state.workers.get(worker)
+    if there is not None and there.capacity.offer:
+        sums = state.worked.setdefault((run.kind, there.capacity.offer), [0.0, 0.0])
+        sums[0] += 1
+        sums[1] += wall_s
+
+
+def _count_rework(state: State, run: ExperimentRun, record: Record, now: float) -> None:
+    """Seconds of a launched machine's work that must be done again."""
+    there = state.workers.get(record.worker)
+    if there is None or not there.capacity.offer:
+        return
+    lost_s = max(0.0, now - record.start_time)
+    if run.spec.around.checkpoint_every_s:
+        lost_s = min(lost_s, run.spec.around.checkpoint_every_s)
+    elif record.share < SLOT and run.mean_s:
+        lost_s = min(lost_s, run.mean_s)  # it was one of many that waited for their turn
+    state.rework_s[record.worker] = state.rework_s.get(record.worker, 0.0) + lost_s
+
+
 def _count_loss(state: State, run: ExperimentRun, task: TaskId, record: Record, now: float) -> None:
     record.losses += 1
     run.lost += 1
+    _count_rework(state, run, record, now)
     touch_head(state, task.workflow, now)
     count_move(state, "lost")
     trial = run.trial(task.index)
@@ -378,6 +405,7 @@ def _conclude(state: State, run: ExperimentRun, report: Report, record: Record, 
             mean_s = run.mean_s or wall_s
             new = 0.5 if wall_s < mean_s else 0.1  # the first call may have paid for imports
             run.mean_s = mean_s + new * (wall_s - mean_s)
+            _count_work(state, run, record.worker, wall_s)
             if run.spec.objective is not None:
                 take_result(run, task.index, report.result_json)
             _finish(state, run, task, record, _line(report, record, now), now)

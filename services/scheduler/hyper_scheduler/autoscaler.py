@@ -1,0 +1,462 @@
+"""Machines for what waits: looks, plans (`placement.fleet`), launches, drains, terminates.
+
+Runs while this replica leads. What is paid for is in the ledger, one key of etcd that is written
+before a machine is launched; after a leader's death the next one finds every machine by its tag
+and adopts it, or ends it when nobody needs it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import uuid
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import replace
+
+from hyper.errors import HyperError
+from hyper_scheduler import metrics
+from hyper_scheduler.catalogue import Catalogue
+from hyper_scheduler.config import PlacementSettings
+from hyper_scheduler.core import commands as c
+from hyper_scheduler.core.events import DrainWorker
+from hyper_scheduler.core.model import Hardware
+from hyper_scheduler.core.state import ExperimentRun, RunState, State, WorkerRun, WorkflowRun
+from hyper_scheduler.measured import Measured, Prometheus
+from hyper_scheduler.placement.backoff import Refusal, accepted, refused
+from hyper_scheduler.placement.fleet import Demand, Held, Known, Plan, plan, refusal_key
+from hyper_scheduler.placement.hazard import Hazard
+from hyper_scheduler.placement.ledger import Ledger, Machine
+from hyper_scheduler.placement.offers import Offer
+from hyper_scheduler.providers.base import Order, Provider, RefusedError, agent_environment
+from hyper_scheduler.store import DeposedError, Store
+from hyper_scheduler.term import Term
+from hyper_servicekit.clock import Clock
+from hyper_servicekit.logs import get_logger
+
+log = get_logger(__name__)
+
+KINDS = 200  # kinds of tasks that Prometheus is told of; the rest are one
+OTHER_KIND = "other"
+GONE_LOOKS = 2  # looks in a row that a provider must not list a machine before it counts as gone
+
+
+class Autoscaler:
+    """The machines of one leadership.
+
+    Args:
+        settings: of placement.
+        catalogue: what can be had.
+        providers: by name, those that offers name.
+        prometheus: what was measured.
+        term: the leadership.
+        store: where the ledger is.
+        clock: the time.
+        endpoint: where agents dial.
+        token: that lets them in.
+    """
+
+    def __init__(
+        self,
+        settings: PlacementSettings,
+        catalogue: Catalogue,
+        providers: Mapping[str, Provider],
+        prometheus: Prometheus,
+        term: Term,
+        store: Store,
+        clock: Clock,
+        endpoint: str,
+        token: str = "",
+    ) -> None:
+        self._settings, self._catalogue, self._providers = settings, catalogue, providers
+        self._prometheus, self._term, self._store = prometheus, term, store
+        self._clock, self._endpoint, self._token = clock, endpoint, token
+        self._refusals: dict[str, Refusal] = {}
+        self._missing: Counter[str] = Counter()
+        self._asked_to_drain: dict[str, float] = {}
+        self._kinds: set[str] = set()
+        self._hazards: dict[str, Hazard] = {}
+        self._looked_at = clock.now()
+        self.ledger = Ledger()
+        self.plans: dict[tuple[str, str], Plan] = {}
+        self.over_budget: dict[str, str] = {}
+
+    @property
+    def catalogue(self) -> Catalogue:
+        """What can be had."""
+        return self._catalogue
+
+    @property
+    def measured(self) -> Measured:
+        """The newest of Prometheus."""
+        return self._prometheus.last
+
+    @property
+    def refusals(self) -> Mapping[str, Refusal]:
+        """Offers that are left alone for a while."""
+        return self._refusals
+
+    @property
+    def max_machines(self) -> int:
+        """In all."""
+        return self._settings.max_machines
+
+    def now(self) -> float:
+        """Seconds since 1970."""
+        return self._clock.now()
+
+    async def run(self) -> None:
+        """Look again and again, until cancelled."""
+        self.ledger = Ledger.of(await self._store.load_ledger())
+        while True:
+            try:
+                await self.look()
+            except HyperError as error:
+                log.warning("placement waits", error=str(error))
+            except (DeposedError, asyncio.CancelledError):
+                raise
+            except Exception as error:  # of a provider's library: it must not end the scheduler
+                log.error("placement failed; it goes on", exc_info=error)
+            await self._clock.sleep(self._settings.interval_s)
+
+    def worked(self, command: c.Worked) -> None:
+        """What launched machines have done and lost."""
+        for (kind, offer), count, seconds in command.done:
+            known = kind in self._kinds or len(self._kinds) < KINDS
+            self._kinds |= {kind} if known else set()
+            labels = (kind if known else OTHER_KIND, offer)
+            metrics.DONE.labels(*labels).inc(count)
+            metrics.DONE_SECONDS.labels(*labels).inc(seconds)
+        for worker, seconds in command.lost:
+            machine = _machine_of_name(self._term.state, worker)
+            entry = self.ledger.rework(machine, seconds)
+            if entry is not None:
+                metrics.REWORK_SECONDS.labels(entry.offer).inc(seconds)
+                usd = seconds / 3600 * entry.usd_h / entry.slots
+                metrics.REWORK_USD.labels(entry.offer).inc(usd)
+
+    async def look(self) -> None:
+        """One round."""
+        measured = await self._prometheus.look()
+        now = self._clock.now()
+        await self._compare(now)
+        self._account(now)
+        plans: dict[tuple[str, str], Plan] = {}
+        for demand in self._demands(now):
+            held = self._held(demand, now)
+            if demand.workflow in self.over_budget:
+                plans[demand.workflow, demand.experiment] = Plan(
+                    ends=tuple(each.name for each in held if not each.ready),
+                    message=self.over_budget[demand.workflow],
+                )
+                continue
+            known = self.known(measured, demand_kind(self._term.state, demand))
+            most = max(0, self._settings.max_machines - len(self.ledger.machines) + len(held))
+            plans[demand.workflow, demand.experiment] = plan(
+                demand, self._catalogue.offers, known, held, self._refusals, now, most
+            )
+        self.plans = plans
+        await self._carry_out(plans, now)
+        await self._store.save_ledger(self.ledger.plain(), self._term.fence)
+
+    def known(self, measured: Measured, kind: str) -> dict[str, Known]:
+        """What is known of each offer for one kind of task."""
+        found = {}
+        for offer in self._catalogue.offers:
+            found[offer.name] = Known(
+                hazard=self._hazards.get(offer.name, measured.hazards.get(offer.name, Hazard())),
+                throughput=measured.throughput.get((kind, offer.name), 0.0),
+                cold_start_h=measured.cold_start_h.get(offer.name, Known().cold_start_h),
+            )
+        return found
+
+    # What is there
+
+    async def _compare(self, now: float) -> None:
+        """The ledger against what providers have: adopt, end strays, notice what is gone."""
+        for name, provider in self._providers.items():
+            try:
+                instances = await provider.list()
+                noticed = set(await provider.notices())
+            except HyperError as error:
+                log.warning("provider not asked", provider=name, error=str(error))
+                continue
+            there = {each.machine: each for each in instances}
+            strays = []
+            for machine, instance in there.items():
+                entry = self.ledger.machines.get(machine)
+                if entry is None:
+                    strays.append(instance.id)
+                elif not entry.provider_id:
+                    entry.provider_id = instance.id  # its launch was not answered
+                    log.info("machine adopted", machine=machine, offer=entry.offer)
+                if instance.id in noticed and entry is not None:
+                    await self._drain(machine, "its provider will take it away", now)
+            if strays:
+                log.warning("machines that nobody knows are ended", provider=name, ids=strays)
+                await provider.terminate(strays)
+            for machine, entry in list(self.ledger.machines.items()):
+                if entry.provider == name:
+                    self._check_there(machine, entry, machine in there)
+
+    def _check_there(self, machine: str, entry: Machine, there: bool) -> None:
+        if there:
+            self._missing.pop(machine, None)
+            return
+        self._missing[machine] += 1
+        if self._missing[machine] >= GONE_LOOKS or not entry.provider_id:
+            preempted = entry.spot and not entry.ending and bool(entry.provider_id)
+            log.info("machine gone", machine=machine, offer=entry.offer, preempted=preempted)
+            if preempted:
+                metrics.PREEMPTIONS.labels(entry.offer).inc()
+                self._hazards[entry.offer] = self._hazard(entry.offer).seen(1, 0.0)
+            self._close(machine, preempted=preempted)
+
+    def _close(self, machine: str, *, preempted: bool) -> None:
+        self.ledger.close(machine, preempted=preempted)
+        self._missing.pop(machine, None)
+        self._asked_to_drain.pop(machine, None)
+
+    def _hazard(self, offer: str) -> Hazard:
+        """The posterior of this leadership, begun from what Prometheus had seen before it."""
+        return self._hazards.get(offer, self._prometheus.last.hazards.get(offer, Hazard()))
+
+    def _account(self, now: float) -> None:
+        """Pay until now; notice agents that have come."""
+        workers = self._workers()
+        counts: Counter[str] = Counter()
+        busy: Counter[str] = Counter()
+        slots: Counter[str] = Counter()
+        passed_h = max(0.0, now - self._looked_at) / 3600
+        self._looked_at = now
+        exposed: Counter[str] = Counter()
+        for machine, entry in self.ledger.machines.items():
+            worker = workers.get(machine)
+            running = min(len(worker.running), entry.slots) if worker is not None else 0
+            before = self.ledger.account(entry.workflow, entry.offer).usd
+            self.ledger.see(machine, now, running)
+            paid = self.ledger.account(entry.workflow, entry.offer).usd - before
+            metrics.USD.labels(entry.offer).inc(paid)
+            if worker is not None and not entry.ready:
+                entry.ready = now
+                metrics.COLD_STARTS.labels(entry.offer).inc()
+                metrics.COLD_SECONDS.labels(entry.offer).inc(max(0.0, now - entry.launched))
+            if entry.spot:
+                metrics.EXPOSURE.labels(entry.offer).inc(passed_h)
+                exposed[entry.offer] += 1
+            counts[entry.offer] += 1
+            busy[entry.offer] += running
+            slots[entry.offer] += entry.slots
+        for offer in self._catalogue.offers:
+            name = offer.name
+            metrics.MACHINES.labels(name).set(counts[name])
+            metrics.BUSY.labels(name).set(busy[name] / slots[name] if slots[name] else 0.0)
+            known = self._hazard(name)
+            self._hazards[name] = known.seen(0, exposed[name] * passed_h, passed_h)
+        self._check_budgets()
+        self.ledger.forget(set(self._term.state.workflows))
+
+    def _check_budgets(self) -> None:
+        """The hard stop: nothing more is bought, what runs is finished."""
+        for name, workflow in self._term.state.workflows.items():
+            budget, spent = workflow.recipe.budget_usd, self.ledger.spent_usd(name)
+            if budget is not None and spent >= budget and not workflow.state.ended:
+                if name not in self.over_budget:
+                    log.warning("budget used up", workflow=name, spent_usd=spent)
+                self.over_budget[name] = (
+                    f"the budget of {budget:g} USD is used up ({spent:.4g} USD): what runs is "
+                    "finished, nothing more is launched"
+                )
+            else:
+                self.over_budget.pop(name, None)
+
+    def _workers(self) -> dict[str, WorkerRun]:
+        """Connected agents by machine."""
+        found = {}
+        for worker in self._term.state.workers.values():
+            machine = dict(worker.capacity.labels).get("machine", "")
+            if machine and worker.session:
+                found[machine] = worker
+        return found
+
+    def _held(self, demand: Demand, now: float) -> list[Held]:
+        return [
+            Held(name, each.offer, each.spot, bool(each.ready), (now - each.launched) / 3600)
+            for name, each in self.ledger.machines.items()
+            if (each.workflow, each.experiment) == (demand.workflow, demand.experiment)
+            and not each.ending
+        ]  # fmt: skip
+
+    # What is wanted
+
+    def _demands(self, now: float) -> list[Demand]:
+        """Experiments with machines or with tasks to run; the urgent first."""
+        state = self._term.state
+        found: dict[tuple[str, str], Demand] = {}
+        for workflow in state.workflows.values():
+            for run in workflow.experiments.values():
+                demand = demand_of(workflow, run, now)
+                if demand is not None:
+                    found[workflow.name, run.spec.name] = demand
+        for each in self.ledger.machines.values():
+            key = (each.workflow, each.experiment)
+            if key not in found:
+                found[key] = _nothing(*key)
+        order = sorted(found.values(), key=lambda each: each.left_s)
+        return [self._after_own_machines(each) for each in order]
+
+    def _after_own_machines(self, demand: Demand) -> Demand:
+        """Machines that are there anyway cost nothing: theirs is the first work."""
+        own = sum(
+            each.capacity.slots
+            for each in self._term.state.workers.values()
+            if each.session and not each.capacity.offer and not each.draining
+        )
+        if not own or not demand.tasks or not self._settings.use_own_first:
+            return demand
+        left = max(0, demand.tasks - own)
+        return replace(demand, tasks=left)
+
+    # What is done
+
+    async def _carry_out(self, plans: Mapping[tuple[str, str], Plan], now: float) -> None:
+        for (workflow, experiment), each in plans.items():
+            for name in each.ends:
+                await self._drain(name, "it is not needed any more", now)
+            for offer_name, spot in each.launches:
+                offer = self._catalogue.offer(offer_name)
+                if offer is not None and len(self.ledger.machines) < self._settings.max_machines:
+                    await self._launch(offer, spot, workflow, experiment, now)
+        for machine, since in list(self._asked_to_drain.items()):
+            await self._end_drained(machine, since, now)
+        for machine, entry in self.ledger.machines.items():
+            late = now - entry.launched > self._settings.join_s
+            if not entry.ready and late and machine not in self._asked_to_drain:
+                log.warning("agent did not come", machine=machine, offer=entry.offer)
+                self._refusals = refused(
+                    self._refusals, refusal_key(entry.offer, spot=entry.spot), "NoAgent", now
+                )
+                await self._drain(machine, "its agent did not come", now)
+        live = {each.workflow for each in self.ledger.machines.values()}
+        networks = sorted({network_of(name) for name in live})
+        for name, provider in self._providers.items():
+            try:
+                await provider.tidy(networks)
+            except HyperError as error:
+                log.warning("networks wait", provider=name, error=str(error))
+
+    async def _launch(
+        self, offer: Offer, spot: bool, workflow: str, experiment: str, now: float
+    ) -> None:
+        key = refusal_key(offer.name, spot=spot)
+        refusal = self._refusals.get(key)
+        if refusal is not None and refusal.until > now:
+            return
+        machine = f"m-{uuid.uuid4().hex[:12]}"
+        usd_h = offer.usd_h(spot=spot) or 0.0
+        entry = Machine(
+            offer.name, workflow, experiment, offer.provider, spot, usd_h,
+            offer.on_demand_usd_h if offer.on_demand_usd_h is not None else usd_h,
+            offer.slots, now, now,
+        )  # fmt: skip
+        self.ledger.open(machine, entry)
+        await self._store.save_ledger(self.ledger.plain(), self._term.fence)
+        order = Order(
+            machine=machine,
+            offer=offer.name,
+            instance_type=offer.instance_type,
+            region=offer.region,
+            zone=offer.zone,
+            spot=spot,
+            usd_h=usd_h,
+            network=network_of(workflow),
+            environment=agent_environment(
+                machine=machine, endpoint=self._endpoint, slots=offer.slots,
+                labels=offer.labels(spot=spot), token=self._token,
+            ),
+            options=offer.options,
+        )  # fmt: skip
+        try:
+            entry.provider_id = await self._providers[offer.provider].launch(order)
+        except RefusedError as error:
+            log.warning("machine refused", offer=offer.name, spot=spot, reason=error.name)
+            metrics.LAUNCHES.labels(offer.name, "refused").inc()
+            self._refusals = refused(self._refusals, key, error.name, now)
+            self._close(machine, preempted=False)
+            return
+        metrics.LAUNCHES.labels(offer.name, "started").inc()
+        self._refusals = accepted(self._refusals, key)
+        log.info("machine launched", machine=machine, offer=offer.name, spot=spot, usd_h=usd_h)
+
+    async def _drain(self, machine: str, reason: str, now: float) -> None:
+        """Nothing new for it; it is ended once it is idle, or after a while."""
+        if machine in self._asked_to_drain or machine not in self.ledger.machines:
+            return
+        log.info("machine drained", machine=machine, reason=reason)
+        self._asked_to_drain[machine] = now
+        worker = self._workers().get(machine)
+        if worker is not None and not worker.draining:
+            await self._term.ask(DrainWorker(now, uuid.uuid4().hex, worker.name))
+
+    async def _end_drained(self, machine: str, since: float, now: float) -> None:
+        entry = self.ledger.machines.get(machine)
+        if entry is None:
+            self._asked_to_drain.pop(machine, None)
+            return
+        worker = self._workers().get(machine)
+        waited = now - since >= self._settings.drain_s
+        if worker is not None and worker.running and not waited:
+            return
+        entry.ending = True
+        if entry.provider_id and entry.provider in self._providers:
+            await self._providers[entry.provider].terminate([entry.provider_id])
+            log.info("machine ended", machine=machine, offer=entry.offer)
+
+
+def demand_of(workflow: WorkflowRun, run: ExperimentRun, now: float) -> Demand | None:
+    """What an experiment needs now; None: nothing."""
+    if workflow.state.ended or workflow.stopping is not None or workflow.paused:
+        return None
+    if run.state is not RunState.RUNNING or run.spec.items:
+        return None
+    left = run.total - run.succeeded - run.failed
+    if left <= 0:
+        return None
+    deadline_s = workflow.recipe.deadline_s
+    checkpoint_s = run.spec.around.checkpoint_every_s
+    return Demand(
+        workflow=workflow.name,
+        experiment=run.spec.name,
+        tasks=left,
+        total=run.total,
+        hardware=run.spec.hardware,
+        limit=run.spec.workers,
+        gang=run.spec.gang,
+        task_s=run.mean_s,
+        step_s=checkpoint_s,
+        left_s=math.inf if deadline_s is None else workflow.create_time + deadline_s - now,
+        deadline_s=math.inf if deadline_s is None else deadline_s,
+    )
+
+
+def demand_kind(state: State, demand: Demand) -> str:
+    """The kind of its tasks."""
+    workflow = state.workflows.get(demand.workflow)
+    run = None if workflow is None else workflow.experiments.get(demand.experiment)
+    return "" if run is None else run.kind
+
+
+def network_of(workflow: str) -> str:
+    """The private network of a workflow's machines."""
+    return workflow.rpartition("/")[2][:48]
+
+
+def _nothing(workflow: str, experiment: str) -> Demand:
+    """Of an experiment that has ended, or is forgotten."""
+    return Demand(workflow, experiment, 0, 1, Hardware())
+
+
+def _machine_of_name(state: State, worker: str) -> str:
+    """The machine of a worker that lives or was lost lately."""
+    found = state.workers.get(worker) or state.lost.get(worker)
+    return "" if found is None else dict(found.capacity.labels).get("machine", "")

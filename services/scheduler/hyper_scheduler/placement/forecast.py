@@ -1,0 +1,89 @@
+"""What a job is likely to cost and when it ends: samples of markets from their posteriors."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from random import Random
+
+from hyper_scheduler.placement.hazard import Hazard
+from hyper_scheduler.placement.simulation import Job, Outcome, Traces, simulate
+from hyper_scheduler.placement.steady import steady
+from hyper_scheduler.placement.view import View
+
+TICKS = 120  # of a job as long as it takes without interruption
+AWAY_H = 0.5  # for so long a market that took a machine has none, on average
+
+
+@dataclass(frozen=True, slots=True)
+class Spread:
+    """Mean, tenth and ninetieth percentile."""
+
+    mean: float
+    p10: float
+    p90: float
+
+    @staticmethod
+    def of(values: Sequence[float]) -> Spread:
+        """Of at least one value."""
+        ordered = sorted(values)
+        last = len(ordered) - 1
+        return Spread(
+            sum(ordered) / len(ordered), ordered[round(0.1 * last)], ordered[round(0.9 * last)]
+        )
+
+
+def forecast(view: View, hazards: Sequence[Hazard], samples: int, random: Random) -> list[Outcome]:
+    """Outcomes of a job that starts now, one a sample.
+
+    Each sample draws every spot market's rate from its posterior, then a course of the market:
+    machines of a zone are lost together, and are to be had again after a while.
+
+    Args:
+        view: the moment, nothing held.
+        hazards: of the markets but the last, in order.
+        samples: how many.
+        random: where chance comes from.
+    """
+    spot = [each for each in view.markets if not each.on_demand]
+    sure = next((each for each in view.markets if each.on_demand), None)
+    alone_h = view.work_h / view.lanes + view.changeover_h
+    # without on-demand, or a deadline, the net must never be reached
+    deadline_h = view.left_h if sure is not None and math.isfinite(view.left_h) else 50 * alone_h
+    tick_h = min(max(alone_h / TICKS, 1e-4), max(deadline_h / 20, 1e-4))
+    ticks = 4 * TICKS
+    job = Job(view.work_h, deadline_h, view.lanes, view.changeover_h, view.step_h)
+    on_demand = sure if sure is not None else replace(view.markets[0], usd_h=1e9, on_demand=True)
+    found = []
+    for _ in range(samples):
+        courses, rates = [], []
+        for market, hazard in zip(spot, hazards, strict=True):
+            rate = random.gammavariate(hazard.shape, 1 / hazard.rate_h)
+            courses.append(_course(market.capacity, rate, tick_h, ticks, random))
+            rates.append((rate,) * ticks)
+        traces = Traces(tick_h, tuple(courses), tuple(spot), on_demand, tuple(rates), tuple(rates))
+        found.append(simulate(job, traces, 0, _policy(view)))
+    return found
+
+
+def _policy(view: View) -> Callable[[View], tuple[int, ...]]:
+    def decide(moment: View) -> tuple[int, ...]:
+        left_h = moment.left_h if math.isfinite(view.left_h) else math.inf
+        return steady(replace(moment, left_h=left_h, idle_allowed=view.idle_allowed))
+
+    return decide
+
+
+def _course(
+    capacity: int, rate: float, tick_h: float, ticks: int, random: Random
+) -> tuple[int, ...]:
+    """Machines to be had, tick by tick."""
+    course: list[int] = []
+    up = True
+    while len(course) < ticks:
+        mean_h = 1 / max(rate, 1e-9) if up else AWAY_H
+        spell = min(ticks, max(1, round(random.expovariate(1 / mean_h) / tick_h)))
+        course += [capacity if up else 0] * spell
+        up = not up
+    return tuple(course[:ticks])

@@ -1,0 +1,129 @@
+"""What machines cost: by workflow and offer, with rework, idle time and what on-demand would cost.
+
+A machine belongs to the workflow it was launched for. What is open is kept too, so that a new
+leader finds machines that ended while nobody looked.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+ENDED = 500
+
+
+@dataclass(slots=True)
+class Machine:
+    """One that is paid for."""
+
+    offer: str
+    workflow: str
+    experiment: str
+    provider: str
+    spot: bool
+    usd_h: float
+    on_demand_usd_h: float
+    slots: int
+    launched: float
+    seen: float
+    ready: float = 0.0  # when its worker came; 0: it has not
+    provider_id: str = ""  # "": the launch has not been answered
+    ending: bool = False
+
+
+@dataclass(slots=True)
+class Account:
+    """Sums of one workflow on one offer."""
+
+    usd: float = 0.0
+    machine_h: float = 0.0
+    on_demand_usd: float = 0.0  # what the same hours would have cost on demand
+    rework_s: float = 0.0
+    rework_usd: float = 0.0
+    busy_slot_s: float = 0.0
+    slot_s: float = 0.0
+    idle_usd: float = 0.0
+    launches: int = 0
+    preemptions: int = 0
+
+
+@dataclass(slots=True)
+class Ledger:
+    """All of it."""
+
+    machines: dict[str, Machine] = field(default_factory=dict)
+    accounts: dict[str, dict[str, Account]] = field(default_factory=dict)  # workflow -> offer
+    ended: dict[str, Machine] = field(default_factory=dict)  # lately; what was lost is still told
+
+    def account(self, workflow: str, offer: str) -> Account:
+        """Made when first needed."""
+        return self.accounts.setdefault(workflow, {}).setdefault(offer, Account())
+
+    def open(self, name: str, machine: Machine) -> None:
+        """A launch is asked for."""
+        self.machines[name] = machine
+        self.account(machine.workflow, machine.offer).launches += 1
+
+    def see(self, name: str, now: float, busy_slots: float) -> None:
+        """The machine is there; pay until now.
+
+        Args:
+            name: of the machine.
+            now: seconds since 1970.
+            busy_slots: of its slots that had work since it was seen last.
+        """
+        machine = self.machines[name]
+        passed_s = max(0.0, now - machine.seen)
+        account = self.account(machine.workflow, machine.offer)
+        usd = passed_s / 3600 * machine.usd_h
+        account.usd += usd
+        account.machine_h += passed_s / 3600
+        account.on_demand_usd += passed_s / 3600 * machine.on_demand_usd_h
+        account.slot_s += passed_s * machine.slots
+        busy = min(max(busy_slots, 0.0), machine.slots)
+        account.busy_slot_s += passed_s * busy
+        account.idle_usd += usd * (1.0 - busy / machine.slots)
+        machine.seen = max(machine.seen, now)
+
+    def close(self, name: str, *, preempted: bool) -> None:
+        """The machine is gone."""
+        machine = self.ended[name] = self.machines.pop(name)
+        while len(self.ended) > ENDED:
+            del self.ended[next(iter(self.ended))]
+        if preempted:
+            self.account(machine.workflow, machine.offer).preemptions += 1
+
+    def rework(self, name: str, seconds: float) -> Machine | None:
+        """Work of one slot was lost with the machine; which that was, if it is known."""
+        machine = self.machines.get(name) or self.ended.get(name)
+        if machine is None:
+            return None
+        account = self.account(machine.workflow, machine.offer)
+        account.rework_s += seconds
+        account.rework_usd += seconds / 3600 * machine.usd_h / machine.slots
+        return machine
+
+    def spent_usd(self, workflow: str) -> float:
+        """Of a workflow until now."""
+        return sum(each.usd for each in self.accounts.get(workflow, {}).values())
+
+    def forget(self, workflows: set[str]) -> None:
+        """Accounts of these alone are kept."""
+        owned = {each.workflow for each in self.machines.values()}
+        for name in self.accounts.keys() - workflows - owned:
+            del self.accounts[name]
+
+    def plain(self) -> dict[str, Any]:
+        """As JSON has it."""
+        return {name: value for name, value in asdict(self).items() if name != "ended"}
+
+    @staticmethod
+    def of(plain: dict[str, Any]) -> Ledger:
+        """What `plain` gave."""
+        return Ledger(
+            {name: Machine(**each) for name, each in plain.get("machines", {}).items()},
+            {
+                workflow: {offer: Account(**each) for offer, each in offers.items()}
+                for workflow, offers in plain.get("accounts", {}).items()
+            },
+        )

@@ -1,0 +1,212 @@
+"""PlacementService: proto in, proto out."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+from collections.abc import Mapping
+from dataclasses import replace
+from random import Random
+from typing import Any
+
+from hyper.errors import FailedPreconditionError, InvalidArgumentError
+from hyper_scheduler import convert
+from hyper_scheduler.autoscaler import Autoscaler
+from hyper_scheduler.core.model import Recipe
+from hyper_scheduler.core.state import ExperimentRun, experiment_runs
+from hyper_scheduler.driver import Driver
+from hyper_scheduler.placement.fleet import UNKNOWN_TASK_S, Demand, Known, plan, view_of
+from hyper_scheduler.placement.forecast import Spread, forecast
+from hyper_scheduler.placement.ledger import Account, Machine
+from hyper_scheduler.placement.simulation import Outcome
+from hyper_scheduler.recipe import parse_recipe
+from hyperapi.scheduler.v1 import placement_service_pb2 as pb
+
+SAMPLES, SAMPLES_MAX = 60, 1_000
+LANES_MAX = 40  # of a forecast; more lanes behave like these
+
+
+class PlacementServicer:
+    """What machines would cost, and have cost."""
+
+    def __init__(self, driver: Driver) -> None:
+        self._driver = driver
+
+    async def _autoscaler(self) -> Autoscaler:
+        term = await self._driver.leading()
+        found = self._driver.autoscaler
+        if found is None or term.ended:
+            raise FailedPreconditionError(
+                "this cluster launches no machines: it has no catalogue of offers; set "
+                "HYPER_SCHEDULER__PLACEMENT__OFFERS, or write HYPER_HOME/offers.yaml before "
+                "`hyper up`"
+            )
+        return found
+
+    async def PlanWorkflow(  # noqa: N802  (gRPC's name)
+        self, request: pb.PlanWorkflowRequest, context: Any
+    ) -> pb.PlanWorkflowResponse:
+        """Scores, and a forecast of cost and end."""
+        convert.tenant(request.parent)
+        if not 0 <= request.samples <= SAMPLES_MAX:
+            raise InvalidArgumentError(f"samples must be up to {SAMPLES_MAX}", field="samples")
+        task_s = request.task_time.ToNanoseconds() / 1e9 if request.HasField("task_time") else 0.0
+        if task_s < 0:
+            raise InvalidArgumentError("task_time must not be below 0", field="task_time")
+        recipe = await asyncio.to_thread(parse_recipe, request.recipe_yaml)
+        unknown = set(request.tasks) - {each.name for each in recipe.experiments}
+        if unknown or any(count < 1 for count in request.tasks.values()):
+            raise InvalidArgumentError(
+                f"tasks must be at least 1, of the recipe's experiments ({', '.join(unknown)})",
+                field="tasks",
+            )
+        autoscaler = await self._autoscaler()
+        return await asyncio.to_thread(
+            _plan, autoscaler, recipe, dict(request.tasks), task_s, request.samples or SAMPLES
+        )
+
+    async def GetCost(  # noqa: N802
+        self, request: pb.GetCostRequest, context: Any
+    ) -> pb.GetCostResponse:
+        """Sums by workflow and offer, and what is paid for now."""
+        prefix = f"tenants/{convert.tenant(request.parent)}/"
+        autoscaler = await self._autoscaler()
+        term = await self._driver.leading()
+        response = pb.GetCostResponse()
+        for name, offers in autoscaler.ledger.accounts.items():
+            if not name.startswith(prefix):
+                continue
+            workflow = term.state.workflows.get(name)
+            cost = response.workflows.add(
+                name=name,
+                usd=sum(each.usd for each in offers.values()),
+                on_demand_usd=sum(each.on_demand_usd for each in offers.values()),
+                rework_usd=sum(each.rework_usd for each in offers.values()),
+                idle_usd=sum(each.idle_usd for each in offers.values()),
+                message=autoscaler.over_budget.get(name, ""),
+                offers=[_offer_cost(offer, account) for offer, account in offers.items()],
+            )
+            if workflow is not None and workflow.recipe.budget_usd is not None:
+                cost.budget_usd = workflow.recipe.budget_usd
+        for machine, entry in autoscaler.ledger.machines.items():
+            if entry.workflow.startswith(prefix):
+                response.machines.append(_machine_cost(machine, entry))
+        return response
+
+
+def _offer_cost(offer: str, account: Account) -> pb.OfferCost:
+    return pb.OfferCost(
+        offer=offer,
+        usd=account.usd,
+        machine_h=account.machine_h,
+        on_demand_usd=account.on_demand_usd,
+        rework_s=account.rework_s,
+        rework_usd=account.rework_usd,
+        idle_usd=account.idle_usd,
+        launches=account.launches,
+        preemptions=account.preemptions,
+    )
+
+
+def _machine_cost(machine: str, entry: Machine) -> pb.MachineCost:
+    found = pb.MachineCost(
+        machine=machine,
+        offer=entry.offer,
+        provider=entry.provider,
+        provider_id=entry.provider_id,
+        spot=entry.spot,
+        usd_h=entry.usd_h,
+        workflow=entry.workflow,
+        experiment=entry.experiment,
+        launch_time=convert.timestamp(entry.launched),
+        ending=entry.ending,
+    )
+    if entry.ready:
+        found.cold_start.CopyFrom(convert.duration(max(0.0, entry.ready - entry.launched)))
+    return found
+
+
+def _plan(
+    autoscaler: Autoscaler, recipe: Recipe, tasks: Mapping[str, int], task_s: float, samples: int
+) -> pb.PlanWorkflowResponse:
+    """Experiments one after another, as the graph has them; those side by side end together."""
+    response = pb.PlanWorkflowResponse(catalogue_date=str(autoscaler.catalogue.as_of))
+    runs = experiment_runs(recipe)
+    finish: dict[str, list[float]] = {}
+    cost, on_demand = [0.0] * samples, 0.0
+    for name, run in runs.items():
+        starts = [max((finish[each][i] for each in run.spec.depends_on), default=0.0)
+                  for i in range(samples)]  # fmt: skip
+        planned, outcomes, sure_usd = _plan_one(
+            autoscaler, recipe, run, tasks.get(name, 0), task_s, samples
+        )
+        response.experiments.append(planned)
+        finish[name] = [
+            start + each.end_h * 3600 for start, each in zip(starts, outcomes, strict=True)
+        ]
+        cost = [sum_ + each.usd for sum_, each in zip(cost, outcomes, strict=True)]
+        on_demand += sure_usd
+    ends = [max(each[i] for each in finish.values()) for i in range(samples)]
+    response.cost_usd.CopyFrom(_estimate(cost))
+    response.finish_s.CopyFrom(_estimate(ends))
+    response.on_demand_usd = on_demand
+    if recipe.deadline_s is not None:
+        response.late_probability = sum(end > recipe.deadline_s for end in ends) / samples
+    return response
+
+
+def _plan_one(
+    autoscaler: Autoscaler, recipe: Recipe, run: ExperimentRun, tasks: int, task_s: float,
+    samples: int,
+) -> tuple[pb.ExperimentPlan, list[Outcome], float]:  # fmt: skip
+    count = tasks or run.total or 1
+    known = autoscaler.known(autoscaler.measured, run.kind)
+    measured = max((each.throughput for each in known.values()), default=0.0)
+    seconds = task_s or (3600 / measured if measured else UNKNOWN_TASK_S)
+    deadline_s = math.inf if recipe.deadline_s is None else recipe.deadline_s
+    demand = Demand(
+        workflow="", experiment=run.spec.name, tasks=count, total=count,
+        hardware=run.spec.hardware, limit=run.spec.workers, gang=run.spec.gang, task_s=seconds,
+        step_s=run.spec.around.checkpoint_every_s, left_s=deadline_s, deadline_s=deadline_s,
+    )  # fmt: skip
+    offers, refusals, now = autoscaler.catalogue.offers, autoscaler.refusals, autoscaler.now()
+    most = autoscaler.max_machines
+    drawn = plan(demand, offers, known, (), refusals, now, most)
+    found = pb.ExperimentPlan(
+        experiment=run.spec.name,
+        tasks=count,
+        task_s=seconds,
+        task_time_measured=not task_s and measured > 0,
+        message=drawn.message,
+    )
+    for row in sorted(drawn.rows, key=lambda each: each.usd_per_task_h):
+        found.offers.add(
+            offer=row.offer, spot=row.spot, usd_h=row.usd_h, usd_per_unit=row.usd_per_task_h,
+            machines=row.machines, reason=row.reason,
+        )  # fmt: skip
+    outcomes = [Outcome()] * samples
+    sure_usd = 0.0
+    if not drawn.message:
+        view, names = view_of(demand, offers, known, refusals, now, most)
+        few = min(view.lanes, LANES_MAX)
+        smaller = replace(
+            view, lanes=few, work_h=view.work_h * few / view.lanes,
+            total_h=view.total_h * few / view.lanes,
+        )  # fmt: skip
+        hazards = [known.get(name, Known()).hazard for name, market in
+                   zip(names, view.markets, strict=True) if not market.on_demand]  # fmt: skip
+        outcomes = forecast(smaller, hazards, samples, Random(0))
+        for each in outcomes:
+            each.usd *= view.lanes / few
+        sure = view.cheapest_on_demand()
+        if sure is not None:
+            market = view.markets[sure]
+            sure_usd = view.work_h / market.throughput * market.usd_h
+    found.cost_usd.CopyFrom(_estimate([each.usd for each in outcomes]))
+    found.finish_s.CopyFrom(_estimate([each.end_h * 3600 for each in outcomes]))
+    return found, outcomes, sure_usd
+
+
+def _estimate(values: list[float]) -> pb.Estimate:
+    spread = Spread.of(values)
+    return pb.Estimate(mean=spread.mean, p10=spread.p10, p90=spread.p90)

@@ -1,0 +1,1 @@
+"""Who starts machines: one small interface, one module a kind of place."""

@@ -1,0 +1,127 @@
+"""What every provider does, and says when it cannot."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from hyper.errors import ResourceExhaustedError, UnavailableError
+
+CLUSTER_TAG = "hyper-cluster"
+MACHINE_TAG = "hyper-machine"
+
+
+@dataclass(frozen=True, slots=True)
+class Order:
+    """A machine to start.
+
+    Args:
+        machine: our name for it; a repeated order of the same name is the same machine.
+        offer: of the catalogue.
+        instance_type: as the provider names it.
+        region: where.
+        zone: where in it.
+        spot: whether it may be taken away.
+        usd_h: the price that was expected; the most that is bid.
+        network: whose machines reach one another; one a workflow.
+        environment: of the agent: where it dials, its slots and labels.
+        options: of the offer.
+    """
+
+    machine: str
+    offer: str
+    instance_type: str
+    region: str
+    zone: str
+    spot: bool
+    usd_h: float
+    network: str
+    environment: Mapping[str, str]
+    options: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Instance:
+    """A machine that is there or on its way.
+
+    Args:
+        id: the provider's name for it.
+        machine: ours, from its tag.
+        running: it has been started; not only asked for.
+    """
+
+    id: str
+    machine: str
+    running: bool = True
+
+
+class Provider(Protocol):
+    """A place that machines come from. Every instance carries the cluster's and its own tag."""
+
+    async def launch(self, order: Order) -> str:
+        """Start a machine; returns the provider's name for it.
+
+        Raises:
+            RefusedError: there is none to be had, or a quota is used up; its reason says which.
+            UnavailableError: the provider cannot be reached; what became of it is not known.
+        """
+        ...
+
+    async def list(self) -> Sequence[Instance]:
+        """All instances of this cluster that live, whoever launched them.
+
+        Raises:
+            UnavailableError: the provider cannot be reached.
+        """
+        ...
+
+    async def terminate(self, ids: Sequence[str]) -> None:
+        """End instances; fine for those that are gone.
+
+        Raises:
+            UnavailableError: the provider cannot be reached.
+        """
+        ...
+
+    async def notices(self) -> Sequence[str]:
+        """Ids of instances that are about to be taken away, as far as the provider tells."""
+        ...
+
+    async def tidy(self, networks: Sequence[str]) -> None:
+        """Remove what belongs to no live workflow; `networks` are those that do."""
+        ...
+
+    async def close(self) -> None:
+        """Nothing more will be asked."""
+        ...
+
+
+class RefusedError(ResourceExhaustedError):
+    """No such machine now: no capacity, or a quota. The reason is the provider's name for it."""
+
+    def __init__(self, reason: str, message: str) -> None:
+        super().__init__(f"{reason}: {message}", reason="MACHINE_REFUSED")
+        self.name = reason
+
+
+def unreachable(provider: str, error: object) -> UnavailableError:
+    """The provider does not answer."""
+    return UnavailableError(f"provider {provider} cannot be reached: {error}")
+
+
+def agent_environment(
+    *, machine: str, endpoint: str, slots: int, labels: Mapping[str, str], token: str
+) -> dict[str, str]:
+    """Variables that make `python -m hyper_worker` the agent of a machine."""
+    environment = {
+        "HYPER_ENDPOINT": endpoint,
+        "HYPER_WORKER__SCHEDULER_ENDPOINT": endpoint,
+        "HYPER_WORKER__INSTANCE": machine,
+        "HYPER_WORKER__LISTEN": "127.0.0.1:0",
+        "HYPER_WORKER__METRICS_LISTEN": "127.0.0.1:0",
+        "HYPER_WORKER__SLOTS": str(slots),
+        "HYPER_WORKER__LABELS": json.dumps({**labels, "machine": machine}),
+    }
+    return environment | ({"HYPER_TOKEN": token} if token else {})

@@ -1,0 +1,159 @@
+"""Machines that the scheduler launches: agents as processes, prices of a catalogue."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from hyper.client import Client
+from hyper.cluster.programs import find_prometheus
+from hyper.config import SCHEDULER
+from hyper.workflows import Workflow
+from hyperapi.scheduler.v1 import placement_service_pb2 as placement
+from hyperapi.scheduler.v1.placement_service_pb2_grpc import PlacementServiceStub
+from tests.support import placed
+from tests.support.scheduler_process import Make
+
+pytestmark = pytest.mark.timeout(150)
+
+
+@pytest.fixture(autouse=True)
+def no_agents_left(tmp_path: Path) -> Iterator[None]:
+    yield
+    placed.end_agents(tmp_path)
+
+
+def recipe(tmp_path: Path, tasks: int, seconds: float, workers: int, **top: Any) -> dict[str, Any]:
+    function = "tests.integration.placement_functions:work"
+    parameters = {"index": {"range": [0, tasks]}, "seconds": seconds,
+                  "slow": str(tmp_path / "slow")}  # fmt: skip
+    return {
+        "version": 1,
+        "name": "placed",
+        "experiments": {
+            "work": {"function": function, "parameters": parameters, "workers": workers}
+        },
+        **top,
+    }
+
+
+def offers(*names: str, **changes: Any) -> list[dict[str, Any]]:
+    return [
+        placed.offer(
+            name,
+            options={
+                "environment": json.dumps({"TEST_OFFER": name, "PYTHONPATH": str(Path.cwd())})
+            },
+            **changes,
+        )
+        for name in names
+    ]
+
+
+def results(workflow: Workflow) -> list[dict[str, Any]]:
+    return [each.result for each in workflow.tasks("work", results=True) if each.result]
+
+
+async def test_machines_come_work_and_go(make_scheduler: Make, tmp_path: Path):
+    scheduler = await make_scheduler("s", placed.settings(tmp_path, offers("a", "b", "c")))
+    with Client(scheduler.address) as client:
+        workflow = await asyncio.to_thread(client.submit, recipe(tmp_path, 30, 0.1, 3))
+        await asyncio.to_thread(workflow.wait, timeout_s=60)
+        await placed.until(lambda: not placed.cost(client).machines, 30, "machines are ended")
+        assert placed.agents(tmp_path) == []
+        spent = placed.cost(client).workflows[0]
+    assert sum(each.launches for each in spent.offers) >= 3
+    assert len(spent.offers) >= 2  # at most a third, here an even share, in one zone
+    assert 0 < spent.usd < spent.on_demand_usd
+    assert spent.on_demand_usd == pytest.approx(3 * spent.usd)
+
+
+async def test_a_new_leader_adopts_and_a_lost_machine_is_replaced(
+    make_scheduler: Make, tmp_path: Path
+):
+    changes = placed.settings(tmp_path, offers("a"))
+    scheduler = await make_scheduler("s", changes)
+    with Client(scheduler.address) as client:
+        workflow = await asyncio.to_thread(client.submit, recipe(tmp_path, 60, 0.5, 1))
+        await placed.until(
+            lambda: workflow.status().tasks.succeeded >= 1, 40, "a machine works"
+        )  # fmt: skip
+        first = placed.agents(tmp_path)
+        assert len(first) == 1
+        await scheduler.kill()
+    again = await make_scheduler("t", changes)
+    with Client(again.address) as client:
+        workflow = client.workflow(workflow.name)
+        done = workflow.status().tasks.succeeded
+        await placed.until(
+            lambda: workflow.status().tasks.succeeded > done, 40, "it goes on"
+        )  # fmt: skip
+        assert [each.pid for each in placed.agents(tmp_path)] == [first[0].pid]  # adopted
+        first[0].kill()
+        await asyncio.to_thread(workflow.wait, timeout_s=90)
+        await placed.until(lambda: not placed.cost(client).machines, 30, "machines are ended")
+        spent = placed.cost(client).workflows[0].offers[0]
+    assert (spent.launches, spent.preemptions) == (2, 1)
+    assert spent.rework_s > 0
+    assert spent.rework_usd == pytest.approx(spent.rework_s / 3600 * 0.1)
+
+
+async def test_the_budget_is_a_hard_stop(make_scheduler: Make, tmp_path: Path):
+    costly = offers("a", spot=3600.0, on_demand=3600.0)  # a dollar a second
+    scheduler = await make_scheduler("s", placed.settings(tmp_path, costly))
+    with Client(scheduler.address) as client:
+        what = recipe(tmp_path, 400, 0.1, 1, budget=4)
+        workflow = await asyncio.to_thread(client.submit, what)
+        await placed.until(
+            lambda: any("budget" in each.message for each in placed.cost(client).workflows),
+            40, "the budget is used up",
+        )  # fmt: skip
+        await asyncio.to_thread(workflow.wait, timeout_s=90)  # what runs is finished
+        (spent,) = placed.cost(client).workflows
+    assert spent.budget_usd == 4.0
+    assert sum(each.launches for each in spent.offers) == 1
+
+
+@pytest.mark.skipif(find_prometheus() is None, reason="needs Prometheus (apt-get install it)")
+async def test_work_moves_to_what_was_measured_to_be_cheaper(make_scheduler: Make, tmp_path: Path):
+    with placed.prometheus_server(tmp_path / "prometheus") as prometheus:
+        changes = placed.settings(tmp_path, offers("a", "b"), prometheus.url)
+        scheduler = await make_scheduler("s", changes)
+        await placed.until(lambda: placed.ready(prometheus.url), 30, "Prometheus serves")
+        facts = json.loads(scheduler.ready_file.read_text())
+        prometheus.scrape(facts["metrics_address"])
+        with Client(scheduler.address) as client:
+            workflow = await asyncio.to_thread(client.submit, recipe(tmp_path, 4000, 0.15, 4))
+            await placed.until(
+                lambda: {each["offer"] for each in results(workflow)} == {"a", "b"}, 60, "both work"
+            )
+            (tmp_path / "slow").write_text("a")
+            throttled = time.time()
+            await placed.until(lambda: _ratio(client, tmp_path) > 2.0, 40, "it is measured")
+            await asyncio.sleep(2 * placed.SCRAPE_S)
+            since = time.time()
+            await asyncio.sleep(4.0)
+            new = Counter(each["offer"] for each in results(workflow) if each["start"] > since)
+            await asyncio.to_thread(workflow.cancel, "measured")
+            await placed.until(lambda: not placed.cost(client).machines, 40, "machines are ended")
+    print(f"after {since - throttled:.1f} s: {dict(new)}")
+    assert new["b"] / new.total() >= 0.7
+
+
+def _ratio(client: Client, tmp_path: Path) -> float:
+    """How much dearer work is on `a` than on `b`, as the plan says."""
+    request = placement.PlanWorkflowRequest(
+        parent="tenants/default", recipe_yaml=json.dumps(recipe(tmp_path, 10, 0.15, 4)), samples=1
+    )
+    response = client.call(SCHEDULER, PlacementServiceStub, "PlanWorkflow", request)
+    score = {
+        each.offer: each.usd_per_unit for each in response.experiments[0].offers if each.spot
+    }  # fmt: skip
+    return score["a"] / score["b"]

@@ -23,9 +23,11 @@ from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
 
-from benchmarks.placement import synthetic, traces
+from benchmarks.placement import synthetic
 from benchmarks.placement.plots import plot
 from benchmarks.placement.replay import OMNISCIENT, POLICIES, Figures, replay, scenarios
+from hyper import spot_traces
+from hyper.errors import HyperError
 
 
 def summary(found: dict[str, dict[str, Figures]]) -> dict[str, Figures]:
@@ -73,8 +75,8 @@ def main() -> int:
     if not 0 < arguments.work < 1 or arguments.spot_price <= 0:
         parser.error("--work lies between 0 and 1, --spot-price above 0")
     try:
-        recordings = traces.read(arguments.traces or _bamboo())
-    except (OSError, ValueError) as error:
+        recordings = spot_traces.read(arguments.traces or _bamboo())
+    except (OSError, HyperError) as error:
         parser.error(str(error))
     if not arguments.traces:
         recordings += synthetic.recordings(arguments.seed)

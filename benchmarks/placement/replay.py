@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from benchmarks.placement.bound import bound_usd
-from benchmarks.placement.traces import Recording
+from hyper.spot_traces import Recording
 from hyper_scheduler.placement import fixed
 from hyper_scheduler.placement.simulation import Job, Outcome, Policy, Traces, simulate
 from hyper_scheduler.placement.steady import steady

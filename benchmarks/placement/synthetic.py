@@ -6,7 +6,7 @@ import random
 from dataclasses import dataclass
 from math import gamma
 
-from benchmarks.placement.traces import Recording
+from hyper.spot_traces import Recording
 
 TICK_H = 0.1
 DAYS = 40

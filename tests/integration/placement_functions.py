@@ -11,5 +11,7 @@ def work(context: Any, seconds: float, slow: str, index: int) -> dict[str, objec
     offer = os.environ.get("TEST_OFFER", "")
     throttled = Path(slow).exists() and Path(slow).read_text() == offer
     start = time.time()
+    with Path(f"{slow}.log").open("a") as file:
+        file.write(f"{offer} {start}\n")
     time.sleep(seconds * (3 if throttled else 1))
-    return {"offer": offer, "start": start}
+    return {"offer": offer}

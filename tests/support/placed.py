@@ -108,11 +108,12 @@ def prometheus_server(folder: Path) -> Iterator[PrometheusServer]:
     held = HeldPorts()
     port = held.one()
     held.release()
-    process = subprocess.Popen(
-        [str(program.path), f"--config.file={config}", f"--storage.tsdb.path={folder / 'data'}",
-         f"--web.listen-address=127.0.0.1:{port}"],
-        stdout=(folder / "log").open("wb"), stderr=subprocess.STDOUT,
-    )  # fmt: skip
+    with (folder / "log").open("wb") as log:
+        process = subprocess.Popen(
+            [str(program.path), f"--config.file={config}", f"--web.listen-address=127.0.0.1:{port}",
+             f"--storage.tsdb.path={folder / 'data'}"],
+            stdout=log, stderr=subprocess.STDOUT,
+        )  # fmt: skip
     try:
         yield PrometheusServer(f"http://127.0.0.1:{port}", targets)
     finally:

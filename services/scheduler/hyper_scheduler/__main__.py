@@ -126,8 +126,7 @@ def _placement(
             f"the catalogue of offers {placed.offers} cannot be read ({error.strerror}); see "
             "HYPER_SCHEDULER__PLACEMENT__OFFERS"
         ) from error
-    names = sorted({each.provider for each in catalogue.offers})
-    providers = make_providers(names, placed.cluster, placed.options)
+    providers = make_providers(catalogue.offers, placed.cluster, placed.options)
     prometheus = Prometheus(placed.prometheus, placed.window)
 
     def make(term: Term, address: str) -> Autoscaler:

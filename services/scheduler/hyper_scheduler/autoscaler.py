@@ -176,7 +176,7 @@ class Autoscaler:
         """The ledger against what providers have: adopt, end strays, notice what is gone."""
         for name, provider in self._providers.items():
             try:
-                instances = await provider.list()
+                instances = await provider.instances()
                 noticed = set(await provider.notices())
             except HyperError as error:
                 log.warning("provider not asked", provider=name, error=str(error))

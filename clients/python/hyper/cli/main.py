@@ -25,6 +25,7 @@ _COMMAND_MODULES = (
     "hyper.cli.cluster",
     "hyper.cli.workflows",
     "hyper.cli.running",
+    "hyper.cli.placement",
     "hyper.cli.data",
     "hyper.cli.arrays",
     "hyper.cli.history",

@@ -24,6 +24,7 @@ from hyper.cluster.state import BUCKET, MARK, REGION, Layout, Member
 ETCD = "etcd"
 S3 = "s3"
 PROMETHEUS = "prometheus"
+OFFERS_FILE = "offers.yaml"  # in HYPER_HOME: machines that the scheduler may launch
 SERVERS = (ETCD, S3)
 SERVICE_GRACE_S = 15.0  # more than a service's own `drain_grace_s`
 # SeaweedFS takes 15-25 s to end by itself and loses nothing when killed; etcd 3.5.0-3.5.2 may.
@@ -274,12 +275,26 @@ def _service_environment(
         )
     if service.role == "scheduler":
         settings["SECRETS_KEY"] = load_or_make_secrets_key(layout.home)
+        settings |= _placement_settings(layout)
     scheduler = members.get("scheduler")
     if scheduler is not None and service.role != "scheduler":
         settings["SCHEDULER_ENDPOINT"] = scheduler.address
         environment["HYPER_ENDPOINT"] = scheduler.address
     environment.update({f"HYPER_{service.variable}__{k}": v for k, v in settings.items()})
     return environment
+
+
+def _placement_settings(layout: Layout) -> dict[str, str]:
+    """Where measurements are, and the catalogue of offers if this home has one."""
+    found = {"PLACEMENT__CLUSTER": layout.etcd_name}
+    if layout.prometheus_port:
+        found["PLACEMENT__PROMETHEUS"] = f"http://{LOOPBACK}:{layout.prometheus_port}"
+    offers = layout.home.root / OFFERS_FILE
+    if offers.exists():
+        folder = str(layout.home.root / "agents")
+        found["PLACEMENT__OFFERS"] = str(offers)
+        found["PLACEMENT__OPTIONS"] = json.dumps({"process": {"folder": folder}})
+    return found
 
 
 def _thread_shares(tasks: int) -> dict[str, str]:

@@ -69,7 +69,7 @@ class Provider(Protocol):
         """
         ...
 
-    async def list(self) -> Sequence[Instance]:
+    async def instances(self) -> Sequence[Instance]:
         """All instances of this cluster that live, whoever launched them.
 
         Raises:

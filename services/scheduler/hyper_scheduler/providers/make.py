@@ -3,27 +3,60 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from hyper.errors import FailedPreconditionError
+from hyper_scheduler.placement.offers import Offer
 from hyper_scheduler.providers.base import Provider
-from hyper_scheduler.providers.process import ProcessProvider
 
 Options = Mapping[str, str]
-Maker = Callable[[str, Options], Provider]
+# A maker gets the cluster's name, the provider's options, and the offers that name it.
+Maker = Callable[[str, Options, Sequence[Offer]], Provider]
 
 
-def _process(cluster: str, options: Options) -> Provider:
+def _process(cluster: str, options: Options, offers: Sequence[Offer]) -> Provider:
+    from hyper_scheduler.providers.process import ProcessProvider
+
     folder = options.get("folder") or str(Path(tempfile.gettempdir()) / f"hyper-agents-{cluster}")
     return ProcessProvider(cluster, Path(folder))
 
 
-MAKERS: dict[str, Maker] = {"process": _process}
+def _ssh(cluster: str, options: Options, offers: Sequence[Offer]) -> Provider:
+    from hyper_scheduler.providers.ssh import SshProvider
+
+    return SshProvider(cluster, offers)
+
+
+def _slurm(cluster: str, options: Options, offers: Sequence[Offer]) -> Provider:
+    from hyper_scheduler.providers.slurm import SlurmProvider
+
+    return SlurmProvider(cluster)
+
+
+def _docker(cluster: str, options: Options, offers: Sequence[Offer]) -> Provider:
+    from hyper_scheduler.providers.docker import DockerProvider
+
+    return DockerProvider(cluster)
+
+
+def _aws(cluster: str, options: Options, offers: Sequence[Offer]) -> Provider:
+    from hyper_scheduler.providers.aws import AwsProvider
+
+    return AwsProvider(cluster, [each.region for each in offers], options.get("endpoint"))
+
+
+MAKERS: dict[str, Maker] = {
+    "aws": _aws,
+    "docker": _docker,
+    "process": _process,
+    "slurm": _slurm,
+    "ssh": _ssh,
+}
 
 
 def make_providers(
-    names: Iterable[str], cluster: str, options: Mapping[str, Options]
+    offers: Sequence[Offer], cluster: str, options: Mapping[str, Options]
 ) -> dict[str, Provider]:
     """By name.
 
@@ -31,11 +64,18 @@ def make_providers(
         FailedPreconditionError: one is not known, or what it needs is not installed.
     """
     made = {}
-    for name in names:
+    for name in sorted({each.provider for each in offers}):
         maker = MAKERS.get(name)
         if maker is None:
             raise FailedPreconditionError(
                 f"the catalogue names provider {name!r}; known are {', '.join(sorted(MAKERS))}"
             )
-        made[name] = maker(cluster, options.get(name, {}))
+        mine = [each for each in offers if each.provider == name]
+        try:
+            made[name] = maker(cluster, options.get(name, {}), mine)
+        except ImportError as error:
+            raise FailedPreconditionError(
+                f"provider {name} needs a package that is not installed ({error.name}): "
+                f"pip install 'hyper-dl[{name}]'"
+            ) from error
     return made

@@ -39,7 +39,7 @@ class ProcessProvider:
 
     async def launch(self, order: Order) -> str:
         """Start an agent; one that was started under this name before is it."""
-        for each in await self.list():
+        for each in await self.instances():
             if each.machine == order.machine:
                 return each.id
         more: Mapping[str, str] = json.loads(order.options.get("environment", "{}"))
@@ -63,7 +63,7 @@ class ProcessProvider:
         self._children[name] = child
         return name
 
-    async def list(self) -> Sequence[Instance]:
+    async def instances(self) -> Sequence[Instance]:
         """Those whose process lives; files of the others are removed."""
         found = []
         for file in sorted(self._folder.glob("*.json")):

@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 
+from hyper.errors import InvalidArgumentError
+
 TICK_H = 0.05  # of fleets, which are recorded event by event
 LEAST_H = 8.0  # a shorter recording says nothing about a job
 
@@ -40,7 +42,7 @@ def read(paths: Iterable[Path]) -> list[Recording]:
     """Every recording in these files and folders.
 
     Raises:
-        ValueError: a file has another format.
+        InvalidArgumentError: a file has another format.
     """
     availability: dict[tuple[Path, str, float], list[tuple[str, list[int]]]] = {}
     found: list[Recording] = []
@@ -77,9 +79,11 @@ def _read_json(path: Path) -> tuple[float, list[int]]:
         values = [int(each) for each in content["data"]]
     except (ValueError, KeyError, TypeError) as error:
         text = 'expected {"metadata": {"gap_seconds": s}, "data": [...]}'
-        raise ValueError(f"{path}: {text} ({error})") from error
+        raise InvalidArgumentError(f"{path}: {text} ({error})") from error
     if tick_h <= 0 or not values or min(values) < 0:
-        raise ValueError(f"{path}: needs a gap above 0 and at least one count, none below 0")
+        raise InvalidArgumentError(
+            f"{path}: needs a gap above 0 and at least one count, none below 0"
+        )
     return tick_h, values
 
 
@@ -95,7 +99,7 @@ def _read_fleet(path: Path) -> list[tuple[float, int]]:
             return [((at - times[0][0]).total_seconds() / 3600, n) for at, n in times]
         sizes = [(float(t), int(n)) for t, n in rows]
     except ValueError as error:
-        raise ValueError(f"{path}: not the recording of a fleet ({error})") from error
+        raise InvalidArgumentError(f"{path}: not the recording of a fleet ({error})") from error
     hours = 1.0 if sizes and sizes[-1][0] < 1000 else 3600.0  # some count hours, some seconds
     return [(t / hours, n) for t, n in sizes]
 

@@ -1,0 +1,173 @@
+"""Machines that the scheduler launches: what a recipe would cost, and what was spent."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from google.protobuf.duration_pb2 import Duration
+
+from hyper.config import SCHEDULER
+from hyper.recipe_files import inline_files
+from hyper.workflows import recipe_folder, recipe_text
+from hyperapi.scheduler.v1 import placement_service_pb2 as pb
+from hyperapi.scheduler.v1.placement_service_pb2_grpc import PlacementServiceStub
+
+if TYPE_CHECKING:
+    from hyper.client import Client
+
+_PLAN_S = 120.0
+
+
+@dataclass(frozen=True, slots=True)
+class Estimate:
+    """Over samples of the market: mean, tenth and ninetieth percentile."""
+
+    mean: float
+    p10: float
+    p90: float
+
+
+@dataclass(frozen=True, slots=True)
+class OfferScore:
+    """One way to buy one offer.
+
+    Args:
+        offer: its name in the catalogue.
+        spot: whether it may be taken away.
+        usd_h: price of an hour.
+        usd_per_unit: of an hour of useful work on the fastest machine; infinite: unfit.
+        machines: of it that would be launched first.
+        reason: what the score is made of, or why it does not fit.
+    """
+
+    offer: str
+    spot: bool
+    usd_h: float
+    usd_per_unit: float
+    machines: int
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class ExperimentPlan:
+    """What one experiment would run on.
+
+    Args:
+        experiment: its name.
+        tasks: how many.
+        task_s: what one takes on the fastest machine.
+        measured: whether that was measured; else it was given, or is a guess of a minute.
+        offers: the cheapest for work first.
+        cost_usd: of all its tasks.
+        finish_s: from its start.
+        message: why nothing fits; "".
+    """
+
+    experiment: str
+    tasks: int
+    task_s: float
+    measured: bool
+    offers: tuple[OfferScore, ...]
+    cost_usd: Estimate
+    finish_s: Estimate
+    message: str
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What a recipe would cost.
+
+    Args:
+        experiments: in the order of the graph.
+        cost_usd: of all.
+        finish_s: from its start.
+        on_demand_usd: all of it on demand.
+        late_probability: that it misses its deadline.
+        catalogue_date: of the prices.
+    """
+
+    experiments: tuple[ExperimentPlan, ...]
+    cost_usd: Estimate
+    finish_s: Estimate
+    on_demand_usd: float
+    late_probability: float
+    catalogue_date: str
+
+
+def plan(
+    client: Client,
+    recipe: str | Path | Mapping[str, Any],
+    *,
+    task_s: float | None = None,
+    tasks: Mapping[str, int] | None = None,
+    samples: int = 0,
+) -> Plan:
+    """What a recipe would run on and cost; nothing is launched.
+
+    Args:
+        client: of the cluster.
+        recipe: a path, YAML text or a mapping.
+        task_s: seconds of one task, instead of what was measured.
+        tasks: experiment -> tasks, to plan another size than the recipe's.
+        samples: of the Monte Carlo estimate; 0: the scheduler's choice.
+
+    Raises:
+        FailedPreconditionError: the cluster launches no machines.
+        InvalidArgumentError: the recipe is wrong.
+    """
+    request = pb.PlanWorkflowRequest(
+        parent=f"tenants/{client.tenant}",
+        recipe_yaml=inline_files(recipe_text(recipe), recipe_folder(recipe)),
+        tasks=dict(tasks or {}),
+        samples=samples,
+    )
+    if task_s is not None:
+        duration = Duration()
+        duration.FromNanoseconds(int(task_s * 1e9))
+        request.task_time.CopyFrom(duration)
+    response: pb.PlanWorkflowResponse = client.call(
+        SCHEDULER, PlacementServiceStub, "PlanWorkflow", request, timeout_s=_PLAN_S
+    )
+    return Plan(
+        tuple(map(_experiment, response.experiments)),
+        _estimate(response.cost_usd),
+        _estimate(response.finish_s),
+        response.on_demand_usd,
+        response.late_probability,
+        response.catalogue_date,
+    )
+
+
+def cost(client: Client) -> pb.GetCostResponse:
+    """What the tenant's workflows have spent, and the machines that are paid for now.
+
+    Raises:
+        FailedPreconditionError: the cluster launches no machines.
+    """
+    request = pb.GetCostRequest(parent=f"tenants/{client.tenant}")
+    response: pb.GetCostResponse = client.call(SCHEDULER, PlacementServiceStub, "GetCost", request)
+    return response
+
+
+def _experiment(message: pb.ExperimentPlan) -> ExperimentPlan:
+    offers = tuple(
+        OfferScore(each.offer, each.spot, each.usd_h, each.usd_per_unit, each.machines, each.reason)
+        for each in message.offers
+    )
+    return ExperimentPlan(
+        message.experiment,
+        message.tasks,
+        message.task_s,
+        message.task_time_measured,
+        offers,
+        _estimate(message.cost_usd),
+        _estimate(message.finish_s),
+        message.message,
+    )
+
+
+def _estimate(message: pb.Estimate) -> Estimate:
+    return Estimate(message.mean, message.p10, message.p90)

@@ -1,0 +1,203 @@
+"""What every provider does: one suite, run against each that can run here.
+
+`process` starts real agents; `ssh` uses a real sshd; `slurm` a real slurmctld, slurmd and munged;
+`aws` EC2's API as moto's server plays it; `docker` a real daemon (opt-in). The agents dial an
+address where nobody is, and go on trying.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import sys
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from hyper.errors import UnavailableError
+from hyper_scheduler.placement.offers import Offer
+from hyper_scheduler.providers.base import Order, Provider, RefusedError, agent_environment
+from tests.support import provider_servers as servers
+
+pytestmark = pytest.mark.timeout(120)
+
+
+@dataclass
+class Place:
+    """A provider, another of the same cluster, and what can be asked of both."""
+
+    make: Callable[[str], Provider]
+    offer: Offer
+    may_refuse: dict[str, Any] = field(default_factory=dict)  # changes that make it refuse
+
+    def order(self, machine: str, **changes: Any) -> Order:
+        environment = agent_environment(
+            machine=machine, endpoint="127.0.0.1:1", slots=1, labels={"offer": self.offer.name},
+            token="a secret; 'quoted' $HOME",
+        )  # fmt: skip
+        environment["PYTHONPATH"] = os.pathsep.join(each for each in sys.path if each)
+        order = Order(
+            machine, self.offer.name, self.offer.instance_type, self.offer.region,
+            self.offer.zone, True, 0.1, "workflow-1", environment, self.offer.options,
+        )  # fmt: skip
+        return Order(**{name: changes.get(name, getattr(order, name))
+                        for name in Order.__dataclass_fields__})  # fmt: skip
+
+
+@pytest.fixture(params=["process", "ssh", "slurm", "aws", "docker"])
+def place(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Place]:
+    with ExitStack() as stack:
+        yield _PLACES[request.param](stack, tmp_path)
+
+
+def _process(stack: ExitStack, folder: Path) -> Place:
+    from hyper_scheduler.providers.process import ProcessProvider
+
+    return Place(lambda cluster: ProcessProvider(cluster, folder), Offer("here", "process"))
+
+
+def _ssh(stack: ExitStack, folder: Path) -> Place:
+    from hyper_scheduler.providers.ssh import SshProvider
+
+    options = stack.enter_context(servers.sshd(folder))
+    offer = Offer("rack", "ssh", options=options | {"python": sys.executable})
+    return Place(lambda cluster: SshProvider(cluster, [offer]), offer)
+
+
+def _slurm(stack: ExitStack, folder: Path) -> Place:
+    from hyper_scheduler.providers.slurm import SlurmProvider
+
+    environment = stack.enter_context(servers.slurm(folder))
+    offer = Offer("batch", "slurm", options={"python": sys.executable, "partition": "main"})
+    wrong = {"options": {**offer.options, "partition": "absent"}}
+    return Place(lambda cluster: SlurmProvider(cluster, environment), offer, wrong)
+
+
+def _aws(stack: ExitStack, folder: Path) -> Place:
+    from hyper_scheduler.providers.aws import AwsProvider
+
+    endpoint, image = stack.enter_context(servers.moto())
+    offer = Offer("t4", "aws", "aws", "us-east-1", "us-east-1a", "g4dn.xlarge",
+                  options={"image": image})  # fmt: skip
+    return Place(
+        lambda cluster: AwsProvider(cluster, ["us-east-1"], endpoint), offer,
+        {"zone": "us-east-1z"},
+    )  # fmt: skip
+
+
+def _docker(stack: ExitStack, folder: Path) -> Place:
+    if os.environ.get("HYPER_TEST_DOCKER") != "1":
+        pytest.skip("opt-in: HYPER_TEST_DOCKER=1, and a Docker daemon")
+    from hyper_scheduler.providers.docker import DockerProvider
+
+    image = os.environ.get("HYPER_TEST_IMAGE", "python:3.11-slim-bookworm")
+    offer = Offer("box", "docker", options={"image": image, "command": "sleep 600"})
+    wrong = {"options": {**offer.options, "image": "hyper-no-such-image:none"}}
+    return Place(lambda cluster: DockerProvider(cluster), offer, wrong)
+
+
+_PLACES = {"process": _process, "ssh": _ssh, "slurm": _slurm, "aws": _aws, "docker": _docker}
+
+
+async def until_listed(provider: Provider, count: int) -> list[str]:
+    async with asyncio.timeout(40):
+        while True:
+            found = await provider.instances()
+            if len(found) == count:
+                return [each.machine for each in found]
+            await asyncio.sleep(0.2)
+
+
+async def test_life_of_a_machine(place: Place):
+    cluster, machine = f"c-{uuid.uuid4().hex[:8]}", f"m-{uuid.uuid4().hex[:12]}"
+    provider, stranger = place.make(cluster), place.make("another")
+    try:
+        assert await provider.instances() == []
+        launched = await provider.launch(place.order(machine))
+        assert await provider.launch(place.order(machine)) == launched  # asked for again
+        assert await until_listed(provider, 1) == [machine]
+        assert [each.id for each in await provider.instances()] == [launched]
+        # a scheduler that comes after a crash finds it by its tag; another cluster's does not
+        await provider.close()
+        provider = place.make(cluster)
+        assert [each.id for each in await provider.instances()] == [launched]
+        assert await stranger.instances() == []
+        assert not await provider.notices()
+        await provider.tidy(["workflow-1"])  # the network of a live workflow stays
+        assert await until_listed(provider, 1) == [machine]
+        await provider.terminate([launched])
+        await until_listed(provider, 0)
+        await provider.terminate([launched])  # it is gone: fine
+    finally:
+        await provider.terminate([each.id for each in await provider.instances()])
+        await until_listed(provider, 0)
+        await provider.tidy([])
+        await provider.close()
+        await stranger.close()
+
+
+async def test_a_refusal_is_called_by_its_name(place: Place):
+    if not place.may_refuse:
+        pytest.skip("this provider's orders cannot be wrong")
+    provider = place.make(f"c-{uuid.uuid4().hex[:8]}")
+    with pytest.raises(RefusedError) as caught:
+        await provider.launch(place.order("m-refused", **place.may_refuse))
+    assert caught.value.name
+    assert await provider.instances() == []
+    await provider.tidy([])
+    await provider.close()
+
+
+async def test_aws_networks_notices_and_nothing_left(tmp_path: Path):
+    import boto3
+
+    with ExitStack() as stack:
+        place = _aws(stack, tmp_path)
+        provider = place.make("c-1")
+        endpoint, _ = servers.moto_of(place.offer)
+        client = boto3.client("ec2", region_name="us-east-1", endpoint_url=endpoint)
+        vpcs = len(client.describe_vpcs()["Vpcs"])
+        first = await provider.launch(place.order("m-1"))
+        second = await provider.launch(place.order("m-2", zone="us-east-1b"))
+        other = await provider.launch(place.order("m-3", network="workflow-2"))
+        found = {
+            each["InstanceId"]: each
+            for page in client.describe_instances()["Reservations"]
+            for each in page["Instances"]
+        }
+        one, two, three = (found[each.rpartition("/")[2]] for each in (first, second, other))
+        assert one["InstanceLifecycle"] == "spot"
+        assert one["VpcId"] == two["VpcId"] != three["VpcId"]
+        assert one["SubnetId"] != two["SubnetId"]
+        group = one["SecurityGroups"][0]["GroupId"]
+        rules = client.describe_security_groups(GroupIds=[group])["SecurityGroups"][0]
+        assert [pair["GroupId"] for rule in rules["IpPermissions"]
+                for pair in rule["UserIdGroupPairs"]] == [group]  # fmt: skip
+        assert not any(rule["IpRanges"] for rule in rules["IpPermissions"])  # from outside: nobody
+        data = client.describe_instance_attribute(
+            InstanceId=one["InstanceId"], Attribute="userData"
+        )["UserData"]["Value"]  # fmt: skip
+        assert data
+        await provider.terminate([first, second])
+        await provider.tidy(["workflow-2"])
+        assert len(client.describe_vpcs()["Vpcs"]) == vpcs + 1
+        await provider.terminate([other])
+        await provider.tidy([])
+        assert len(client.describe_vpcs()["Vpcs"]) == vpcs
+        assert client.describe_internet_gateways()["InternetGateways"] == []
+
+
+async def test_aws_away_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    from hyper_scheduler.providers.aws import AwsProvider
+
+    with ExitStack() as stack:
+        _aws(stack, tmp_path)
+        monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
+        provider = AwsProvider("c-1", ["us-east-1"], "http://127.0.0.1:1")
+        with pytest.raises(UnavailableError, match="aws"):
+            await provider.instances()

@@ -74,6 +74,8 @@ class Autoscaler:
         self._refusals: dict[str, Refusal] = {}
         self._missing: Counter[str] = Counter()
         self._asked_to_drain: dict[str, float] = {}
+        self._agent_seen: dict[str, float] = {}
+        self._began = clock.now()
         self._kinds: set[str] = set()
         self._hazards: dict[str, Hazard] = {}
         self._looked_at = clock.now()
@@ -146,7 +148,7 @@ class Autoscaler:
             held = self._held(demand, now)
             if demand.workflow in self.over_budget:
                 plans[demand.workflow, demand.experiment] = Plan(
-                    ends=tuple(each.name for each in held if not each.ready),
+                    ends=tuple(each.name for each in held),
                     message=self.over_budget[demand.workflow],
                 )
                 continue
@@ -216,6 +218,7 @@ class Autoscaler:
         self.ledger.close(machine, preempted=preempted)
         self._missing.pop(machine, None)
         self._asked_to_drain.pop(machine, None)
+        self._agent_seen.pop(machine, None)
 
     def _hazard(self, offer: str) -> Hazard:
         """The posterior of this leadership, begun from what Prometheus had seen before it."""
@@ -264,8 +267,8 @@ class Autoscaler:
                 if name not in self.over_budget:
                     log.warning("budget used up", workflow=name, spent_usd=spent)
                 self.over_budget[name] = (
-                    f"the budget of {budget:g} USD is used up ({spent:.4g} USD): what runs is "
-                    "finished, nothing more is launched"
+                    f"the budget of {budget:g} USD is used up ({spent:.4g} USD spent): machines "
+                    "finish what they run and are ended, none is launched"
                 )
             else:
                 self.over_budget.pop(name, None)
@@ -329,14 +332,18 @@ class Autoscaler:
                     await self._launch(offer, spot, workflow, experiment, now)
         for machine, since in list(self._asked_to_drain.items()):
             await self._end_drained(machine, since, now)
-        for machine, entry in self.ledger.machines.items():
-            late = now - entry.launched > self._settings.join_s
-            if not entry.ready and late and machine not in self._asked_to_drain:
-                log.warning("agent did not come", machine=machine, offer=entry.offer)
+        workers = self._workers()
+        for machine, entry in list(self.ledger.machines.items()):
+            if machine in workers:
+                self._agent_seen[machine] = now
+            heard = self._agent_seen.setdefault(machine, max(entry.launched, self._began))
+            late = now - heard > self._settings.join_s
+            if late and machine not in self._asked_to_drain:
+                log.warning("agent is away", machine=machine, offer=entry.offer)
                 self._refusals = refused(
                     self._refusals, refusal_key(entry.offer, spot=entry.spot), "NoAgent", now
                 )
-                await self._drain(machine, "its agent did not come", now)
+                await self._drain(machine, "its agent is away", now)
         live = {each.workflow for each in self.ledger.machines.values()}
         networks = sorted({network_of(name) for name in live})
         for name, provider in self._providers.items():

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from random import Random
+from typing import Protocol
 
 from hyper_scheduler.placement.hazard import Hazard
 from hyper_scheduler.placement.simulation import Job, Outcome, Traces, simulate
@@ -14,6 +14,18 @@ from hyper_scheduler.placement.view import View
 
 TICKS = 120  # of a job as long as it takes without interruption
 AWAY_H = 0.5  # for so long a market that took a machine has none, on average
+
+
+class Chance(Protocol):
+    """What is asked of a `random.Random`."""
+
+    def gammavariate(self, alpha: float, beta: float) -> float:
+        """From a Gamma distribution of this shape and scale."""
+        ...
+
+    def expovariate(self, lambd: float) -> float:
+        """From an exponential distribution of this rate."""
+        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,7 +46,7 @@ class Spread:
         )
 
 
-def forecast(view: View, hazards: Sequence[Hazard], samples: int, random: Random) -> list[Outcome]:
+def forecast(view: View, hazards: Sequence[Hazard], samples: int, random: Chance) -> list[Outcome]:
     """Outcomes of a job that starts now, one a sample.
 
     Each sample draws every spot market's rate from its posterior, then a course of the market:
@@ -76,7 +88,7 @@ def _policy(view: View) -> Callable[[View], tuple[int, ...]]:
 
 
 def _course(
-    capacity: int, rate: float, tick_h: float, ticks: int, random: Random
+    capacity: int, rate: float, tick_h: float, ticks: int, random: Chance
 ) -> tuple[int, ...]:
     """Machines to be had, tick by tick."""
     course: list[int] = []

@@ -32,7 +32,7 @@ HONOURS = Gauge(
     "hyper_storage_s3_honours", "1 if S3 does what the request's feature asks for.", ("feature",)
 )
 _AGAIN_S = 60.0
-_SILENCE_S = 15.0
+_SILENCE_S = 5.0
 _BODY, _OTHER = b"hyper asks what this server does", b"hyper asks what that server does"
 _CRC32C = "x-amz-checksum-crc32c"
 

@@ -25,6 +25,7 @@ MODULES = (
     "benchmarks.matcher.alignment",
     "benchmarks.matcher.false_matches",
     "benchmarks.matcher.ncc",
+    "benchmarks.matcher.stitching",
     "benchmarks.placement",
     "benchmarks.scheduler --plot docs/scheduler_plan.png",
     "benchmarks.storage",

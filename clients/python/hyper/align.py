@@ -358,7 +358,7 @@ def finish(
     """
     status = job.workflow.wait(on_update=on_update)
     if status.state != "SUCCEEDED":
-        abandon(client, job)
+        abandon(client, job.session)
         raise WorkFailedError(
             f"{job.workflow.name} {status.state.lower()}: {status.message}; see "
             f"`hyper logs {job.workflow.name}`"
@@ -369,10 +369,10 @@ def finish(
     return result
 
 
-def abandon(client: Client, job: AlignJob) -> None:
+def abandon(client: Client, session: str) -> None:
     """Drop what a job that will not finish has written; a commit that came first stands."""
     try:
-        client.attach(job.session).abort()
+        client.attach(session).abort()
     except HyperError as error:
         if error.reason != "SESSION_CLOSED":
             raise

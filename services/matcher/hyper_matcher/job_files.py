@@ -144,7 +144,7 @@ class Job:
             shape,
             dtype,
             chunks=(1, _CHUNK_PX, _CHUNK_PX),
-            shards=(1, *(_shard_px(edge) for edge in shape[1:])),
+            shards=(1, *(shard_px(edge) for edge in shape[1:])),
             voxel_size_nm=tuple(voxel_size) if voxel_size else None,
         )
 
@@ -193,7 +193,7 @@ class Job:
         return self.session.commit("aligned", request_id=request_id).number
 
 
-def _shard_px(edge: int) -> int:
+def shard_px(edge: int) -> int:
     """A whole section up to 64 MB of bytes, else a tile of that size."""
     return min(-(-edge // _CHUNK_PX) * _CHUNK_PX, _MAX_SHARD_PX)
 

@@ -160,7 +160,7 @@ def render_report(data: ReportData) -> str:
     return (
         '<!doctype html><html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<title>{escape(data.title)}</title><style>{_STYLE}</style></head><body><main>"
+        f"<title>{escape(data.title)}</title><style>{STYLE}</style></head><body><main>"
         f"<header><h1>{escape(data.title)}</h1><p>{escape(data.subtitle)}</p>{notes}</header>"
         + "".join(sections)
         + "</main></body></html>\n"
@@ -201,7 +201,7 @@ def _flagged(data: ReportData) -> str:
     if not data.flagged:
         return '<section><p class="good">No section is flagged.</p></section>'
     rows = [(f"section {z}", why) for z, why in sorted(data.flagged.items())]
-    return _section("Flagged sections", _table(("section", "why"), rows), warn=True)
+    return html_section("Flagged sections", html_table(("section", "why"), rows), warn=True)
 
 
 def _overlays(data: ReportData) -> str:
@@ -225,7 +225,7 @@ def _overlays(data: ReportData) -> str:
         "<p>One section magenta, the next green: what lies together is grey. "
         "Inset: the middle at full resolution.</p>"
     )
-    return _section("Neighbouring sections", intro + "".join(parts))
+    return html_section("Neighbouring sections", intro + "".join(parts))
 
 
 def _reslices(data: ReportData) -> str:
@@ -237,7 +237,7 @@ def _reslices(data: ReportData) -> str:
             views.append(f'<figure class="wide">{image}<figcaption>{when}</figcaption></figure>')
     if not views:
         return ""
-    return _section("Cut along the stack (x to the right, z down)", "".join(views))
+    return html_section("Cut along the stack (x to the right, z down)", "".join(views))
 
 
 def _scores(data: ReportData) -> str:
@@ -254,9 +254,11 @@ def _scores(data: ReportData) -> str:
         (label, _number(s.before, 3), _number(s.after, 3))
         for label, s in zip(labels, data.scores, strict=True)
     ]
-    table = _table(("sections", "before", "after"), rows)
+    table = html_table(("sections", "before", "after"), rows)
     details = f"<details><summary>Every neighbour</summary>{table}</details>"
-    return _section("Correlation of every neighbour", _legend("before", "after") + chart + details)
+    return html_section(
+        "Correlation of every neighbour", _legend("before", "after") + chart + details
+    )
 
 
 def _residuals(data: ReportData) -> str:
@@ -278,10 +280,10 @@ def _residuals(data: ReportData) -> str:
         for name, values in (("z + 1", data.residuals_z1), ("z + 2", data.residuals_z2))
         if len(values)
     ]
-    table = _table(("distance", "matches", "p50, px", "p95, px", "p99, px"), rows)
+    table = html_table(("distance", "matches", "p50, px", "p95, px", "p99, px"), rows)
     intro = "<p>160-px templates matched afresh in the rendered sections, no consensus filter.</p>"
     legend = _legend("z1", "z2")
-    return _section("Residuals", intro + legend + chart + table)
+    return html_section("Residuals", intro + legend + chart + table)
 
 
 def _rejections(data: ReportData) -> str:
@@ -296,7 +298,7 @@ def _rejections(data: ReportData) -> str:
         named = {name.replace("_", " "): float(count) for name, count in ranked}
         text += charts.bars(named, unit="")
     if data.doubtful:
-        table = _table(
+        table = html_table(
             ("sections", "why"),
             [(f"{first}–{second}", why) for first, second, why in data.doubtful],
         )
@@ -304,7 +306,7 @@ def _rejections(data: ReportData) -> str:
             f"<details><summary>{len(data.doubtful)} pairs of sections that could not be matched "
             f"well as a whole</summary>{table}</details>"
         )
-    return _section("Rejected matches by reason", text)
+    return html_section("Rejected matches by reason", text)
 
 
 def _meshes(data: ReportData) -> str:
@@ -322,7 +324,7 @@ def _meshes(data: ReportData) -> str:
         "the section's rotation and shift.</p>"
     )
     body = f'{intro}<div class="pair">{"".join(figures)}</div>'
-    return _section("Deformation of the worst sections", body)
+    return html_section("Deformation of the worst sections", body)
 
 
 def _stages(data: ReportData) -> str:
@@ -336,31 +338,34 @@ def _stages(data: ReportData) -> str:
         head.append("CPU, s")
         for row, stage in zip(rows, data.stages, strict=True):
             row.append(_number(stage.cpu_seconds, 2))
-    body = chart + _table(head, rows)
+    body = chart + html_table(head, rows)
     if data.workers:
         shares = [
             (w.worker, *(str(w.tasks.get(name, 0) or "·") for name in names),
              str(sum(w.tasks.values())))
             for w in data.workers
         ]  # fmt: skip
-        body += "<h3>Who ran what (tasks)</h3>" + _table(("worker", *names, "all"), shares)
-    return _section("Time of every stage", body)
+        body += "<h3>Who ran what (tasks)</h3>" + html_table(("worker", *names, "all"), shares)
+    return html_section("Time of every stage", body)
 
 
 def _parameters(data: ReportData) -> str:
     if not data.parameters:
         return ""
     rows = [(p.name, p.value, p.why) for p in data.parameters]
-    return _section("Parameters, and why", _table(("parameter", "value", "why"), rows))
+    return html_section("Parameters, and why", html_table(("parameter", "value", "why"), rows))
 
 
 def _result(data: ReportData) -> str:
     rows = [(key, str(value)) for key, value in data.result.items()]
-    table = _table(("key", "value"), rows)
-    return _section("Result object", f"<details><summary>All numbers</summary>{table}</details>")
+    table = html_table(("key", "value"), rows)
+    return html_section(
+        "Result object", f"<details><summary>All numbers</summary>{table}</details>"
+    )
 
 
-def _section(title: str, body: str, *, warn: bool = False) -> str:
+def html_section(title: str, body: str, *, warn: bool = False) -> str:
+    """A part of the page; `title` is escaped, `body` is HTML."""
     return f"<section{' class=warn' if warn else ''}><h2>{escape(title)}</h2>{body}</section>"
 
 
@@ -372,7 +377,8 @@ def _legend(*names: str) -> str:
     return f'<p class="legend">{keys}</p>'
 
 
-def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+def html_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A table; cells are escaped."""
     header = "".join(f"<th>{escape(cell)}</th>" for cell in head)
     body = "".join(
         "<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in row) + "</tr>" for row in rows
@@ -396,7 +402,7 @@ def _percent(value: Any) -> str:
     return "–" if value is None else f"{float(value):.1%}"
 
 
-_STYLE = """
+STYLE = """
 :root{color-scheme:light dark;--bg:#fafafa;--fg:#1b1f24;--mute:#66707a;--card:#fff;--line:#dde1e6;
 --before:#b0389a;--after:#1a7f4b;--z1:#1a7f4b;--z2:#d08a1d;--warn:#b3261e}
 @media (prefers-color-scheme:dark){:root{--bg:#12151a;--fg:#e6e9ed;--mute:#98a2ad;--card:#1b2027;

@@ -102,7 +102,7 @@ def _follow(client: Client, job: align.AlignJob) -> dict[str, Any]:
         try:
             job.workflow.cancel("interrupted by the user")
             job.workflow.wait(timeout_s=30)
-            align.abandon(client, job)
+            align.abandon(client, job.session)
         except HyperError as error:
             output.say(f"warning: {error}; cancel it with `hyper cancel {job.workflow.name}`")
         raise

@@ -30,6 +30,7 @@ _COMMAND_MODULES = (
     "hyper.cli.arrays",
     "hyper.cli.history",
     "hyper.cli.align",
+    "hyper.cli.stitch",
     "hyper.cli.infer",
     "hyper.cli.match",
     "hyper.cli.train_nccnet",

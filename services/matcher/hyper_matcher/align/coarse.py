@@ -70,8 +70,8 @@ class CoarseImage:
         edge = max(self.shape)
         self.block_factor = max(1, round(edge / self.options.block_edge_px))
         self.search_factor = max(self.block_factor, math.ceil(edge / self.options.search_edge_px))
-        self.blocks = _features(downsample(section, self.block_factor), 1.2, 6.0)
-        self.search = _features(downsample(section, self.search_factor), 0.8, 4.0)
+        self.blocks = contrast_features(downsample(section, self.block_factor), 1.2, 6.0)
+        self.search = contrast_features(downsample(section, self.search_factor), 0.8, 4.0)
         self.block_search = SearchImage(self.blocks)
 
 
@@ -111,8 +111,8 @@ def refine_affine(source: CoarseImage, target: CoarseImage, guess: Affine) -> tu
     return _from_factor(best, factor), share
 
 
-def _features(image: NDArray[np.float32], low: float, high: float) -> NDArray[np.float32]:
-    """Band-passed, local contrast made equal, bounded."""
+def contrast_features(image: NDArray[np.float32], low: float, high: float) -> NDArray[np.float32]:
+    """Band-passed (sigmas `low` to `high`, px), local contrast made equal, bounded: (H, W)."""
     narrow = scipy.ndimage.gaussian_filter(image, low, mode="nearest")
     band = narrow - scipy.ndimage.gaussian_filter(image, high, mode="nearest")
     energy = scipy.ndimage.gaussian_filter(band * band, 2 * high, mode="nearest")

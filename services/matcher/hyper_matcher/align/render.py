@@ -76,7 +76,19 @@ def render_section(
     Returns:
         (height, width) of the section's dtype, 0 outside; (height, width) validity.
     """
-    maps = inverse_map(positions, mesh, canvas)
+    return render_triangles(section, mesh.vertices, positions, mesh.triangles, canvas)
+
+
+def render_triangles(
+    section: NDArray[Any],
+    source: NDArray[np.float64],
+    placed: NDArray[np.float64],
+    triangles: NDArray[np.int64],
+    canvas: Canvas,
+) -> tuple[NDArray[Any], NDArray[np.bool_]]:
+    """The same for any triangles (m, 3) over vertices (n, 2) of the section and where they go."""
+    origin = np.array(canvas.origin, np.float64)
+    maps = _rasterise(placed - origin, source, triangles, canvas.shape[0], canvas.shape[1])
     values, valid = _sample(np.ascontiguousarray(section), maps)
     if np.issubdtype(section.dtype, np.integer):
         top = np.iinfo(section.dtype).max

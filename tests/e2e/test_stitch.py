@@ -1,0 +1,65 @@
+"""`hyper stitch` on a real local cluster: tiles in, a montage out, and what is wrong is said."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from benchmarks.matcher.stitching import cut_tiles
+from hyper.images import read_section, write_png
+from tests.support.local_cluster import LocalCluster
+from tests.support.sections import texture
+
+pytestmark = pytest.mark.timeout(300)
+
+
+def _write(folder: Path) -> Path:
+    tiles = cut_tiles(texture((420, 420), seed=2), 2, 0.3, 2.0, 8.0, seed=4)
+    lines = ["{RESOLUTION}\t4.0"]
+    for k, (tile, (y, x)) in enumerate(zip(tiles.images, tiles.positions, strict=True)):
+        write_png(folder / f"t{k}.png", tile)
+        lines.append(f"t{k}.png\t{x:.2f}\t{y:.2f}")
+    (folder / "s1.txt").write_text("\n".join(lines) + "\n")
+    return folder / "s1.txt"
+
+
+def test_tiles_become_a_montage(local_cluster: LocalCluster, tmp_path: Path) -> None:
+    positions = _write(tmp_path)
+    report, montages = tmp_path / "report.html", tmp_path / "montages"
+    result = local_cluster.json(
+        "stitch", str(positions), "lab/montage", "--report", str(report), "--montages",
+        str(montages), "--thickness", "40",
+    )  # fmt: skip
+    assert result["seam_residual_p95"] <= 0.5
+    assert result["flagged_tiles"] == {} and result["failed_seams"] == []
+    assert result["array"] == "lab/montage/raw" and result["array_url"].startswith("s3://")
+    montage = read_section(montages / "00000.png")
+    assert min(montage.shape) > 380 and (montage > 0).mean() > 0.85
+    assert "<svg" in report.read_text()
+    listed = local_cluster.json("ls", "lab/montage")
+    assert "40" in json.dumps(listed)
+
+
+def test_a_tile_that_fits_nowhere_is_named_and_the_exit_status_is_1(
+    local_cluster: LocalCluster, tmp_path: Path
+) -> None:
+    positions = _write(tmp_path)
+    rng = np.random.default_rng(0)
+    shape = read_section(tmp_path / "t3.png").shape
+    write_png(tmp_path / "t3.png", rng.integers(1, 255, shape, np.uint8))
+    done = local_cluster.run("stitch", str(positions), "lab/odd", "--json")
+    assert done.returncode == 1
+    assert list(json.loads(done.stdout.splitlines()[-1])["flagged_tiles"]) == ["t3.png"]
+
+
+def test_a_missing_tile_is_named_before_any_work(
+    local_cluster: LocalCluster, tmp_path: Path
+) -> None:
+    positions = _write(tmp_path)
+    (tmp_path / "t2.png").unlink()
+    done = local_cluster.run("stitch", str(positions), "lab/missing")
+    assert done.returncode == 2
+    assert "t2.png: listed in the positions, but not there" in done.stderr

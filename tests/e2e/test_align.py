@@ -260,3 +260,27 @@ def test_no_cluster(tmp_path: Path, small_stack: Path) -> None:
     done = nowhere.run("align", str(small_stack), "lab/x")
     assert done.returncode == 3
     assert "hyper up" in done.stderr and "Traceback" not in done.stderr
+
+
+def test_neighbours_that_do_not_match_are_named_and_the_exit_status_is_1(
+    local_cluster: LocalCluster, small_stack: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "sections"
+    folder.mkdir()
+    for file in sorted(small_stack.iterdir()):
+        shutil.copy(file, folder / file.name)
+    names = sorted(file.name for file in folder.iterdir())
+    pixels = np.asarray(Image.open(folder / names[1]))
+    noise = np.random.default_rng(0).integers(1, 255, pixels.shape, np.uint8)
+    Image.fromarray(noise).save(folder / names[1])
+    done = local_cluster.run("align", str(folder), "lab/torn", "--json")
+    assert done.returncode == 1, done.stderr
+    result = json.loads(done.stdout.splitlines()[-1])
+    assert [(p["source_z"], p["target_z"]) for p in result["failed_pairs"]] == [(0, 1), (1, 2)]
+    assert "error: sections 0 and 1 could not be matched" in done.stderr
+    order = tmp_path / "order.txt"
+    order.write_text("\n".join([names[1], names[0], *names[2:]]))
+    result = local_cluster.json(
+        "align", str(folder), "lab/torn", "--order", str(order), "--exclude", names[1]
+    )
+    assert result["failed_pairs"] == [] and result["flagged_sections"] == [0]

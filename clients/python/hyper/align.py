@@ -47,6 +47,8 @@ class AlignOptions:
         skip_bad: leave unreadable sections blank instead of refusing the stack.
         title: of the report.
         keep_intermediates: commit features and matches too.
+        exclude: sections, by number or file name, that are left blank.
+        points: pairs of points known to be the same tissue: (z, y, x, z, y, x), px.
     """
 
     voxel_size_nm: tuple[float, float, float] | None = None
@@ -57,6 +59,8 @@ class AlignOptions:
     skip_bad: bool = False
     title: str = ""
     keep_intermediates: bool = False
+    exclude: tuple[str, ...] = ()
+    points: tuple[tuple[float, ...], ...] = ()
 
     def __post_init__(self) -> None:
         if not 1 <= self.neighbours <= 8:
@@ -95,6 +99,7 @@ class Source:
         files: image files in z order; empty for an array.
         array: address of the source array with its version; empty for a folder.
         bad: sections that were skipped.
+        masks: for each file, what is tissue (not 0), or None; empty if no masks were given.
     """
 
     label: str
@@ -103,6 +108,7 @@ class Source:
     files: tuple[Path, ...] = ()
     array: str = ""
     bad: tuple[BadSection, ...] = ()
+    masks: tuple[Path | None, ...] = ()
 
 
 @dataclass(slots=True)
@@ -117,9 +123,23 @@ class AlignJob:
 
 
 def inspect_folder(
-    folder: Path, *, skip_bad: bool = False, on_progress: Callable[[int, int], None] | None = None
+    folder: Path,
+    *,
+    skip_bad: bool = False,
+    exclude: Sequence[str] = (),
+    order: Path | None = None,
+    masks: Path | None = None,
+    on_progress: Callable[[int, int], None] | None = None,
 ) -> Source:
     """Decode every section of a folder once, so that no job starts on input that cannot work.
+
+    Args:
+        folder: of PNG or TIFF sections.
+        skip_bad: leave unreadable sections blank.
+        exclude: sections, by number or file name, to be left blank whatever they hold.
+        order: a file with a section's name a line, in z order; by default that of the names.
+        masks: folder of images of the same names and sizes, 0 where there is no tissue.
+        on_progress: called with (done, all).
 
     Raises:
         InvalidArgumentError: missing folder, fewer than two sections, an unreadable section (unless
@@ -132,14 +152,21 @@ def inspect_folder(
             reason="INVALID_IMAGE",
         )
     files = images.list_sections(folder)
+    if order is not None:
+        files = read_order(order, files)
     if len(files) < 2:
         raise InvalidArgumentError(
             f"{folder}: {len(files)} PNG or TIFF section(s) there; an alignment needs at least two",
             reason="INVALID_IMAGE",
         )
+    excluded = chosen_sections(exclude, [file.name for file in files])
+    mask_files = _masks(masks, files) if masks is not None else ()
     bad: list[BadSection] = []
     shapes: dict[tuple[tuple[int, ...], str], list[Path]] = {}
     for z, file in enumerate(files):
+        if z in excluded:
+            bad.append(BadSection(z, file.name, "excluded"))
+            continue
         try:
             section = images.read_section(file)
         except InvalidArgumentError as error:
@@ -170,7 +197,136 @@ def inspect_folder(
         dtype=dtype,
         files=tuple(files),
         bad=tuple(bad),
+        masks=_checked_masks(mask_files, shape),
     )
+
+
+def read_order(order: Path, files: Sequence[Path]) -> list[Path]:
+    """The files in the order of their names (with or without suffix) in `order`, one a line.
+
+    Raises:
+        InvalidArgumentError: a name that is not there or twice; files that are not named are too.
+    """
+    try:
+        lines = order.read_text().splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise InvalidArgumentError(f"{order}: cannot be read: {error}", field="order") from error
+    names = [line.strip() for line in lines if line.strip() and not line.startswith("#")]
+    known = {file.stem: file for file in files} | {file.name: file for file in files}
+    found: list[Path] = []
+    for name in names:
+        if name not in known:
+            raise InvalidArgumentError(
+                f"{order}: {name}: no such section in the folder", field="order"
+            )
+        if known[name] in found:
+            raise InvalidArgumentError(f"{order}: {name} is listed twice", field="order")
+        found.append(known[name])
+    lost = [file.name for file in files if file not in found]
+    if lost:
+        raise InvalidArgumentError(
+            f"{order}: {len(lost)} section(s) of the folder are not listed, such as {lost[0]}; "
+            "list them, and leave out with --exclude what is not to be used",
+            field="order",
+        )
+    return found
+
+
+def chosen_sections(chosen: Sequence[str], names: Sequence[str]) -> set[int]:
+    """Sections named by number or by file name.
+
+    Raises:
+        InvalidArgumentError: there is no such section.
+    """
+    found = set()
+    stems = [name.rpartition(".")[0] or name for name in names]
+    for one in chosen:
+        if one in names or one in stems:
+            found.add(names.index(one) if one in names else stems.index(one))
+        elif one.isascii() and one.isdecimal() and int(one) < len(names):
+            found.add(int(one))
+        else:
+            raise InvalidArgumentError(
+                f"{one}: no such section; give a number from 0 to {len(names) - 1} or a file's "
+                "name",
+                field="exclude",
+            )
+    return found
+
+
+def read_points(file: Path) -> tuple[tuple[float, ...], ...]:
+    """Pairs of points, a line each: `z,y,x,z,y,x`, px; lines that start with # are comments.
+
+    Raises:
+        InvalidArgumentError: a line that is anything else; names it.
+    """
+    try:
+        lines = file.read_text().splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise InvalidArgumentError(f"{file}: cannot be read: {error}", field="points") from error
+    found = []
+    for number, line in enumerate(lines, start=1):
+        if not line.strip() or line.lstrip().startswith("#"):
+            continue
+        try:
+            values = tuple(float(word) for word in line.split(","))
+        except ValueError:
+            values = ()
+        if len(values) != 6 or not all(map(math.isfinite, values)):
+            raise InvalidArgumentError(
+                f"{file}: line {number}: write z,y,x,z,y,x in px, not {line.strip()!r}",
+                field="points",
+            )
+        found.append(values)
+    if not found:
+        raise InvalidArgumentError(f"{file}: holds no pair of points", field="points")
+    return tuple(found)
+
+
+def check_points(source: Source, options: AlignOptions) -> None:
+    """Refuse points that are in no section, or join a section with itself.
+
+    Raises:
+        InvalidArgumentError: names the pair.
+    """
+    depth, height, width = source.shape
+    for pair in options.points:
+        ends = pair[:3], pair[3:]
+        inside = all(
+            z == int(z) and 0 <= z < depth and 0 <= y < height and 0 <= x < width
+            for z, y, x in ends
+        )
+        if not inside or pair[0] == pair[3]:
+            raise InvalidArgumentError(
+                f"the points {', '.join(f'{v:g}' for v in pair)} are not in two of {depth} "
+                f"sections of {height} x {width} px",
+                field="points",
+            )
+
+
+def _masks(folder: Path, files: Sequence[Path]) -> tuple[Path | None, ...]:
+    if not folder.is_dir():
+        raise InvalidArgumentError(f"{folder}: no such folder of masks", field="mask")
+    known = {file.stem: file for file in images.list_sections(folder)}
+    strange = set(known) - {file.stem for file in files}
+    if strange or not known:
+        which = f"{min(strange)} is of no section" if strange else "there is none"
+        raise InvalidArgumentError(
+            f"{folder}: masks are named as their sections; {which}", field="mask"
+        )
+    return tuple(known.get(file.stem) for file in files)
+
+
+def _checked_masks(
+    masks: tuple[Path | None, ...], shape: tuple[int, ...]
+) -> tuple[Path | None, ...]:
+    for file in masks:
+        if file is not None and (found := images.read_section(file).shape) != shape:
+            raise InvalidArgumentError(
+                f"{file}: is {found[0]} x {found[1]} px, its section {shape[0]} x {shape[1]}",
+                field="mask",
+            )
+    return masks
 
 
 def _differing(folder: Path, shapes: dict[tuple[tuple[int, ...], str], list[Path]]) -> str:
@@ -185,7 +341,7 @@ def _differing(folder: Path, shapes: dict[tuple[tuple[int, ...], str], list[Path
     return f"{folder}: sections differ in size or dtype: {kinds}; give one stack of equal sections"
 
 
-def inspect_array(client: Client, address: str) -> Source:
+def inspect_array(client: Client, address: str, exclude: Sequence[str] = ()) -> Source:
     """Look at a source array in the storage gateway.
 
     Raises:
@@ -202,7 +358,9 @@ def inspect_array(client: Client, address: str) -> Source:
     _check_edges(address, (y, x))
     _, tenant, _, dataset, _, version, _, name = array.name.split("/", 7)
     pinned = f"{tenant}/{dataset}@{version}/{name}"
-    return Source(label=pinned, shape=(z, y, x), dtype=array.dtype.name, array=pinned)
+    excluded = chosen_sections(exclude, [str(number) for number in range(z)])
+    bad = tuple(BadSection(number, "", "excluded") for number in sorted(excluded))
+    return Source(label=pinned, shape=(z, y, x), dtype=array.dtype.name, array=pinned, bad=bad)
 
 
 def _check_edges(label: str, shape: tuple[int, ...]) -> None:
@@ -297,6 +455,7 @@ def submit(
     """
     address = check_destination(destination)
     check_lengths(source, options)
+    check_points(source, options)
     session = client.session(destination)
     try:
         names = [f"sections/{z:06d}{file.suffix.lower()}" for z, file in enumerate(source.files)]
@@ -304,6 +463,9 @@ def submit(
         if names:
             say(f"uploading {len(names) - len(bad)} sections to {destination}")
             session.write_many(_contents(source.files, names, bad))
+            for z, file in enumerate(source.masks):
+                if file is not None:
+                    session.write(_mask_name(z, file), file.read_bytes())
         files = [None if z in bad else name for z, name in enumerate(names)]
         session.write(SETTINGS_FILE, job_settings(source, options, destination, files))
         text = recipe(session.name, source, options, name=f"align-{address.dataset}"[:64])
@@ -333,10 +495,17 @@ def job_settings(
         "shape": source.shape,
         "dtype": source.dtype,
         "files": list(files),
+        "masks": [
+            None if file is None else _mask_name(z, file) for z, file in enumerate(source.masks)
+        ],
         "bad": [asdict(section) for section in source.bad],
         "destination": destination,
     }
     return json.dumps(settings, indent=1).encode()
+
+
+def _mask_name(z: int, file: Path) -> str:
+    return f"masks/{z:06d}{file.suffix.lower()}"
 
 
 def _contents(

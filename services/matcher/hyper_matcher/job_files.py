@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from hyper import images
 from hyper.align import SETTINGS_FILE
 from hyper.arrays import Array
 from hyper.context import TaskContext
@@ -117,16 +118,21 @@ class Job:
             return self.session[RAW]
         return self.context.client.open_array(self.settings["array"])
 
+    def left_out(self, z: int) -> bool:
+        """Whether a section is to stay blank."""
+        return any(int(one["z"]) == z for one in self.settings["bad"])
+
     def source_section(self, z: int) -> NDArray[Any]:
-        """One section as it came; before `ingest` has run, from its file."""
-        files = self.settings["files"]
+        """One section as it came, 0 where its mask says that there is no tissue."""
+        files, masks = self.settings["files"], self.settings.get("masks")
+        if self.left_out(z):
+            return np.zeros(self.shape[1:], self.settings["dtype"])
         if not files:
             return np.asarray(self.source_array()[z])
-        if files[z] is None:
-            return np.zeros(self.shape[1:], self.settings["dtype"])
-        from hyper import images
-
-        return images.read_section(self.session.read(files[z]))
+        section = images.read_section(self.session.read(files[z]))
+        if masks and masks[z] is not None:
+            section = np.where(images.read_section(self.session.read(masks[z])) > 0, section, 0)
+        return section
 
     def make_array(self, name: str, shape: tuple[int, int, int], dtype: str) -> Array:
         """Make an array whose shards lie in one section, unless an earlier attempt made it.

@@ -16,6 +16,7 @@ from hyper.arrays import Array
 from hyper.context import TaskContext
 from hyper.workflows import Workflow
 from hyper_matcher.align.geometry import PairMatches
+from hyper_matcher.align.order import failed_pairs
 from hyper_matcher.align.quality import Facts, PairQuality, result_object
 from hyper_matcher.job_files import ALIGNED, Job, measure_file, section_file
 from hyper_matcher.job_plan import Plan
@@ -46,6 +47,12 @@ def write_report(context: TaskContext, job: Job) -> dict[str, Any]:
     result = result_object(before, after, _facts(job, workflow, sections, pairs, flagged))
     result["cpu_seconds"] = result["peak_rss_mb"] = None  # known to who watches the cluster
     result["source"] = job.settings["source"]
+    left_out = [int(bad["z"]) for bad in job.settings["bad"]]
+    result["failed_pairs"] = [
+        {"source_z": a, "target_z": b, "why": why}
+        for a, b, why in failed_pairs(job.shape[0], pairs, left_out)
+    ]
+    result["flags"] = {str(z): why for z, why in sorted(flagged.items())}
     job.write_json(RESULT_FILE, result)
     page = render_report(_report_data(job, workflow, result, before, after, pairs, flagged))
     job.session.write(REPORT_FILE, page.encode())

@@ -10,11 +10,11 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from hyper import images
 from hyper.context import TaskContext
 from hyper.errors import InvalidArgumentError
-from hyper_matcher.align.geometry import NOTHING_TO_MATCH, PairMatches
+from hyper_matcher.align.geometry import NOTHING_TO_MATCH, PairMatches, point_pairs
 from hyper_matcher.align.metrics import mean_gradient
+from hyper_matcher.align.order import swapped_sections
 from hyper_matcher.align.pipeline import pairs_of
 from hyper_matcher.align.quality import measure_pair
 from hyper_matcher.align.relax import RelaxOptions
@@ -60,10 +60,9 @@ def prepare(context: TaskContext, *, session: str) -> dict[str, Any]:
 def ingest(context: TaskContext, *, session: str, z: int) -> dict[str, Any]:
     """Decode one section into array `raw`; a section that was left out stays blank."""
     job = Job.open(context, session)
-    name = job.settings["files"][z]
-    if name is None:
+    if job.left_out(z):
         return {"blank": True}
-    section = images.read_section(job.session.read(name))
+    section = job.source_section(z)
     job.session[RAW][z] = section
     return {"mean": round(float(section.mean()), 2)}
 
@@ -71,6 +70,8 @@ def ingest(context: TaskContext, *, session: str, z: int) -> dict[str, Any]:
 def features(context: TaskContext, *, session: str, z: int) -> dict[str, Any]:
     """Filter one section with the band-pass net, on the inference service."""
     job = Job.open(context, session)
+    if job.left_out(z):
+        return {"blank": True}
     source = job.source_array()
     _, height, width = job.shape
     context.client.infer_volume(
@@ -110,10 +111,11 @@ def relax(context: TaskContext, *, session: str) -> dict[str, Any]:
     job = Job.open(context, session)
     depth, height, width = job.shape
     pairs = job.load_matches()
+    points = point_pairs(job.settings["options"].get("points") or ())
     relaxed = relax_stack(
-        (height, width), depth, pairs, RelaxOptions(spacing_px=job.plan.mesh_spacing_px)
+        (height, width), depth, pairs, RelaxOptions(spacing_px=job.plan.mesh_spacing_px), points
     )
-    flagged = dict(relaxed.flagged)
+    flagged = swapped_sections(depth, pairs) | relaxed.flagged
     for bad in job.settings["bad"]:
         flagged[int(bad["z"])] = f"left blank: {bad['reason']}"
     if len(flagged) == depth:

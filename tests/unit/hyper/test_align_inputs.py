@@ -133,3 +133,62 @@ def test_options_that_cannot_work_are_refused_at_once(chosen: dict[str, Any]) ->
 def test_the_destination_is_a_dataset(name: str) -> None:
     with pytest.raises(InvalidArgumentError):
         align.check_destination(name)
+
+
+def test_an_order_of_ones_own(folder: Path, tmp_path: Path) -> None:
+    order = tmp_path / "order.txt"
+    order.write_text("# as cut\nz2\nz0.png\n\nz1\nz3\n")
+    source = align.inspect_folder(folder, order=order)
+    assert [file.name for file in source.files] == ["z2.png", "z0.png", "z1.png", "z3.png"]
+    for text, words in (
+        ("z2\nz0\nz1\n", "1 section.* not listed, such as z3"),
+        ("z0\nz0\nz1\nz2\nz3\n", "z0 is listed twice"),
+        ("z0\nz1\nz2\nz3\nz4\n", "z4: no such section"),
+    ):
+        order.write_text(text)
+        with pytest.raises(InvalidArgumentError, match=words):
+            align.inspect_folder(folder, order=order)
+
+
+def test_excluded_sections_are_not_even_read(folder: Path) -> None:
+    (folder / "z1.png").write_bytes(b"")
+    source = align.inspect_folder(folder, exclude=("z1", "3"))
+    assert [(bad.z, bad.reason) for bad in source.bad] == [(1, "excluded"), (3, "excluded")]
+    with pytest.raises(InvalidArgumentError, match="z9: no such section"):
+        align.inspect_folder(folder, exclude=("z9",))
+    with pytest.raises(InvalidArgumentError, match="at least two"):
+        align.inspect_folder(folder, exclude=("0", "1", "2"))
+
+
+def test_masks_are_named_as_their_sections(folder: Path, tmp_path: Path) -> None:
+    masks = tmp_path / "masks"
+    masks.mkdir()
+    with pytest.raises(InvalidArgumentError, match="there is none"):
+        align.inspect_folder(folder, masks=masks)
+    write_png(masks / "z1.png", section(0))
+    source = align.inspect_folder(folder, masks=masks)
+    assert [mask and mask.name for mask in source.masks] == [None, "z1.png", None, None]
+    write_png(masks / "z2.png", section(0, width=99))
+    with pytest.raises(
+        InvalidArgumentError, match=r"z2\.png: is 100 x 99 px, its section 100 x 120"
+    ):
+        align.inspect_folder(folder, masks=masks)
+    (masks / "z2.png").rename(masks / "other.png")
+    with pytest.raises(InvalidArgumentError, match="other is of no section"):
+        align.inspect_folder(folder, masks=masks)
+
+
+def test_points_are_pairs_in_two_sections(folder: Path, tmp_path: Path) -> None:
+    file = tmp_path / "points.csv"
+    file.write_text("# z,y,x,z,y,x\n0,5,6,1,7.5,8\n")
+    options = align.AlignOptions(points=align.read_points(file))
+    assert options.points == ((0, 5, 6, 1, 7.5, 8),)
+    source = align.inspect_folder(folder)
+    align.check_points(source, options)
+    for bad in ((0, 5, 6, 0, 7, 8), (0, 5, 6, 4, 7, 8), (0, 500, 6, 1, 7, 8), (0.5, 5, 6, 1, 7, 8)):
+        with pytest.raises(InvalidArgumentError, match="not in two of 4 sections"):
+            align.check_points(source, align.AlignOptions(points=(bad,)))
+    for text in ("0,5,6,1,7\n", "0,5,6,1,7,x\n", "0,5,6,1,7,nan\n"):
+        file.write_text(text)
+        with pytest.raises(InvalidArgumentError, match="line 1: write z,y,x"):
+            align.read_points(file)

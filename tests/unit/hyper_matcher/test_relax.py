@@ -7,7 +7,14 @@ import numpy as np
 import pytest
 
 from hyper_matcher.align import relax as relax_module
-from hyper_matcher.align.geometry import Affine, PairMatches, Points, Rejection, lattice
+from hyper_matcher.align.geometry import (
+    Affine,
+    PairMatches,
+    Points,
+    Rejection,
+    lattice,
+    point_pairs,
+)
 from hyper_matcher.align.relax import RelaxedStack, RelaxOptions, relax
 from hyper_matcher.jobs import why_nothing
 
@@ -177,3 +184,36 @@ def test_a_stack_of_nothing_says_so_in_a_line() -> None:
     flagged = relax(_SHAPE, 3, strangers, _OPTIONS).flagged
     assert "failed for low peak" in why_nothing(flagged, strangers)
     assert "has any contrast" in why_nothing(flagged, blanks)
+
+
+def test_known_points_join_what_matches_do_not() -> None:
+    places = [_bent(z) for z in range(4)]
+    pairs = [pair for pair in _all_pairs(places) if pair.source_z // 2 == pair.target_z // 2]
+    truth = _pair(1, 2, places)
+    chosen = np.random.default_rng(0).choice(len(truth.source), 12, replace=False)
+    source = truth.source[chosen]
+    target = source + truth.displacement[chosen]
+    rows = [(2, *t, 1, *s) for s, t in zip(source, target, strict=True)]  # either way round
+    apart = relax(_SHAPE, 4, pairs, _OPTIONS)
+    assert apart.flagged
+    stack = relax(_SHAPE, 4, pairs, _OPTIONS, point_pairs(rows))
+    assert stack.flagged == {}
+    error = _disagreement(stack, places, 1, 2)
+    assert np.median(error) < 4.0  # between the points nobody knows
+    at = [
+        np.einsum("nk,nkd->nd", weight, stack.positions[z][index])
+        for z, points in ((1, source), (2, target))
+        for index, weight in [stack.mesh.barycentric(points)]
+    ]
+    assert np.linalg.norm(at[0] - at[1], axis=1).max() < 1.0
+
+
+def test_a_known_point_outweighs_the_matches_round_it() -> None:
+    places: list[Placement] = [Affine.identity(), Affine.identity()]
+    point = (0, 200.0, 250.0, 1, 206.0, 250.0)
+    stack = relax(_SHAPE, 2, _all_pairs(places), _OPTIONS, point_pairs([point]))
+    ends = []
+    for z, y in ((0, 200.0), (1, 206.0)):
+        index, weight = stack.mesh.barycentric(np.array([[y, 250.0]]))
+        ends.append(np.einsum("nk,nkd->nd", weight, stack.positions[z][index])[0])
+    assert abs(ends[0][0] - ends[1][0]) < 2.0

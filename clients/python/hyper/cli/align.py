@@ -42,6 +42,19 @@ def align(
     skip_bad: Annotated[
         bool, typer.Option("--skip-bad", help="leave unreadable sections blank; they are reported")
     ] = False,
+    order: Annotated[
+        Path | None, typer.Option(help="file with a section's name a line, in z order")
+    ] = None,
+    exclude: Annotated[
+        str, typer.Option(help="sections to be left blank: numbers or names, a,b,c")
+    ] = "",
+    mask: Annotated[
+        Path | None, typer.Option(help="folder of images named as the sections: 0 is no tissue")
+    ] = None,
+    points: Annotated[
+        Path | None,
+        typer.Option(help="file of pairs of points of the same tissue, z,y,x,z,y,x a line, px"),
+    ] = None,
     keep_intermediates: Annotated[
         bool, typer.Option("--keep-intermediates", help="commit features and matches too")
     ] = False,
@@ -50,8 +63,12 @@ def align(
         bool, typer.Option("--json", help="the last line is the result object")
     ] = False,
 ) -> None:
-    """Align a stack of serial sections."""
-    from hyper.align import AlignOptions
+    """Align a stack of serial sections.
+
+    Exit status 1: the stack was aligned and stored, but neighbours could not be joined; they are
+    named.
+    """
+    from hyper.align import AlignOptions, read_points
     from hyper.cli.align_run import run
 
     options = AlignOptions(
@@ -63,8 +80,13 @@ def align(
         skip_bad=skip_bad,
         title=title,
         keep_intermediates=keep_intermediates,
+        exclude=tuple(part.strip() for part in exclude.split(",") if part.strip()),
+        points=() if points is None else read_points(points),
     )
-    run(source, destination, options, report=report, result_file=result, as_json=json_output)
+    run(
+        source, destination, options, report=report, result_file=result, as_json=json_output,
+        order=order, masks=mask,
+    )  # fmt: skip
 
 
 @data_app.command("fetch")

@@ -26,6 +26,8 @@ def run(
     report: Path | None,
     result_file: Path | None,
     as_json: bool,
+    order: Path | None = None,
+    masks: Path | None = None,
 ) -> None:
     """Align `source` into `destination` and say at every step what happens."""
     align.check_destination(destination)
@@ -36,7 +38,7 @@ def run(
             _check_writable(file)
     with ExitStack() as stack:
         client = stack.enter_context(Client(notice=output.say))
-        checked = _inspect(client, source, options)
+        checked = _inspect(client, source, options, order, masks)
         for bad in checked.bad:
             output.say(f"warning: section {bad.z} ({bad.file}) is left blank: {bad.reason}")
         sampler = stack.enter_context(UsageSampler(_cluster_processes()))
@@ -54,6 +56,11 @@ def run(
     if result_file is not None:
         result_file.write_text(json.dumps(result, indent=1) + "\n")
     output.emit(result, _summary(result), as_json=as_json)
+    if result["failed_pairs"]:
+        for pair in result["failed_pairs"]:
+            sections = f"sections {pair['source_z']} and {pair['target_z']}"
+            output.say(f"error: {sections} could not be matched: {pair['why']}")
+        raise typer.Exit(WorkFailedError.exit_code)
 
 
 def _check_writable(file: Path) -> None:
@@ -67,13 +74,21 @@ def _check_writable(file: Path) -> None:
         raise InvalidArgumentError(f"{file}: you may not write there; name another file")
 
 
-def _inspect(client: Client, source: str, options: align.AlignOptions) -> align.Source:
+def _inspect(
+    client: Client,
+    source: str,
+    options: align.AlignOptions,
+    order: Path | None,
+    masks: Path | None,
+) -> align.Source:
     """A folder if there is one of that name, or the text cannot be an array's address."""
     folder = Path(source).expanduser()
     looks_like_path = source.startswith(("/", ".", "~")) or source.count("/") != 2
     if not folder.exists() and not looks_like_path:
         output.say(f"looking at {source}")
-        return align.inspect_array(client, source)
+        if order is not None or masks is not None:
+            raise InvalidArgumentError("--order and --mask go with a folder of sections, no array")
+        return align.inspect_array(client, source, options.exclude)
     output.say(f"checking the sections in {folder}")
     client.cluster()  # no cluster: say so before any long work
     with output.progress() as progress:
@@ -82,7 +97,10 @@ def _inspect(client: Client, source: str, options: align.AlignOptions) -> align.
         def advance(done: int, total: int) -> None:
             progress.update(bar, completed=done, total=total)
 
-        checked = align.inspect_folder(folder, skip_bad=options.skip_bad, on_progress=advance)
+        checked = align.inspect_folder(
+            folder, skip_bad=options.skip_bad, exclude=options.exclude, order=order, masks=masks,
+            on_progress=advance,
+        )  # fmt: skip
     sections, height, width = checked.shape
     output.say(f"{sections} sections of {height} x {width}, {checked.dtype}")
     return checked
@@ -132,9 +150,10 @@ def _summary(result: dict[str, Any]) -> str:
         f"{result['tissue_kept']:.1%}; flagged sections: {flagged}",
         f"{result['seconds']:.1f} s",
     ]
+    lines += [f"section {z}: {why}" for z, why in result["flags"].items()]
     if result.get("peak_rss_mb"):
         memory = output.human_bytes(result["peak_rss_mb"] * 1e6)
-        lines[-1] += f", {result['cpu_seconds']:.0f} CPU s, {memory} of memory, whole cluster"
+        lines.append(f"{result['cpu_seconds']:.0f} CPU s, {memory} of memory, whole cluster")
     if result.get("report"):
         lines.append(f"report: {result['report']}")
     return "\n".join(lines)

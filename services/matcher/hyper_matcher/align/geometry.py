@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import IntEnum
 from typing import Any
@@ -150,6 +151,31 @@ class PairMatches:
         """Rejected matches by reason, in lower case."""
         numbers = np.bincount(self.rejection, minlength=len(Rejection))
         return {r.name.lower(): int(numbers[r]) for r in Rejection if r and numbers[r]}
+
+
+def point_pairs(points: Sequence[Sequence[float]]) -> list[PairMatches]:
+    """Pairs of points that a person knows to be the same tissue, as matches, section by section.
+
+    Args:
+        points: (z, y, x, z, y, x) each, px.
+    """
+    by_pair: dict[tuple[int, int], list[tuple[float, ...]]] = {}
+    for z0, y0, x0, z1, y1, x1 in points:
+        forward = (int(z0), int(z1), y0, x0, y1, x1)
+        a, b, *ends = forward if z0 < z1 else (int(z1), int(z0), y1, x1, y0, x0)
+        by_pair.setdefault((int(a), int(b)), []).append(tuple(ends))
+    found = []
+    for (a, b), ends_of_pair in sorted(by_pair.items()):
+        ends_array = np.array(ends_of_pair, np.float64)
+        source, target = ends_array[:, :2], ends_array[:, 2:]
+        count = len(source)
+        rigid = Affine.fit_rigid(source, target)
+        certain, accepted = np.ones(count), np.zeros(count, np.uint8)
+        displacement, none = target - source, np.zeros(count)
+        found.append(
+            PairMatches(a, b, rigid, 1.0, source, displacement, certain, none, accepted, 0.0)
+        )
+    return found
 
 
 @dataclass(frozen=True, slots=True)

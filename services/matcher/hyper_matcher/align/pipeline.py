@@ -5,7 +5,7 @@ from __future__ import annotations
 import resource
 import time
 from collections import Counter
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from hyper_matcher.align.geometry import PairMatches
 from hyper_matcher.align.match import MatchOptions, PreparedSection, match_pair
 from hyper_matcher.align.metrics import mean_gradient
+from hyper_matcher.align.order import swapped_sections
 from hyper_matcher.align.quality import Facts, PairQuality, measure_pair, result_object
 from hyper_matcher.align.relax import RelaxedStack, RelaxOptions, relax
 from hyper_matcher.align.render import (
@@ -115,6 +116,7 @@ def align_stack(
     )
     clock.lap("match")
     relaxed = relax(shape, depth, pairs, options.relax)
+    relaxed = replace(relaxed, flagged=swapped_sections(depth, pairs) | relaxed.flagged)
     clock.lap("relax")
     canvas = choose_canvas(
         relaxed.positions, relaxed.mesh, options.min_kept, tuple(relaxed.flagged)

@@ -44,6 +44,7 @@ class RelaxOptions:
         gauge: against the distance from the rigid placement.
         distance_weights: pull of matches to z + 1, z + 2, z + 3.
         huber_px: residual above which a match's pull stops growing.
+        point: pull of a pair of known points; all matches near a vertex together have about 1.
         rounds: of reweighting.
         min_matches: sections with fewer accepted matches, over all pairs, are flagged.
     """
@@ -54,6 +55,7 @@ class RelaxOptions:
     gauge: float = 1e-5
     distance_weights: tuple[float, ...] = (1.0, 0.5, 0.25)
     huber_px: float = 1.0
+    point: float = 8.0
     rounds: int = 6
     min_matches: int = 100
 
@@ -94,17 +96,22 @@ def relax(
     depth: int,
     pairs: Sequence[PairMatches],
     options: RelaxOptions | None = None,
+    points: Sequence[PairMatches] = (),
 ) -> RelaxedStack:
     """Place the meshes of `depth` sections of `shape` so that their matches meet.
 
     Sections without enough matches are flagged; those without any keep the placement of their
-    nearest neighbour.
+    nearest neighbour. `points`, few and known to be right (`point_pairs`), pull harder than all
+    matches near them, and are never doubted.
     """
     options = options or RelaxOptions()
     mesh = Mesh.over(shape, options.spacing_px)
     usable = [pair for pair in pairs if pair.accepted.sum() >= _MIN_PAIR]
-    springs = _springs(mesh, depth, usable, options)
-    rigid, part = rigid_placements(depth, usable)
+    joined = [*usable, *points]
+    springs = _springs(mesh, depth, usable, options, points)
+    certain = np.zeros(len(springs.base), bool)
+    certain[len(springs.base) - sum(len(pair.p1) for pair in points) :] = bool(points)
+    rigid, part = rigid_placements(depth, joined)
     connected = part >= 0
     inner = _inner_springs(mesh, options)
     vertices = mesh.vertices
@@ -120,7 +127,8 @@ def relax(
         limit = options.huber_px * 2.0 ** max(0, 3 - round_)
         residual = np.linalg.norm(gap + springs.rows @ displacement, axis=1)
         if round_ > 0:
-            weights = springs.base * np.minimum(1.0, limit / np.maximum(residual, 1e-9))
+            doubt = np.minimum(1.0, limit / np.maximum(residual, 1e-9))
+            weights = springs.base * np.where(certain, 1.0, doubt)
         displacement = _solve(springs.rows, weights, gap, inner, depth, displacement)
         positions = rest + displacement
         rigid = _refit(rigid, connected, vertices, positions.reshape(depth, count, 2))
@@ -202,9 +210,15 @@ def flags(depth: int, pairs: Sequence[PairMatches], options: RelaxOptions) -> di
 
 
 def _springs(
-    mesh: Mesh, depth: int, pairs: Sequence[PairMatches], options: RelaxOptions
+    mesh: Mesh,
+    depth: int,
+    matched: Sequence[PairMatches],
+    options: RelaxOptions,
+    points: Sequence[PairMatches],
 ) -> _Springs:
+    """Of the matched pairs, then of the known points."""
     count = mesh.rows * mesh.columns
+    pairs = [*matched, *points]
     source = [np.zeros((0, 2))] + [p.source[p.accepted] for p in pairs]
     target = [np.zeros((0, 2))] + [(p.source + p.displacement)[p.accepted] for p in pairs]
     sizes = [len(part) for part in source[1:]]
@@ -222,13 +236,14 @@ def _springs(
     )
     base = [np.zeros(0)]
     density = (options.spacing_px**2) / (mesh.shape[0] * mesh.shape[1])
-    for pair in pairs:
+    for pair in matched:
         far = abs(pair.target_z - pair.source_z)
         by_distance = options.distance_weights[min(far, len(options.distance_weights)) - 1]
         score = np.clip(pair.p1[pair.accepted], 0.05, 1.0)
         share = by_distance / max(density * len(pair.rejection), 1e-9)  # the same pull a vertex
         trust = min(1.0, len(score) / max(1, pair.tried) / _SOUND) ** 2
         base.append(share * trust * score / 0.6)
+    base += [np.full(len(pair.p1), options.point) for pair in points]
     return _Springs(rows, source_z, target_z, s, t, np.concatenate(base))
 
 

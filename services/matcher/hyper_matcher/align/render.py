@@ -89,7 +89,14 @@ def render_triangles(
     """The same for any triangles (m, 3) over vertices (n, 2) of the section and where they go."""
     origin = np.array(canvas.origin, np.float64)
     maps = _rasterise(placed - origin, source, triangles, canvas.shape[0], canvas.shape[1])
-    values, valid = _sample(np.ascontiguousarray(section), maps)
+    return render_maps(section, maps)
+
+
+def render_maps(
+    section: NDArray[Any], maps: NDArray[np.float32]
+) -> tuple[NDArray[Any], NDArray[np.bool_]]:
+    """The section read at an inverse map (height, width, 2), NaN outside; and which pixels are."""
+    values, valid = _sample(np.ascontiguousarray(section), np.ascontiguousarray(maps))
     if np.issubdtype(section.dtype, np.integer):
         top = np.iinfo(section.dtype).max
         return np.clip(np.rint(values), 0, top).astype(section.dtype), valid

@@ -1,0 +1,174 @@
+"""Cracks and folds of known width, elastic and `deep`: `python -m benchmarks.matcher.deep`.
+
+Sections are warped smoothly; one is torn open along a curve (tissue on either side moves apart, the
+gap is blank), another is folded (a strip is swallowed under a dark line). Reported: distance from
+the truth, px, within 100 px of the damage, and CPC94 elsewhere, for both methods.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import os
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import scipy.ndimage
+from numpy.typing import NDArray
+
+from benchmarks.matcher.damage import smooth_field, turn
+from benchmarks.matcher.sections import read_stack
+from hyper_matcher.align.deep import DeepOptions, compose, refine_section
+from hyper_matcher.align.metrics import chunked_correlation
+from hyper_matcher.align.pipeline import AlignedStack, align_stack
+from hyper_matcher.align.render import inverse_map, render_maps
+
+NEAR_PX = 100
+
+
+def tear(
+    section: NDArray[Any], width_px: float, seed: int, fold: bool
+) -> tuple[NDArray[Any], NDArray[np.float64], NDArray[np.float64]]:
+    """A torn or folded section, where its pixels lie in the original, px from the damage.
+
+    Returns (section, (2, H, W), (H, W)).
+    """
+    height, width = section.shape
+    rng = np.random.default_rng(seed)
+    y, x = np.mgrid[:height, :width].astype(np.float64)
+    wave = 30 * np.sin(y / 140 + rng.uniform(0, 6)) + width * rng.uniform(0.4, 0.6)
+    side = x - wave
+    ends = np.clip(np.minimum(y, height - 1 - y) / 200 - 0.3, 0, 1)  # closed at both ends
+    opened = width_px * ends * ends * (3 - 2 * ends)
+    fade = np.exp(-((np.abs(side) / 220) ** 2))  # tissue far off has not moved
+    half = opened / 2
+    if fold:
+        where_x = x + np.sign(side) * half * fade
+        torn = scipy.ndimage.map_coordinates(section.astype(np.float32), [y, where_x], order=1)
+        dark = (np.abs(side) < 5) & (opened > 4)
+        torn[dark] = 12 + rng.normal(0, 3, int(dark.sum()))
+        gap = np.abs(side) < 5
+    else:
+        where_x = x - np.sign(side) * np.minimum(half, np.abs(side)) * fade
+        torn = scipy.ndimage.map_coordinates(section.astype(np.float32), [y, where_x], order=1)
+        gap = (np.abs(side) < half) & (opened > 1)
+        torn[gap] = 0
+    pixels = np.clip(np.rint(torn), 0, 255).astype(section.dtype)
+    distance = scipy.ndimage.distance_transform_edt(~(gap & (opened > 4)))
+    where = np.stack([y, where_x])
+    where[:, gap] = np.nan
+    return pixels, where, distance
+
+
+def spoil(
+    stack: NDArray[Any], width_px: float, seed: int
+) -> tuple[NDArray[Any], NDArray[np.float64], dict[int, NDArray[np.float64]]]:
+    """Warped sections, two of them damaged; where pixels lie; px from the damage of each."""
+    depth = len(stack)
+    torn_z, folded_z = depth // 3, (2 * depth) // 3
+    pixels, wheres, near = [], [], {}
+    rng = np.random.default_rng(seed)
+    for z, section in enumerate(stack):
+        section = np.maximum(section, 1)
+        where = np.mgrid[: section.shape[0], : section.shape[1]].astype(np.float64)
+        if z in (torn_z, folded_z):
+            section, where, near[z] = tear(section, width_px, seed + z, fold=z == folded_z)
+        angle, shift = rng.uniform(-0.01, 0.01), rng.uniform(-8, 8, 2)
+        field = smooth_field(section.shape, 3.0, seed + z)
+        moved, at = turn(section, angle, shift, field)
+        pixels.append(moved)
+        wheres.append(np.stack([
+            scipy.ndimage.map_coordinates(axis, at, order=1, cval=np.nan) for axis in where
+        ]))  # fmt: skip
+        if z in near:
+            near[z] = scipy.ndimage.map_coordinates(near[z], at, order=1, cval=1e6)
+    return np.stack(pixels), np.stack(wheres), near
+
+
+def originals(maps: NDArray[np.float32], where: NDArray[np.float64]) -> NDArray[np.float64]:
+    """(2, H, W): which original pixel each pixel of the canvas shows; NaN where none."""
+    at = np.moveaxis(np.nan_to_num(maps, nan=-1e4), -1, 0)
+    return np.stack([
+        scipy.ndimage.map_coordinates(axis, at, order=1, cval=np.nan) for axis in where
+    ])  # fmt: skip
+
+
+def measure(
+    maps: list[NDArray[np.float32]],
+    sections: list[NDArray[Any]],
+    wheres: NDArray[np.float64],
+    near: dict[int, NDArray[np.float64]],
+) -> dict[str, float]:
+    """Truth near the damage, and correlation elsewhere."""
+    shown = [originals(m, w) for m, w in zip(maps, wheres, strict=True)]
+    healthy = [s for z, s in enumerate(shown) if z not in near]
+    centre = np.nanmedian(np.stack(healthy), axis=0)
+    errors, far = [], []
+    for z, distance in near.items():
+        at = np.moveaxis(np.nan_to_num(maps[z], nan=-1e4), -1, 0)
+        off = scipy.ndimage.map_coordinates(distance, at, order=1, cval=1e6)
+        error = np.linalg.norm(shown[z] - centre, axis=0)
+        errors.append(error[(off > 3) & (off < NEAR_PX) & np.isfinite(error)])
+        far.append(off)
+    away = np.min(far, axis=0) > NEAR_PX
+    scores = []
+    for a, b in itertools.pairwise(sections):
+        scores.append(chunked_correlation(np.where(away, a, 0), np.where(away, b, 0)))
+    every = np.concatenate(errors)
+    return {
+        "near_p50": round(float(np.median(every)), 3),
+        "near_p95": round(float(np.percentile(every, 95)), 3),
+        "cpc94_elsewhere": round(float(np.concatenate(scores).mean()), 4),
+    }
+
+
+def refine_all(
+    stack: AlignedStack, options: DeepOptions
+) -> tuple[list[NDArray[np.float32]], list[NDArray[np.float32]]]:
+    """Inverse maps of all sections, elastic and refined."""
+    relaxed, depth = stack.relaxed, len(stack.sections)
+    elastic = [inverse_map(p, relaxed.mesh, stack.canvas) for p in relaxed.positions]
+    refined = []
+    for z in range(depth):
+        others = [(abs(d), stack.sections[z + d]) for d in (-2, -1, 1, 2) if 0 <= z + d < depth]
+        refined.append(compose(elastic[z], refine_section(stack.sections[z], others, options)))
+    return elastic, refined
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Spoil, align, refine, compare."""
+    parser = argparse.ArgumentParser(description=main.__doc__)
+    data = Path(os.environ.get("HYPER_DATA_DIR", "../shared/data"))
+    parser.add_argument("--sections", default=str(data / "em" / "vnc_stack1") + ":0-6")
+    parser.add_argument("--width", type=float, default=40.0, help="of crack and fold, px")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--quick", action="store_true", help="the middle of five sections")
+    parser.add_argument("--json", action="store_true", help="end with the object")
+    arguments = parser.parse_args(argv)
+    volume = read_stack(arguments.sections)
+    if arguments.quick:
+        volume = volume[:5, 200:840, 200:840]
+    spoilt, wheres, near = spoil(volume, arguments.width, arguments.seed)
+    stack = align_stack(spoilt, measure=False)
+    start, cpu = time.perf_counter(), time.process_time()
+    elastic, refined = refine_all(stack, DeepOptions())
+    seconds, cpu_seconds = time.perf_counter() - start, time.process_time() - cpu
+    result: dict[str, Any] = {"width_px": arguments.width, "damaged": sorted(near)}
+    for name, maps in (("elastic", elastic), ("deep", refined)):
+        rendered = [render_maps(s, m)[0] for s, m in zip(spoilt, maps, strict=True)]
+        result[name] = measure(maps, rendered, wheres, near)
+    result["ratio_near_p50"] = round(
+        result["deep"]["near_p50"] / max(result["elastic"]["near_p50"], 1e-9), 3
+    )
+    result["seconds"] = round(seconds, 1)
+    result["cpu_seconds_a_megapixel"] = round(cpu_seconds / (volume.size / 1e6), 2)
+    print(json.dumps(result) if arguments.json else json.dumps(result, indent=1))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

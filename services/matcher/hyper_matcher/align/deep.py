@@ -1,0 +1,250 @@
+"""Deep refinement without supervision: a displacement field a section, optimised online.
+
+It starts from the elastic result. From coarse to fine, a field over the canvas is moved so that the
+section's features meet those of its neighbours (mean square error) while the field stays smooth;
+across cracks and folds, which are found in the section itself, it may tear, and they are masked in
+the error. (SEAMLeSS, Mitchell et al. 2019; online optimisation of each pair as in later work.) No
+true field is in the loss. Where the result correlates less with the neighbours than before, the
+field goes back to none. Needs torch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import scipy.ndimage
+import torch
+import torch.nn.functional as F  # noqa: N812  (torch's own name for it)
+from numpy.typing import NDArray
+
+from hyper_matcher.align.coarse import contrast_features
+from hyper_matcher.align.sampling import downsample
+
+Features = Callable[[NDArray[Any]], NDArray[np.float32]]
+
+
+@dataclass(frozen=True, slots=True)
+class DeepOptions:
+    """How to refine.
+
+    Args:
+        factors: scales, coarse to fine: sections shrunk by so much.
+        steps: of the optimiser at each scale.
+        rate: largest step, px at the scale.
+        smoothness: weight of the field's squared differences against the features' error.
+        tear: what is left of it across a crack.
+        crack_px: folds and cracks are widened by this much before they are masked.
+        neighbours: weights of sections at distance 1, 2.
+    """
+
+    factors: tuple[int, ...] = (16, 8, 4, 2)
+    steps: int = 120
+    rate: float = 0.05
+    smoothness: float = 2.0
+    tear: float = 0.001
+    crack_px: int = 10
+    neighbours: tuple[float, ...] = (1.0, 0.4)
+
+
+def crack_mask(section: NDArray[Any], widen_px: int = 10, narrowest_px: int = 5) -> NDArray[Any]:
+    """Where a section is torn or folded, not at its border: (H, W) of bool.
+
+    Cracks are blank (0); folds are much darker than the tissue over `narrowest_px` each way.
+    """
+    blank = section == 0
+    tissue = section[~blank]
+    if tissue.size == 0:
+        return np.ones(section.shape, bool)
+    dark_limit = float(np.median(tissue)) - 3.0 * 1.4826 * float(
+        np.median(np.abs(tissue - np.median(tissue)))
+    )
+    local = scipy.ndimage.uniform_filter(section.astype(np.float32), narrowest_px)
+    brightest = scipy.ndimage.maximum_filter(section, narrowest_px)
+    dark = (local < max(dark_limit, 1.0)) & (brightest < float(np.median(tissue)))
+    dark = scipy.ndimage.binary_opening(dark | blank, np.ones((narrowest_px, narrowest_px)))
+    labels, count = scipy.ndimage.label(dark)
+    if count:
+        sizes = np.bincount(labels.ravel())
+        long_enough = sizes > 8 * narrowest_px * narrowest_px
+        long_enough[0] = False
+        dark = long_enough[labels]
+    return np.asarray(scipy.ndimage.binary_dilation(dark, iterations=max(1, widen_px)))
+
+
+def refine_section(
+    section: NDArray[Any],
+    neighbours: Sequence[tuple[int, NDArray[Any]]],
+    options: DeepOptions | None = None,
+    features: Features | None = None,
+) -> NDArray[np.float32]:
+    """The field (H, W, 2), px: the pixel p of the refined section is the given one's p + field[p].
+
+    Args:
+        section: (H, W), rendered by the elastic result, 0 where there is no tissue.
+        neighbours: (distance, (H, W)) of the sections near it, as rendered.
+        options: how.
+        features: of a section at full size, such as NCCNet's; by default a band-pass each scale.
+    """
+    options = options or DeepOptions()
+    shown = [(d, other) for d, other in neighbours if d <= len(options.neighbours) and other.any()]
+    zero = np.zeros((*section.shape, 2), np.float32)
+    if not section.any() or not shown:
+        return zero
+    cracks = crack_mask(section, options.crack_px)
+    sure = [crack_mask(other, 4 * options.crack_px) for _, other in shown]
+    learned = None if features is None else [features(s) for s in (section, *(o for _, o in shown))]
+    field: torch.Tensor | None = None
+    for factor in options.factors:
+        if min(section.shape) // factor < 24:
+            continue
+        shrink = _shrinker(section.shape, factor)
+        if learned is None:
+            images = [_bandpass(shrink(s)) for s in (section, *(o for _, o in shown))]
+        else:
+            images = [shrink(f) for f in learned]
+        crack = shrink(cracks.astype(np.float32)) > 0.2
+        valid = (shrink((section > 0).astype(np.float32)) > 0.5) & ~crack
+        weights = [
+            options.neighbours[d - 1]
+            * ((shrink((o > 0).astype(np.float32)) > 0.5) & (shrink(c.astype(np.float32)) < 0.2))
+            for (d, o), c in zip(shown, sure, strict=True)
+        ]
+        field = _optimise(field, images, valid, weights, crack, options)
+    if field is None:
+        return zero
+    fine = _resize(field, section.shape)[0].permute(1, 2, 0).numpy()
+    kept = _worth(section, [o for _, o in shown], fine)
+    return np.asarray(fine * kept[..., None], np.float32)
+
+
+def warp_by(section: NDArray[Any], field: NDArray[np.float32]) -> NDArray[np.float32]:
+    """The section (H, W) read at p + field[p], bilinear; 0 outside."""
+    grid = np.mgrid[: section.shape[0], : section.shape[1]].astype(np.float32)
+    where = grid + np.moveaxis(field, -1, 0)
+    return np.asarray(
+        scipy.ndimage.map_coordinates(section.astype(np.float32), where, order=1, cval=0.0)
+    )
+
+
+def compose(maps: NDArray[np.float32], field: NDArray[np.float32]) -> NDArray[np.float32]:
+    """The inverse map (H, W, 2) of the refined section: `maps` read at p + field[p]; NaN outside.
+
+    One pass over the source then renders both.
+    """
+    grid = np.mgrid[: maps.shape[0], : maps.shape[1]].astype(np.float32)
+    where = grid + np.moveaxis(field, -1, 0)
+    read = [
+        scipy.ndimage.map_coordinates(maps[..., axis], where, order=1, cval=np.nan)
+        for axis in (0, 1)
+    ]
+    return np.asarray(np.stack(read, -1), np.float32)
+
+
+def _bandpass(image: NDArray[np.float32]) -> NDArray[np.float32]:
+    return contrast_features(image, 0.8, 4.0)
+
+
+def _shrinker(shape: tuple[int, ...], factor: int) -> Callable[[NDArray[Any]], NDArray[np.float32]]:
+    height, width = (-(-edge // factor) * factor for edge in shape)
+
+    def shrink(image: NDArray[Any]) -> NDArray[np.float32]:
+        pad = (height - image.shape[0], width - image.shape[1])
+        padded = np.pad(image, ((0, pad[0]), (0, pad[1])), mode="edge")
+        return downsample(padded, factor)
+
+    return shrink
+
+
+def _resize(field: torch.Tensor, shape: tuple[int, ...]) -> torch.Tensor:
+    """A field (1, 2, h, w) px of its own scale on another grid, in px of that."""
+    scale = torch.tensor(
+        [shape[0] / field.shape[2], shape[1] / field.shape[3]], dtype=field.dtype
+    ).view(1, 2, 1, 1)
+    fine = F.interpolate(field, size=tuple(shape), mode="bilinear", align_corners=False)
+    return fine * scale.round()
+
+
+def _optimise(
+    start: torch.Tensor | None,
+    images: Sequence[NDArray[np.float32]],
+    valid: NDArray[np.bool_],
+    weights: Sequence[NDArray[Any]],
+    crack: NDArray[np.bool_],
+    options: DeepOptions,
+) -> torch.Tensor:
+    """Move the field at one scale: (1, 2, h, w), px of the scale."""
+    height, width = images[0].shape
+    moving, *targets = (torch.from_numpy(np.ascontiguousarray(i))[None, None] for i in images)
+    base = _base_grid(height, width)
+    mask = torch.from_numpy(valid.astype(np.float32))[None, None]
+    pulls = [torch.from_numpy(np.asarray(w, np.float32))[None, None] for w in weights]
+    total = torch.stack(pulls).sum().clamp(min=1.0)
+    hold = torch.from_numpy(np.where(crack, options.tear, 1.0).astype(np.float32))[None, None]
+    across, down = (
+        torch.minimum(hold[..., 1:], hold[..., :-1]),
+        torch.minimum(hold[..., 1:, :], hold[..., :-1, :]),
+    )
+    if start is None:
+        field = torch.zeros(1, 2, height, width)
+    else:
+        field = _resize(start, (height, width)).detach()
+    field.requires_grad_(True)
+    optimiser = torch.optim.Adam([field], lr=options.rate, betas=(0.9, 0.99))
+    step = torch.tensor([2.0 / height, 2.0 / width]).view(1, 1, 1, 2)
+    for _ in range(options.steps):
+        optimiser.zero_grad()
+        grid = base + field.permute(0, 2, 3, 1) * step
+        at = grid.flip(-1)  # torch reads (x, y)
+        read = F.grid_sample(moving, at, padding_mode="border", align_corners=False)
+        seen = F.grid_sample(mask, at, padding_mode="zeros", align_corners=False)
+        error = sum(
+            (pull * seen * (read - target) ** 2).sum()
+            for pull, target in zip(pulls, targets, strict=True)
+        )
+        smooth = (across * (field[..., 1:] - field[..., :-1]) ** 2).sum()
+        smooth = smooth + (down * (field[..., 1:, :] - field[..., :-1, :]) ** 2).sum()
+        loss = error / total + options.smoothness * smooth / (height * width)
+        loss.backward()  # type: ignore[no-untyped-call]  # torch's own
+        optimiser.step()
+    return field.detach()
+
+
+def _base_grid(height: int, width: int) -> torch.Tensor:
+    """(1, h, w, 2) centres of pixels, (y, x) from -1 to 1."""
+    y = (torch.arange(height) + 0.5) * 2 / height - 1
+    x = (torch.arange(width) + 0.5) * 2 / width - 1
+    return torch.stack(torch.meshgrid(y, x, indexing="ij"), -1)[None]
+
+
+def _worth(
+    section: NDArray[Any], others: Sequence[NDArray[Any]], field: NDArray[np.float32]
+) -> NDArray[np.float32]:
+    """1 where the refined section correlates better with its neighbours, 0 where worse: (H, W)."""
+    refined = warp_by(section, field)
+    gain = np.zeros(section.shape, np.float32)
+    for other in others:
+        gain += _local_correlation(refined, other) - _local_correlation(section, other)
+    better = scipy.ndimage.gaussian_filter(gain, 8.0) > 0
+    return np.asarray(scipy.ndimage.gaussian_filter(better.astype(np.float32), 6.0))
+
+
+def _local_correlation(
+    first: NDArray[Any], second: NDArray[Any], edge_px: int = 61
+) -> NDArray[np.float32]:
+    """Correlation of two sections in a box round every pixel, over what both show."""
+    both = ((first > 0) & (second > 0)).astype(np.float32)
+    a, b = first.astype(np.float32) * both, second.astype(np.float32) * both
+
+    def mean(values: NDArray[np.float32]) -> NDArray[np.float32]:
+        return np.asarray(scipy.ndimage.uniform_filter(values, edge_px))
+
+    share = np.maximum(mean(both), 1e-3)
+    ma, mb = mean(a) / share, mean(b) / share
+    product = mean(a * b) / share - ma * mb
+    energy = np.maximum(mean(a * a) / share - ma * ma, 1) * np.maximum(
+        mean(b * b) / share - mb * mb, 1
+    )
+    return np.asarray(np.where(share > 0.3, product / np.sqrt(energy), 0.0), np.float32)

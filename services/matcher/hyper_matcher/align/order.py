@@ -1,0 +1,76 @@
+"""Doubts about a stack as a whole: neighbours that do not match, sections in the wrong place."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterable, Mapping, Sequence
+
+import numpy as np
+
+from hyper_matcher.align.geometry import PairMatches
+
+_FEWEST = 6  # accepted matches below which two neighbours are not joined
+_MARGIN = 1.06  # by what the other order must be better
+
+
+def resemblance(pair: PairMatches) -> float:
+    """How alike two sections are: median correlation of the matches, times the share accepted."""
+    if not pair.accepted.any():
+        return 0.0
+    share = float(pair.accepted.sum()) / max(1, pair.tried)
+    return float(np.median(pair.p1[pair.accepted])) * share
+
+
+def swapped_sections(depth: int, pairs: Iterable[PairMatches]) -> dict[int, str]:
+    """Neighbours that would fit the sections before and after them better the other way round.
+
+    Sections further apart resemble each other less. Of four in a row, a b c d, the outer two tell
+    the order of the inner: if a is more like c, and d more like b, then b and c are swapped. At the
+    ends of the stack there is no telling.
+
+    Returns:
+        {section: why}, two entries for each swap; the worst of overlapping swaps is named.
+    """
+    alike = {(p.source_z, p.target_z): resemblance(p) for p in pairs}
+    gains = []
+    for b in range(1, depth - 2):
+        a, c, d = b - 1, b + 1, b + 2
+        needed = [(a, b), (a, c), (b, d), (c, d)]
+        if any(alike.get(pair, 0.0) <= 0 for pair in needed):
+            continue
+        given = alike[(a, b)] + alike[(c, d)]
+        other = alike[(a, c)] + alike[(b, d)]
+        both = alike[(a, c)] > alike[(a, b)] and alike[(b, d)] > alike[(c, d)]
+        if both and other > _MARGIN * given:
+            gains.append((other / given, b))
+    found: dict[int, str] = {}
+    for gain, b in sorted(gains, reverse=True):
+        if b in found or b + 1 in found:
+            continue
+        why = f"fit their neighbours {gain - 1:.0%} better"
+        found[b] = f"looks swapped with section {b + 1}: the other way round they {why}"
+        found[b + 1] = f"looks swapped with section {b}: the other way round they {why}"
+    return found
+
+
+def failed_pairs(
+    depth: int, pairs: Sequence[PairMatches], left_out: Mapping[int, str] | Iterable[int] = ()
+) -> list[tuple[int, int, str]]:
+    """Neighbours that could not be joined, and why; those over sections left out count as one.
+
+    Args:
+        depth: of the stack.
+        pairs: of sections, matched.
+        left_out: sections that the user wants to be blank: z - 1 and z + 1 are neighbours there.
+    """
+    blank = set(left_out)
+    kept = [z for z in range(depth) if z not in blank]
+    known = {(p.source_z, p.target_z): p for p in pairs}
+    failed = []
+    for a, b in itertools.pairwise(kept):
+        pair = known.get((a, b))
+        if pair is None:
+            failed.append((a, b, "too far apart to be matched; raise --neighbours"))
+        elif pair.accepted.sum() < max(_FEWEST, pair.tried // 8):
+            failed.append((a, b, pair.flag or f"only {int(pair.accepted.sum())} matches"))
+    return failed

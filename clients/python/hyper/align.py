@@ -7,10 +7,11 @@ the last task's commit, or not at all.
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,6 +29,8 @@ if TYPE_CHECKING:
 SETTINGS_FILE = "align/settings.json"
 RESULT_FILE = "align/result.json"
 REPORT_FILE = "align/report.html"
+METHODS = ("elastic", "deep")
+BLOCK_PX = 2048  # sections of more than half as much again are matched block by block
 SMALLEST_PX = 96  # of a section's shorter edge: below, no block of it can be told from another
 Say = Callable[[str], None]
 # What the matcher service takes (hyper_matcher.align.match).
@@ -49,6 +52,8 @@ class AlignOptions:
         keep_intermediates: commit features and matches too.
         exclude: sections, by number or file name, that are left blank.
         points: pairs of points known to be the same tissue: (z, y, x, z, y, x), px.
+        method: "elastic", or "deep": refined by displacement fields; workers need torch.
+        from_fields: `tenant/name[@version]/fields` of an alignment, used in place of matches.
     """
 
     voxel_size_nm: tuple[float, float, float] | None = None
@@ -61,8 +66,14 @@ class AlignOptions:
     keep_intermediates: bool = False
     exclude: tuple[str, ...] = ()
     points: tuple[tuple[float, ...], ...] = ()
+    method: str = "elastic"
+    from_fields: str = ""
 
     def __post_init__(self) -> None:
+        if self.method not in METHODS:
+            raise InvalidArgumentError(
+                f"{self.method}: no such method; choose {' or '.join(METHODS)}", field="method"
+            )
         if not 1 <= self.neighbours <= 8:
             raise InvalidArgumentError("neighbours must be from 1 to 8", field="neighbours")
         for name, (low, high) in _LIMITS_PX.items():
@@ -422,14 +433,39 @@ def recipe(session: str, source: Source, options: AlignOptions, *, name: str) ->
     if source.files:
         experiments["ingest"] = stage("ingest", [before], each)
         before = "ingest"
-    experiments["features"] = stage("features", [before], each)
-    experiments["match"] = stage("match", ["features"], {"z": {"range": [0, sections - 1]}})
-    experiments["relax"] = stage("relax", ["match"], {})
-    experiments["render"] = stage("render", ["relax"], each)
-    experiments["measure"] = stage("measure", ["render"], each)
+    if options.from_fields:
+        experiments["fields"] = stage("take_fields", [before], {})
+        experiments["render"] = stage("render", ["fields"], each)
+    else:
+        experiments["features"] = stage("features", [before], each)
+        parts = {
+            "z": {"range": [0, sections - 1]},
+            "block": {"range": [0, len(blocks(source.shape))]},
+        }
+        experiments["match"] = stage("match", ["features"], parts)
+        experiments["relax"] = stage("relax", ["match"], {})
+        experiments["render"] = stage("render", ["relax"], each)
+    placed = "render"
+    if options.method == "deep":
+        experiments["refine"] = stage("refine", ["render"], each)
+        placed = "refine"
+    experiments["measure"] = stage("measure", [placed], each)
     experiments["report"] = stage("report", ["measure"], {})
     document = {"version": 1, "name": name, "experiments": experiments}
     return yaml.safe_dump(document, sort_keys=False)
+
+
+def blocks(shape: tuple[int, int, int]) -> list[tuple[int, int, int, int]]:
+    """(y0, x0, y1, x1) of the parts of a section that are matched one by one, ends excluded.
+
+    One for sections that fit; memory is then bounded by a block, whatever the section.
+    """
+    spans = []
+    for edge in shape[1:]:
+        count = max(1, round(edge / BLOCK_PX)) if edge > 1.5 * BLOCK_PX else 1
+        ends = np.linspace(0, edge, count + 1).round().astype(int).tolist()
+        spans.append(list(itertools.pairwise(ends)))
+    return [(y0, x0, y1, x1) for y0, y1 in spans[0] for x0, x1 in spans[1]]
 
 
 def check_destination(destination: str) -> Address:
@@ -456,6 +492,10 @@ def submit(
     address = check_destination(destination)
     check_lengths(source, options)
     check_points(source, options)
+    if options.from_fields:
+        fields = client.open_array(options.from_fields).name  # with its version
+        _, tenant, _, dataset, _, version, _, name = fields.split("/", 7)
+        options = replace(options, from_fields=f"{tenant}/{dataset}@{version}/{name}")
     session = client.session(destination)
     try:
         names = [f"sections/{z:06d}{file.suffix.lower()}" for z, file in enumerate(source.files)]
@@ -500,6 +540,7 @@ def job_settings(
         ],
         "bad": [asdict(section) for section in source.bad],
         "destination": destination,
+        "from_fields": options.from_fields,
     }
     return json.dumps(settings, indent=1).encode()
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from hyper.errors import InvalidArgumentError, ResourceExhaustedError, UnavailableError
+from hyperapi.common.v1.geometry_pb2 import Box
 from hyperapi.common.v1.tensor_pb2 import ArrayRef, Tensor, TensorSpec
 from hyperapi.matcher.v1 import matcher_service_pb2 as api
 from hyperapi.matcher.v1.matcher_service_pb2_grpc import MatcherServiceStub
@@ -129,6 +130,7 @@ def match_sections(
     min_distinctness: float = 0.0,
     min_peak: float = 0.0,
     downsample: float = 0.0,
+    window: tuple[int, int, int, int] | None = None,
     keep_rejected: bool = True,
 ) -> Iterator[PairMatches]:
     """Match pairs of sections of an array (z, y, x); results come pair by pair, in order.
@@ -146,6 +148,8 @@ def match_sections(
         min_peak: lowest P1; 0: the service's own.
         downsample: the array's pixels are so many times coarser than full resolution; decides what
             0 means above. Results are in the array's pixels.
+        window: (y0, x0, y1, x1), ends excluded: only this part of either section is looked at;
+            results are relative to its first pixel.
         keep_rejected: also return what was not accepted.
     """
     left = [(int(source), int(target)) for source, target in pairs]
@@ -163,6 +167,9 @@ def match_sections(
             keep_rejected=keep_rejected,
         ),
     )
+    if window is not None:
+        y0, x0, y1, x1 = window
+        request.array.box.CopyFrom(Box(start=(0, y0, x0), stop=(array.shape[0], y1, x1)))
     waited_s = 0.0
     while left:
         del request.pairs[:]

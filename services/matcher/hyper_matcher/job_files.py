@@ -13,10 +13,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hyper import images
-from hyper.align import SETTINGS_FILE
+from hyper.align import SETTINGS_FILE, blocks
 from hyper.arrays import Array
 from hyper.context import TaskContext
 from hyper.sessions import Session
+from hyper_matcher.align.blocks import join_blocks
 from hyper_matcher.align.geometry import Affine, Mesh, PairMatches
 from hyper_matcher.align.pipeline import pairs_of
 from hyper_matcher.align.relax import RelaxedStack
@@ -24,6 +25,8 @@ from hyper_matcher.align.render import Canvas
 from hyper_matcher.job_plan import Plan
 
 RAW, FEATURES, ALIGNED = "raw", "features", "aligned"
+ELASTIC = "elastic"  # what `--method deep` starts from
+VALID, FIELDS = "valid", "fields"
 MODEL_FILE = "align/bandpass.onnx"
 _PLAN_FILE = "align/plan.json"
 _RELAXED_FILE = "align/relaxed.npz"
@@ -32,9 +35,9 @@ _MAX_SHARD_PX = 8192
 _NAMESPACE = uuid.UUID("5f0a1c86-6f0b-4f0f-9e5e-2f2f5a8f7f10")
 
 
-def match_file(source_z: int, target_z: int) -> str:
-    """Where a pair's matches are."""
-    return f"align/matches/{source_z:06d}-{target_z:06d}.npz"
+def match_file(source_z: int, target_z: int, block: int) -> str:
+    """Where a pair's matches in one block of the section are."""
+    return f"align/matches/{source_z:06d}-{target_z:06d}-{block:06d}.npz"
 
 
 def section_file(z: int) -> str:
@@ -122,6 +125,12 @@ class Job:
         """Whether a section is to stay blank."""
         return any(int(one["z"]) == z for one in self.settings["bad"])
 
+    def source_window(self, z: int, y: slice, x: slice) -> NDArray[Any]:
+        """A part of a section as it came, after `ingest`."""
+        if self.left_out(z):
+            return np.zeros((y.stop - y.start, x.stop - x.start), self.settings["dtype"])
+        return np.asarray(self.source_array()[z, y, x])
+
     def source_section(self, z: int) -> NDArray[Any]:
         """One section as it came, 0 where its mask says that there is no tissue."""
         files, masks = self.settings["files"], self.settings.get("masks")
@@ -154,12 +163,36 @@ class Job:
             voxel_size_nm=tuple(voxel_size) if voxel_size else None,
         )
 
+    def make_fields(self, mesh: Mesh, canvas: Canvas) -> None:
+        """Make the array of displacement fields, (2, z, rows, columns), px."""
+        if FIELDS in self.session.arrays():
+            if not self.session[FIELDS].url:
+                return
+            self.session.delete_array(FIELDS)
+        shape = (2, self.shape[0], mesh.rows, mesh.columns)
+        whole = (2, 1, mesh.rows, mesh.columns)
+        self.session.create_array(
+            FIELDS, shape, "float32", chunks=whole, shards=whole,
+            attributes={
+                "holds": "place of each mesh vertex in the common frame, less its place in the "
+                "section: (y, x), px",
+                "section_shape_px": list(mesh.shape),
+                "vertex_pitch_px": list(mesh.pitch),
+                "canvas_px": [*canvas.origin, *canvas.shape],
+            },
+        )  # fmt: skip
+
     # Matches and meshes
 
     def load_matches(self) -> list[PairMatches]:
-        """All pairs, in order."""
+        """All pairs, in order; none where the fields of another alignment are used."""
+        if self.settings["from_fields"]:
+            return []
         pairs = pairs_of(self.shape[0], self.plan.neighbours)
-        return [load_pair(content) for content in self.read_files([match_file(*p) for p in pairs])]
+        count = len(blocks(self.shape))
+        names = [match_file(*pair, block) for pair in pairs for block in range(count)]
+        parts = [load_pair(content) for content in self.read_files(names)]
+        return [join_blocks(parts[k : k + count]) for k in range(0, len(parts), count)]
 
     def write_relaxed(self, relaxed: RelaxedStack, canvas: Canvas, flagged: dict[int, str]) -> None:
         """Keep where the meshes came to rest."""
@@ -191,7 +224,9 @@ class Job:
 
     def drop_intermediates(self) -> None:
         """Leave out of the commit what only the stages needed."""
-        self.session.delete_array(FEATURES)
+        for name in (FEATURES, ELASTIC):
+            if name in self.session.arrays():
+                self.session.delete_array(name)
 
     def commit(self, task: str) -> int:
         """Make the session's content the next version; a repeated task gets the first answer."""

@@ -50,7 +50,7 @@ def write_report(context: TaskContext, job: Job) -> dict[str, Any]:
     left_out = [int(bad["z"]) for bad in job.settings["bad"]]
     result["failed_pairs"] = [
         {"source_z": a, "target_z": b, "why": why}
-        for a, b, why in failed_pairs(job.shape[0], pairs, left_out)
+        for a, b, why in (failed_pairs(job.shape[0], pairs, left_out) if pairs else [])
     ]
     result["flags"] = {str(z): why for z, why in sorted(flagged.items())}
     job.write_json(RESULT_FILE, result)

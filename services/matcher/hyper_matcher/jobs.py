@@ -7,25 +7,47 @@ its own shard or file of the job's session. The recipe is written by `hyper.alig
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
+from hyper import pyramids
+from hyper.align import blocks
 from hyper.context import TaskContext
 from hyper.errors import InvalidArgumentError
-from hyper_matcher.align.geometry import NOTHING_TO_MATCH, PairMatches, point_pairs
+from hyper_matcher.align.blocks import Means, grown, render_window, within_block
+from hyper_matcher.align.geometry import (
+    NOTHING_TO_MATCH,
+    Affine,
+    Mesh,
+    PairMatches,
+    point_pairs,
+)
 from hyper_matcher.align.metrics import mean_gradient
 from hyper_matcher.align.order import swapped_sections
 from hyper_matcher.align.pipeline import pairs_of
-from hyper_matcher.align.quality import measure_pair
-from hyper_matcher.align.relax import RelaxOptions
+from hyper_matcher.align.quality import measure_windows
+from hyper_matcher.align.relax import RelaxedStack, RelaxOptions
 from hyper_matcher.align.relax import relax as relax_stack
-from hyper_matcher.align.render import choose_canvas, jacobians, render_section, tissue_kept
+from hyper_matcher.align.render import (
+    Canvas,
+    choose_canvas,
+    inverse_map,
+    jacobians,
+    render_section,
+    tissue_kept,
+)
 from hyper_matcher.bandpass import bandpass_onnx
 from hyper_matcher.job_files import (
     ALIGNED,
+    ELASTIC,
     FEATURES,
+    FIELDS,
     MODEL_FILE,
     RAW,
+    VALID,
     Job,
     match_file,
     measure_file,
@@ -85,10 +107,13 @@ def features(context: TaskContext, *, session: str, z: int) -> dict[str, Any]:
     return {}
 
 
-def match(context: TaskContext, *, session: str, z: int) -> dict[str, Any]:
-    """Match section z with the next ones, on the matcher service."""
+def match(context: TaskContext, *, session: str, z: int, block: int = 0) -> dict[str, Any]:
+    """Match a block of section z with the next sections, on the matcher service."""
     job = Job.open(context, session)
     plan = job.plan
+    _, height, width = job.shape
+    core = blocks(job.shape)[block]
+    window = grown(core, 2 * plan.template_px + plan.search_px + 64, (height, width))
     pairs = [pair for pair in pairs_of(job.shape[0], plan.neighbours) if pair[0] == z]
     accepted = 0
     for found in context.client.match_sections(
@@ -97,12 +122,13 @@ def match(context: TaskContext, *, session: str, z: int) -> dict[str, Any]:
         spacing_px=plan.spacing_px,
         template_px=plan.template_px,
         search_px=plan.search_px,
+        window=window,
     ):
-        ok = found.rejection == 0
-        accepted += int(ok.sum())
-        if found.flag:
-            context.log(f"{found.source_z} - {found.target_z}: {found.flag}")
-        job.session.write(match_file(found.source_z, found.target_z), pack_pair(found))
+        kept = within_block(found, window, core)
+        accepted += int((kept.rejection == 0).sum())
+        if kept.flag:
+            context.log(f"{kept.source_z} - {kept.target_z}: {kept.flag}")
+        job.session.write(match_file(kept.source_z, kept.target_z, block), pack_pair(kept))
     return {"accepted": accepted}
 
 
@@ -111,7 +137,7 @@ def relax(context: TaskContext, *, session: str) -> dict[str, Any]:
     job = Job.open(context, session)
     depth, height, width = job.shape
     pairs = job.load_matches()
-    points = point_pairs(job.settings["options"].get("points") or ())
+    points = point_pairs(job.settings["options"]["points"])
     relaxed = relax_stack(
         (height, width), depth, pairs, RelaxOptions(spacing_px=job.plan.mesh_spacing_px), points
     )
@@ -125,10 +151,45 @@ def relax(context: TaskContext, *, session: str) -> dict[str, Any]:
         )
     canvas = choose_canvas(relaxed.positions, relaxed.mesh, _MIN_KEPT, tuple(flagged))
     job.write_relaxed(relaxed, canvas, flagged)
-    job.make_array(ALIGNED, (depth, *canvas.shape), job.settings["dtype"])
+    _make_outputs(job, relaxed.mesh, canvas)
     for z, why in sorted(flagged.items()):
         context.log(f"section {z} is flagged: {why}")
     return {"flagged": len(flagged), "canvas": list(canvas.shape)}
+
+
+def _make_outputs(job: Job, mesh: Mesh, canvas: Canvas) -> None:
+    shape = (job.shape[0], *canvas.shape)
+    job.make_array(ALIGNED, shape, job.settings["dtype"])
+    job.make_array(VALID, shape, "uint8")
+    if job.settings["options"]["method"] == "deep":
+        job.make_array(ELASTIC, shape, job.settings["dtype"])
+    job.make_fields(mesh, canvas)
+
+
+def take_fields(context: TaskContext, *, session: str) -> dict[str, Any]:
+    """Use the displacement fields of another alignment in place of matches."""
+    job = Job.open(context, session)
+    depth, *shape = job.shape
+    fields = context.client.open_array(job.settings["from_fields"])
+    known = fields.attributes
+    if fields.ndim != 4 or fields.shape[:2] != (2, depth) or known.get("section_shape_px") != shape:
+        raise InvalidArgumentError(
+            f"{job.settings['from_fields']}: has shape {tuple(fields.shape)} and is of sections of "
+            f"{known.get('section_shape_px')} px; needed are fields that `hyper align` wrote for "
+            f"{depth} sections of {shape} px",
+            reason="SHAPE_MISMATCH",
+        )
+    mesh = Mesh((shape[0], shape[1]), int(fields.shape[2]), int(fields.shape[3]))
+    moved = np.asarray(fields[...], np.float64).transpose(1, 2, 3, 0).reshape(depth, -1, 2)
+    y, x, height, width = (int(value) for value in known["canvas_px"])
+    canvas = Canvas((y, x), (height, width))
+    rigid = tuple(Affine.fit_rigid(mesh.vertices, mesh.vertices + one) for one in moved)
+    flagged = {int(bad["z"]): f"left blank: {bad['reason']}" for bad in job.settings["bad"]}
+    job.write_relaxed(
+        RelaxedStack(mesh, mesh.vertices + moved, rigid, flagged, ()), canvas, flagged
+    )
+    _make_outputs(job, mesh, canvas)
+    return {"canvas": [height, width]}
 
 
 def why_nothing(flagged: Mapping[int, str], pairs: Sequence[PairMatches]) -> str:
@@ -150,18 +211,71 @@ def why_nothing(flagged: Mapping[int, str], pairs: Sequence[PairMatches]) -> str
 
 
 def render(context: TaskContext, *, session: str, z: int) -> dict[str, Any]:
-    """Render one section into array `aligned`."""
+    """Render one section into array `aligned`, or into what the refinement starts from."""
     job = Job.open(context, session)
-    source = job.source_section(z)
     mesh, positions, canvas = job.load_relaxed(z)
-    section, valid = render_section(source, positions, mesh, canvas)
-    job.session[ALIGNED][z] = section
+    moved = (positions - mesh.vertices).T.reshape(2, 1, mesh.rows, mesh.columns)
+    job.session[FIELDS][:, z : z + 1] = moved.astype(np.float32)
+    if job.settings["options"]["method"] == "deep":
+        job.session[ELASTIC][z] = render_section(job.source_section(z), positions, mesh, canvas)[0]
+        return {}
+    return _store(job, z)
+
+
+def refine(context: TaskContext, *, session: str, z: int) -> dict[str, Any]:
+    """Refine one section against its neighbours, and render it in one pass."""
+    try:
+        from hyper_matcher.align.deep import compose, refine_section
+    except ImportError as error:
+        raise InvalidArgumentError(
+            "--method deep needs torch: this worker has none; install hyper-dl[torch] there"
+        ) from error
+    job = Job.open(context, session)
+    elastic = job.session[ELASTIC]
+    beside = [d for d in (-2, -1, 1, 2) if 0 <= z + d < job.shape[0]]
+    others = [(abs(d), np.asarray(elastic[z + d])) for d in beside]
+    field = refine_section(np.asarray(elastic[z]), others)
+    length = np.linalg.norm(field, axis=-1)
+    moved = {"refined_px_p99": round(float(np.percentile(length, 99)), 2)}
+    return _store(job, z, lambda maps: compose(maps, field)) | moved
+
+
+def _store(
+    job: Job, z: int, change: Callable[[NDArray[np.float32]], NDArray[np.float32]] | None = None
+) -> dict[str, Any]:
+    """Render a section block by block, and keep where it is valid, and its facts.
+
+    Args:
+        job: the alignment.
+        z: section.
+        change: of the inverse map; the whole section is then rendered at once.
+    """
+    mesh, positions, canvas = job.load_relaxed(z)
+    edges = (1, *canvas.shape) if change is None else None
+    parts = blocks(edges) if edges else [(0, 0, *canvas.shape)]
+    before, after, valid_px, shown = Means(), Means(), 0, False
+    for y0, x0, y1, x1 in parts:
+        part = Canvas((canvas.origin[0] + y0, canvas.origin[1] + x0), (y1 - y0, x1 - x0))
+        maps = inverse_map(positions, mesh, part)
+        if change is not None:
+            maps = change(maps)
+        section, valid = render_window(
+            maps, mesh.shape, job.settings["dtype"], lambda y, x: job.source_window(z, y, x)
+        )
+        job.session[ALIGNED][z, y0:y1, x0:x1] = section
+        job.session[VALID][z, y0:y1, x0:x1] = valid.astype(np.uint8)
+        after.add(mean_gradient(section, valid), int(valid.sum()))
+        valid_px += int(valid.sum())
+    for y0, x0, y1, x1 in blocks((1, *mesh.shape)):
+        source = job.source_window(z, slice(y0, y1), slice(x0, x1))
+        before.add(mean_gradient(source), source.size)
+        shown = shown or bool(source.any())
     areas = jacobians(positions, mesh)
     facts = {
-        "blank": not source.any(),
-        "tissue_kept": tissue_kept(positions, mesh, canvas, valid),
-        "gradient_before": mean_gradient(source),
-        "gradient_after": mean_gradient(section, valid),
+        "blank": not shown,
+        "tissue_kept": tissue_kept(positions, mesh, valid_px),
+        "gradient_before": before.mean,
+        "gradient_after": after.mean,
         "jacobian_min": float(areas.min()),
         "jacobian_max": float(areas.max()),
     }
@@ -173,14 +287,17 @@ def measure(context: TaskContext, *, session: str, z: int) -> dict[str, Any]:
     """Score section z with its next two, before and after."""
     job = Job.open(context, session)
     depth = job.shape[0]
-    here, here_before = job.session[ALIGNED][z], job.source_section(z)
+    aligned = job.session[ALIGNED]
     before, after = [], []
     for a, b in pairs_of(depth, 2):
         if a != z:
             continue
-        after.append(measure_pair(here, job.session[ALIGNED][b], a, b).to_json())
+        quality = measure_windows(
+            aligned.shape[1:], lambda d, y, x: np.asarray(aligned[d, y, x]), a, b
+        )
+        after.append(quality.to_json())
         if b == a + 1:
-            quality = measure_pair(here_before, job.source_section(b), a, b, residuals=False)
+            quality = measure_windows(job.shape[1:], job.source_window, a, b, residuals=False)
             before.append(quality.to_json())
     job.write_json(measure_file(z), {"before": before, "after": after})
     return {"pairs": len(after)}
@@ -194,5 +311,10 @@ def report(context: TaskContext, *, session: str) -> dict[str, Any]:
     result = write_report(context, job)
     if not job.settings["options"]["keep_intermediates"]:
         job.drop_intermediates()
+    if job.settings["options"]["voxel_size_nm"]:
+        for name in job.session.arrays():
+            if name.startswith(f"{ALIGNED}-levels/"):  # an earlier attempt's, or version's
+                job.session.delete_array(name)
+        pyramids.build(job.session, ALIGNED)
     version = job.commit(context.task)
     return {"version": version, "cpc94": result["cpc94"]}

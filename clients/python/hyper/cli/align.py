@@ -55,6 +55,13 @@ def align(
         Path | None,
         typer.Option(help="file of pairs of points of the same tissue, z,y,x,z,y,x a line, px"),
     ] = None,
+    method: Annotated[
+        str, typer.Option(help="elastic, or deep: refined by displacement fields (needs torch)")
+    ] = "elastic",
+    from_fields: Annotated[
+        str,
+        typer.Option(help="tenant/name[@v]/fields of an alignment, to be used instead of matches"),
+    ] = "",
     keep_intermediates: Annotated[
         bool, typer.Option("--keep-intermediates", help="commit features and matches too")
     ] = False,
@@ -82,6 +89,8 @@ def align(
         keep_intermediates=keep_intermediates,
         exclude=tuple(part.strip() for part in exclude.split(",") if part.strip()),
         points=() if points is None else read_points(points),
+        method=method,
+        from_fields=from_fields,
     )
     run(
         source, destination, options, report=report, result_file=result, as_json=json_output,

@@ -207,7 +207,7 @@ def _optimise(
         smooth = (across * (field[..., 1:] - field[..., :-1]) ** 2).sum()
         smooth = smooth + (down * (field[..., 1:, :] - field[..., :-1, :]) ** 2).sum()
         loss = error / total + options.smoothness * smooth / (height * width)
-        loss.backward()  # type: ignore[no-untyped-call]  # torch's own
+        loss.backward()
         optimiser.step()
     return field.detach()
 

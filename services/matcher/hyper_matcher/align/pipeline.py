@@ -156,7 +156,9 @@ def _facts(
 ) -> Facts:
     depth = len(volume)
     areas = np.concatenate([jacobians(p, relaxed.mesh) for p in relaxed.positions])
-    kept = [tissue_kept(relaxed.positions[z], relaxed.mesh, canvas, valid[z]) for z in range(depth)]
+    kept = [
+        tissue_kept(relaxed.positions[z], relaxed.mesh, int(valid[z].sum())) for z in range(depth)
+    ]
     source = float(np.mean([mean_gradient(section) for section in volume]))
     output = float(np.mean([mean_gradient(sections[z], valid[z]) for z in range(depth)]))
     rejected: Counter[str] = Counter()

@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from hyper_matcher.align.metrics import chunked_correlation, fresh_residuals, percentile
+from hyper_matcher.align.metrics import (
+    CPC_TILE_PX,
+    chunked_correlation,
+    fresh_residuals,
+    percentile,
+)
 
 _FAR_PX = 10.0
+_WINDOW_PX = 24 * CPC_TILE_PX
+_TEMPLATE_ROOM_PX = 96  # half a template and the search round it
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +79,62 @@ def measure_pair(
     fresh = fresh_residuals(first, second, template_px=template_px)
     lengths = tuple(float(value) for value in fresh.lengths)
     return PairQuality(source_z, target_z, cpc, len(tiles), lengths, fresh.tried, fresh.coverage)
+
+
+def measure_windows(
+    shape: Sequence[int],
+    read: Callable[[int, slice, slice], NDArray[Any]],
+    source_z: int,
+    target_z: int,
+    *,
+    residuals: bool = True,
+) -> PairQuality:
+    """`measure_pair` window by window, so that memory does not grow with the section.
+
+    The tiles that are correlated are those of the whole section.
+
+    Args:
+        shape: (H, W).
+        read: gives (z, rows, columns) of a rendered section.
+        source_z: the first.
+        target_z: the second.
+        residuals: also match afresh.
+    """
+    parts = [
+        (y, x, measure_pair(*_views(read, source_z, target_z, y, x), source_z, target_z,
+                            residuals=False))
+        for y in _spans(shape[0]) for x in _spans(shape[1])
+    ]  # fmt: skip
+    tiles = sum(part.tiles for _, _, part in parts)
+    cpc = sum((part.cpc or 0.0) * part.tiles for _, _, part in parts) / tiles if tiles else None
+    lengths: list[float] = []
+    tried, covered, areas = 0, 0.0, 0
+    for y, x, _ in parts if residuals else []:
+        wide = [
+            slice(max(0, s.start - _TEMPLATE_ROOM_PX), min(edge, s.stop + _TEMPLATE_ROOM_PX))
+            for s, edge in zip((y, x), shape, strict=True)
+        ]
+        views = _views(read, source_z, target_z, wide[0], wide[1])
+        fresh = measure_pair(*views, source_z, target_z)
+        area = int(((views[0] > 0) & (views[1] > 0)).sum())
+        lengths += fresh.residuals
+        tried, covered, areas = tried + fresh.tried, covered + fresh.coverage * area, areas + area
+    return PairQuality(
+        source_z, target_z, cpc, tiles, tuple(lengths), tried, covered / areas if areas else 0.0
+    )
+
+
+def _spans(edge: int) -> list[slice]:
+    """Windows along an edge, multiples of a tile but for the last."""
+    count = max(1, round(edge / _WINDOW_PX))
+    starts = [k * _WINDOW_PX for k in range(count)]
+    return [slice(a, b) for a, b in zip(starts, [*starts[1:], edge], strict=True)]
+
+
+def _views(
+    read: Callable[[int, slice, slice], NDArray[Any]], first: int, second: int, y: slice, x: slice
+) -> tuple[NDArray[Any], NDArray[Any]]:
+    return read(first, y, x), read(second, y, x)
 
 
 @dataclass(frozen=True, slots=True)

@@ -118,12 +118,10 @@ def jacobians(positions: NDArray[np.float64], mesh: Mesh) -> NDArray[np.float64]
     return _areas(positions, mesh) / _areas(mesh.vertices, mesh)
 
 
-def tissue_kept(
-    positions: NDArray[np.float64], mesh: Mesh, canvas: Canvas, valid: NDArray[np.bool_]
-) -> float:
-    """Share of the section's area, as placed, that landed on the canvas."""
+def tissue_kept(positions: NDArray[np.float64], mesh: Mesh, valid_px: int) -> float:
+    """Share of the section's area, as placed, that landed on the canvas as valid pixels."""
     area = float(np.abs(_areas(positions, mesh)).sum())
-    return min(1.0, float(valid.sum()) / max(area, 1.0)) if canvas.shape else 0.0
+    return min(1.0, valid_px / max(area, 1.0))
 
 
 def _areas(points: NDArray[np.float64], mesh: Mesh) -> NDArray[np.float64]:

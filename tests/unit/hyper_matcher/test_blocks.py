@@ -74,18 +74,18 @@ def test_parts_of_the_canvas_are_those_of_the_whole() -> None:
 
 
 def test_quality_by_windows_is_that_of_the_whole() -> None:
-    plane = texture((94 * 26, 400), seed=3)
+    plane = texture((94 * 26, 300), seed=3)
     stack = np.stack([plane, np.roll(plane, 1, axis=0)])
     read = lambda z, y, x: stack[z, y, x]  # noqa: E731
-    by_windows = measure_windows((94 * 26, 400), read, 0, 1)
+    by_windows = measure_windows((94 * 26, 300), read, 0, 1)
     whole = measure_pair(stack[0], stack[1], 0, 1)
     assert by_windows.cpc == pytest.approx(whole.cpc) and by_windows.tiles == whole.tiles
-    assert by_windows.coverage > 0.9
+    assert by_windows.coverage > whole.coverage - 0.03
     assert np.median(by_windows.residuals) == pytest.approx(1.0, abs=0.05)
     large = measure_windows(
-        (94 * 60, 400), lambda z, y, x: np.resize(plane, (94 * 60, 400))[y, x], 0, 1
+        (94 * 60, 300), lambda z, y, x: np.resize(plane, (94 * 60, 300))[y, x], 0, 1
     )
-    assert large.tiles == 60 * 4
+    assert large.tiles == 60 * 3
 
 
 def test_means_gather() -> None:

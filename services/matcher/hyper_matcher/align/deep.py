@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 from hyper_matcher.align.coarse import contrast_features
 from hyper_matcher.align.sampling import downsample
 
+_DARK = 0.5
 Features = Callable[[NDArray[Any]], NDArray[np.float32]]
 
 
@@ -52,19 +53,16 @@ class DeepOptions:
 def crack_mask(section: NDArray[Any], widen_px: int = 10, narrowest_px: int = 5) -> NDArray[Any]:
     """Where a section is torn or folded, not at its border: (H, W) of bool.
 
-    Cracks are blank (0); folds are much darker than the tissue over `narrowest_px` each way.
+    Cracks are blank (0); folds are darker than half of what dark tissue (the tenth percentile) is,
+    over `narrowest_px` each way.
     """
     blank = section == 0
     tissue = section[~blank]
     if tissue.size == 0:
         return np.ones(section.shape, bool)
-    dark_limit = float(np.median(tissue)) - 3.0 * 1.4826 * float(
-        np.median(np.abs(tissue - np.median(tissue)))
-    )
-    local = scipy.ndimage.uniform_filter(section.astype(np.float32), narrowest_px)
-    brightest = scipy.ndimage.maximum_filter(section, narrowest_px)
-    dark = (local < max(dark_limit, 1.0)) & (brightest < float(np.median(tissue)))
-    dark = scipy.ndimage.binary_opening(dark | blank, np.ones((narrowest_px, narrowest_px)))
+    limit = _DARK * float(np.percentile(tissue, 10))
+    dark = blank | (scipy.ndimage.uniform_filter(section.astype(np.float32), 3) < limit)
+    dark = scipy.ndimage.binary_opening(dark, np.ones((narrowest_px, narrowest_px)))
     labels, count = scipy.ndimage.label(dark)
     if count:
         sizes = np.bincount(labels.ravel())

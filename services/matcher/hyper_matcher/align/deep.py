@@ -69,7 +69,9 @@ def crack_mask(section: NDArray[Any], widen_px: int = 10, narrowest_px: int = 5)
         long_enough = sizes > 8 * narrowest_px * narrowest_px
         long_enough[0] = False
         dark = long_enough[labels]
-    return np.asarray(scipy.ndimage.binary_dilation(dark, iterations=max(1, widen_px)))
+    if not dark.any():
+        return np.zeros(section.shape, bool)
+    return np.asarray(scipy.ndimage.distance_transform_edt(~dark) <= widen_px)
 
 
 def refine_section(

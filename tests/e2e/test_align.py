@@ -284,3 +284,23 @@ def test_neighbours_that_do_not_match_are_named_and_the_exit_status_is_1(
         "align", str(folder), "lab/torn", "--order", str(order), "--exclude", names[1]
     )
     assert result["failed_pairs"] == [] and result["flagged_sections"] == [0]
+
+
+def test_fields_are_kept_and_render_again_with_a_pyramid(
+    local_cluster: LocalCluster, small_stack: Path, aligned: dict[str, Any]
+) -> None:
+    result = local_cluster.json(
+        "align", str(small_stack), "lab/again", "--from-fields", "lab/calm/fields",
+        "--voxel-size", "40,4,4",
+    )  # fmt: skip
+    assert result["cpc94"] == aligned["cpc94"] and result["matches"] == 0
+    with hyper.connect(local_cluster.endpoint) as client:
+        dataset = client.open_dataset("lab/again")
+        assert {"aligned", "valid", "fields", "aligned-levels/1"} <= set(dataset.arrays())
+        section, valid = (np.asarray(dataset[name][1]) for name in ("aligned", "valid"))
+        assert valid.any() and not section[valid == 0].any()
+        fields = dataset["fields"]
+        assert fields.shape[:2] == (2, len(list(small_stack.iterdir())))
+        assert np.isfinite(np.asarray(fields[:, 0])).all() and np.asarray(fields[:, 0]).any()
+    wrong = local_cluster.run("align", str(small_stack), "lab/no", "--from-fields", "lab/calm/raw")
+    assert wrong.returncode == 1 and "needed are fields" in wrong.stderr

@@ -7,7 +7,10 @@ import pytest
 import scipy.ndimage
 from numpy.typing import NDArray
 
+from hyper_matcher.align.geometry import Affine
 from hyper_matcher.align.match import MatchOptions
+from hyper_matcher.align.metrics import chunked_correlation
+from hyper_matcher.align.order import failed_pairs
 from hyper_matcher.align.pipeline import AlignedStack, AlignOptions, align_stack, pairs_of
 from hyper_matcher.align.relax import RelaxOptions
 from tests.support.sections import pull, real_stack, smooth_field, texture
@@ -94,6 +97,26 @@ def test_a_missing_and_a_folded_section_harm_nobody_else() -> None:
     error = _errors(stack, wheres)[good]
     assert np.percentile(error, 95) < 3.0
     assert np.isfinite(stack.relaxed.positions).all()
+
+
+@pytest.mark.timeout(240)
+def test_swapped_and_turned_sections_of_real_tissue_are_named_and_aligned() -> None:
+    volume = np.maximum(real_stack(7, (slice(300, 720), slice(300, 720))), 1)
+    volume[[2, 3]] = volume[[3, 2]]
+    volume[5] = pull(volume[5], np.deg2rad(170))[0]
+    stack = align_stack(volume, _SMALL, measure=False)
+    assert set(stack.relaxed.flagged) == {2, 3}
+    assert "looks swapped with section 3" in stack.relaxed.flagged[2]
+    assert failed_pairs(7, stack.pairs) == []
+    turn = Affine.fit_rigid(stack.relaxed.mesh.vertices, stack.relaxed.positions[5]).angle_rad
+    others = Affine.fit_rigid(stack.relaxed.mesh.vertices, stack.relaxed.positions[4]).angle_rad
+    assert abs(np.cos(turn - others)) > 0.95 and np.cos(turn - others) < 0
+    middle = np.s_[120:300, 120:300]
+    scores = [
+        chunked_correlation(stack.sections[a][middle], stack.sections[b][middle], 90).mean()
+        for a, b in ((4, 5), (5, 6))
+    ]
+    assert min(scores) > 0.35
 
 
 def test_a_shallow_stack_and_sixteen_bit_sections_work() -> None:

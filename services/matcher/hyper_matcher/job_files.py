@@ -31,7 +31,7 @@ MODEL_FILE = "align/bandpass.onnx"
 _PLAN_FILE = "align/plan.json"
 _RELAXED_FILE = "align/relaxed.npz"
 _CHUNK_PX = 512
-_MAX_SHARD_PX = 8192
+_MAX_SHARD_PX = 4096
 _NAMESPACE = uuid.UUID("5f0a1c86-6f0b-4f0f-9e5e-2f2f5a8f7f10")
 
 
@@ -235,8 +235,19 @@ class Job:
 
 
 def shard_px(edge: int) -> int:
-    """A whole section up to 64 MB of bytes, else a tile of that size."""
+    """A whole section up to 16 MB of bytes, else a tile of that size: written by one hand."""
     return min(-(-edge // _CHUNK_PX) * _CHUNK_PX, _MAX_SHARD_PX)
+
+
+def shards(shape: tuple[int, int]) -> list[tuple[int, int, int, int]]:
+    """(y0, x0, y1, x1) of the shards of a section of an array that `make_array` makes."""
+    height, width = shape
+    step_y, step_x = shard_px(height), shard_px(width)
+    return [
+        (y, x, min(y + step_y, height), min(x + step_x, width))
+        for y in range(0, height, step_y)
+        for x in range(0, width, step_x)
+    ]
 
 
 def pack_pair(found: Any) -> bytes:

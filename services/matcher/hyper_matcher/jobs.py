@@ -53,6 +53,7 @@ from hyper_matcher.job_files import (
     measure_file,
     pack_pair,
     section_file,
+    shards,
 )
 from hyper_matcher.job_plan import choose_plan
 
@@ -243,7 +244,7 @@ def refine(context: TaskContext, *, session: str, z: int) -> dict[str, Any]:
 def _store(
     job: Job, z: int, change: Callable[[NDArray[np.float32]], NDArray[np.float32]] | None = None
 ) -> dict[str, Any]:
-    """Render a section block by block, and keep where it is valid, and its facts.
+    """Render a section shard by shard, and keep where it is valid, and its facts.
 
     Args:
         job: the alignment.
@@ -251,8 +252,7 @@ def _store(
         change: of the inverse map; the whole section is then rendered at once.
     """
     mesh, positions, canvas = job.load_relaxed(z)
-    edges = (1, *canvas.shape) if change is None else None
-    parts = blocks(edges) if edges else [(0, 0, *canvas.shape)]
+    parts = shards(canvas.shape) if change is None else [(0, 0, *canvas.shape)]
     before, after, valid_px, shown = Means(), Means(), 0, False
     for y0, x0, y1, x1 in parts:
         part = Canvas((canvas.origin[0] + y0, canvas.origin[1] + x0), (y1 - y0, x1 - x0))

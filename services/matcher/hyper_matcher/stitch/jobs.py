@@ -22,7 +22,7 @@ from hyper.context import TaskContext
 from hyper.sessions import Session
 from hyper.stitch import ARRAY, REPORT_FILE, RESULT_FILE, SETTINGS_FILE
 from hyper_matcher.align.render import Canvas
-from hyper_matcher.job_files import shard_px
+from hyper_matcher.job_files import shard_px, shards
 from hyper_matcher.stitch.overlap import match_overlap
 from hyper_matcher.stitch.pipeline import stitch_result
 from hyper_matcher.stitch.quality import seam_residuals
@@ -135,14 +135,11 @@ def render(context: TaskContext, *, session: str, z: int) -> dict[str, Any]:
     job = _Job.open(context, session)
     montage, canvas = _load_montage(job)
     read, members = job.reader(), job.members(z)
-    height, width = (shard_px(edge) for edge in canvas.shape)
     array = job.session[ARRAY]
-    for y in range(0, canvas.shape[0], height):
-        for x in range(0, canvas.shape[1], width):
-            size = min(height, canvas.shape[0] - y), min(width, canvas.shape[1] - x)
-            block = Canvas((canvas.origin[0] + y, canvas.origin[1] + x), size)
-            pixels = render_montage(montage, members, read, block)
-            array[z, y : y + size[0], x : x + size[1]] = pixels.astype(job.settings["dtype"])
+    for y0, x0, y1, x1 in shards(canvas.shape):
+        block = Canvas((canvas.origin[0] + y0, canvas.origin[1] + x0), (y1 - y0, x1 - x0))
+        pixels = render_montage(montage, members, read, block)
+        array[z, y0:y1, x0:x1] = pixels.astype(job.settings["dtype"])
     flags = {(s.first, s.second): s.flag for s in _load_parts(job)[0]}
     own = set(members)
     residuals = []

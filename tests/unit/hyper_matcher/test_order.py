@@ -45,7 +45,7 @@ def test_a_bad_section_is_no_swap(bad: int) -> None:
 
 
 def test_neighbours_that_do_not_match_are_named() -> None:
-    pairs = [_pair(0, 1, 0.5), _pair(1, 2, 0.0, accepted=0), _pair(2, 3, 0.5, accepted=5)]
+    pairs = [_pair(0, 1, 0.5), _pair(1, 2, 0.0, accepted=0), _pair(2, 3, 0.5, accepted=20)]
     assert [(a, b) for a, b, _ in failed_pairs(4, pairs)] == [(1, 2), (2, 3)]
     assert failed_pairs(4, pairs)[0][2] == "no coarse fit"
 

@@ -10,6 +10,7 @@ import numpy as np
 from hyper_matcher.align.geometry import PairMatches
 
 _FEWEST = 6  # accepted matches below which two neighbours are not joined
+_CHANCE = 0.3  # of those tried: so many agree with their neighbours by chance, in small sections
 _MARGIN = 1.06  # by what the other order must be better
 
 
@@ -71,6 +72,6 @@ def failed_pairs(
         pair = known.get((a, b))
         if pair is None:
             failed.append((a, b, "too far apart to be matched; raise --neighbours"))
-        elif pair.accepted.sum() < max(_FEWEST, pair.tried // 8):
+        elif pair.accepted.sum() < max(_FEWEST, _CHANCE * pair.tried):
             failed.append((a, b, pair.flag or f"only {int(pair.accepted.sum())} matches"))
     return failed

@@ -1,9 +1,11 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
-from hyper_matcher.align.geometry import Affine, PairMatches
+from hyper_matcher.align.geometry import Affine, PairMatches, Rejection
 from hyper_matcher.align.order import failed_pairs, resemblance, swapped_sections
 from hyper_matcher.align.pipeline import pairs_of
 
@@ -58,3 +60,11 @@ def test_a_section_left_out_on_purpose_is_bridged() -> None:
 
 def test_nothing_resembles_nothing() -> None:
     assert resemblance(_pair(0, 1, 0.5, accepted=0)) == 0.0
+
+
+def test_a_small_overlap_that_few_blocks_agree_on_is_no_proof() -> None:
+    pair = _pair(0, 1, 0.5, accepted=20, tried=20)
+    far = np.concatenate([pair.rejection, np.full(80, Rejection.OUTSIDE, np.uint8)])
+    few = replace(pair, rejection=far, p1=np.full(100, 0.5), coarse_score=0.4)
+    assert "share 20% alone" in failed_pairs(2, [few])[0][2]
+    assert failed_pairs(2, [replace(few, coarse_score=0.8)]) == []

@@ -7,10 +7,11 @@ from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 
-from hyper_matcher.align.geometry import PairMatches
+from hyper_matcher.align.geometry import PairMatches, Rejection
 
 _FEWEST = 6  # accepted matches below which two neighbours are not joined
 _CHANCE = 0.3  # of those tried: so many agree with their neighbours by chance, in small sections
+_OUTSIDE, _SURE = 0.7, 0.6  # chance finds small overlaps; most blocks agree only where it is true
 _MARGIN = 1.06  # by what the other order must be better
 
 
@@ -54,6 +55,11 @@ def swapped_sections(depth: int, pairs: Iterable[PairMatches]) -> dict[int, str]
     return found
 
 
+def _outside(pair: PairMatches) -> float:
+    """Share of the points that the pair's fit puts outside of the other section."""
+    return float((pair.rejection == Rejection.OUTSIDE).mean()) if len(pair.rejection) else 0.0
+
+
 def failed_pairs(
     depth: int, pairs: Sequence[PairMatches], left_out: Mapping[int, str] | Iterable[int] = ()
 ) -> list[tuple[int, int, str]]:
@@ -74,4 +80,6 @@ def failed_pairs(
             failed.append((a, b, "too far apart to be matched; raise --neighbours"))
         elif pair.accepted.sum() < max(_FEWEST, _CHANCE * pair.tried):
             failed.append((a, b, pair.flag or f"only {int(pair.accepted.sum())} matches"))
+        elif (outside := _outside(pair)) > _OUTSIDE and pair.coarse_score < _SURE:
+            failed.append((a, b, f"a fit in which they share {1 - outside:.0%} alone is no proof"))
     return failed

@@ -97,7 +97,7 @@ def _docker(stack: ExitStack, folder: Path) -> Place:
 
     image = os.environ.get("HYPER_TEST_IMAGE", "python:3.11-slim-bookworm")
     offer = Offer("box", "docker", options={"image": image, "command": "sleep 600"})
-    wrong = {"options": {**offer.options, "image": "hyper-no-such-image:none"}}
+    wrong = {"options": {**offer.options, "network": "hyper-no-such-network"}}
     return Place(lambda cluster: DockerProvider(cluster), offer, wrong)
 
 
@@ -174,7 +174,8 @@ async def test_aws_networks_notices_and_nothing_left(tmp_path: Path):
         assert one["InstanceLifecycle"] == "spot"
         assert one["VpcId"] == two["VpcId"] != three["VpcId"]
         assert one["SubnetId"] != two["SubnetId"]
-        group = one["SecurityGroups"][0]["GroupId"]
+        (interface,) = one["NetworkInterfaces"]
+        group = interface["Groups"][0]["GroupId"]
         rules = client.describe_security_groups(GroupIds=[group])["SecurityGroups"][0]
         assert [pair["GroupId"] for rule in rules["IpPermissions"]
                 for pair in rule["UserIdGroupPairs"]] == [group]  # fmt: skip

@@ -65,6 +65,9 @@ class AwsProvider:
 
     def _launch(self, order: Order) -> str:
         client = self._clients[order.region]
+        for each in self._list():  # EC2 knows the token for two days, and not everybody's EC2 does
+            if each.machine == order.machine:
+                return each.id
         subnet, group = self._networks[order.region].ensure(order.network, order.zone)
         tags = [{"Key": "Name", "Value": f"hyper {order.machine}"},
                 {"Key": CLUSTER_TAG, "Value": self._cluster},

@@ -94,16 +94,11 @@ class Job:
         return json.loads(self.session.read(path))
 
     def read_files(self, paths: Sequence[str]) -> list[bytes]:
-        """These files of one folder, in this order; several are read at a time.
+        """These files, in this order; several are read at a time.
 
-        The session also shows what an earlier alignment left in the dataset, so a listing alone
-        does not tell which files are this one's.
+        By path, not from a listing: the session also shows what an earlier alignment left.
         """
-        if not paths:
-            return []
-        listed = {file.path: file for file in self.session.files(paths[0].rpartition("/")[0] + "/")}
-        found = self.session.read_many([listed[path] for path in paths])
-        return [content for _, content in found]
+        return [content for _, content in self.session.read_many(paths)] if paths else []
 
     # Sections
 

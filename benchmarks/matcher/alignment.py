@@ -1,7 +1,7 @@
 """Quality and cost of aligning sections, beside peers: `python -m benchmarks.matcher.alignment`.
 
 Everyone gets the same sections and leaves triangles; all are rendered by one bilinear pass of one
-renderer on one canvas rule and scored by the same functions. `--warp` warps the sections first and
+renderer on one canvas rule and scored by the same functions. `--warp` warps our aligned sections and
 sets the result against the truth; `--damage` leaves one out, folds, swaps and turns some.
 
 With `--json` the last line is {"ours": result object, "feabas": ..., "flow": ..., "ecc": ...}; what
@@ -214,7 +214,8 @@ def main(argv: list[str] | None = None) -> int:
         volume = volume[:4]
     wheres, done = None, {}
     if arguments.warp:
-        volume, wheres = damage.warp(volume, arguments.seed)
+        laid = align_stack(volume, measure=False)  # so that the sections have one truth
+        volume, wheres = damage.warp(np.where(laid.valid, laid.sections, 1), arguments.seed)
     if arguments.damage:
         volume, done = damage.damage(volume, arguments.seed)
     align_stack(volume[:2, :512, :512], measure=False)  # compile once, for the process below too

@@ -281,7 +281,7 @@ def test_neighbours_that_do_not_match_are_named_and_the_exit_status_is_1(
     order = tmp_path / "order.txt"
     order.write_text("\n".join([names[1], names[0], *names[2:]]))
     result = local_cluster.json(
-        "align", str(folder), "lab/mended", "--order", str(order), "--exclude", names[1]
+        "align", str(folder), "lab/torn", "--order", str(order), "--exclude", names[1]
     )
     assert result["failed_pairs"] == [] and result["flagged_sections"] == [0]
 

@@ -1,8 +1,9 @@
 """Quality and cost of aligning sections, beside peers: `python -m benchmarks.matcher.alignment`.
 
 Everyone gets the same sections and leaves triangles; all are rendered by one bilinear pass of one
-renderer on one canvas rule and scored by the same functions. `--warp` warps our aligned sections and
-sets the result against the truth; `--damage` leaves one out, folds, swaps and turns some.
+renderer on one canvas rule and scored by the same functions. `--warp` warps our aligned sections
+and sets what comes out against the truth; `--damage` leaves one section out, folds, swaps and turns
+some.
 
 With `--json` the last line is {"ours": result object, "feabas": ..., "flow": ..., "ecc": ...}; what
 could not run is null, and `why` says why.

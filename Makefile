@@ -45,6 +45,10 @@ lint: .stamps/dev        ## format, style, types, import rules, protos
 	@.venv/bin/mypy
 	@.venv/bin/lint-imports
 	@cd protos && ../.venv/bin/buf lint
+	@tag=$$(git tag --merged HEAD --list 'v*' --sort=-v:refname | head -1); if [ -n "$$tag" ]; then \
+	  cd protos && ../.venv/bin/buf breaking --against "../.git#tag=$$tag,subdir=protos"; fi
+	@for file in $(filter-out %kustomization.yaml %adapter-rules.yaml,$(wildcard deploy/kubernetes/*.yaml)); do \
+	  .venv/bin/kubernetes-validate --quiet --strict $$file; done
 	@if command -v promtool >/dev/null; then promtool check rules deploy/prometheus/rules/*.yml; fi
 
 protos: .stamps/dev      ## regenerate protos/gen

@@ -16,8 +16,10 @@ import sys
 import time
 from pathlib import Path
 
+import yaml
+
 from hyper.cluster.home import write_private
-from hyper_servicekit.tokens import ANY_TENANT, Signer
+from hyper_servicekit.tokens import ANY_TENANT, Role, Signer
 
 ROOT = Path(__file__).resolve().parents[1]
 KEY_ID = "k1"
@@ -48,12 +50,12 @@ def complete(known: dict[str, str], now_s: float) -> dict[str, str]:
     want("HYPER_AUTH_KEY", secrets.token_urlsafe(32))
     signer = Signer(KEY_ID, {**known, **made}["HYPER_AUTH_KEY"])
     expires_s = now_s + TOKEN_DAYS * 86_400
-    for name, subject in (
-        ("HYPER_SERVICE_TOKEN", "service"),
-        ("HYPER_WORKER_TOKEN", "worker"),
-        ("HYPER_TOKEN", "compose"),
+    for name, subject, role in (
+        ("HYPER_SERVICE_TOKEN", "service", Role.ADMIN),
+        ("HYPER_WORKER_TOKEN", "worker", Role.WORKER),
+        ("HYPER_TOKEN", "compose", Role.ADMIN),
     ):
-        want(name, signer.sign(ANY_TENANT, subject=subject, expires_s=expires_s))
+        want(name, signer.sign(ANY_TENANT, subject=subject, expires_s=expires_s, role=role))
     return made
 
 
@@ -95,15 +97,38 @@ def client(path: Path) -> int:
     return 0
 
 
+def kubernetes(known: dict[str, str]) -> str:
+    """The Secret that deploy/kubernetes wants, as YAML."""
+    names = {
+        "s3-access-key": "HYPER_S3_ACCESS_KEY",
+        "s3-secret-key": "HYPER_S3_SECRET_KEY",
+        "secrets-key": "HYPER_SECRETS_KEY",
+        "auth-key": "HYPER_AUTH_KEY",
+        "service-token": "HYPER_SERVICE_TOKEN",
+        "worker-token": "HYPER_WORKER_TOKEN",
+    }
+    secret = {
+        "apiVersion": "v1",
+        "kind": "Secret",
+        "metadata": {"name": "hyper", "namespace": "hyper"},
+        "stringData": {key: known[name] for key, name in names.items()},
+    }
+    return yaml.safe_dump(secret, sort_keys=False)
+
+
 def main() -> int:
     """Make the file, or print what clients set."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--file", type=Path, default=ROOT / ".env")
     parser.add_argument("--client", action="store_true", help="print what clients set")
+    parser.add_argument("--kubernetes", action="store_true", help="print it as a Secret")
     given = parser.parse_args()
     if given.client:
         return client(given.file)
     made = write(given.file)
+    if given.kubernetes:
+        print(kubernetes(read(given.file)), end="")
+        return 0
     print(f"{given.file}: {'made ' + ', '.join(made) if made else 'complete'}")
     return 0
 

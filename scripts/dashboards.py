@@ -216,6 +216,36 @@ DASHBOARDS = (
         [
             [
                 Panel(
+                    "Machines by offer",
+                    [("sum by (offer) (hyper_placement_machines) or vector(0)", "{{offer}}")],
+                ),
+                Panel(
+                    "Dollars an hour",
+                    [
+                        ("3600 * sum(rate(hyper_placement_usd_total[10m])) or vector(0)", "spent"),
+                        (
+                            "3600 * sum(rate(hyper_placement_rework_usd_total[10m])) or vector(0)",
+                            "for work done again",
+                        ),
+                    ],
+                    "currencyUSD",
+                ),
+                Panel(
+                    "Launches and preemptions",
+                    [
+                        (
+                            "sum(increase(hyper_placement_launches_total[1h])) or vector(0)",
+                            "launched",
+                        ),
+                        (
+                            "sum(increase(hyper_placement_preemptions_total[1h])) or vector(0)",
+                            "taken away",
+                        ),
+                    ],
+                ),
+            ],
+            [
+                Panel(
                     "Workers",
                     [
                         ("max(hyper_scheduler_workers_connected)", "connected"),

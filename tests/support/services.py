@@ -20,6 +20,10 @@ from hyper_servicekit.config import S3Settings
 from tests.support.servers import EtcdServer
 
 REPOSITORY = Path(__file__).parents[2]
+SERVICE_FOLDERS = [
+    f"services/{name}"
+    for name in ("common", "scheduler", "storage-gateway", "worker", "inference", "matcher")
+]
 START_TIMEOUT_S = 40.0
 POLL_S = 0.02
 
@@ -34,6 +38,7 @@ class ServiceProcess:
     folder: Path
     settings: dict[str, str]
     listen: str = "127.0.0.1:0"
+    source: Path | None = None  # the tree whose code it runs, in place of this one
     child: subprocess.Popen[bytes] | None = None
     facts: dict[str, str] = field(default_factory=dict)
 
@@ -56,7 +61,7 @@ class ServiceProcess:
         settings = {**self.settings, "READY_FILE": str(ready), "LISTEN": self.listen}
         environment = {
             **os.environ,
-            "PYTHONPATH": str(REPOSITORY),
+            "PYTHONPATH": os.pathsep.join(map(str, self._code())),
             **{f"HYPER_{self.prefix}__{key}": value for key, value in settings.items()},
         }
         self.child = self._spawn(environment)
@@ -72,6 +77,12 @@ class ServiceProcess:
             time.sleep(POLL_S)
         self.facts = json.loads(ready.read_text())
         self.listen = self.facts["address"] or self.listen
+
+    def _code(self) -> list[Path]:
+        if self.source is None:
+            return [REPOSITORY]
+        roots = ["clients/python", "protos/gen", *SERVICE_FOLDERS]
+        return [self.source / root for root in roots]
 
     def _spawn(self, environment: Mapping[str, str]) -> subprocess.Popen[bytes]:
         with self.log.open("ab") as log:
@@ -132,12 +143,17 @@ def run_services(
     workers: int = 2,
     slots: int = 2,
     scheduler_settings: Mapping[str, str] | None = None,
+    common_settings: Mapping[str, str] | None = None,
 ) -> Iterator[Services]:
-    """Scheduler, storage gateway and workers; SIGKILL at the end for what is left."""
+    """Scheduler, storage gateway and workers; SIGKILL at the end for what is left.
+
+    `common_settings` are the scheduler's and the gateway's.
+    """
     common = {
         "ETCD_ENDPOINTS": json.dumps([etcd.endpoint]),
         "ETCD_PREFIX": prefix,
         "LOG_FORMAT": "console",
+        **(common_settings or {}),
     }
     with ExitStack() as stack:
 

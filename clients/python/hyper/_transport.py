@@ -16,8 +16,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import grpc
+import grpc.aio
 
-from hyper import _fork_support
+from hyper import _fork_support, _tls
 from hyper.errors import InvalidArgumentError
 
 _fork_support.restore()
@@ -81,6 +82,14 @@ def channel(addresses: Sequence[str]) -> grpc.Channel:
     return grpc.intercept_channel(plain_channel(target(addresses)), _ShowToken())
 
 
+def aio_channel(addresses: Sequence[str]) -> grpc.aio.Channel:
+    """An asyncio channel to replicas; its calls must bear `token_metadata`."""
+    secret = _tls.credentials()
+    if secret is None:
+        return grpc.aio.insecure_channel(target(addresses), options=OPTIONS)
+    return grpc.aio.secure_channel(target(addresses), secret, options=_tls.with_name(OPTIONS))
+
+
 def is_relayed() -> bool:
     """Whether this process was forked from one that had made channels, so that a relay calls."""
     return _forked
@@ -90,7 +99,11 @@ def plain_channel(to: str) -> grpc.Channel:
     """A blocking channel to a `target`, without a token."""
     global _used
     _used = True
-    made = grpc.insecure_channel(to, options=OPTIONS)
+    secret = _tls.credentials()
+    if secret is None:
+        made = grpc.insecure_channel(to, options=OPTIONS)
+    else:
+        made = grpc.secure_channel(to, secret, options=_tls.with_name(OPTIONS))
     _channels.add(made)
     return made
 

@@ -8,17 +8,34 @@ does not say is refused.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Container, Iterator, Mapping
 from typing import Any
 
 from google.protobuf.message import Message
 
 from hyper.errors import PermissionDeniedError, UnauthenticatedError
-from hyper_servicekit.tokens import ANY_TENANT, Claims, Verifier
+from hyper_servicekit.tokens import (
+    ANY_TENANT,
+    Claims,
+    Role,
+    Verifier,
+    check_revoked,
+    check_time,
+)
 
 _FIELDS = frozenset({"name", "parent", "session", "base", "target", "task", "store", "model"})
 _NESTED = frozenset({"tag", "store", "source", "destination", "array"})
 _OPEN = frozenset({"GetCluster"})  # says where services are, nothing of anybody
+_ADMINS = frozenset({"CollectGarbage", "CreateToken", "DrainWorker", "RevokeToken"})
+# What agents call for themselves and for their tasks.
+_WORKERS = frozenset({
+    "Connect", "ReadSecrets", "GetCluster",
+    "GetDataset", "ListDatasets", "GetVersion", "ListVersions", "ListFiles", "GetFiles",
+    "CreateSession", "GetSession", "CommitSession", "AbortSession", "AddFiles", "DeleteFiles",
+    "CreateArray", "GetArray", "ListArrays", "UpdateArray", "EditArray", "ListShards",
+    "LeaseShards", "ReleaseShards", "SignUrls", "ReadObject", "WriteObject",
+    "AppendLog", "ReadLog", "GetModel", "Predict", "InferVolume", "Match", "MatchSections",
+})  # fmt: skip
 
 
 class Authorizer:
@@ -26,10 +43,11 @@ class Authorizer:
 
     Args:
         keys: of tokens, by their ids.
+        revoked: ids of tokens that are good no more; may change.
     """
 
-    def __init__(self, keys: Mapping[str, str]) -> None:
-        self._verifier = Verifier(keys)
+    def __init__(self, keys: Mapping[str, str], revoked: Container[str] = ()) -> None:
+        self._verifier, self._revoked = Verifier(keys), revoked
 
     def caller(self, metadata: Mapping[str, Any]) -> Claims:
         """Who calls.
@@ -43,13 +61,24 @@ class Authorizer:
             raise UnauthenticatedError(
                 "this cluster wants a token; set HYPER_TOKEN or HYPER_TOKEN_FILE"
             )
-        return self._verifier.read(token.strip(), time.time())
+        claims = self._verifier.read(token.strip(), time.time())
+        check_revoked(claims, self._revoked)
+        return claims
+
+    def still(self, claims: Claims) -> None:
+        """Raise UnauthenticatedError if a token that was good is so no more."""
+        check_time(claims, time.time())
+        check_revoked(claims, self._revoked)
 
     def check(self, claims: Claims, method: str, request: Message, *, first: bool = True) -> None:
         """Raise PermissionDeniedError unless the caller may make this call.
 
         Of a stream of requests the first one must name something, others may.
         """
+        if claims.role is Role.WORKER and method not in _WORKERS:
+            raise PermissionDeniedError(f"{method} is not for workers")
+        if claims.role is not Role.ADMIN and method in _ADMINS:
+            raise PermissionDeniedError(f"{method} is for operators, with the role admin")
         if claims.tenant == ANY_TENANT:
             return
         tenants = set(_tenants(request))

@@ -17,6 +17,8 @@ import yaml
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, SecretStr, ValidationError
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
+from hyper_servicekit.tls import EtcdTlsSettings, TlsSettings
+
 
 def settings_config(service: str) -> SettingsConfigDict:
     """The model_config of a service's settings."""
@@ -90,6 +92,8 @@ class ServiceSettings(BaseSettings):
         default=(), description="host:port of etcd members"
     )
     etcd_prefix: str = "/hyper"
+    etcd_tls: EtcdTlsSettings | None = None
+    tls: TlsSettings | None = Field(default=None, description="of gRPC and of the metrics")
     instance: str | None = Field(default=None, description="unique name of this replica")
     ready_file: Path | None = Field(default=None, description="written once the service serves")
     log_format: str = Field(default="console", pattern="^(console|json)$")
@@ -99,7 +103,12 @@ class ServiceSettings(BaseSettings):
         default_factory=dict,
         description="keys of tokens by their ids; calls need no token where there are none",
     )
-    max_concurrent_rpcs: int = Field(default=1000, gt=0)
+    max_concurrent_rpcs: int = Field(
+        default=1000, gt=0, description="served at once; more are refused until some have ended"
+    )
+    calls_per_s: float = Field(
+        default=0.0, ge=0, description="of one token's bearer, with bursts of as many; 0: no bound"
+    )
 
     @classmethod
     def settings_customise_sources(

@@ -24,16 +24,20 @@ from grpc_status import rpc_status
 
 from hyper._wire_errors import to_status
 from hyper.errors import HyperError, InternalError, InvalidArgumentError
+from hyper_servicekit.admission import Admission
 from hyper_servicekit.authorize import Authorizer
 from hyper_servicekit.logs import get_logger
 from hyper_servicekit.metrics import RPC_SECONDS, RPC_TOTAL
 from hyper_servicekit.tokens import Claims
 
 log = get_logger(__name__)
+audit = get_logger("hyper.audit")
 
 # These were waited for here already: the channel's quick retries would only multiply the wait.
 _WAITED_FOR = ("ETCD_UNREACHABLE", "S3_UNREACHABLE")
 _NO_CHANNEL_RETRY = ("grpc-retry-pushback-ms", "-1")
+_READS = ("Get", "List", "Watch", "Read", "Diff", "Match", "Predict", "SignUrls")
+_TOO_MANY = ("AppendLog", "LeaseShards", "ReleaseShards")
 _QUIET = ("/grpc.health.", "/grpc.reflection.")
 
 
@@ -42,10 +46,14 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
 
     Args:
         authorizer: says who may call what; None where anybody may.
+        admission: says how many calls are taken in.
     """
 
-    def __init__(self, authorizer: Authorizer | None = None) -> None:
+    def __init__(
+        self, authorizer: Authorizer | None = None, admission: Admission | None = None
+    ) -> None:
         self._authorizer = authorizer
+        self._admission = admission or Admission()
 
     async def intercept_service(
         self,
@@ -56,13 +64,13 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
         handler = await continuation(handler_call_details)
         if handler is None or handler_call_details.method.startswith(_QUIET):
             return handler
-        call = _Call(handler_call_details, self._authorizer)
+        call = _Call(handler_call_details, self._authorizer, self._admission)
         kind = "stream" if handler.request_streaming or handler.response_streaming else "unary"
         if handler.response_streaming:
             inner_stream = handler.unary_stream or handler.stream_stream
 
             async def stream(request: Any, context: Any) -> AsyncIterator[Any]:
-                async with call.watched(context, kind):
+                async with call.watched(context, kind), self._admission.place():
                     _refuse_malformed(request)
                     allowed = call.authorize(request)
                     async with aclosing(inner_stream(allowed, context)) as responses:
@@ -78,7 +86,7 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
         inner = handler.unary_unary or handler.stream_unary
 
         async def unary(request: Any, context: Any) -> Any:
-            async with call.watched(context, kind):
+            async with call.watched(context, kind), self._admission.place():
                 _refuse_malformed(request)
                 return await inner(call.authorize(request), context)
 
@@ -117,9 +125,15 @@ def _refuse_malformed(request: Any) -> None:
 class _Call:
     """Facts of one call."""
 
-    def __init__(self, details: grpc.HandlerCallDetails, authorizer: Authorizer | None) -> None:
+    def __init__(
+        self,
+        details: grpc.HandlerCallDetails,
+        authorizer: Authorizer | None,
+        admission: Admission,
+    ) -> None:
         metadata = dict(details.invocation_metadata or ())
-        self._metadata, self._authorizer = metadata, authorizer
+        self._metadata, self._authorizer, self._admission = metadata, authorizer, admission
+        self.claims: Claims | None = None
         given = metadata.get("x-request-id", "")
         request_id = given if isinstance(given, str) else ""
         self.request_id = request_id[:64] or uuid.uuid4().hex
@@ -131,7 +145,8 @@ class _Call:
         authorizer = self._authorizer
         if authorizer is None:
             return request
-        claims = authorizer.caller(self._metadata)
+        claims = self.claims = authorizer.caller(self._metadata)
+        self._admission.take(claims.id)
         structlog.contextvars.bind_contextvars(tenant=claims.tenant, subject=claims.subject)
         if isinstance(request, Message):
             authorizer.check(claims, self.method, request)
@@ -148,6 +163,7 @@ async def _checked(
     """The messages of a stream, each allowed before the handler sees it."""
     first = True
     async for request in requests:
+        authorizer.still(claims)
         authorizer.check(claims, method, request, first=first)
         first = False
         yield request
@@ -193,6 +209,8 @@ class _Watched:
                 time.perf_counter() - self._start
             )
             RPC_TOTAL.labels(call.service, call.method, code.name).inc()
+            if call.claims is not None and is_change(call.method):
+                audit.info("audit", method=call.method, code=code.name, token=call.claims.id)
 
     def _status(self, error: Exception) -> status_pb2.Status:
         """What the caller is told; never more of an unexpected error than where to look."""
@@ -210,6 +228,11 @@ class _Watched:
         log.error("call failed", method=call.method, exc_info=error)
         text = f"internal error; the log has it under request id {call.request_id}"
         return to_status(InternalError(text))
+
+
+def is_change(method: str) -> bool:
+    """Whether a method changes anything; tasks' output apart, it is written to the audit log."""
+    return not method.startswith(_READS) and method not in _TOO_MANY
 
 
 def _status_code(code: Any) -> grpc.StatusCode:

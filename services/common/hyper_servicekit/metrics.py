@@ -5,6 +5,7 @@ Every service gets the RPC metrics below; its own are declared beside the code t
 
 from __future__ import annotations
 
+import ssl
 import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -42,12 +43,15 @@ Pages = Callable[[str, Mapping[str, str]], Answer | None]
 class MetricsServer:
     """Serves /metrics and /healthz from a thread; `healthy` decides between 200 and 503.
 
-    `pages`, once set, is asked for everything else.
+    With `tls` it speaks HTTPS; each handshake is its connection's thread's business. `pages`, once
+    set, is asked for everything else.
     """
 
     pages: Pages | None = None
 
-    def __init__(self, listen: str, healthy: Callable[[], bool]) -> None:
+    def __init__(
+        self, listen: str, healthy: Callable[[], bool], tls: ssl.SSLContext | None = None
+    ) -> None:
         outer = self
 
         class Handler(BaseHTTPRequestHandler):
@@ -92,6 +96,10 @@ class MetricsServer:
                 "`metrics_listen` (port 0 takes any free one)"
             ) from error
         self._server.daemon_threads = True
+        if tls is not None:
+            self._server.socket = tls.wrap_socket(
+                self._server.socket, server_side=True, do_handshake_on_connect=False
+            )
         self._thread = threading.Thread(
             target=self._server.serve_forever, name="metrics", kwargs={"poll_interval": 0.2}
         )

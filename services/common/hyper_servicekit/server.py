@@ -25,11 +25,13 @@ from grpc_reflection.v1alpha import reflection
 
 from hyper.errors import HyperError
 from hyper_servicekit import failpoints
+from hyper_servicekit.admission import Admission
 from hyper_servicekit.authorize import Authorizer
 from hyper_servicekit.config import ServiceSettings, split_address
 from hyper_servicekit.interceptor import CallInterceptor
 from hyper_servicekit.logs import configure_logs, get_logger
 from hyper_servicekit.metrics import MetricsServer, Pages
+from hyper_servicekit.tls import server_context, server_credentials
 
 log = get_logger(__name__)
 
@@ -70,6 +72,7 @@ class Running:
     etcd_prefix: str = "/hyper"
     failure: str | None = None
     pages: Pages | None = None
+    revoked: set[str] = field(default_factory=set)  # ids of tokens; see `hyper_servicekit.revoked`
     on_bound: list[Callable[[], Awaitable[None]]] = field(default_factory=list)
     on_drain: list[Callable[[], Awaitable[None]]] = field(default_factory=list)
 
@@ -89,7 +92,7 @@ def run_service(service: str, settings: ServiceSettings, build: Build) -> int:
     try:
         return asyncio.run(_serve(service, instance, settings, build))
     except Exception as error:  # the last stop of every error of this process
-        cause = _only_cause(error)
+        cause = only_cause(error)
         match cause:
             case HyperError():
                 status = cause.exit_code
@@ -102,7 +105,7 @@ def run_service(service: str, settings: ServiceSettings, build: Build) -> int:
         return status
 
 
-def _only_cause(error: BaseException) -> BaseException:
+def only_cause(error: BaseException) -> BaseException:
     """The one error inside groups of one, as task groups wrap it."""
     while isinstance(error, BaseExceptionGroup) and len(error.exceptions) == 1:
         error = error.exceptions[0]
@@ -115,7 +118,11 @@ async def _serve(service: str, instance: str, settings: ServiceSettings, build: 
     async with AsyncExitStack() as stack:
         running = Running(service, instance, stack, etcd_prefix=settings.etcd_prefix)
         serving = False
-        metrics = MetricsServer(settings.metrics_listen, lambda: serving)
+        metrics = MetricsServer(
+            settings.metrics_listen,
+            lambda: serving,
+            None if settings.tls is None else server_context(settings.tls),
+        )
         metrics.start()
         stack.callback(metrics.stop)
         running.metrics_address = dialable(metrics.address, None)
@@ -153,8 +160,14 @@ async def _start_grpc(
 ) -> health.aio.HealthServicer:
     """Bind and start the gRPC server; it stops with the stack. Returns its health, not yet set."""
     server = grpc.aio.server(
-        interceptors=[CallInterceptor(_authorizer(settings))],
-        maximum_concurrent_rpcs=settings.max_concurrent_rpcs,
+        interceptors=[
+            CallInterceptor(
+                _authorizer(settings, running.revoked),
+                Admission(settings.max_concurrent_rpcs, settings.calls_per_s),
+            )
+        ],
+        # above our own bound, whose refusals say when to try again
+        maximum_concurrent_rpcs=2 * settings.max_concurrent_rpcs + 100,
         options=[
             ("grpc.so_reuseport", 0),  # a port in use is an error, not a second listener
             ("grpc.http2.min_ping_interval_without_data_ms", 5_000),
@@ -175,11 +188,12 @@ async def _start_grpc(
     return checker
 
 
-def _authorizer(settings: ServiceSettings) -> Authorizer | None:
+def _authorizer(settings: ServiceSettings, revoked: set[str]) -> Authorizer | None:
     """Who may call what; None in the single-user mode, where no keys are set."""
     if not settings.auth_keys:
         return None
-    return Authorizer({name: key.get_secret_value() for name, key in settings.auth_keys.items()})
+    keys = {name: key.get_secret_value() for name, key in settings.auth_keys.items()}
+    return Authorizer(keys, revoked)
 
 
 async def _drain(running: Running, grace_s: float) -> None:
@@ -195,7 +209,10 @@ async def _drain(running: Running, grace_s: float) -> None:
 def _bind(server: grpc.aio.Server, settings: ServiceSettings) -> str:
     """Bind the listening address; returns what others dial."""
     try:
-        port = server.add_insecure_port(settings.listen)
+        if settings.tls is None:
+            port = server.add_insecure_port(settings.listen)
+        else:
+            port = server.add_secure_port(settings.listen, server_credentials(settings.tls))
     except RuntimeError as error:
         raise OSError(
             f"cannot listen on {settings.listen}: the port is in use or the address is not this "

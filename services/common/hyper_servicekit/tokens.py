@@ -1,10 +1,12 @@
-"""Signed tokens: who calls, for which tenant, until when.
+"""Signed tokens: who calls, in which role, for which tenant, until when.
 
 A token is `hyp1.KEY.CLAIMS.SIGNATURE`: the id of the key, the claims as JSON in base64url, and
 HMAC-SHA256 over all before it. Services hold the keys (`auth_keys`, several while one replaces
 another); whoever holds a key can make tokens:
 
     python -m hyper_servicekit.tokens --key-file FILE --key-id k1 --tenant lab --hours 24
+
+so can operators, of a running cluster, with `hyper tokens create`.
 """
 
 from __future__ import annotations
@@ -19,14 +21,25 @@ import re
 import secrets
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from dataclasses import dataclass
+from enum import StrEnum
 from pathlib import Path
 
 from hyper.errors import UnauthenticatedError
 from hyper.names import check_part
 
 ANY_TENANT = "*"  # services, workers, operators
+
+
+class Role(StrEnum):
+    """What a token's bearer is to the cluster."""
+
+    ADMIN = "admin"  # everything, of its tenant; of any tenant: an operator, or a service
+    USER = "user"  # what is its tenant's, but no tokens for others
+    WORKER = "worker"  # an agent: the scheduler's stream, and data for its tasks
+
+
 _FORM = "hyp1"
 _MAX_CHARS = 2048
 _SKEW_S = 30.0
@@ -43,12 +56,14 @@ class Claims:
         subject: who that is, for logs.
         expires_s: Unix time.
         id: of this token.
+        role: what the bearer may do with these names.
     """
 
     tenant: str
     subject: str
     expires_s: float
     id: str
+    role: Role = Role.USER
 
     def may_use(self, tenant: str) -> bool:
         """Whether the bearer may name things of `tenant`."""
@@ -63,11 +78,17 @@ class Signer:
             raise ValueError(f"a key has an id of letters and digits and {_MIN_KEY_BYTES} bytes")
         self._key_id, self._key = key_id, key.encode()
 
-    def sign(self, tenant: str, *, subject: str, expires_s: float) -> str:
-        """A token for `tenant` that is good until the Unix time `expires_s`."""
+    def sign(self, tenant: str, *, subject: str, expires_s: float, role: Role | None = None) -> str:
+        """A token for `tenant` that is good until the Unix time `expires_s`.
+
+        Without a role it is a user's, and an admin's if it is for all tenants.
+        """
+        role = role or default_role(tenant)
         if tenant != ANY_TENANT:
             check_part(tenant, "tenant")
-        claims = {"t": tenant, "s": subject, "e": int(expires_s), "i": secrets.token_hex(8)}
+        claims = {
+            "t": tenant, "s": subject, "e": int(expires_s), "i": secrets.token_hex(8), "r": role,
+        }  # fmt: skip
         body = _encode(json.dumps(claims, separators=(",", ":")).encode())
         head = f"{_FORM}.{self._key_id}.{body}"
         return f"{head}.{_encode(_mac(self._key, head))}"
@@ -100,12 +121,32 @@ class Verifier:
             raise _refused("was signed with a key that is not known here")
         try:
             facts = json.loads(_decode(parts[2]))
-            claims = Claims(str(facts["t"]), str(facts["s"]), float(facts["e"]), str(facts["i"]))
+            tenant = str(facts["t"])
+            claims = Claims(
+                tenant, str(facts["s"]), float(facts["e"]), str(facts["i"]),
+                Role(facts.get("r", default_role(tenant))),
+            )  # fmt: skip
         except (ValueError, KeyError, TypeError, binascii.Error) as error:
             raise _refused("says nothing that can be read") from error
-        if claims.expires_s + _SKEW_S < now_s:
-            raise _refused("has expired; get a new one")
+        check_time(claims, now_s)
         return claims
+
+
+def default_role(tenant: str) -> Role:
+    """Of tokens that name none, as those of earlier releases do."""
+    return Role.ADMIN if tenant == ANY_TENANT else Role.USER
+
+
+def check_time(claims: Claims, now_s: float) -> None:
+    """Raise UnauthenticatedError if the token has expired."""
+    if claims.expires_s + _SKEW_S < now_s:
+        raise _refused("has expired; get a new one")
+
+
+def check_revoked(claims: Claims, revoked: Container[str]) -> None:
+    """Raise UnauthenticatedError if the token has been revoked."""
+    if claims.id in revoked:
+        raise _refused("has been revoked; get a new one")
 
 
 def _mac(key: bytes, text: str) -> bytes:
@@ -132,12 +173,13 @@ def main() -> int:
     parser.add_argument("--key-file", type=Path, required=True, help="holds the key")
     parser.add_argument("--key-id", required=True, help="under which services know the key")
     parser.add_argument("--tenant", required=True, help="whose names may be used; '*' for all")
+    parser.add_argument("--role", type=Role, choices=list(Role), help="what its bearer is")
     parser.add_argument("--subject", default="", help="who it is for, shown in logs")
     parser.add_argument("--hours", type=float, default=24.0, help="how long it is good")
     given = parser.parse_args()
     signer = Signer(given.key_id, given.key_file.read_text().strip())
     expires_s = time.time() + given.hours * 3600
-    print(signer.sign(given.tenant, subject=given.subject, expires_s=expires_s))
+    print(signer.sign(given.tenant, subject=given.subject, expires_s=expires_s, role=given.role))
     return 0
 
 

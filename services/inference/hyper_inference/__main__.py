@@ -18,6 +18,7 @@ from hyper_inference.storage_files import StorageFiles
 from hyper_servicekit.announce import announce
 from hyper_servicekit.config import load_settings
 from hyper_servicekit.etcd import Etcd
+from hyper_servicekit.revoked import watch_revoked
 from hyper_servicekit.server import Running, Served, run_service
 from hyperapi.inference.v1 import inference_service_pb2_grpc as api_grpc
 
@@ -48,8 +49,9 @@ async def build(settings: InferenceSettings, running: Running) -> Sequence[Serve
     )  # fmt: skip
     if settings.etcd_endpoints:
         etcd = await running.stack.enter_async_context(
-            Etcd(settings.etcd_endpoints, timeout_s=settings.etcd_timeout_s)
+            Etcd.of(settings, timeout_s=settings.etcd_timeout_s)
         )
+        await watch_revoked(running, etcd)
         await announce(running, etcd, prefix=settings.etcd_prefix)
     return [
         Served(

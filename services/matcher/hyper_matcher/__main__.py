@@ -13,6 +13,7 @@ from hyper_matcher.servicer import MatcherServicer, Pool
 from hyper_servicekit.announce import announce
 from hyper_servicekit.config import load_settings
 from hyper_servicekit.etcd import Etcd
+from hyper_servicekit.revoked import watch_revoked
 from hyper_servicekit.server import Running, Served, run_service
 from hyperapi.matcher.v1 import matcher_service_pb2_grpc as api_grpc
 
@@ -31,8 +32,9 @@ async def build(settings: Settings, running: Running) -> Sequence[Served]:
 
     if settings.etcd_endpoints:
         etcd = await running.stack.enter_async_context(
-            Etcd(settings.etcd_endpoints, timeout_s=settings.etcd_timeout_s)
+            Etcd.of(settings, timeout_s=settings.etcd_timeout_s)
         )
+        await watch_revoked(running, etcd)
         await announce(running, etcd, prefix=settings.etcd_prefix, ttl_s=settings.announce_ttl_s)
     return [
         Served(

@@ -11,6 +11,7 @@ from hyper_scheduler.autoscaler import Autoscaler
 from hyper_scheduler.catalogue import parse_catalogue
 from hyper_scheduler.config import SchedulerSettings
 from hyper_scheduler.driver import Driver
+from hyper_scheduler.issuing import signer_of
 from hyper_scheduler.measured import Prometheus
 from hyper_scheduler.placement_servicer import PlacementServicer
 from hyper_scheduler.providers.make import make_providers
@@ -29,6 +30,7 @@ from hyper_servicekit.config import load_settings, split_address
 from hyper_servicekit.etcd import Etcd
 from hyper_servicekit.objects import S3Store
 from hyper_servicekit.owned import owned
+from hyper_servicekit.revoked import watch_revoked
 from hyper_servicekit.server import Running, Served, run_service
 from hyperapi.scheduler.v1 import cluster_service_pb2_grpc as cluster
 from hyperapi.scheduler.v1 import placement_service_pb2_grpc as placement
@@ -43,7 +45,7 @@ def main() -> int:
 
     async def build(running: Running) -> Sequence[Served]:
         clock = SteadyClock(SystemClock())
-        etcd = await running.stack.enter_async_context(Etcd(settings.etcd_endpoints))
+        etcd = await running.stack.enter_async_context(Etcd.of(settings))
         objects = await running.stack.enter_async_context(S3Store(settings.s3))
         store = Store(
             etcd, objects, settings.etcd_prefix, settings.request_ttl_s,
@@ -73,6 +75,7 @@ def main() -> int:
         )
         running.stack.callback(pages.close)
         running.pages = pages.answer
+        await watch_revoked(running, etcd)
         await announce(running, etcd, prefix=settings.etcd_prefix)
         running.on_bound.append(start)
         running.on_drain.append(driver.drain)
@@ -90,7 +93,7 @@ def main() -> int:
             Served(
                 "hyperapi.scheduler.v1.ClusterService",
                 cluster.add_ClusterServiceServicer_to_server,
-                ClusterServicer(driver, etcd, settings.etcd_prefix),
+                ClusterServicer(driver, etcd, settings.etcd_prefix, signer_of(settings), clock),
             ),
             Served(
                 "hyperapi.worker.v1.AgentService",

@@ -245,7 +245,7 @@ class Autoscaler:
                 metrics.COLD_STARTS.labels(entry.offer).inc()
                 metrics.COLD_SECONDS.labels(entry.offer).inc(max(0.0, now - entry.launched))
             if entry.spot:
-                metrics.EXPOSURE.labels(entry.offer).inc(passed_h)
+                metrics.EXPOSURE.labels(entry.offer).inc(passed_h * 3600)
                 exposed[entry.offer] += 1
             counts[entry.offer] += 1
             busy[entry.offer] += running

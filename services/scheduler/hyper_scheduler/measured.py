@@ -26,7 +26,7 @@ _QUERIES = {
     "tasks": "sum by (kind, offer) (increase(hyper_placement_tasks_total[{window}]))",
     "seconds": "sum by (kind, offer) (increase(hyper_placement_task_seconds_total[{window}]))",
     "preemptions": "sum by (offer) (increase(hyper_placement_preemptions_total[12h]))",
-    "exposure": "sum by (offer) (increase(hyper_placement_exposure_hours_total[12h]))",
+    "exposure": "sum by (offer) (increase(hyper_placement_exposure_seconds_total[12h])) / 3600",
     "cold_starts": "sum by (offer) (increase(hyper_placement_cold_starts_total[1d]))",
     "cold_seconds": "sum by (offer) (increase(hyper_placement_cold_start_seconds_total[1d]))",
     "utilization": "avg by (offer) (hyper_placement_utilization)",

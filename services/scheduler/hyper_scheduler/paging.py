@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import binascii
 
 from hyper.errors import InvalidArgumentError
 
@@ -26,7 +25,7 @@ def read_token(token: str) -> str:
     """What `make_token` was given; "" for the first page."""
     try:
         return base64.b64decode(token, altchars=b"-_", validate=True).decode()
-    except (binascii.Error, UnicodeDecodeError):
+    except ValueError:  # not ASCII, not base64, not UTF-8
         raise _bad(token) from None
 
 

@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 from typing import Any
 
+from hyper.access import token_id
 from hyper.errors import FailedPreconditionError, HyperError, InvalidArgumentError
 from hyper_scheduler import convert, metrics
 from hyper_scheduler.config import SchedulerSettings
 from hyper_scheduler.core.events import DrainWorker, Heartbeat, Hello, Metrics, Reports
 from hyper_scheduler.core.tasks import is_current
 from hyper_scheduler.driver import Driver
+from hyper_scheduler.issuing import token_request, token_to_revoke
 from hyper_scheduler.links import Link
 from hyper_scheduler.paging import make_token, page_size, read_token
 from hyper_scheduler.relay import EXEC_TIMEOUT_MAX_S, EXEC_TIMEOUT_S, Relay
@@ -21,6 +23,8 @@ from hyper_servicekit.clock import Clock
 from hyper_servicekit.etcd import Etcd
 from hyper_servicekit.logs import get_logger
 from hyper_servicekit.owned import owned
+from hyper_servicekit.revoked import revoke
+from hyper_servicekit.tokens import Signer
 from hyperapi.scheduler.v1 import cluster_service_pb2 as cluster
 from hyperapi.scheduler.v1 import workflow_service_pb2 as pb
 from hyperapi.worker.v1 import agent_service_pb2 as agent
@@ -95,8 +99,11 @@ class NodeServicer:
 class ClusterServicer:
     """Where the services are."""
 
-    def __init__(self, driver: Driver, etcd: Etcd, etcd_prefix: str) -> None:
+    def __init__(
+        self, driver: Driver, etcd: Etcd, etcd_prefix: str, signer: Signer | None, clock: Clock
+    ) -> None:
         self._driver, self._etcd, self._prefix = driver, etcd, etcd_prefix
+        self._signer, self._clock = signer, clock
 
     async def GetCluster(  # noqa: N802
         self, request: cluster.GetClusterRequest, context: Any
@@ -113,6 +120,32 @@ class ClusterServicer:
         ]
         leader = await self._driver.leader()
         return cluster.GetClusterResponse(instances=instances, leader=leader, version=VERSION)
+
+    async def CreateToken(  # noqa: N802
+        self, request: cluster.CreateTokenRequest, context: Any
+    ) -> cluster.CreateTokenResponse:
+        """Sign a token."""
+        tenant, role, lifetime_s = token_request(request)
+        expires_s = self._clock.now() + lifetime_s
+        token = self._signed().sign(tenant, subject=request.subject, expires_s=expires_s, role=role)
+        response = cluster.CreateTokenResponse(token=token, id=token_id(token))
+        response.expire_time.FromNanoseconds(int(expires_s * 1e9))
+        return response
+
+    async def RevokeToken(  # noqa: N802
+        self, request: cluster.RevokeTokenRequest, context: Any
+    ) -> cluster.RevokeTokenResponse:
+        """Have every service refuse a token."""
+        self._signed()
+        await revoke(self._etcd, self._prefix, token_to_revoke(request))
+        return cluster.RevokeTokenResponse()
+
+    def _signed(self) -> Signer:
+        if self._signer is None:
+            raise FailedPreconditionError(
+                "this cluster asks for no tokens: set HYPER_SCHEDULER__AUTH_KEYS__<ID>"
+            )
+        return self._signer
 
 
 class AgentServicer:

@@ -14,6 +14,7 @@ from hyper_servicekit.etcd import Etcd
 from hyper_servicekit.logs import get_logger
 from hyper_servicekit.objects import S3Store
 from hyper_servicekit.owned import owned
+from hyper_servicekit.revoked import watch_revoked
 from hyper_servicekit.server import Running, Served, run_service
 from hyper_storage.array_servicer import ArrayServicer, ArraysShown
 from hyper_storage.catalog import Catalog
@@ -44,7 +45,7 @@ async def build(settings: Settings, running: Running) -> Sequence[Served]:
     """Join the parts."""
     store = await running.stack.enter_async_context(S3Store(settings.s3))
     etcd = await running.stack.enter_async_context(
-        Etcd(settings.etcd_endpoints, timeout_s=settings.etcd_timeout_s)
+        Etcd.of(settings, timeout_s=settings.etcd_timeout_s)
     )
     clock = SystemClock()
     catalog = Catalog(etcd, settings.etcd_prefix, memory_s=settings.request_memory_s)
@@ -88,6 +89,7 @@ async def build(settings: Settings, running: Running) -> Sequence[Served]:
         owned(_sweep(sessions, clock, settings.sweep_interval_s), "session-sweep")
     )
     await running.stack.enter_async_context(owned(report(settings.s3, clock), "s3-probe"))
+    await watch_revoked(running, etcd)
     await announce(running, etcd, prefix=settings.etcd_prefix)
     return [
         Served(

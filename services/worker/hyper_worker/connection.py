@@ -10,7 +10,7 @@ from typing import Protocol
 import grpc
 import grpc.aio
 
-from hyper._transport import OPTIONS, target, token_metadata
+from hyper._transport import aio_channel, token_metadata
 from hyper.errors import DeadlineError, InternalError
 from hyper_servicekit.logs import get_logger
 from hyper_worker import convert
@@ -98,7 +98,7 @@ class Connection:
             grpc.RpcError: it broke, or the scheduler refused.
             DeadlineError: no Welcome came in time.
         """
-        async with grpc.aio.insecure_channel(target(self._addresses), options=OPTIONS) as channel:
+        async with aio_channel(self._addresses) as channel:
             call = AgentServiceStub(channel).Connect(metadata=token_metadata())
             try:
                 await self._greet(call)

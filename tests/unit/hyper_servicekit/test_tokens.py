@@ -6,9 +6,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from hyper.access import token_id
 from hyper.errors import InvalidArgumentError, PermissionDeniedError, UnauthenticatedError
 from hyper_servicekit.authorize import Authorizer
-from hyper_servicekit.tokens import ANY_TENANT, Claims, Signer, Verifier
+from hyper_servicekit.tokens import ANY_TENANT, Claims, Role, Signer, Verifier
 from hyperapi.scheduler.v1 import cluster_service_pb2, workflow_service_pb2
 from hyperapi.storage.v1 import dataset_pb2, dataset_service_pb2, history_service_pb2
 from hyperapi.worker.v1 import agent_service_pb2
@@ -85,7 +86,8 @@ LAB = Claims("lab", "", NOW, "1")
 )  # fmt: skip
 def test_requests_are_judged_by_their_names(method: str, request_: object, good: bool) -> None:
     authorizer = Authorizer({"k1": KEY})
-    authorizer.check(Claims(ANY_TENANT, "", NOW, "1"), method, request_)  # type: ignore[arg-type]
+    operator = Claims(ANY_TENANT, "", NOW, "1", Role.ADMIN)
+    authorizer.check(operator, method, request_)  # type: ignore[arg-type]
     if good:
         authorizer.check(LAB, method, request_)  # type: ignore[arg-type]
     else:
@@ -97,3 +99,75 @@ def test_requests_are_judged_by_their_names(method: str, request_: object, good:
 def test_a_call_without_a_bearer_is_refused(given: dict[str, object]) -> None:
     with pytest.raises(UnauthenticatedError):
         Authorizer({"k1": KEY}).caller(given)
+
+
+def token(tenant: str, role: Role | None = None) -> str:
+    return Signer("k1", KEY).sign(tenant, subject="x", expires_s=NOW + 60, role=role)
+
+
+def test_roles_travel_and_have_defaults() -> None:
+    verifier = Verifier({"k1": KEY})
+    assert verifier.read(token("lab"), NOW).role is Role.USER
+    assert verifier.read(token(ANY_TENANT), NOW).role is Role.ADMIN
+    for role in Role:
+        assert verifier.read(token("lab", role), NOW).role is role
+
+
+@pytest.mark.parametrize(
+    ("role", "method", "request_", "good"),
+    [
+        (Role.WORKER, "Connect", agent_service_pb2.ConnectRequest(hello={"worker": "w"}), True),
+        (Role.WORKER, "GetVersion",
+         dataset_service_pb2.GetVersionRequest(name="tenants/lab/datasets/a"), True),
+        (Role.WORKER, "CancelWorkflow",
+         workflow_service_pb2.CancelWorkflowRequest(name="tenants/lab/workflows/w"), False),
+        (Role.WORKER, "DrainWorker", workflow_service_pb2.DrainWorkerRequest(name="workers/w"),
+         False),
+        (Role.WORKER, "SomethingNew", cluster_service_pb2.GetClusterRequest(), False),
+        (Role.USER, "DrainWorker", workflow_service_pb2.DrainWorkerRequest(name="workers/w"),
+         False),
+        (Role.USER, "CreateToken", cluster_service_pb2.CreateTokenRequest(parent="tenants/lab"),
+         False),
+        (Role.ADMIN, "CreateToken", cluster_service_pb2.CreateTokenRequest(parent="tenants/lab"),
+         True),
+    ],
+    ids=map(str, range(8)),
+)  # fmt: skip
+def test_roles_are_judged_for_all_tenants(
+    role: Role, method: str, request_: object, good: bool
+) -> None:
+    claims = Claims(ANY_TENANT, "", NOW, "1", role)
+    if good:
+        Authorizer({"k1": KEY}).check(claims, method, request_)  # type: ignore[arg-type]
+    else:
+        with pytest.raises(PermissionDeniedError):
+            Authorizer({"k1": KEY}).check(claims, method, request_)  # type: ignore[arg-type]
+
+
+def test_an_admin_of_one_tenant_makes_no_token_of_another() -> None:
+    request = cluster_service_pb2.CreateTokenRequest
+    admin = Claims("lab", "", NOW, "1", Role.ADMIN)
+    Authorizer({"k1": KEY}).check(admin, "CreateToken", request(parent="tenants/lab"))
+    for parent in ("tenants/*", "tenants/bob", "lab", ""):
+        with pytest.raises(PermissionDeniedError):
+            Authorizer({"k1": KEY}).check(admin, "CreateToken", request(parent=parent))
+
+
+def test_a_revoked_token_is_refused_from_then_on() -> None:
+    revoked: set[str] = set()
+    authorizer = Authorizer({"k1": KEY}, revoked)
+    shown = Signer("k1", KEY).sign("lab", subject="", expires_s=4e9)
+    claims = authorizer.caller({"authorization": f"Bearer {shown}"})
+    assert token_id(shown) == claims.id == token_id(claims.id)
+    revoked.add(claims.id)
+    with pytest.raises(UnauthenticatedError, match="revoked"):
+        authorizer.caller({"authorization": f"Bearer {shown}"})
+    with pytest.raises(UnauthenticatedError, match="revoked"):
+        authorizer.still(claims)  # in a stream that is open
+
+
+@given(st.text(max_size=60))
+def test_ids_of_what_is_no_token(text: str) -> None:
+    if "." in text:
+        with pytest.raises(InvalidArgumentError):
+            token_id(text)

@@ -136,3 +136,38 @@ def test_env_is_made_once_and_for_its_owner_alone(tmp_path: Path) -> None:
     path.write_text("\n".join(li for li in before.splitlines() if "GRAFANA" not in li) + "\n")
     assert compose_env.write(path) == ["HYPER_GRAFANA_PASSWORD"]
     assert compose_env.read(path)["HYPER_S3_SECRET_KEY"] == known["HYPER_S3_SECRET_KEY"]
+
+
+KUBERNETES = ROOT / "deploy/kubernetes"
+
+
+def manifests() -> dict[str, list[dict[str, Any]]]:
+    files = (p for p in KUBERNETES.glob("*.yaml") if p.name != "adapter-rules.yaml")
+    return {path.name: list(yaml.safe_load_all(path.read_text())) for path in files}
+
+
+def test_kubernetes_has_all_that_is_there() -> None:
+    found = manifests()
+    (kustomization,) = found.pop("kustomization.yaml")
+    assert set(kustomization["resources"]) == set(found)
+    kinds = [doc["kind"] for docs in found.values() for doc in docs]
+    for kind in ("HorizontalPodAutoscaler", "PodDisruptionBudget", "NetworkPolicy", "StatefulSet"):
+        assert kind in kinds
+    deployments = {
+        doc["metadata"]["name"]: doc["spec"]["template"]["spec"]
+        for docs in found.values()
+        for doc in docs
+        if doc["kind"] == "Deployment"
+    }
+    assert set(deployments) == set(SERVICES)
+    secrets = yaml.safe_load(compose_env.kubernetes(compose_env.complete({}, 0.0)))["stringData"]
+    for name, pod in deployments.items():
+        assert pod["securityContext"]["runAsNonRoot"] and not pod["automountServiceAccountToken"]
+        (container,) = pod["containers"]
+        for probe in ("startupProbe", "readinessProbe", "livenessProbe"):
+            assert probe in container, (name, probe)
+        for variable in container["env"]:
+            reference = variable["valueFrom"].get("secretKeyRef")
+            assert reference is None or reference["key"] in secrets, variable
+        asks_for_keys = any("AUTH_KEYS" in variable["name"] for variable in container["env"])
+        assert asks_for_keys != (name == "worker")

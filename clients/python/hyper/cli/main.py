@@ -26,6 +26,8 @@ _COMMAND_MODULES = (
     "hyper.cli.workflows",
     "hyper.cli.running",
     "hyper.cli.placement",
+    "hyper.cli.certs",
+    "hyper.cli.tokens",
     "hyper.cli.data",
     "hyper.cli.arrays",
     "hyper.cli.history",

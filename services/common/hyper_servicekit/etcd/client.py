@@ -16,7 +16,7 @@ from aetcd import rpc
 from aetcd.rpc import rpc_pb2_grpc
 
 from hyper.errors import UnavailableError
-from hyper_servicekit.config import split_address
+from hyper_servicekit.config import ServiceSettings, split_address
 from hyper_servicekit.etcd.errors import CompactedError, translate
 from hyper_servicekit.etcd.lease import Lease
 from hyper_servicekit.etcd.values import (
@@ -59,19 +59,42 @@ class Etcd:
     Args:
         endpoints: "host:port" of the members.
         timeout_s: for one call, retry included.
+        credentials: for TLS; the certificate must be for the host of the first endpoint.
     """
 
-    def __init__(self, endpoints: Sequence[str], *, timeout_s: float = 5.0) -> None:
+    def __init__(
+        self,
+        endpoints: Sequence[str],
+        *,
+        timeout_s: float = 5.0,
+        credentials: grpc.ChannelCredentials | None = None,
+    ) -> None:
         if not endpoints:
             raise ValueError("no etcd endpoint is set")
         for endpoint in endpoints:
             split_address(endpoint)
         self.endpoints = tuple(endpoints)
         self.timeout_s = timeout_s
+        self._credentials = credentials
         self._channel: grpc.aio.Channel | None = None
 
+    @classmethod
+    def of(cls, settings: ServiceSettings, *, timeout_s: float = 5.0) -> Self:
+        """The etcd that a service's settings name."""
+        tls = settings.etcd_tls
+        return cls(
+            settings.etcd_endpoints,
+            timeout_s=timeout_s,
+            credentials=None if tls is None else tls.credentials(),
+        )
+
     async def __aenter__(self) -> Self:
-        channel = grpc.aio.insecure_channel(await _target(self.endpoints), options=_OPTIONS)
+        target = await _target(self.endpoints)
+        if self._credentials is None:
+            channel = grpc.aio.insecure_channel(target, options=_OPTIONS)
+        else:
+            name = ("grpc.ssl_target_name_override", split_address(self.endpoints[0])[0])
+            channel = grpc.aio.secure_channel(target, self._credentials, options=[*_OPTIONS, name])
         self._channel = channel
         self._kv = rpc_pb2_grpc.KVStub(channel)
         self._watch = rpc_pb2_grpc.WatchStub(channel)
@@ -159,6 +182,16 @@ class Etcd:
             CompactedError: that has been done already.
         """
         await self._write(self._kv.Compact, rpc.CompactionRequest(revision=revision))
+
+    async def snapshot(self) -> AsyncIterator[bytes]:
+        """The whole database at one revision, as `etcdctl snapshot restore` takes it."""
+        assert self._channel is not None
+        stub = rpc_pb2_grpc.MaintenanceStub(self._channel)
+        try:
+            async for part in stub.Snapshot(rpc.SnapshotRequest()):
+                yield part.blob
+        except grpc.aio.AioRpcError as error:
+            raise translate(error, self.endpoints) from error
 
     async def watch(self, prefix: str) -> AsyncGenerator[Snapshot | Change, None]:
         """First a `Snapshot` of everything under `prefix`, then every `Change` after it, in order.

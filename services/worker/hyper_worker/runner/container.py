@@ -216,7 +216,7 @@ class ContainerRunner:
             command = f'PATH="{SITE}/bin:$PATH"; {command}'
         made = api.create_container(
             job.image,
-            ["-c", command],
+            ["-c", f"exec 2>&1\n{command}"],  # one pipe: two would lose the order of their lines
             entrypoint=["/bin/sh"],
             environment=environment,
             user=self._settings.user,

@@ -16,7 +16,7 @@ from hyper_worker.runner.place import Place
 _SETTING = re.compile(r"HYPER_[A-Z]+__")
 _HARMLESS = re.compile(
     r"(PATH|LANG|LC_\w+|TZ|TERM|PYTHON\w+|VIRTUAL_ENV|LD_LIBRARY_PATH|CUDA_\w+|NVIDIA_\w+"
-    r"|\w+_NUM_THREADS|NUMBA_\w+)\Z"
+    r"|\w+_NUM_THREADS|NUMBA_\w+|HYPER_TLS_CA)\Z"
 )
 
 

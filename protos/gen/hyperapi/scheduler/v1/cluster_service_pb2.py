@@ -22,21 +22,31 @@ _runtime_version.ValidateProtobufRuntimeVersion(
 _sym_db = _symbol_database.Default()
 
 
+from google.protobuf import duration_pb2 as google_dot_protobuf_dot_duration__pb2
+from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n+hyperapi/scheduler/v1/cluster_service.proto\x12\x15hyperapi.scheduler.v1\"\x13\n\x11GetClusterRequest\"p\n\x12GetClusterResponse\x12\x39\n\tinstances\x18\x01 \x03(\x0b\x32&.hyperapi.scheduler.v1.ServiceInstance\x12\x0e\n\x06leader\x18\x02 \x01(\t\x12\x0f\n\x07version\x18\x03 \x01(\t\"^\n\x0fServiceInstance\x12\x0f\n\x07service\x18\x01 \x01(\t\x12\x10\n\x08instance\x18\x02 \x01(\t\x12\x0f\n\x07\x61\x64\x64ress\x18\x03 \x01(\t\x12\x17\n\x0fmetrics_address\x18\x04 \x01(\t2s\n\x0e\x43lusterService\x12\x61\n\nGetCluster\x12(.hyperapi.scheduler.v1.GetClusterRequest\x1a).hyperapi.scheduler.v1.GetClusterResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n+hyperapi/scheduler/v1/cluster_service.proto\x12\x15hyperapi.scheduler.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"p\n\x12\x43reateTokenRequest\x12\x0e\n\x06parent\x18\x01 \x01(\t\x12\x0c\n\x04role\x18\x02 \x01(\t\x12\x0f\n\x07subject\x18\x03 \x01(\t\x12+\n\x08lifetime\x18\x04 \x01(\x0b\x32\x19.google.protobuf.Duration\"a\n\x13\x43reateTokenResponse\x12\r\n\x05token\x18\x01 \x01(\t\x12\n\n\x02id\x18\x02 \x01(\t\x12/\n\x0b\x65xpire_time\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"4\n\x12RevokeTokenRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\n\n\x02id\x18\x02 \x01(\t\"\x15\n\x13RevokeTokenResponse\"\x13\n\x11GetClusterRequest\"p\n\x12GetClusterResponse\x12\x39\n\tinstances\x18\x01 \x03(\x0b\x32&.hyperapi.scheduler.v1.ServiceInstance\x12\x0e\n\x06leader\x18\x02 \x01(\t\x12\x0f\n\x07version\x18\x03 \x01(\t\"^\n\x0fServiceInstance\x12\x0f\n\x07service\x18\x01 \x01(\t\x12\x10\n\x08instance\x18\x02 \x01(\t\x12\x0f\n\x07\x61\x64\x64ress\x18\x03 \x01(\t\x12\x17\n\x0fmetrics_address\x18\x04 \x01(\t2\xbf\x02\n\x0e\x43lusterService\x12\x61\n\nGetCluster\x12(.hyperapi.scheduler.v1.GetClusterRequest\x1a).hyperapi.scheduler.v1.GetClusterResponse\x12\x64\n\x0b\x43reateToken\x12).hyperapi.scheduler.v1.CreateTokenRequest\x1a*.hyperapi.scheduler.v1.CreateTokenResponse\x12\x64\n\x0bRevokeToken\x12).hyperapi.scheduler.v1.RevokeTokenRequest\x1a*.hyperapi.scheduler.v1.RevokeTokenResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'hyperapi.scheduler.v1.cluster_service_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_GETCLUSTERREQUEST']._serialized_start=70
-  _globals['_GETCLUSTERREQUEST']._serialized_end=89
-  _globals['_GETCLUSTERRESPONSE']._serialized_start=91
-  _globals['_GETCLUSTERRESPONSE']._serialized_end=203
-  _globals['_SERVICEINSTANCE']._serialized_start=205
-  _globals['_SERVICEINSTANCE']._serialized_end=299
-  _globals['_CLUSTERSERVICE']._serialized_start=301
-  _globals['_CLUSTERSERVICE']._serialized_end=416
+  _globals['_CREATETOKENREQUEST']._serialized_start=135
+  _globals['_CREATETOKENREQUEST']._serialized_end=247
+  _globals['_CREATETOKENRESPONSE']._serialized_start=249
+  _globals['_CREATETOKENRESPONSE']._serialized_end=346
+  _globals['_REVOKETOKENREQUEST']._serialized_start=348
+  _globals['_REVOKETOKENREQUEST']._serialized_end=400
+  _globals['_REVOKETOKENRESPONSE']._serialized_start=402
+  _globals['_REVOKETOKENRESPONSE']._serialized_end=423
+  _globals['_GETCLUSTERREQUEST']._serialized_start=425
+  _globals['_GETCLUSTERREQUEST']._serialized_end=444
+  _globals['_GETCLUSTERRESPONSE']._serialized_start=446
+  _globals['_GETCLUSTERRESPONSE']._serialized_end=558
+  _globals['_SERVICEINSTANCE']._serialized_start=560
+  _globals['_SERVICEINSTANCE']._serialized_end=654
+  _globals['_CLUSTERSERVICE']._serialized_start=657
+  _globals['_CLUSTERSERVICE']._serialized_end=976
 # @@protoc_insertion_point(module_scope)

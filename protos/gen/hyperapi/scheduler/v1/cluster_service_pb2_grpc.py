@@ -40,6 +40,16 @@ class ClusterServiceStub(object):
                 request_serializer=hyperapi_dot_scheduler_dot_v1_dot_cluster__service__pb2.GetClusterRequest.SerializeToString,
                 response_deserializer=hyperapi_dot_scheduler_dot_v1_dot_cluster__service__pb2.GetClusterResponse.FromString,
                 _registered_method=True)
+        self.CreateToken = channel.unary_unary(
+                '/hyperapi.scheduler.v1.ClusterService/CreateToken',
+                request_serializer=hyperapi_dot_scheduler_dot_v1_dot_cluster__service__pb2.CreateTokenRequest.SerializeToString,
+                response_deserializer=hyperapi_dot_scheduler_dot_v1_dot_cluster__service__pb2.CreateTokenResponse.FromString,
+                _registered_method=True)
+        self.RevokeToken = channel.unary_unary(
+                '/hyperapi.scheduler.v1.ClusterService/RevokeToken',
+                request_serializer=hyperapi_dot_scheduler_dot_v1_dot_cluster__service__pb2.RevokeTokenRequest.SerializeToString,
+                response_deserializer=hyperapi_dot_scheduler_dot_v1_dot_cluster__service__pb2.RevokeTokenResponse.FromString,
+                _registered_method=True)
 
 
 class ClusterServiceServicer(object):
@@ -53,6 +63,21 @@ class ClusterServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def CreateToken(self, request, context):
+        """A new token; nothing is stored. Needs the role admin, and of all tenants for another's than its own.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def RevokeToken(self, request, context):
+        """Every service refuses the token within seconds, in streams that are open, too. Durable on return.
+        Needs the role admin of all tenants.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_ClusterServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -60,6 +85,16 @@ def add_ClusterServiceServicer_to_server(servicer, server):
                     servicer.GetCluster,
                     request_deserializer=hyperapi_dot_scheduler_dot_v1_dot_cluster__service__pb2.GetClusterRequest.FromString,
                     response_serializer=hyperapi_dot_scheduler_dot_v1_dot_cluster__service__pb2.GetClusterResponse.SerializeToString,
+            ),
+            'CreateToken': grpc.unary_unary_rpc_method_handler(
+                    servicer.CreateToken,
+                    request_deserializer=hyperapi_dot_scheduler_dot_v1_dot_cluster__service__pb2.CreateTokenRequest.FromString,
+                    response_serializer=hyperapi_dot_scheduler_dot_v1_dot_cluster__service__pb2.CreateTokenResponse.SerializeToString,
+            ),
+            'RevokeToken': grpc.unary_unary_rpc_method_handler(
+                    servicer.RevokeToken,
+                    request_deserializer=hyperapi_dot_scheduler_dot_v1_dot_cluster__service__pb2.RevokeTokenRequest.FromString,
+                    response_serializer=hyperapi_dot_scheduler_dot_v1_dot_cluster__service__pb2.RevokeTokenResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -90,6 +125,60 @@ class ClusterService(object):
             '/hyperapi.scheduler.v1.ClusterService/GetCluster',
             hyperapi_dot_scheduler_dot_v1_dot_cluster__service__pb2.GetClusterRequest.SerializeToString,
             hyperapi_dot_scheduler_dot_v1_dot_cluster__service__pb2.GetClusterResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def CreateToken(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/hyperapi.scheduler.v1.ClusterService/CreateToken',
+            hyperapi_dot_scheduler_dot_v1_dot_cluster__service__pb2.CreateTokenRequest.SerializeToString,
+            hyperapi_dot_scheduler_dot_v1_dot_cluster__service__pb2.CreateTokenResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RevokeToken(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/hyperapi.scheduler.v1.ClusterService/RevokeToken',
+            hyperapi_dot_scheduler_dot_v1_dot_cluster__service__pb2.RevokeTokenRequest.SerializeToString,
+            hyperapi_dot_scheduler_dot_v1_dot_cluster__service__pb2.RevokeTokenResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -41,7 +41,39 @@ _ClusterServiceGetClusterType = typing_extensions.TypeVar(
     ],
 )
 
-class ClusterServiceStub(typing.Generic[_ClusterServiceGetClusterType]):
+_ClusterServiceCreateTokenType = typing_extensions.TypeVar(
+    '_ClusterServiceCreateTokenType',
+    grpc.UnaryUnaryMultiCallable[
+        hyperapi.scheduler.v1.cluster_service_pb2.CreateTokenRequest,
+        hyperapi.scheduler.v1.cluster_service_pb2.CreateTokenResponse,
+    ],
+    grpc.aio.UnaryUnaryMultiCallable[
+        hyperapi.scheduler.v1.cluster_service_pb2.CreateTokenRequest,
+        hyperapi.scheduler.v1.cluster_service_pb2.CreateTokenResponse,
+    ],
+    default=grpc.UnaryUnaryMultiCallable[
+        hyperapi.scheduler.v1.cluster_service_pb2.CreateTokenRequest,
+        hyperapi.scheduler.v1.cluster_service_pb2.CreateTokenResponse,
+    ],
+)
+
+_ClusterServiceRevokeTokenType = typing_extensions.TypeVar(
+    '_ClusterServiceRevokeTokenType',
+    grpc.UnaryUnaryMultiCallable[
+        hyperapi.scheduler.v1.cluster_service_pb2.RevokeTokenRequest,
+        hyperapi.scheduler.v1.cluster_service_pb2.RevokeTokenResponse,
+    ],
+    grpc.aio.UnaryUnaryMultiCallable[
+        hyperapi.scheduler.v1.cluster_service_pb2.RevokeTokenRequest,
+        hyperapi.scheduler.v1.cluster_service_pb2.RevokeTokenResponse,
+    ],
+    default=grpc.UnaryUnaryMultiCallable[
+        hyperapi.scheduler.v1.cluster_service_pb2.RevokeTokenRequest,
+        hyperapi.scheduler.v1.cluster_service_pb2.RevokeTokenResponse,
+    ],
+)
+
+class ClusterServiceStub(typing.Generic[_ClusterServiceGetClusterType, _ClusterServiceCreateTokenType, _ClusterServiceRevokeTokenType]):
     """Where the services are. A client needs one scheduler's address; the rest it learns here."""
 
     @typing.overload
@@ -49,6 +81,14 @@ class ClusterServiceStub(typing.Generic[_ClusterServiceGetClusterType]):
         grpc.UnaryUnaryMultiCallable[
             hyperapi.scheduler.v1.cluster_service_pb2.GetClusterRequest,
             hyperapi.scheduler.v1.cluster_service_pb2.GetClusterResponse,
+        ],
+        grpc.UnaryUnaryMultiCallable[
+            hyperapi.scheduler.v1.cluster_service_pb2.CreateTokenRequest,
+            hyperapi.scheduler.v1.cluster_service_pb2.CreateTokenResponse,
+        ],
+        grpc.UnaryUnaryMultiCallable[
+            hyperapi.scheduler.v1.cluster_service_pb2.RevokeTokenRequest,
+            hyperapi.scheduler.v1.cluster_service_pb2.RevokeTokenResponse,
         ],
     ], channel: grpc.Channel) -> None: ...
 
@@ -58,15 +98,39 @@ class ClusterServiceStub(typing.Generic[_ClusterServiceGetClusterType]):
             hyperapi.scheduler.v1.cluster_service_pb2.GetClusterRequest,
             hyperapi.scheduler.v1.cluster_service_pb2.GetClusterResponse,
         ],
+        grpc.aio.UnaryUnaryMultiCallable[
+            hyperapi.scheduler.v1.cluster_service_pb2.CreateTokenRequest,
+            hyperapi.scheduler.v1.cluster_service_pb2.CreateTokenResponse,
+        ],
+        grpc.aio.UnaryUnaryMultiCallable[
+            hyperapi.scheduler.v1.cluster_service_pb2.RevokeTokenRequest,
+            hyperapi.scheduler.v1.cluster_service_pb2.RevokeTokenResponse,
+        ],
     ], channel: grpc.aio.Channel) -> None: ...
 
     GetCluster: _ClusterServiceGetClusterType
     """Every replica that announced itself and whose lease is alive."""
 
+    CreateToken: _ClusterServiceCreateTokenType
+    """A new token; nothing is stored. Needs the role admin, and of all tenants for another's than its own."""
+
+    RevokeToken: _ClusterServiceRevokeTokenType
+    """Every service refuses the token within seconds, in streams that are open, too. Durable on return.
+    Needs the role admin of all tenants.
+    """
+
 ClusterServiceAsyncStub: typing_extensions.TypeAlias = ClusterServiceStub[
     grpc.aio.UnaryUnaryMultiCallable[
         hyperapi.scheduler.v1.cluster_service_pb2.GetClusterRequest,
         hyperapi.scheduler.v1.cluster_service_pb2.GetClusterResponse,
+    ],
+    grpc.aio.UnaryUnaryMultiCallable[
+        hyperapi.scheduler.v1.cluster_service_pb2.CreateTokenRequest,
+        hyperapi.scheduler.v1.cluster_service_pb2.CreateTokenResponse,
+    ],
+    grpc.aio.UnaryUnaryMultiCallable[
+        hyperapi.scheduler.v1.cluster_service_pb2.RevokeTokenRequest,
+        hyperapi.scheduler.v1.cluster_service_pb2.RevokeTokenResponse,
     ],
 ]
 
@@ -80,5 +144,23 @@ class ClusterServiceServicer(metaclass=abc.ABCMeta):
         context: _ServicerContext,
     ) -> typing.Union[hyperapi.scheduler.v1.cluster_service_pb2.GetClusterResponse, collections.abc.Awaitable[hyperapi.scheduler.v1.cluster_service_pb2.GetClusterResponse]]:
         """Every replica that announced itself and whose lease is alive."""
+
+    @abc.abstractmethod
+    def CreateToken(
+        self,
+        request: hyperapi.scheduler.v1.cluster_service_pb2.CreateTokenRequest,
+        context: _ServicerContext,
+    ) -> typing.Union[hyperapi.scheduler.v1.cluster_service_pb2.CreateTokenResponse, collections.abc.Awaitable[hyperapi.scheduler.v1.cluster_service_pb2.CreateTokenResponse]]:
+        """A new token; nothing is stored. Needs the role admin, and of all tenants for another's than its own."""
+
+    @abc.abstractmethod
+    def RevokeToken(
+        self,
+        request: hyperapi.scheduler.v1.cluster_service_pb2.RevokeTokenRequest,
+        context: _ServicerContext,
+    ) -> typing.Union[hyperapi.scheduler.v1.cluster_service_pb2.RevokeTokenResponse, collections.abc.Awaitable[hyperapi.scheduler.v1.cluster_service_pb2.RevokeTokenResponse]]:
+        """Every service refuses the token within seconds, in streams that are open, too. Durable on return.
+        Needs the role admin of all tenants.
+        """
 
 def add_ClusterServiceServicer_to_server(servicer: ClusterServiceServicer, server: typing.Union[grpc.Server, grpc.aio.Server]) -> None: ...

@@ -1,0 +1,43 @@
+"""`hyper certs`: certificates of a cluster."""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from hyper.cli import output
+from hyper.errors import FailedPreconditionError
+
+
+def certs(
+    folder: Annotated[Path, typer.Argument(help="made if need be; keep ca.key to yourself")],
+    host: Annotated[
+        list[str] | None, typer.Option(help="another name or address of services")
+    ] = None,
+    client: Annotated[
+        list[str] | None, typer.Option(help="make a certificate for this caller instead")
+    ] = None,
+    days: Annotated[int, typer.Option(help="how long it is good", min=1, max=3650)] = 365,
+) -> None:
+    """Make a private authority, and certificates for services or for those who call them."""
+    if importlib.util.find_spec("cryptography") is None:
+        raise FailedPreconditionError("not installed: pip install 'hyper-dl[certs]'")
+    from hyper import certificates
+
+    certificates.make_authority(folder)
+    if client:
+        for name in client:
+            certificates.make_client(folder, name, days)
+            output.say(f"{folder}/{name}.pem and .key: HYPER_TLS_CERT and HYPER_TLS_KEY")
+    else:
+        certificates.make_service(folder, host or [], days)
+        output.say(f"{folder}/service.pem and .key: HYPER_<SERVICE>__TLS__CERT and __TLS__KEY")
+    output.say(f"{folder}/ca.pem: HYPER_TLS_CA of everybody who calls")
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command."""
+    app.command("certs")(certs)

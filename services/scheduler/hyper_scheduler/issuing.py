@@ -1,0 +1,48 @@
+"""Tokens that the scheduler makes on request; those of tasks are in `task_tokens`."""
+
+from __future__ import annotations
+
+import re
+
+from hyper.errors import InvalidArgumentError
+from hyper.names import check_part
+from hyper_scheduler.config import SchedulerSettings
+from hyper_servicekit.revoked import LIFETIME_MAX_S
+from hyper_servicekit.tokens import ANY_TENANT, Role, Signer
+from hyperapi.scheduler.v1 import cluster_service_pb2 as cluster
+
+_SUBJECT_MAX = 120
+_TOKEN_ID = re.compile(r"[0-9a-f]{16}\Z")
+
+
+def signer_of(settings: SchedulerSettings) -> Signer | None:
+    """The first of the keys; None where calls need no token."""
+    for name, key in settings.auth_keys.items():
+        return Signer(name, key.get_secret_value())
+    return None
+
+
+def token_request(request: cluster.CreateTokenRequest) -> tuple[str, Role, float]:
+    """Whom a token is for, in which role, for how many seconds."""
+    prefix, _, tenant = request.parent.partition("/")
+    if prefix != "tenants" or (tenant != ANY_TENANT and check_part(tenant, "tenant") != tenant):
+        raise InvalidArgumentError("parent: write tenants/NAME, or tenants/*", field="parent")
+    try:
+        role = Role(request.role)
+    except ValueError:
+        raise InvalidArgumentError(
+            f"role: {request.role[:40]!r} is none of {', '.join(Role)}", field="role"
+        ) from None
+    lifetime_s = request.lifetime.ToNanoseconds() / 1e9
+    if not 0 < lifetime_s <= LIFETIME_MAX_S:
+        raise InvalidArgumentError("lifetime: more than 0, at most 366 days", field="lifetime")
+    if len(request.subject) > _SUBJECT_MAX:
+        raise InvalidArgumentError(f"subject: at most {_SUBJECT_MAX} letters", field="subject")
+    return tenant, role, lifetime_s
+
+
+def token_to_revoke(request: cluster.RevokeTokenRequest) -> str:
+    """The id of a token to refuse from now on."""
+    if not _TOKEN_ID.fullmatch(request.id):
+        raise InvalidArgumentError("id: that of a token, 16 hexadecimal digits", field="id")
+    return request.id

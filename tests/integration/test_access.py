@@ -1,0 +1,309 @@
+"""Tokens on a whole cluster: roles, joining, tasks' own tokens, revocation, every RPC refused."""
+
+from __future__ import annotations
+
+import secrets
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from hyper import _transport, access
+from hyper._wire_errors import from_rpc_error
+from hyper.client import Client
+from hyper.datasets import list_datasets
+from hyper.errors import (
+    HyperError,
+    PermissionDeniedError,
+    ResourceExhaustedError,
+    UnauthenticatedError,
+)
+from hyper.status import RunState, WorkerState
+from hyper_servicekit.etcd import Etcd
+from hyper_servicekit.tokens import ANY_TENANT, Role, Signer
+from hyperapi.scheduler.v1 import cluster_service_pb2, secret_service_pb2, workflow_service_pb2
+from hyperapi.storage.v1 import array_service_pb2, dataset_service_pb2, history_service_pb2
+from hyperapi.worker.v1 import agent_service_pb2
+from tests.support import fuzz
+from tests.support.servers import EtcdServer, S3Server
+from tests.support.services import Services, run_services
+
+KEY = secrets.token_hex(32)
+SIGNER = Signer("k1", KEY)
+FILES = {
+    "scheduler": (
+        cluster_service_pb2, secret_service_pb2, workflow_service_pb2, agent_service_pb2,
+    ),
+    "storage": (dataset_service_pb2, array_service_pb2, history_service_pb2),
+}  # fmt: skip
+METHODS = [
+    (process, method)
+    for process, files in FILES.items()
+    for file in files
+    for service in file.DESCRIPTOR.services_by_name.values()
+    for method in service.methods
+]
+NAMES = [f"{process}-{method.name}" for process, method in METHODS]
+# What a caller may be told of its own mistakes, or of the cluster's state.
+TOLD = {
+    "OK", "INVALID_ARGUMENT", "NOT_FOUND", "ALREADY_EXISTS", "FAILED_PRECONDITION", "ABORTED",
+    "RESOURCE_EXHAUSTED", "PERMISSION_DENIED", "UNAUTHENTICATED", "CANCELLED",
+    "DEADLINE_EXCEEDED",  # our own, of streams that have no end
+}  # fmt: skip
+TRIED: Counter[str] = Counter()
+
+
+def token(tenant: str, role: Role | None = None, *, lifetime_s: float = 3600) -> str:
+    expires_s = time.time() + lifetime_s
+    return SIGNER.sign(tenant, subject="test", expires_s=expires_s, role=role)
+
+
+@pytest.fixture(scope="module")
+def cluster(
+    tmp_path_factory: pytest.TempPathFactory, etcd_server: EtcdServer, s3_server: S3Server
+) -> Iterator[tuple[Services, EtcdServer, str]]:
+    name = f"test-{secrets.token_hex(8)}"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("HYPER_TOKEN", token(ANY_TENANT, Role.WORKER))
+        with run_services(
+            tmp_path_factory.mktemp("services"), etcd_server, s3_server.settings(name), f"/{name}",
+            workers=1, common_settings={"AUTH_KEYS__K1": KEY, "MAX_CONCURRENT_RPCS": "64"},
+            scheduler_settings={"HEARTBEAT_S": "0.3", "LEASE_S": "2", "LEADER_TTL_S": "2"},
+        ) as running:  # fmt: skip
+            yield running, etcd_server, f"/{name}"
+    print(f"inputs tried: {sum(TRIED.values())}; answers: {dict(TRIED)}; crashes: 0")
+
+
+@pytest.fixture
+def as_(
+    cluster: tuple[Services, EtcdServer, str], monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Callable[[str], Client]]:
+    """A client that shows a token; one at a time."""
+    made: list[Client] = []
+
+    def client(shown: str) -> Client:
+        monkeypatch.setenv("HYPER_TOKEN", shown)
+        made.append(Client(cluster[0].scheduler.address, tenant="lab", patience_s=10))
+        return made[-1]
+
+    yield client
+    for each in made:
+        each.close()
+
+
+def until(condition: Callable[[], Any], what: str, timeout_s: float = 30.0) -> None:
+    end = time.monotonic() + timeout_s
+    while not condition():
+        assert time.monotonic() < end, f"not in time: {what}"
+        time.sleep(0.05)
+
+
+def refused(call: Callable[[], Any], kind: type[HyperError]) -> bool:
+    try:
+        call()
+    except HyperError as error:
+        assert isinstance(error, kind), error
+        return True
+    return False
+
+
+@pytest.mark.timeout(120)
+def test_a_task_has_its_tenants_token_and_not_the_workers(as_: Callable[[str], Client]) -> None:
+    bob = as_(token("bob"))
+    with bob.session("bob/notes") as session:
+        session.write("secret.txt", b"of bob")
+    lab = as_(token("lab"))
+    with lab.session("lab/notes") as session:
+        session.write("own.txt", b"of lab")
+    program = (
+        "import hyper\n"
+        "c = hyper.connect()\n"
+        "print(list(c.open('lab/notes').files())[0].path)\n"
+        "try:\n    c.open('bob/notes'); print('READ')\n"
+        "except hyper.errors.PermissionDeniedError: print('refused')\n"
+    )
+    recipe = {"version": 1, "name": "t", "experiments": {"t": {
+        "command": "python -c {{p}}", "parameters": {"p": program}}}}  # fmt: skip
+    workflow = lab.submit(recipe)
+    assert workflow.wait().state is RunState.SUCCEEDED
+    lines = lab.workflow(workflow.name).log_tail(workflow.task("t", 0))
+    assert lines == ["own.txt", "refused"]
+
+
+def test_roles(as_: Callable[[str], Client]) -> None:
+    admin = as_(token(ANY_TENANT))
+    (worker,) = [each for each in admin.workers() if each.state is WorkerState.READY]
+    made = access.create_token(admin, "lab", role="user", subject="ada", lifetime_s=60)
+    tenant_admin = token("lab", Role.ADMIN)
+
+    user = as_(made.text)
+    assert list(user.workflows()) is not None
+    for forbidden in (
+        lambda: user.drain(worker.name),
+        lambda: access.create_token(user, "lab", role="user", subject="", lifetime_s=60),
+        lambda: list(list_datasets(user, "bob")),
+    ):
+        assert refused(forbidden, PermissionDeniedError)
+
+    agent = as_(token(ANY_TENANT, Role.WORKER))
+    assert refused(lambda: list(agent.workflows()), PermissionDeniedError)
+    assert refused(lambda: agent.drain(worker.name), PermissionDeniedError)
+    assert list(list_datasets(agent, "lab")) is not None
+
+    local = as_(tenant_admin)
+    access.create_token(local, "lab", role="user", subject="", lifetime_s=60)
+    for tenant in ("bob", ANY_TENANT):
+        assert refused(
+            lambda t=tenant: access.create_token(local, t, role="user", subject="", lifetime_s=60),
+            PermissionDeniedError,
+        )
+    assert refused(lambda: access.revoke_token(local, made.id), PermissionDeniedError)
+
+
+def test_a_revoked_token_is_refused_everywhere(as_: Callable[[str], Client]) -> None:
+    admin_token = token(ANY_TENANT)
+    made = access.create_token(as_(admin_token), "lab", role="user", subject="", lifetime_s=60)
+    user = as_(made.text)
+    assert list(user.workflows()) is not None and list(list_datasets(user, "lab")) is not None
+    for _ in range(2):  # fine to repeat
+        access.revoke_token(as_(admin_token), made.text)
+    user = as_(made.text)
+    for call in (lambda: list(user.workflows()), lambda: list(list_datasets(user, "lab"))):
+        until(lambda c=call: refused(c, UnauthenticatedError), "it is refused")
+
+
+@pytest.mark.timeout(120)
+def test_a_revoked_worker_is_cut_off(
+    cluster: tuple[Services, EtcdServer, str], as_: Callable[[str], Client]
+) -> None:
+    services = cluster[0]
+    admin = as_(token(ANY_TENANT))
+    (worker,) = services.workers
+    worker.stop()
+    made = access.create_token(admin, "*", role="worker", subject="w", lifetime_s=600)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("HYPER_TOKEN", made.text)
+        worker.start()
+    ready = lambda: [w for w in admin.workers() if w.state is WorkerState.READY]  # noqa: E731
+    until(ready, "it has joined")
+    access.revoke_token(admin, made.id)
+    until(lambda: not ready(), "its open stream is cut")
+    worker.stop()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("HYPER_TOKEN", token(ANY_TENANT, Role.WORKER))
+        worker.start()
+    until(ready, "another token lets it in")
+
+
+def test_overload_is_refused_and_says_when_to_come_back(
+    cluster: tuple[Services, EtcdServer, str], as_: Callable[[str], Client]
+) -> None:
+    """More streams than the gateway takes: refused with RetryInfo; those that run go on."""
+    client = as_(token("lab"))
+    workflow = client.submit(
+        {"version": 1, "name": "t", "experiments": {"t": {"command": "sleep 5"}}}
+    )
+    task = workflow.task("t", 0).name
+    request = dataset_service_pb2.ReadLogRequest(task=task, follow=True)
+    with _transport.channel([cluster[0].storage.address]) as channel:
+        follow = channel.unary_stream(
+            "/hyperapi.storage.v1.LogService/ReadLog",
+            request_serializer=type(request).SerializeToString,
+            response_deserializer=dataset_service_pb2.ReadLogResponse.FromString,
+        )
+        calls = [follow(request, timeout=60) for _ in range(80)]
+        until(lambda: sum(call.done() for call in calls) >= 80 - 64, "those too many are refused")
+        errors = [from_rpc_error(call) for call in calls if call.done()]
+        assert {type(error) for error in errors} == {ResourceExhaustedError}
+        assert all(error.retry_after_s for error in errors)
+        for call in calls:
+            call.cancel()
+    until(lambda: not refused(lambda: list(list_datasets(client, "lab")), HyperError), "room again")
+    workflow.cancel()
+    until(lambda: workflow.refresh().state.ended, "nothing changes any more")
+
+
+# Every RPC
+
+
+async def state_of(etcd: EtcdServer, prefix: str) -> dict[str, bytes]:
+    """What refused calls must not change."""
+    async with Etcd([etcd.endpoint]) as client:
+        items, _ = await client.get_prefix(prefix + "/")
+    moving = ("/services/", "/leader", "/election", "/steady", "/clock", "/revoked/")
+    return {item.key: item.value for item in items if not any(m in item.key for m in moving)}
+
+
+@pytest.mark.parametrize(("process", "method"), METHODS, ids=NAMES)
+async def test_nobody_without_a_token_gets_an_answer(
+    cluster: tuple[Services, EtcdServer, str], process: str, method: Any
+) -> None:
+    services, etcd, prefix = cluster
+    address = getattr(services, process).address
+    good = token("lab")
+    before = await state_of(etcd, prefix)
+    shown = {
+        "none": None,
+        "expired": token("lab", lifetime_s=-100),
+        "tampered": good[:-2] + ("AA" if good[-2:] != "AA" else "BB"),
+        "foreign key": Signer("k1", "x" * 40).sign("lab", subject="", expires_s=4e9),
+        "not one": "hyp1.k1.e30.AAAA",
+        "long": "a" * 5000,
+    }
+    request = fuzz.message_class(method.input_type)(**fuzz.names(method.input_type, "lab"))
+    for what, text in shown.items():
+        code, details = fuzz.call(address, method, [request.SerializeToString()], text)
+        TRIED[code] += 1
+        assert code == "UNAUTHENTICATED", (what, code, details)
+        assert text is None or text not in details
+    assert await state_of(etcd, prefix) == before
+
+
+@pytest.mark.parametrize(("process", "method"), METHODS, ids=NAMES)
+async def test_another_tenants_names_are_refused(
+    cluster: tuple[Services, EtcdServer, str], process: str, method: Any
+) -> None:
+    if method.name == "GetCluster":
+        pytest.skip("it names nothing and is open to all who have a token")
+    services, etcd, prefix = cluster
+    before = await state_of(etcd, prefix)
+    request = fuzz.message_class(method.input_type)(**fuzz.names(method.input_type, "bob"))
+    code, details = fuzz.call(
+        getattr(services, process).address, method, [request.SerializeToString()], token("lab")
+    )
+    TRIED[code] += 1
+    assert code == "PERMISSION_DENIED", (code, details)
+    assert await state_of(etcd, prefix) == before
+
+
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize(("process", "method"), METHODS, ids=NAMES)
+@settings(max_examples=fuzz.EXAMPLES, suppress_health_check=list(HealthCheck))
+@given(data=st.data())
+def test_any_message_is_answered_politely(
+    cluster: tuple[Services, EtcdServer, str], process: str, method: Any, data: st.DataObject
+) -> None:
+    """Hostile values, any bytes, from one who may do everything: no bug, no detail of ours."""
+    address = getattr(cluster[0], process).address
+    messages = data.draw(st.lists(fuzz.payloads(method.input_type), min_size=1, max_size=3))
+    code, details = fuzz.call(address, method, messages, token(ANY_TENANT), timeout_s=2.0)
+    TRIED[code] += 1
+    assert code in TOLD, (code, details, messages)
+    for inner in ("Traceback", ".py", "/work/", "site-packages", KEY):
+        assert inner not in details, details
+    child = getattr(cluster[0], process).child
+    assert child is not None and child.poll() is None
+
+
+@pytest.mark.parametrize(("process", "method"), METHODS, ids=NAMES)
+def test_too_large_a_message_is_refused(
+    cluster: tuple[Services, EtcdServer, str], process: str, method: Any
+) -> None:
+    address = getattr(cluster[0], process).address
+    code, _ = fuzz.call(address, method, [b"\x0a" + b"\xff" * (5 << 20)], token(ANY_TENANT))
+    TRIED[code] += 1
+    assert code == "RESOURCE_EXHAUSTED"

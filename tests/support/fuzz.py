@@ -1,0 +1,150 @@
+"""Messages for any RPC, by its descriptor: as they should be, hostile, and any bytes."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import grpc
+from google.protobuf import message_factory
+from google.protobuf.descriptor import Descriptor, FieldDescriptor
+from hypothesis import strategies as st
+
+from hyper import _transport
+
+EXAMPLES = int(os.environ.get("HYPER_FUZZ_EXAMPLES", "5"))
+_DEPTH = 3
+_F = FieldDescriptor
+_TEXTS = [
+    "", "..", "/", "tenants/lab", "tenants/lab/datasets/a", "tenants/lab/datasets/../b",
+    "tenants/lab/datasets/a/versions/1", "tenants/lab/datasets/a/versions/-1",
+    "tenants/lab/datasets/a/sessions/s", "tenants/lab/workflows/w",
+    "tenants/lab/workflows/w/experiments/e/tasks/0", "tenants/*", "workers/w", "hyper://lab/a@1",
+    "../../etc/passwd", "/etc/passwd", "a/../../b", "C:\\x", "a\0b", "\u202e", "x" * 5000,
+    "%s%n", "${jndi:ldap://x}", "'; DROP TABLE", "00000000-0000-0000-0000-000000000000",
+    "version: 1\nexperiments: {a: {command: 'true'}}", "a: &a [*a]", "{" * 2000, "NaN", "uint8",
+]  # fmt: skip
+_NAMES = [
+    "tenants/lab", "tenants/lab/datasets/a", "tenants/lab/datasets/a/versions/1",
+    "tenants/lab/datasets/a/versions/1/arrays/x", "tenants/lab/datasets/a/sessions/s",
+    "tenants/lab/datasets/a/sessions/s/arrays/x", "tenants/lab/datasets/a/tags/t",
+    "tenants/lab/stores/s", "tenants/lab/secrets/s", "tenants/lab/workflows/w",
+    "tenants/lab/workflows/w/experiments/e/tasks/0", "workers/w",
+]  # fmt: skip
+_REQUEST_ID = "6b2c2a51-6f0e-4c5e-9d2a-0123456789ab"
+_NUMBERS = [0, 1, -1, 2, 7, 255, 1 << 20, (1 << 31) - 1, -(1 << 31)]
+_WIDE = [*_NUMBERS, 1 << 40, (1 << 63) - 1, -(1 << 63)]
+_FLOATS = [0.0, 1.0, -1.0, 1e-300, 1e300, float("inf"), float("-inf"), float("nan")]
+
+
+def message_class(descriptor: Descriptor) -> Any:
+    """The class of a message."""
+    return message_factory.GetMessageClass(descriptor)
+
+
+def names(descriptor: Descriptor, tenant: str) -> dict[str, Any]:
+    """Fields of a request that name something of `tenant`, as a client would fill them."""
+    made: dict[str, Any] = {}
+    for field in descriptor.fields:
+        if field.message_type is not None:
+            if not field.is_repeated and field.name in ("tag", "store", "source", "hello", "begin"):
+                inner = names(field.message_type, tenant)
+                made[field.name] = message_class(field.message_type)(**inner)
+        elif field.name in ("name", "parent", "session", "base", "target", "task", "store"):
+            made[field.name] = f"tenants/{tenant}/datasets/a"
+    return made
+
+
+def payloads(descriptor: Descriptor) -> st.SearchStrategy[bytes]:
+    """Serialized messages with hostile values; now and then any bytes at all."""
+    made = messages(descriptor).map(lambda message: bytes(message.SerializeToString()))
+    return st.one_of(made, made, made, st.binary(max_size=200))
+
+
+@st.composite
+def messages(draw: st.DrawFn, descriptor: Descriptor, depth: int = _DEPTH) -> Any:
+    """A message of this kind, some of its fields set."""
+    message = message_class(descriptor)()
+    for field in descriptor.fields:
+        if draw(st.integers(0, 3)) == 0 or (field.message_type is not None and depth == 0):
+            continue
+        if field.message_type is not None and field.message_type.GetOptions().map_entry:
+            continue
+        if field.is_repeated:
+            for value in draw(st.lists(_values(field, depth), max_size=3)):
+                if field.message_type is not None:
+                    getattr(message, field.name).add().CopyFrom(value)
+                else:
+                    getattr(message, field.name).append(value)
+        elif field.message_type is not None:
+            getattr(message, field.name).CopyFrom(draw(_values(field, depth)))
+        else:
+            setattr(message, field.name, draw(_values(field, depth)))
+    return message
+
+
+def _values(field: FieldDescriptor, depth: int) -> st.SearchStrategy[Any]:
+    match field.cpp_type:
+        case _F.CPPTYPE_MESSAGE:
+            return messages(field.message_type, depth - 1)
+        case _F.CPPTYPE_STRING if field.type == _F.TYPE_BYTES:
+            return st.one_of(st.binary(max_size=64), st.just(b"\0" * 4096))
+        case _F.CPPTYPE_STRING:
+            texts = st.text(st.characters(exclude_categories=["Cs"]), max_size=40)
+            hostile = st.one_of(st.sampled_from(_TEXTS), texts)
+            if field.name == "request_id":  # good ones let the rest be looked at
+                return st.one_of(*[st.just(_REQUEST_ID)] * 6, hostile)
+            if field.name in ("name", "parent", "session", "base", "target", "task"):
+                return st.one_of(*[st.sampled_from(_NAMES)] * 4, hostile)
+            return hostile
+        case _F.CPPTYPE_BOOL:
+            return st.booleans()
+        case _F.CPPTYPE_ENUM:
+            return st.sampled_from([0, 1, 2, 3, 99])
+        case _F.CPPTYPE_DOUBLE | _F.CPPTYPE_FLOAT:
+            return st.sampled_from([x for x in _FLOATS if field.cpp_type == _F.CPPTYPE_DOUBLE
+                                    or abs(x) != 1e300])  # fmt: skip
+        case _F.CPPTYPE_INT64:
+            return st.sampled_from(_WIDE)
+        case _F.CPPTYPE_UINT64 | _F.CPPTYPE_UINT32:
+            return st.sampled_from([n for n in _NUMBERS if n >= 0])
+        case _:
+            return st.sampled_from(_NUMBERS)
+
+
+def call(
+    address: str, method: Any, sent: list[bytes], token: str | None, timeout_s: float = 10.0
+) -> tuple[str, str]:
+    """Send bytes to a method; the status code's name and its details. "OK" for a first answer."""
+    path = f"/{method.containing_service.full_name}/{method.name}"
+    metadata = (("authorization", f"Bearer {token}"),) if token is not None else ()
+    raw = {"request_serializer": None, "response_deserializer": None}
+    with _transport.plain_channel(_transport.target([address])) as channel:
+        try:
+            if method.client_streaming and method.server_streaming:
+                responses = channel.stream_stream(path, **raw)(iter(sent), timeout_s, metadata)
+                return first_answer(responses, timeout_s)
+            if method.server_streaming:
+                responses = channel.unary_stream(path, **raw)(sent[0], timeout_s, metadata)
+                return first_answer(responses, timeout_s)
+            if method.client_streaming:
+                channel.stream_unary(path, **raw)(iter(sent), timeout_s, metadata)
+            else:
+                channel.unary_unary(path, **raw)(sent[0], timeout_s, metadata)
+        except grpc.RpcError as error:
+            return error.code().name, error.details() or ""
+    return "OK", ""
+
+
+def first_answer(responses: Any, wait_s: float) -> tuple[str, str]:
+    """How a stream of responses begins: "OK" with an answer or its end, or its error's code.
+
+    "OPEN": nothing has come within `wait_s`.
+    """
+    try:
+        next(responses, None)
+    except grpc.RpcError as error:
+        return error.code().name, error.details() or ""
+    finally:
+        responses.cancel()
+    return "OK", ""

@@ -79,6 +79,9 @@ async def open_page(url: str, folder: Path) -> AsyncIterator[Page]:
             yield Page(socket)
         finally:
             socket.close()
+            async with asyncio.timeout(_START_S):
+                while await socket.read_message() is not None:
+                    pass  # what came before the browser has closed it too
     finally:
         process.kill()
         process.wait()

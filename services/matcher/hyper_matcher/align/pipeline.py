@@ -104,17 +104,7 @@ def align_stack(
     options = options or AlignOptions()
     clock = _Clock()
     depth, shape = len(volume), (volume.shape[1], volume.shape[2])
-    prepared = [
-        PreparedSection(
-            bandpass(section, options.sigma_low_px, options.sigma_high_px), options.match
-        )
-        for section in volume
-    ]
-    clock.lap("features")
-    pairs = tuple(
-        match_pair(prepared[a], prepared[b], a, b) for a, b in pairs_of(depth, options.neighbours)
-    )
-    clock.lap("match")
+    pairs = _match(volume, options, clock)
     relaxed = relax(shape, depth, pairs, options.relax)
     relaxed = replace(relaxed, flagged=swapped_sections(depth, pairs) | relaxed.flagged)
     clock.lap("relax")
@@ -133,6 +123,22 @@ def align_stack(
         sections, valid, canvas, relaxed, pairs, before, after,
         _facts(volume, sections, valid, canvas, relaxed, pairs, clock), clock.stages,
     )  # fmt: skip
+
+
+def _match(volume: NDArray[Any], options: AlignOptions, clock: _Clock) -> tuple[PairMatches, ...]:
+    """All pairs; only the sections that coming pairs need are held prepared."""
+    prepared: dict[int, PreparedSection] = {}
+    found = []
+    for pair in pairs_of(len(volume), options.neighbours):
+        for z in set(pair) - set(prepared):
+            features = bandpass(volume[z], options.sigma_low_px, options.sigma_high_px)
+            prepared[z] = PreparedSection(features, options.match)
+        clock.lap("features")
+        for z in [z for z in prepared if z < pair[0]]:
+            del prepared[z]
+        found.append(match_pair(prepared[pair[0]], prepared[pair[1]], *pair))
+        clock.lap("match")
+    return tuple(found)
 
 
 def _measure(
@@ -189,7 +195,8 @@ class _Clock:
 
     def lap(self, stage: str) -> None:
         now = time.perf_counter()
-        self.stages[stage], self._last = now - self._last, now
+        self.stages[stage] = self.stages.get(stage, 0.0) + now - self._last
+        self._last = now
 
     def totals(self) -> tuple[float, float]:
         return time.perf_counter() - self._start, time.process_time() - self._cpu

@@ -192,7 +192,9 @@ def _view(
     places = max(choice[0].places(demand.hardware) for choice in choices)
     gang = -(-demand.gang // places)
     measured = [known[c[0].name].throughput for c in choices if c[0].name in known]
-    best = max(measured, default=0.0) or 1.0
+    best = max(measured, default=0.0)
+    unseen = best * OPTIMISM if best else 1.0
+    best = best or 1.0
     task_h = (demand.task_s or UNKNOWN_TASK_S) / 3600
     markets = []
     for offer, spot, away in choices:
@@ -210,7 +212,7 @@ def _view(
                 usd_h=usd_h * gang,
                 on_demand=sure,
                 losses_per_h=0.0 if sure else fact.hazard.mean_per_h * gang,
-                throughput=(fact.throughput or best * OPTIMISM) / best * room / places,
+                throughput=(fact.throughput or unseen) / best * room / places,
                 capacity=mine if away else offer.most // gang,
                 egress_usd=demand.egress_gb * offer.egress_usd_gb / task_h,
             )

@@ -63,7 +63,7 @@ def forecast(view: View, hazards: Sequence[Hazard], samples: int, random: Chance
     alone_h = view.work_h / view.lanes + view.changeover_h
     # without on-demand, or a deadline, the net must never be reached
     deadline_h = view.left_h if sure is not None and math.isfinite(view.left_h) else 50 * alone_h
-    tick_h = min(max(alone_h / TICKS, 1e-4), max(deadline_h / 20, 1e-4))
+    tick_h = max(alone_h / TICKS, 1e-4)
     ticks = 4 * TICKS
     job = Job(view.work_h, deadline_h, view.lanes, view.changeover_h, view.step_h)
     on_demand = sure if sure is not None else replace(view.markets[0], usd_h=1e9, on_demand=True)
@@ -75,7 +75,7 @@ def forecast(view: View, hazards: Sequence[Hazard], samples: int, random: Chance
             courses.append(_course(market.capacity, rate, tick_h, ticks, random))
             rates.append((rate,) * ticks)
         traces = Traces(tick_h, tuple(courses), tuple(spot), on_demand, tuple(rates), tuple(rates))
-        found.append(simulate(job, traces, 0, _policy(view)))
+        found.append(simulate(job, traces, 0, _policy(view), give_up_h=math.inf))
     return found
 
 

@@ -16,7 +16,7 @@ from hyper_scheduler.placement.hazard import TODAY, USUAL, Hazard, Prior
 from hyper_scheduler.placement.view import Holding, Market, Unit, View
 
 Policy = Callable[[View], Holding]
-GIVE_UP_H = 48.0  # a job so late is not followed further
+GIVE_UP_H = 48.0
 LOOK_H = 0.05  # a policy is asked at least so often
 
 
@@ -139,8 +139,12 @@ class _Run:
     began: bool = True  # a unit has begun to work, or nothing has been asked for yet
 
 
-def simulate(job: Job, traces: Traces, start: int, policy: Policy) -> Outcome:
+def simulate(
+    job: Job, traces: Traces, start: int, policy: Policy, give_up_h: float = GIVE_UP_H
+) -> Outcome:
     """Run a job from tick `start`; a trace that ends stands still from then on.
+
+    What is `give_up_h` late is not followed further.
 
     The policy is asked when a market's capacity changes or a unit begins to work, and every
     `LOOK_H` besides.
@@ -148,7 +152,7 @@ def simulate(job: Job, traces: Traces, start: int, policy: Policy) -> Outcome:
     run = _Run(job, traces, job.work_h)
     last = min(map(len, traces.capacity), default=1) - 1
     tick, looked_h, before = start, -math.inf, traces.at(start)
-    while run.work_h > 1e-9 and run.outcome.end_h < job.deadline_h + GIVE_UP_H:
+    while run.work_h > 1e-9 and run.outcome.end_h < job.deadline_h + give_up_h:
         markets = traces.at(min(tick, last))
         _take_away(run, markets)
         spot = sum(each.capacity for each in markets if not each.on_demand)

@@ -1,0 +1,170 @@
+"""Offers, refusals, the ledger, and from demand to launches."""
+
+from __future__ import annotations
+
+import json
+import math
+import random
+from pathlib import Path
+
+import pytest
+
+from hyper import spot_traces
+from hyper.errors import InvalidArgumentError
+from hyper_scheduler.catalogue import parse_catalogue
+from hyper_scheduler.core.model import Hardware, Spot
+from hyper_scheduler.placement.backoff import FIRST_S, MOST_S, accepted, refused
+from hyper_scheduler.placement.fleet import Demand, Held, Known, plan, refusal_key, view_of
+from hyper_scheduler.placement.forecast import forecast
+from hyper_scheduler.placement.hazard import Hazard
+from hyper_scheduler.placement.ledger import Ledger, Machine
+from hyper_scheduler.placement.offers import Offer, mismatch
+
+CATALOGUE = """
+version: 1
+as_of: 2026-11-01
+offers:
+  - {name: t4, provider: aws, cloud: aws, region: r, zone: r-a, instance_type: g4dn.xlarge, cpus: 4,
+     memory: 16GiB, gpu: T4, on_demand: 0.526, spot: 0.158, egress: 0.09, slots: 4}
+  - {name: rack, provider: ssh, on_demand: 0}
+"""
+
+
+def demand(**changes: object) -> Demand:
+    fields = {"workflow": "w", "experiment": "e", "tasks": 100, "total": 100,
+              "hardware": Hardware(), "limit": 3, "task_s": 600.0} | changes  # fmt: skip
+    return Demand(**fields)  # type: ignore[arg-type]
+
+
+def offer(name: str, **changes: object) -> Offer:
+    fields = {"provider": "p", "zone": name, "spot_usd_h": 0.1, "on_demand_usd_h": 0.3} | changes
+    return Offer(name, **fields)  # type: ignore[arg-type]
+
+
+def test_a_catalogue_is_read():
+    found = parse_catalogue(CATALOGUE)
+    t4 = found.offer("t4")
+    assert t4 is not None
+    assert (str(found.as_of), t4.gpus, t4.memory_bytes) == ("2026-11-01", 1, 16 * 2**30)
+    assert t4.labels(spot=True)["instance_type"] == "g4dn.xlarge"
+    assert t4.places(Hardware(cpus=2)) == 2
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "key"),
+    [
+        ("as_of: 2026-11-01", "as_of: yesterday", "as_of"),
+        ("on_demand: 0.526, spot: 0.158,", "", "offers"),
+        ("spot: 0.158", "spot: -1", "spot"),
+        ("spot: 0.158", "sopt: 0.158", "sopt"),
+        ("name: rack", "name: t4", "offers"),
+        ("name: rack", "name: ../rack", "name"),
+    ],
+)
+def test_a_wrong_catalogue_names_line_and_key(old: str, new: str, key: str):
+    with pytest.raises(InvalidArgumentError) as caught:
+        parse_catalogue(CATALOGUE.replace(old, new))
+    assert key in caught.value.metadata["key"]
+    assert int(caught.value.metadata["line"]) > 0
+
+
+def test_what_does_not_fit_says_why():
+    t4 = parse_catalogue(CATALOGUE).offers[0]
+    assert mismatch(t4, Hardware(cpus=4, gpus=1, gpu="t4", clouds=("aws",))) == ""
+    for need, word in (
+        (Hardware(cpus=8), "cores"), (Hardware(gpus=2), "GPUs"), (Hardware(gpu="A100"), "T4"),
+        (Hardware(memory_bytes=2**40), "GiB"), (Hardware(clouds=("gcp",)), "gcp"),
+        (Hardware(instance_type="p3"), "p3"),
+    ):  # fmt: skip
+        assert word in mismatch(t4, need)
+
+
+def test_launches_are_spread_over_zones():
+    drawn = plan(demand(), [offer(each) for each in "abc"], {}, (), {}, 0.0, 100)
+    assert sorted(drawn.launches) == [("a", True), ("b", True), ("c", True)]
+
+
+def test_the_highest_price_and_spot_false_are_kept_to():
+    offers = [offer("a"), offer("b", spot_usd_h=0.01, on_demand_usd_h=0.2)]
+    sure = plan(demand(hardware=Hardware(spot=Spot.NEVER)), offers, {}, (), {}, 0.0, 100)
+    assert set(sure.launches) == {("b", False)}
+    cheap = plan(demand(hardware=Hardware(max_usd_h=0.05)), offers, {}, (), {}, 0.0, 100)
+    assert set(cheap.launches) == {("b", True)}
+    none = plan(demand(hardware=Hardware(cpus=99)), offers, {}, (), {}, 0.0, 100)
+    assert not none.launches
+    assert "no offer fits" in none.message
+
+
+def test_a_refused_offer_is_left_alone_for_a_while():
+    refusals = refused({}, refusal_key("a", spot=True), "VcpuLimitExceeded", 0.0)
+    offers = [offer("a"), offer("b", spot_usd_h=0.2)]
+    early = plan(demand(limit=1), offers, {}, (), refusals, FIRST_S - 1, 100)
+    assert early.launches == (("b", True),)
+    assert any("VcpuLimitExceeded" in row.reason for row in early.rows)
+    late = plan(demand(limit=1), offers, {}, (), refusals, FIRST_S + 1, 100)
+    assert late.launches == (("a", True),)
+    for _ in range(50):
+        refusals = refused(refusals, "a/spot", "Again", 0.0)
+    assert refusals["a/spot"].until == MOST_S
+    assert accepted(refusals, "a/spot") == {}
+
+
+def test_machines_go_when_the_work_is_done():
+    held = [Held("m-1", "a", True, True, 1.0), Held("m-2", "gone", True, True, 1.0)]
+    assert set(plan(demand(tasks=0), [offer("a")], {}, held, {}, 0.0, 9).ends) == {"m-1", "m-2"}
+
+
+def test_what_was_measured_slow_costs_more():
+    known = {"a": Known(throughput=100.0), "b": Known(throughput=300.0)}
+    drawn = plan(demand(), [offer("a"), offer("b")], known, (), {}, 0.0, 100)
+    score = {row.offer: row.usd_per_task_h for row in drawn.rows if row.spot}
+    assert score["a"] == pytest.approx(3 * score["b"])
+
+
+def test_the_ledger_pays_by_the_second_and_keeps_what_was_lost():
+    ledger = Ledger()
+    ledger.open("m", Machine("a", "w", "e", "p", True, 3.6, 10.8, 2, 0.0, 0.0))
+    ledger.see("m", 1000.0, busy_slots=1)
+    ledger = Ledger.of(json.loads(json.dumps(ledger.plain())))  # the next leader's
+    ledger.see("m", 1500.0, busy_slots=2)
+    ledger.close("m", preempted=True)
+    ledger.rework("m", 100.0)
+    account = ledger.account("w", "a")
+    assert account.usd == ledger.spent_usd("w") == pytest.approx(1.5)
+    assert account.on_demand_usd == pytest.approx(4.5)
+    assert account.idle_usd == pytest.approx(0.5)
+    assert account.rework_usd == pytest.approx(0.05)
+    assert (account.launches, account.preemptions) == (1, 1)
+    assert ledger.rework("unknown", 1.0) is None
+    ledger.forget(set())
+    assert ledger.accounts == {}
+
+
+@pytest.mark.parametrize("deadline_s", [math.inf, 40_000.0])
+def test_a_forecast_has_a_spread(deadline_s: float):
+    offers = [offer("a"), offer("b")]
+    wild = {each: Known(hazard=Hazard().seen(20, 10.0)) for each in "ab"}
+    what = demand(left_s=deadline_s, deadline_s=deadline_s, step_s=600.0)
+    view, names = view_of(what, offers, wild, {}, 0.0, 100)
+    assert names == ["a", "a", "b", "b"]
+    outcomes = forecast(view, [wild["a"].hazard] * 2, 20, random.Random(1))
+    usd = [each.usd for each in outcomes]
+    assert min(usd) >= 0.1 * view.work_h
+    assert min(usd) < max(usd)
+    again = forecast(view, [wild["a"].hazard] * 2, 20, random.Random(1))
+    assert [each.usd for each in again] == usd
+
+
+def test_recordings_of_both_kinds_are_read(tmp_path: Path):
+    for zone, data in (("us-1a", [0, 1, 1]), ("us-1b", [2, 2, 0])):
+        content = {"metadata": {"gap_seconds": 600}, "data": data}
+        (tmp_path / f"{zone}_v100_1.json").write_text(json.dumps(content))
+    events = [f"{i * 3_600_000},{'add' if i < 9 else 'remove'},node{i}" for i in range(12)]
+    (tmp_path / "fleet.csv").write_text("\n".join(events))
+    fleet, zones = sorted(spot_traces.read([tmp_path]), key=lambda each: each.name == "fleet")[::-1]
+    assert zones.capacity == ((0, 1, 1), (2, 2, 0))
+    assert zones.tick_h == pytest.approx(1 / 6)
+    assert (fleet.capacity[0][0], max(fleet.capacity[0])) == (1, 9)
+    (tmp_path / "us-1a_v100_1.json").write_text('{"data": [1]}')
+    with pytest.raises(InvalidArgumentError, match="gap_seconds"):
+        spot_traces.read([tmp_path])

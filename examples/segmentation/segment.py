@@ -24,6 +24,7 @@ HALO_PX = 96  # that a block sees beyond itself
 OVERLAP_PX = 32  # of this, where it is compared with the next block
 _LINK_Z = 0.3  # least share of the smaller of two fragments on neighbouring sections
 _LINK_XY = 0.5
+_MULTIPLE_PX = 16  # of the net's input, in y and x
 _ID_BITS = 32
 Span = tuple[slice, slice, slice]
 
@@ -41,8 +42,9 @@ def begin(
     for name in job.arrays():  # of an earlier segmentation
         job.delete_array(name)
     sizes = {"voxel_size_nm": array.voxel_size_nm}
-    job.create_array("membranes", array.shape, "uint8", **sizes)
     shards = tuple(min(n, step) for n, step in zip(array.shape, (depth, edge, edge), strict=True))
+    inner = (1, *shards[1:])
+    job.create_array("membranes", array.shape, "uint8", chunks=inner, shards=shards, **sizes)
     made = job.create_array(
         "fragments", array.shape, "uint64", chunks=shards, shards=shards, **sizes
     )
@@ -65,7 +67,17 @@ def membranes(context: TaskContext, *, session: str, slab: int) -> dict[str, int
     source, found = client.open_array(asked["source"]), job["membranes"]
     stop = min(slab + found.shards[0], found.shape[0])
     box = ((slab, 0, 0), (stop, *found.shape[1:]))
-    client.infer_volume(asked["model"], source, found, box=box, output_scale=255.0)
+    margins = (1, HALO_PX, HALO_PX)
+    patch, overlap = [], []
+    for n, edge, margin, multiple in zip(
+        source.shape, found.shards, margins, (1, _MULTIPLE_PX, _MULTIPLE_PX), strict=True
+    ):
+        size = min(n, edge + 2 * margin) // multiple * multiple
+        patch.append(size)
+        overlap.append(2 * margin if size < n else 0)
+    client.infer_volume(
+        asked["model"], source, found, box=box, patch=patch, overlap=overlap, output_scale=255.0
+    )
     return {"sections": stop - slab}
 
 

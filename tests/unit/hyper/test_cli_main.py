@@ -199,4 +199,4 @@ def test_the_shell_completes_commands() -> None:
     }
     program = Path(sys.executable).with_name("hyper")
     done = subprocess.run([program], env=environment, capture_output=True, text=True, check=True)
-    assert done.stdout.split() == ["status", "store"]
+    assert done.stdout.split() == ["status", "stitch", "store"]

@@ -2,7 +2,8 @@
 
 Parts: `peers` (no-op tasks, in turn with Ray and Dask), `busy` (10 ms of work each), `commands`,
 `latency`, `large` (ten million tasks), `plan` (time to plan from ten thousand to ten million, drawn
-into the file that `--plot` names), `agents` (ten thousand streams).
+into the file that `--plot` names), `agents` (ten thousand streams), `whole` (only where asked for:
+`--tasks` no-op tasks run to their end; the most memory and the largest database on the way).
 
 CPU time is that of whole systems: ours of scheduler, worker and tasks, etcd, storage gateway and
 S3, with every result durable; the peers' of all their processes, with nothing durable.
@@ -118,6 +119,27 @@ def large(where: Cluster, client: Client) -> dict[str, float]:
     }
 
 
+def whole(where: Cluster, client: Client, tasks: int) -> dict[str, float]:
+    """A workflow of so many tasks, run to its end: the largest that anything grew to."""
+    before, start = where.cpu_s(), time.perf_counter()
+    workflow = client.submit(recipe(tasks, 0, "whole"))
+    rss_mb = db_mb = 0.0
+    while not workflow.refresh().state.ended:
+        rss_mb = max(rss_mb, *map(cpu.rss_mb, where.pids("scheduler")))
+        db_mb = max(db_mb, etcd_db_mb(where))
+        time.sleep(1.0)
+    wall_s = time.perf_counter() - start
+    after = where.cpu_s()
+    assert workflow.state == "SUCCEEDED", workflow.status
+    return {
+        "whole_tasks": tasks,
+        "whole_seconds": wall_s,
+        "whole_tasks_per_cpu_second": tasks / (sum(after.values()) - sum(before.values())),
+        "whole_scheduler_rss_mb": rss_mb,
+        "whole_etcd_db_mb": db_mb,
+    }
+
+
 def etcd_db_mb(where: Cluster) -> float:
     """etcd's database, as its own metrics say."""
     lines = where.metrics("etcd").splitlines()
@@ -166,9 +188,10 @@ def many_workers(quick: bool) -> dict[str, Any]:
 
 
 PARTS = ("peers", "busy", "commands", "latency", "large", "plan", "agents")
+ON_REQUEST = ("whole",)
 
 
-def measure(quick: bool, parts: Sequence[str]) -> dict[str, Any]:
+def measure(quick: bool, parts: Sequence[str], tasks: int) -> dict[str, Any]:
     """The parts that are wanted."""
     figures: dict[str, Any] = {}
     if set(parts) - {"agents"}:
@@ -188,6 +211,8 @@ def measure(quick: bool, parts: Sequence[str]) -> dict[str, Any]:
                 figures["etcd_db_mb"] = etcd_db_mb(where)
             if "plan" in parts:
                 figures |= plan(client, quick)
+            if "whole" in parts:
+                figures |= whole(where, client, tasks)
     return figures | (many_workers(quick) if "agents" in parts else {})
 
 
@@ -196,12 +221,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.scheduler", description=__doc__)
     parser.add_argument("--quick", action="store_true", help="smaller: two or three minutes")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
-    parser.add_argument("--only", nargs="+", choices=PARTS, default=PARTS, help="some parts")
+    parser.add_argument(
+        "--only", nargs="+", choices=PARTS + ON_REQUEST, default=PARTS, help="some parts"
+    )
+    parser.add_argument("--tasks", type=int, default=1_000_000, help="of the part `whole`")
     parser.add_argument("--plot", type=Path, help="with the part `plan`: draw it, as PNG or SVG")
     options = parser.parse_args()
     if options.plot is not None and "plan" not in options.only:
         parser.error("--plot needs the part `plan`")
-    figures = measure(options.quick, options.only)
+    figures = measure(options.quick, options.only, options.tasks)
     if options.plot is not None:
         plot(figures, options.plot)
     if options.json:

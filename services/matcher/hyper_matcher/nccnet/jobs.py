@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from hyper.client import Client
     from hyper_matcher.nccnet.train import TrainConfig
 
-_CHECKPOINT_FILE = f"{FOLDER}/checkpoint.pt"
+CHECKPOINT_FILE = f"{FOLDER}/checkpoint.pt"
 _BANDS = ((0.7, 8.0), (1.0, 16.0), (1.5, 24.0), (2.0, 10.0), (2.0, 16.0), (2.0, 48.0), (4.0, 16.0))
 
 
@@ -51,7 +51,7 @@ def train(context: TaskContext, *, session: str, settings: str) -> dict[str, Any
         with tempfile.TemporaryDirectory(prefix="hyper-nccnet-") as name:
             folder = Path(name)
             try:
-                (folder / train_module.CHECKPOINT).write_bytes(job.read(_CHECKPOINT_FILE))
+                (folder / train_module.CHECKPOINT).write_bytes(job.read(CHECKPOINT_FILE))
                 context.log("going on from a checkpoint")
             except NotFoundError:
                 context.log("starting anew")
@@ -65,7 +65,7 @@ def train(context: TaskContext, *, session: str, settings: str) -> dict[str, Any
             trained = train_module.train(
                 _sections(context.client, asked, "train"), train_config(asked), folder=folder,
                 device=device, on_step=on_step,
-                on_checkpoint=lambda file: job.write(_CHECKPOINT_FILE, file.read_bytes()),
+                on_checkpoint=lambda file: job.write(CHECKPOINT_FILE, file.read_bytes()),
             )  # fmt: skip
     except ValueError as error:
         raise InvalidArgumentError(f"{asked['label']}: {error}") from error
@@ -84,7 +84,7 @@ def choose(context: TaskContext, *, session: str, settings: str) -> dict[str, An
     asked = json.loads(settings)
     job = context.client.attach(session)
     _, train_module = _torch()
-    net, losses = train_module.load_net(io.BytesIO(job.read(_CHECKPOINT_FILE)))
+    net, losses = train_module.load_net(io.BytesIO(job.read(CHECKPOINT_FILE)))
     sections = list(_sections(context.client, asked, "test"))
     trial = Trial(template_px=min(asked["template_px"]), search_px=asked["search_px"])
     scores = compare(sections, candidates(net, sections), trial)
@@ -102,8 +102,8 @@ def choose(context: TaskContext, *, session: str, settings: str) -> dict[str, An
     }
     job.write(MODEL_FILE, to_onnx(net))
     job.write(RESULT_FILE, json.dumps(result, indent=1, allow_nan=False).encode())
-    found = train_module.features(net, sections[0])
-    job.write(REPORT_FILE, render(result, sections[0], found).encode())
+    found, maps = train_module.features(net, sections[0]), train_module.maps(net, sections[0])
+    job.write(REPORT_FILE, render(result, sections[0], found, maps).encode())
     version = job.commit(
         f"NCCNet of {asked['label']}: {best.name}",
         request_id=str(uuid.uuid5(uuid.NAMESPACE_URL, context.task)),

@@ -110,6 +110,21 @@ class NCCNet(nn.Module):  # type: ignore[misc]  # torch has no types here
 
     def levels(self, section: Tensor, depth: int = 1) -> list[Tensor]:
         """Features of the finest `depth` levels, each half as large as the one before."""
+        small, decoded = self._decode(section)
+        band = self.config.gain * (_blur(small, self.narrow) - _blur(small, self.wide))
+        features = []
+        for level in range(min(depth, len(decoded))):
+            if level:
+                band = nn.functional.avg_pool2d(band, 2)
+            features.append(torch.tanh(band + self.heads[level](decoded[level])))
+        return features
+
+    def maps(self, section: Tensor) -> Tensor:
+        """What the finest level's head sums up: (N, widths[0], Y / factor, X / factor)."""
+        return self._decode(section)[1][0]
+
+    def _decode(self, section: Tensor) -> tuple[Tensor, list[Tensor]]:
+        """The shrunken section, and the decoder's output at each level, finest first."""
         x = (section - self.mean) / self.spread
         small = nn.functional.avg_pool2d(x, self.config.factor)
         x = torch.cat([small, self.texture(x)], 1)
@@ -121,13 +136,7 @@ class NCCNet(nn.Module):  # type: ignore[misc]  # torch has no types here
         for block in self.up:
             grown = nn.functional.interpolate(decoded[0], scale_factor=2.0, mode="nearest")
             decoded.insert(0, block(torch.cat([skips.pop(), grown], 1)))
-        band = self.config.gain * (_blur(small, self.narrow) - _blur(small, self.wide))
-        features = []
-        for level in range(min(depth, len(decoded))):
-            if level:
-                band = nn.functional.avg_pool2d(band, 2)
-            features.append(torch.tanh(band + self.heads[level](decoded[level])))
-        return features
+        return small, decoded
 
     def parameter_count(self) -> int:
         """Trained numbers."""

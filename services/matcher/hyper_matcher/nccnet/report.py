@@ -23,13 +23,19 @@ svg { color: #2563a8 }
 """
 
 
-def render(result: Mapping[str, Any], section: NDArray[Any], features: NDArray[np.float32]) -> str:
+def render(
+    result: Mapping[str, Any],
+    section: NDArray[Any],
+    features: NDArray[np.float32],
+    maps: NDArray[np.float32],
+) -> str:
     """One HTML file that needs nothing else.
 
     Args:
         result: of `jobs.choose`.
         section: (Y, X), held out.
         features: (y, x) of it, in (-1, 1).
+        maps: (n, y, x), the hidden maps that the features are summed up from.
     """
     rows = "".join(
         f'<tr class="{"best" if score["name"] == result["choice"] else ""}">'
@@ -55,8 +61,21 @@ of their neighbours say; 95% interval over pairs of sections.</p>
 <h2>What the net sees</h2>
 <figure>{picture(grey8(section), "a held-out section")}<figcaption>section</figcaption></figure>
 <figure>{picture(grey, "its features")}<figcaption>features</figcaption></figure>
+<h2>Hidden maps</h2>
+<p>The features are a band-pass filter and a weighted sum of these; each is stretched to its own
+range.</p>
+{"".join(_map(number, values) for number, values in enumerate(maps))}
 </body></html>
 """
+
+
+def _map(number: int, values: NDArray[np.float32]) -> str:
+    low, high = np.percentile(values, [0.5, 99.5])
+    grey = (np.clip((values - low) / max(float(high - low), 1e-9), 0, 1) * 255).astype(np.uint8)
+    return (
+        f"<figure>{picture(grey, f'hidden map {number}', 256)}"
+        f"<figcaption>map {number}</figcaption></figure>"
+    )
 
 
 def _curve(losses: list[float], width: int = 640, height: int = 180) -> str:

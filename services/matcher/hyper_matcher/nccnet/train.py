@@ -234,13 +234,24 @@ def load_net(file: Any) -> tuple[NCCNet, list[float]]:
 
 def features(net: NCCNet, section: Any) -> NDArray[np.float32]:
     """Features (y, x) of a section (Y, X): y = Y // factor; edges that do not divide are padded."""
+    return _whole_section(net, net, section)[0]
+
+
+def maps(net: NCCNet, section: Any) -> NDArray[np.float32]:
+    """The hidden maps (widths[0], y, x) that the features are summed up from, as `features`."""
+    return _whole_section(net, net.maps, section)
+
+
+def _whole_section(
+    net: NCCNet, part: Callable[[Tensor], Tensor], section: Any
+) -> NDArray[np.float32]:
     multiple, factor = net.config.multiple, net.config.factor
     height, width = section.shape
     pad = [(0, -height % multiple), (0, -width % multiple)]
     padded = np.pad(np.asarray(section, np.float32), pad, mode="reflect")
     with torch.no_grad():
-        found = net(torch.from_numpy(padded)[None, None].to(net.mean.device))[0, 0]
-    return np.asarray(found[: height // factor, : width // factor].cpu().numpy())
+        found = part(torch.from_numpy(padded)[None, None].to(net.mean.device))[0]
+    return np.asarray(found[:, : height // factor, : width // factor].cpu().numpy())
 
 
 def _average(loss: Tensor, net: NCCNet, world: int) -> float:

@@ -5,12 +5,13 @@ from __future__ import annotations
 import asyncio
 import random
 from collections.abc import AsyncIterator
+from typing import Any
 
 import pytest
 
 from hyper_servicekit.objects import MemoryStore, ObjectInfo
 from hyper_storage.files.entries import Entry
-from hyper_storage.files.fragments import Fragments, Mark
+from hyper_storage.files.fragments import Fragments, Mark, _in_order
 
 SESSION = "a" * 32
 
@@ -116,3 +117,25 @@ async def test_memory_is_bounded_by_sessions_and_files() -> None:
         marks.forget()
         assert len(await small.overlay(session)) == 2
     assert list(small._sessions) == ["d" * 32]
+
+
+async def test_what_is_added_while_a_listing_is_sorted_is_in_the_next(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    store, marks = MemoryStore(), Marks()
+    one = gateway(store, marks)
+    await one.add(SESSION, [entry("a", 1)], now_ns=1, unique="1", young=True)
+    plain = asyncio.to_thread
+
+    async def overtaken(function: Any, *arguments: Any) -> Any:
+        """A sort that ends after others have added and looked up."""
+        result = await plain(function, *arguments)
+        if function is _in_order:
+            monkeypatch.setattr(asyncio, "to_thread", plain)
+            await one.add(SESSION, [entry("b", 2)], now_ns=2, unique="2")
+            assert set(await one.find(SESSION, ["b"])) == {"b"}
+        return result
+
+    monkeypatch.setattr(asyncio, "to_thread", overtaken)
+    assert [e.path for e in await one.overlay(SESSION)] == ["a"]
+    assert [e.path for e in await one.overlay(SESSION)] == ["a", "b"]

@@ -75,11 +75,15 @@ class _Known:
             self.mark = found[0]
             self.take(found[1], found[2])
 
-    def sorted_files(self) -> list[Entry]:
-        """Every file, in order of path."""
-        if self.ordered is None:
-            self.ordered = [self.files[path][1] for path in sorted(self.files)]
-        return self.ordered
+    async def sorted_files(self) -> list[Entry]:
+        """Every file known now, in order of path."""
+        if self.ordered is not None:
+            return self.ordered
+        taken, files = len(self.keys), self.files.copy()
+        ordered = await asyncio.to_thread(_in_order, files)
+        if len(self.keys) == taken:  # none was learnt while a thread was sorting
+            self.ordered = ordered
+        return ordered
 
 
 class Fragments:
@@ -145,10 +149,7 @@ class Fragments:
 
         `mark` is the session's, where the caller has just read it.
         """
-        known = await self._refresh(session, mark)
-        if known.ordered is None:
-            return await asyncio.to_thread(known.sorted_files)
-        return known.ordered
+        return await (await self._refresh(session, mark)).sorted_files()
 
     async def find(self, session: str, paths: Sequence[str]) -> dict[str, Entry]:
         """Those of `paths` that a session has added."""
@@ -206,6 +207,10 @@ class Fragments:
 def _has(known: Mark | None, wanted: Mark) -> bool:
     """Whether what is known includes all that `wanted` counts."""
     return known is not None and known.created == wanted.created and known.count >= wanted.count
+
+
+def _in_order(files: dict[str, tuple[str, Entry]]) -> list[Entry]:
+    return [files[path][1] for path in sorted(files)]
 
 
 def _prefix(session: str) -> str:

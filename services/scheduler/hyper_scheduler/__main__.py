@@ -5,13 +5,12 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Sequence
 
-from hyper._transport import token
 from hyper.errors import FailedPreconditionError
 from hyper_scheduler.autoscaler import Autoscaler
 from hyper_scheduler.catalogue import parse_catalogue
 from hyper_scheduler.config import SchedulerSettings
 from hyper_scheduler.driver import Driver
-from hyper_scheduler.issuing import signer_of
+from hyper_scheduler.issuing import machine_token, signer_of
 from hyper_scheduler.measured import Prometheus
 from hyper_scheduler.placement_servicer import PlacementServicer
 from hyper_scheduler.providers.make import make_providers
@@ -133,10 +132,11 @@ def _placement(
     prometheus = Prometheus(placed.prometheus, placed.window)
 
     def make(term: Term, address: str) -> Autoscaler:
-        endpoint = placed.endpoint or address
         return Autoscaler(
-            placed, catalogue, providers, prometheus, term, store, clock, endpoint, token()
-        )
+            placed, catalogue, providers, prometheus, term, store, clock,
+            placed.endpoint or address,
+            lambda machine: machine_token(signer_of(settings), machine, clock.now()),
+        )  # fmt: skip
 
     return make
 

@@ -11,7 +11,7 @@ import asyncio
 import math
 import uuid
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 
 from hyper.errors import HyperError
@@ -53,7 +53,7 @@ class Autoscaler:
         store: where the ledger is.
         clock: the time.
         endpoint: where agents dial.
-        token: that lets them in.
+        token: makes what lets a machine's agent in, from its name.
     """
 
     def __init__(
@@ -66,7 +66,7 @@ class Autoscaler:
         store: Store,
         clock: Clock,
         endpoint: str,
-        token: str = "",
+        token: Callable[[str], str] = lambda machine: "",
     ) -> None:
         self._settings, self._catalogue, self._providers = settings, catalogue, providers
         self._prometheus, self._term, self._store = prometheus, term, store
@@ -379,7 +379,7 @@ class Autoscaler:
             network=network_of(workflow),
             environment=agent_environment(
                 machine=machine, endpoint=self._endpoint, slots=offer.slots,
-                labels=offer.labels(spot=spot), token=self._token,
+                labels=offer.labels(spot=spot), token=self._token(machine),
             ),
             options=offer.options,
         )  # fmt: skip

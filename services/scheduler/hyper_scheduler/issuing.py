@@ -1,4 +1,4 @@
-"""Tokens that the scheduler makes on request; those of tasks are in `task_tokens`."""
+"""Tokens that the scheduler makes on request and for machines; those of tasks: `task_tokens`."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from hyper_servicekit.tokens import ANY_TENANT, Role, Signer
 from hyperapi.scheduler.v1 import cluster_service_pb2 as cluster
 
 _SUBJECT_MAX = 120
+_MACHINE_S = 30 * 86_400.0  # an agent whose token has ended is replaced, as one that has vanished
 _TOKEN_ID = re.compile(r"[0-9a-f]{16}\Z")
 
 
@@ -20,6 +21,15 @@ def signer_of(settings: SchedulerSettings) -> Signer | None:
     for name, key in settings.auth_keys.items():
         return Signer(name, key.get_secret_value())
     return None
+
+
+def machine_token(signer: Signer | None, machine: str, now_s: float) -> str:
+    """What lets in the agent of a machine that the scheduler has launched, and nothing more."""
+    if signer is None:
+        return ""
+    return signer.sign(
+        ANY_TENANT, subject=f"machine {machine}", expires_s=now_s + _MACHINE_S, role=Role.WORKER
+    )
 
 
 def token_request(request: cluster.CreateTokenRequest) -> tuple[str, Role, float]:

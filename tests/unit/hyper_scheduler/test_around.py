@@ -40,7 +40,7 @@ def test_everything_reaches_the_worker() -> None:
         checkpoint_every_s=90.0,
         network=True,
     )
-    spec = task_spec("e", experiment)
+    spec = task_spec("e", experiment, "hyp1.t")
     assert (spec.hardware.cpus, spec.hardware.memory_bytes, spec.hardware.gpus) == (1.5, 1 << 30, 2)
     assert (spec.setup, spec.registry, spec.network) == ("pip install numpy && make", "login", True)
     assert dict(spec.secrets) == {"TOKEN": "api-token", "KEY": "key"}

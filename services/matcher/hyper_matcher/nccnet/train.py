@@ -234,7 +234,7 @@ def load_net(file: Any) -> tuple[NCCNet, list[float]]:
 
 def features(net: NCCNet, section: Any) -> NDArray[np.float32]:
     """Features (y, x) of a section (Y, X): y = Y // factor; edges that do not divide are padded."""
-    return _whole_section(net, net, section)[0]
+    return np.asarray(_whole_section(net, net, section)[0])
 
 
 def maps(net: NCCNet, section: Any) -> NDArray[np.float32]:

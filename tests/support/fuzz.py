@@ -12,7 +12,9 @@ from hypothesis import strategies as st
 
 from hyper import _transport
 
+# A plain run tries the same messages every time; HYPER_FUZZ_EXAMPLES=200: as many new ones an RPC.
 EXAMPLES = int(os.environ.get("HYPER_FUZZ_EXAMPLES", "5"))
+SAME_EVERY_TIME = "HYPER_FUZZ_EXAMPLES" not in os.environ
 _DEPTH = 3
 _F = FieldDescriptor
 _TEXTS = [

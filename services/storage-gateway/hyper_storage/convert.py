@@ -38,6 +38,7 @@ MAX_SHARDS_A_CALL = 100
 MAX_FILE_BYTES = 2**62
 MAX_MESSAGE_CHARS = 4096
 NANO = 1_000_000_000
+_NS_END = 2**63
 
 _REQUEST_ID = re.compile(r"[A-Za-z0-9_-]{1,64}\Z")
 _METHODS: dict[int, str] = {
@@ -184,6 +185,17 @@ def entries_of(files: Any, writable: Writable, now_ns: int) -> list[Entry]:
     return [_entry(file, writable, now_ns) for file in files]
 
 
+def ns_of(stamp: Timestamp, field: str) -> int:
+    """A caller's point in time as Unix ns; until the year 2262, where 64 bits end."""
+    try:
+        found = stamp.ToNanoseconds()
+    except ValueError:
+        found = _NS_END
+    if not -_NS_END < found < _NS_END:
+        raise InvalidArgumentError(f"{field} is no time from 1678 to 2262", field=field)
+    return found
+
+
 def _entry(file: dataset_pb2.File, writable: Writable, now_ns: int) -> Entry:
     path = check_path(file.path)
     if not (0 <= file.size_bytes <= MAX_FILE_BYTES and 0 <= file.offset <= MAX_FILE_BYTES):
@@ -193,7 +205,9 @@ def _entry(file: dataset_pb2.File, writable: Writable, now_ns: int) -> Entry:
     if not file.object.startswith("blobs/"):
         raise InvalidArgumentError(f"{path!r}: its object is not a blob", field="files")
     writable.check(file.object)
-    modified_ns = file.modify_time.ToNanoseconds() if file.HasField("modify_time") else now_ns
+    modified_ns = now_ns
+    if file.HasField("modify_time"):
+        modified_ns = ns_of(file.modify_time, f"modify_time of {path!r}")
     return Entry(
         path, file.size_bytes, file.object, file.offset, file.sha256, file.crc32c, modified_ns
     )

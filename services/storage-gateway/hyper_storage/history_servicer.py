@@ -27,6 +27,7 @@ Context = grpc.aio.ServicerContext[Any, Any]
 _PAGE_BYTES = 2 * 2**20
 _ATTEMPTS = 10
 _TAGS_MAX = 10_000
+_GRACE_MAX_S = 10 * 366 * 86_400.0
 _KINDS = {
     Kind.ADDED: api.CHANGE_ADDED,
     Kind.REMOVED: api.CHANGE_REMOVED,
@@ -152,9 +153,10 @@ class HistoryServicer(api_grpc.HistoryServiceServicer):
         """Find, and with `apply` delete, what nobody needs."""
         asked_s = request.grace.ToNanoseconds() / NANO if request.HasField("grace") else None
         grace_s = self._grace_s if asked_s is None else asked_s
-        if grace_s < self._grace_min_s:
+        if not self._grace_min_s <= grace_s <= _GRACE_MAX_S:
             raise InvalidArgumentError(
-                f"grace must be at least {self._grace_min_s:g} s: signed URLs live as long",
+                f"grace must be at least {self._grace_min_s:g} s, for signed URLs live as long, "
+                f"and at most {_GRACE_MAX_S:g} s",
                 field="grace",
             )
         async for totals in self._collector.collect(apply=request.apply, grace_s=grace_s):

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
-from datetime import UTC
+from datetime import UTC, datetime
 from typing import Any
 
 import grpc.aio
 
 from hyper.errors import InvalidArgumentError
+from hyper_storage.convert import NANO, ns_of
 from hyper_storage.resources import parse_task
 from hyper_storage.task_logs import Attempt, TaskLogs
 from hyperapi.storage.v1 import dataset_service_pb2 as api
@@ -56,7 +57,7 @@ class LogServicer(api_grpc.LogServiceServicer):
             _bounded(request.offset, "offset"),
             follow=request.follow,
             source=_source(request.source),
-            since=request.since.ToDatetime(tzinfo=UTC) if request.HasField("since") else None,
+            since=_since(request),
         )
         async for part in parts:
             yield api.ReadLogResponse(
@@ -85,3 +86,9 @@ def _bounded(value: int, field: str, limit: int = _MAX) -> int:
     if not 0 <= value < limit:
         raise InvalidArgumentError(f"{field} must be 0 or more and below {limit}", field=field)
     return value
+
+
+def _since(request: api.ReadLogRequest) -> datetime | None:
+    if not request.HasField("since"):
+        return None
+    return datetime.fromtimestamp(ns_of(request.since, "since") / NANO, UTC)

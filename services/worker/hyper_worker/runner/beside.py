@@ -18,14 +18,14 @@ from hyper_worker.runner.usage import tree
 OUTPUT_BYTES_MAX = 1 << 20
 _READ_BYTES = 1 << 16
 
-# Enters the mount namespace of a process, takes on its user and its folder, then execs. Root only.
+# Enters a mount namespace (a descriptor), takes on a user and a folder, then execs. Root only.
 _ENTER = """
 import ctypes, os, sys
-pid, uid, gid, cwd = int(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]), sys.argv[4]
+namespace, uid, gid, cwd = int(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]), sys.argv[4]
 libc = ctypes.CDLL(None, use_errno=True)
-namespace = os.open(f"/proc/{pid}/ns/mnt", os.O_RDONLY)
 if libc.setns(namespace, 0) != 0:
     sys.exit(f"setns: {os.strerror(ctypes.get_errno())}")
+os.close(namespace)
 os.setgroups([])
 os.setresgid(gid, gid, gid)
 os.setresuid(uid, uid, uid)
@@ -39,31 +39,47 @@ os.execvp(sys.argv[5], sys.argv[5:])
 class _Seen:
     """How a process sees the machine."""
 
-    pid: int
     environment: dict[str, str]
     cwd: str
     user: int
     group: int
-    same_root: bool  # as the agent's
+    namespace: int | None  # of mounts, where it is another than the agent's: a descriptor
 
     @classmethod
     def of(cls, pid: int) -> _Seen:
-        """Look at the newest descendant of `pid`: it has left all wrappers behind it.
+        """Look at the newest descendant of `pid` that still lives: it has left wrappers behind it.
 
         Raises:
-            OSError: it is gone.
+            OSError: they are all gone.
         """
-        newest = Path(f"/proc/{tree(pid)[-1]}")
-        pairs = os.fsdecode((newest / "environ").read_bytes()).split("\0")
-        status = newest.stat()
+        *younger, last = reversed(tree(pid))
+        for each in younger:
+            with contextlib.suppress(OSError):  # it has ended: its parent sees the same
+                seen = cls._of_one(Path(f"/proc/{each}"))
+                if seen.environment:  # it has none while it ends, nor while it becomes a program
+                    return seen
+                seen.close()
+        return cls._of_one(Path(f"/proc/{last}"))
+
+    @classmethod
+    def _of_one(cls, process: Path) -> _Seen:
+        pairs = os.fsdecode((process / "environ").read_bytes()).split("\0")
+        status = process.stat()
+        cwd = str((process / "cwd").readlink())
+        space = process / "ns/mnt"
+        same = space.readlink() == Path("/proc/self/ns/mnt").readlink()
         return cls(
-            int(newest.name),
             dict(pair.split("=", 1) for pair in pairs if "=" in pair),
-            str((newest / "cwd").readlink()),
+            cwd,
             status.st_uid,
             status.st_gid,
-            (newest / "ns/mnt").readlink() == Path("/proc/self/ns/mnt").readlink(),
+            None if same else os.open(space, os.O_RDONLY | os.O_CLOEXEC),
         )
+
+    def close(self) -> None:
+        """Let the namespace go."""
+        if self.namespace is not None:
+            os.close(self.namespace)
 
 
 async def run_beside(guard: Guard, pid: int, arguments: Sequence[str], timeout_s: float) -> Ran:
@@ -82,23 +98,26 @@ async def run_beside(guard: Guard, pid: int, arguments: Sequence[str], timeout_s
         seen = _Seen.of(pid)
     except OSError as error:
         raise ValueError(f"the task's process cannot be looked at: {error}") from error
-    command = list(arguments)
-    if not seen.same_root:
+    command, descriptors = list(arguments), []
+    if seen.namespace is not None:
         enter = [sys.executable, "-I", "-S", "-c", _ENTER]
-        place = (str(seen.pid), str(seen.user), str(seen.group), seen.cwd)
-        command = [*enter, *place, *command]
+        place = (str(seen.namespace), str(seen.user), str(seen.group), seen.cwd)
+        command, descriptors = [*enter, *place, *command], [seen.namespace]
     try:
         process = await asyncio.create_subprocess_exec(
             *command,
             stdin=asyncio.subprocess.DEVNULL,
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.STDOUT,
-            cwd=seen.cwd if seen.same_root else "/",
+            cwd="/" if descriptors else seen.cwd,
             env=seen.environment,
             start_new_session=True,
+            pass_fds=descriptors,
         )
     except OSError as error:
         raise ValueError(f"{arguments[0]!r} cannot be run: {error.strerror}") from error
+    finally:
+        seen.close()
     guard.watch(process.pid)
     data, truncated = b"", False
     try:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 PINS = {"ray": "ray==2.60.*", "dask": "dask[distributed]==2026.8.*"}
+MODULES = {"ray": "ray", "dask": "distributed"}  # dask alone comes with other benchmarks' peers
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
 VENV = ROOT / ".venv-bench"
@@ -23,7 +24,7 @@ def install(peer: str) -> str:
     try:
         if not python.exists():
             subprocess.run([sys.executable, "-m", "venv", str(VENV)], check=True, timeout=TIMEOUT_S)
-        probe = [str(python), "-c", f"import {peer}"]
+        probe = [str(python), "-c", f"import {MODULES[peer]}"]
         found = subprocess.run(probe, capture_output=True, timeout=120)
         if found.returncode:
             pip = [str(python), "-m", "pip", "--disable-pip-version-check", "install", "-q"]

@@ -42,7 +42,7 @@ from hyper_worker.core.model import (
 )
 from hyper_worker.core.reports import Reports
 
-BUNDLE_S = 0.1  # of work
+BUNDLE_S = 0.25  # of work
 BUNDLE_MAX = 128
 RETURN_S = 3.0  # functions that wait for so long while nothing ends are given back
 REMEMBERED = 10_000  # ended attempts; a repeated assignment of one of them is ignored

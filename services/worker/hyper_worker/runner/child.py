@@ -43,6 +43,7 @@ PACKET_BYTES_MAX = 128 << 10  # a request that is longer comes as a file
 INLINE, FILE = b"=", b"@"
 _PEAK_S = 0.25  # the peak of memory is looked at so often, and after calls of 10 ms and more
 _SHORT_S = 0.01
+_STATUS_BYTES = 4096
 _ZERO = b"\0\0\0\0"
 
 
@@ -131,10 +132,15 @@ def _reset_peak() -> None:
 
 
 def _peak_rss_bytes() -> int:
-    with contextlib.suppress(OSError), Path("/proc/self/status").open() as file:
-        for line in file:
-            if line.startswith("VmHWM:"):
-                return int(line.split()[1]) * 1024
+    """The high-water mark; by bare calls, as it is looked at after many a call."""
+    with contextlib.suppress(OSError):
+        descriptor = os.open("/proc/self/status", os.O_RDONLY)
+        try:
+            _, found, rest = os.read(descriptor, _STATUS_BYTES).partition(b"VmHWM:")
+        finally:
+            os.close(descriptor)
+        if found:
+            return int(rest.split(None, 1)[0]) * 1024
     return 0
 
 
@@ -277,6 +283,7 @@ class _Calls:
         self._answers, self._go = answers, go
         self._folder, self._scratch = workdir or scratch, not workdir
         self._peak = _Peak()
+        self._cpu_s = _cpu_s()  # up to the end of the last call
         self._stopper = _Stopper()
 
     def run(self) -> None:
@@ -293,17 +300,20 @@ class _Calls:
         task, attempt, function, parameters = call.split("\0", 3)
         epoch, _, count = attempt.partition(".")
         _enter(self._folder, scratch=self._scratch)
-        start, cpu_before_s = time.monotonic(), _cpu_s()
+        start, cpu_before_s = time.monotonic(), self._cpu_s
         self._peak.begin(start)
         identity = AttemptId(int(epoch), int(count))
         answer = run_one(task, identity, function, parameters, self._stopper)
-        wall_s, cpu_s = time.monotonic() - start, _cpu_s() - cpu_before_s
+        wall_s, self._cpu_s = time.monotonic() - start, _cpu_s()
         output = _waits(1)
         text = answer.text.encode(errors="replace")
         flags = (OK if answer.ok else 0) | (OUTPUT if output else 0)
         flags |= PERMANENT if answer.permanent else 0
         peak_bytes = self._peak.end(wall_s)
-        data = ANSWER.pack(len(text), number, flags, wall_s, cpu_s, peak_bytes) + text
+        data = (
+            ANSWER.pack(len(text), number, flags, wall_s, self._cpu_s - cpu_before_s, peak_bytes)
+            + text
+        )
         while data:
             data = data[os.write(self._answers, data) :]
         if output:

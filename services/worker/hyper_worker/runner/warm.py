@@ -34,7 +34,7 @@ from hyper_worker.runner.usage import Usage
 
 STUCK_S = 0.1  # a call that takes longer lets those behind it go elsewhere
 _PAUSE_S = 0.002  # between readings: many answers then cost one wake-up
-_PAUSE_MAX_S = 0.02  # for longer calls, while others follow
+_PAUSE_MAX_S = 0.1  # for longer calls, while others follow
 _SAMPLE_MAX_S = 0.5
 _READ_BYTES = 1 << 16
 _TEXT_BYTES_MAX = RESULT_BYTES_MAX + 4096
@@ -259,7 +259,7 @@ class Warm:
             exit_ = Exit(int(not ok), message, result, ok, wall_s, cpu_s, peak_bytes, permanent)
             found.append(Answer(number, exit_))
             more = number + 1 < self._number
-            self._pause_s = min(_PAUSE_MAX_S, 2.0 * wall_s + _PAUSE_S) if more else _PAUSE_S
+            self._pause_s = min(_PAUSE_MAX_S, 8.0 * wall_s + _PAUSE_S) if more else _PAUSE_S
         del data[:position]
         return found
 

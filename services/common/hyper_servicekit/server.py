@@ -32,9 +32,11 @@ from hyper_servicekit.config import ServiceSettings, split_address
 from hyper_servicekit.interceptor import CallInterceptor
 from hyper_servicekit.logs import configure_logs, get_logger
 from hyper_servicekit.metrics import MetricsServer, Pages
+from hyper_servicekit.owned import owned
 from hyper_servicekit.tls import server_context, server_credentials
 
 log = get_logger(__name__)
+_NEVER = 1 << 30  # collections of the middle generation
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,8 +84,17 @@ class Running:
 Build = Callable[[Running], Awaitable[Sequence[Served] | None]]
 
 
-def run_service(service: str, settings: ServiceSettings, build: Build) -> int:
+def run_service(
+    service: str, settings: ServiceSettings, build: Build, *, collect_every_s: float | None = None
+) -> int:
     """Serve until a signal or `Running.stop`; returns the process's exit status.
+
+    Args:
+        service: its name.
+        settings: what every service is told.
+        build: makes its parts.
+        collect_every_s: cyclic garbage among old objects is looked for only so often, where a walk
+            over millions of them (streams of thousands of workers) stops all calls for a second.
 
     What the world did wrong is one line on stderr (status 2 or 3, see `hyper.errors`); what we
     did wrong is logged with its stack (status 1).
@@ -91,7 +102,7 @@ def run_service(service: str, settings: ServiceSettings, build: Build) -> int:
     instance = settings.instance or f"{socket.gethostname()}-{os.getpid()}"
     configure_logs(service, instance, form=settings.log_format, level=settings.log_level)
     try:
-        return asyncio.run(_serve(service, instance, settings, build))
+        return asyncio.run(_serve(service, instance, settings, build, collect_every_s))
     except Exception as error:  # the last stop of every error of this process
         cause = only_cause(error)
         match cause:
@@ -113,7 +124,13 @@ def only_cause(error: BaseException) -> BaseException:
     return error
 
 
-async def _serve(service: str, instance: str, settings: ServiceSettings, build: Build) -> int:
+async def _serve(
+    service: str,
+    instance: str,
+    settings: ServiceSettings,
+    build: Build,
+    collect_every_s: float | None,
+) -> int:
     if settings.ready_file is not None:
         settings.ready_file.unlink(missing_ok=True)
     async with AsyncExitStack() as stack:
@@ -145,6 +162,9 @@ async def _serve(service: str, instance: str, settings: ServiceSettings, build: 
         serving = True
         gc.collect()
         gc.freeze()  # what was imported stays: walking it would stop all calls for 50 ms each time
+        if collect_every_s is not None:
+            gc.set_threshold(*gc.get_threshold()[:2], _NEVER)
+            await stack.enter_async_context(owned(_collect(collect_every_s), "garbage"))
         _write_ready_file(settings.ready_file, running)
         log.info("serving", address=running.address, metrics=running.metrics_address)
 
@@ -156,6 +176,12 @@ async def _serve(service: str, instance: str, settings: ServiceSettings, build: 
         await _drain(running, settings.drain_grace_s)
     log.info("stopped")
     return 0 if running.failure is None else 1
+
+
+async def _collect(every_s: float) -> None:
+    while True:
+        await asyncio.sleep(every_s)
+        gc.collect()
 
 
 async def _start_grpc(

@@ -37,6 +37,8 @@ from hyperapi.scheduler.v1 import secret_service_pb2_grpc as secret
 from hyperapi.scheduler.v1 import workflow_service_pb2_grpc as workflow
 from hyperapi.worker.v1 import agent_service_pb2_grpc as agent
 
+_COLLECT_EVERY_S = 600.0
+
 
 def main() -> int:
     """Run the service; returns its exit status."""
@@ -111,7 +113,7 @@ def main() -> int:
             ),
         ]
 
-    return run_service("scheduler", settings, build)
+    return run_service("scheduler", settings, build, collect_every_s=_COLLECT_EVERY_S)
 
 
 def _placement(

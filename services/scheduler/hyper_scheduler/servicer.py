@@ -227,6 +227,7 @@ class AgentServicer:
 
     async def _take(self, request: agent.ConnectRequest, term: Term, link: Link) -> None:
         now = self._clock.now()
+        link.heard()
         match request.WhichOneof("kind"):
             case "heartbeat":
                 if request.heartbeat.HasField("usage"):

@@ -24,7 +24,7 @@ from hyper_scheduler.core.restore import restore
 from hyper_scheduler.core.state import Limits, State
 from hyper_scheduler.core.step import CHECK_S, step
 from hyper_scheduler.items import items_of
-from hyper_scheduler.links import Links
+from hyper_scheduler.links import Links, Way
 from hyper_scheduler.store import DeposedError, Store, transactions
 from hyper_scheduler.suggest import suggest
 from hyper_scheduler.task_tokens import TaskTokens
@@ -38,6 +38,7 @@ log = get_logger(__name__)
 _RETRY_S = 0.2
 _DISCARD_RETRY_S = 10.0
 _BURST = 64  # events worked off before other tasks get their turn
+_UNANSWERED = 256  # workers that were given tasks and have not been heard since
 _MAX_GARBAGE = 10_000
 _REFUSALS: dict[str, tuple[type[HyperError], str]] = {
     "not_found": (NotFoundError, "NOT_FOUND"),
@@ -105,7 +106,9 @@ class Term:
         self._watchers: dict[str, set[asyncio.Event]] = {}
         self._flush_timer: asyncio.TimerHandle | None = None
         keys = {key_id: key.get_secret_value() for key_id, key in settings.auth_keys.items()}
-        self.links = Links(settings.max_link_messages, TaskTokens(keys, settings.task_token_s))
+        self._way = Way(_UNANSWERED, clock.now, self._tick_now)
+        tokens = TaskTokens(keys, settings.task_token_s)
+        self.links = Links(settings.max_link_messages, tokens, self._way)
         self.state = State(leadership.epoch)
         self._companion: Callable[[], Awaitable[None]] | None = None
         self._on_worked: Callable[[c.Worked], None] = lambda _: None
@@ -225,6 +228,7 @@ class Term:
             event = await self._inbox.get()
             now = self._clock.now()
             metrics.LOOP_LAG.set(max(0.0, now - event.now))
+            self.state.room = self._way.room()
             for command in step(self.state, event):
                 self._carry_out(command, event)
             self._arm_flush()
@@ -241,11 +245,14 @@ class Term:
 
     def _flush(self) -> None:
         self._flush_timer = None
+        self._tick_now()
+
+    def _tick_now(self) -> None:
         self._inbox.put_now(e.Tick(self._clock.now()))
 
     async def _tick(self) -> None:
         while True:
-            self._inbox.put_now(e.Tick(self._clock.now()))
+            self._tick_now()
             await self._clock.sleep(CHECK_S)
 
     def _carry_out(self, command: c.Command, event: e.Event) -> None:
@@ -294,8 +301,7 @@ class Term:
                     convert.welcome(self._settings.heartbeat_s, self._settings.lease_s, self.epoch)
                 )
             case c.Start(tasks=tasks):
-                link.send_tasks(self.state, tasks)
-                metrics.DISPATCH_SECONDS.observe(max(0.0, self._clock.now() - event.now))
+                link.send_tasks(self.state, tasks, event.now)
             case c.Stop(tasks=tasks):
                 keys = [convert.task_key(task, attempt) for task, attempt in tasks]
                 link.send(agent.ConnectResponse(stop=agent.StopBatch(keys=keys)))

@@ -13,12 +13,13 @@ from hypothesis import strategies as st
 
 from hyper.errors import HyperError, InvalidArgumentError, ResourceExhaustedError
 from hyper_scheduler import convert
-from hyper_scheduler.core.commands import Put
-from hyper_scheduler.core.events import Outcome
+from hyper_scheduler.core.commands import Put, Start
+from hyper_scheduler.core.events import Outcome, Tick
 from hyper_scheduler.core.model import Attempt
 from hyper_scheduler.core.pages import PAGE_TASKS, Page, Record, Status
 from hyper_scheduler.core.state import ExperimentRun, RunState, TaskState
-from hyper_scheduler.links import Links
+from hyper_scheduler.core.step import step
+from hyper_scheduler.links import Links, Way
 from hyper_scheduler.paging import make_token, page_size, read_index, read_token
 from hyper_scheduler.store import MAX_BYTES, MAX_OPERATIONS, transactions
 from hyper_scheduler.task_tokens import TaskTokens
@@ -184,15 +185,52 @@ def test_pages_of_a_list_are_the_list(
     assert len(found) >= min(len(every), 200)
 
 
+def way(most: int = 10) -> Way:
+    return Way(most, lambda: 0.0, lambda: None)
+
+
+def test_no_more_is_given_out_than_is_answered() -> None:
+    now, ticks = [0.0], [0]
+
+    def more() -> None:
+        ticks[0] += 1
+
+    open_way = Way(4, lambda: now[0], more)
+    for session in range(4):
+        open_way.given(session)
+    assert open_way.room() == 0
+    open_way.given(3)  # again, before an answer
+    open_way.heard(0)
+    assert (open_way.room(), ticks[0]) == (1, 0)
+    open_way.heard(1)
+    assert (open_way.room(), ticks[0]) == (2, 1)
+    open_way.heard(2)
+    assert ticks[0] == 1
+    now[0] = 1.1
+    assert open_way.room() == 4  # a silent one does not count for ever
+
+
+def test_the_core_gives_out_what_there_is_room_for() -> None:
+    core = Core()
+    for number in range(5):
+        core.hello(f"w{number}")
+    core.state.room = 0
+    core.submit(recipe(experiment("a", 5)))
+    for room, workers in ((2, ["w0", "w1"]), (0, []), (10, ["w2", "w3", "w4"])):
+        core.state.room = room
+        given = step(core.state, Tick(core.now))
+        assert [command.worker for command in given if isinstance(command, Start)] == workers
+
+
 def test_a_spec_goes_once_a_stream() -> None:
     core = Core()
     core.submit(recipe(experiment("a", 5)))
-    links = Links(100, TaskTokens({}, 60))
+    links = Links(100, TaskTokens({}, 60), way())
     link = links.open("w1")
     sent: list[agent.ConnectResponse] = []
     link.send = sent.append  # type: ignore[method-assign]  # looks at what would be queued
-    link.send_tasks(core.state, [(task(0), Attempt(9, 1)), (task(1), Attempt(9, 2))])
-    link.send_tasks(core.state, [(task(2), Attempt(9, 3))])
+    link.send_tasks(core.state, [(task(0), Attempt(9, 1)), (task(1), Attempt(9, 2))], 0.0)
+    link.send_tasks(core.state, [(task(2), Attempt(9, 3))], 0.0)
     assert [len(message.tasks.specs) for message in sent] == [1, 0]
     groups = [message.tasks.groups[0] for message in sent]
     assert [list(group.numbers) for group in groups] == [[1, 2], [3]]
@@ -205,12 +243,12 @@ def test_a_spec_brings_its_tenants_token_and_newer_ones_later() -> None:
     core, now = Core(), [1000.0]
     core.submit(recipe(experiment("a", 5)))
     keys = {"k1": "first key of the cluster", "k2": "second key of the cluster"}
-    link = Links(100, TaskTokens(keys, 700, lambda: now[0])).open("w1")
+    link = Links(100, TaskTokens(keys, 700, lambda: now[0]), way()).open("w1")
     sent: list[agent.ConnectResponse] = []
     link.send = sent.append  # type: ignore[method-assign]  # looks at what would be queued
     for number, seconds in enumerate((0, 99, 2, 1)):
         now[0] += seconds
-        link.send_tasks(core.state, [(task(number), Attempt(9, number))])
+        link.send_tasks(core.state, [(task(number), Attempt(9, number))], 0.0)
     tokens = [spec.token for message in sent for spec in message.tasks.specs]
     assert [len(message.tasks.specs) for message in sent] == [1, 0, 1, 0]
     read = Verifier({"k1": keys["k1"]}).read
@@ -220,7 +258,7 @@ def test_a_spec_brings_its_tenants_token_and_newer_ones_later() -> None:
 
 
 async def test_a_worker_that_does_not_read_is_cut_off() -> None:
-    links = Links(3, TaskTokens({}, 60))
+    links = Links(3, TaskTokens({}, 60), way())
     link = links.open("w1")
     for sequence in range(5):
         link.send(agent.ConnectResponse(ack=agent.StatusAck(sequence=sequence)))
@@ -230,7 +268,7 @@ async def test_a_worker_that_does_not_read_is_cut_off() -> None:
 
 
 async def test_a_new_stream_ends_the_older_one() -> None:
-    links = Links(3, TaskTokens({}, 60))
+    links = Links(3, TaskTokens({}, 60), way())
     older = links.open("w1")
     newer = links.open("w1")
     assert [message async for message in older.messages()] == []

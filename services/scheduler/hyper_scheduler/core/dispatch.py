@@ -9,7 +9,7 @@ nothing more of the same or lower priority until it fits.
 
 from __future__ import annotations
 
-from collections import deque
+from collections import OrderedDict, deque
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
@@ -41,9 +41,11 @@ from hyper_scheduler.core.trials import ask_for_parameters
 
 
 def dispatch(state: State, now: float) -> list[Command]:
-    """Give out as much as fits; one batch a worker."""
+    """Give out as much as fits, and as the shell can send; one batch a worker."""
     on_the_way = 0 if state.committing is None else state.committing.results
-    if not state.wake or state.pending.results + on_the_way > state.limits.results:
+    if state.pending.results + on_the_way > state.limits.results:
+        return []
+    if not state.wake or state.room <= 0:
         return []
     state.wake = False
     if not state.ready:
@@ -52,7 +54,7 @@ def dispatch(state: State, now: float) -> list[Command]:
         name for name in state.active if name not in state.held and not state.workflows[name].paused
     ]
     _check_reservation(state, set(names))
-    turn = _Turn(state, now, state.gained)
+    turn = _Turn(state, now, OrderedDict(state.gained))
     state.gained = {}
     _arrivals(state, {state.workflows[name].tenant for name in names})
     levels: dict[int, dict[str, deque[str]]] = {}
@@ -77,7 +79,7 @@ class _Turn:
 
     state: State
     now: float
-    gained: dict[str, None]  # workers with more room than at the last round
+    gained: OrderedDict[str, None]  # workers with more room than at the last round
     barren: dict[Need, None] = field(default_factory=dict)  # needs that no worker meets any more
     priority: int = 0
     batches: dict[str, list[tuple[TaskId, Attempt]]] = field(default_factory=dict)
@@ -122,6 +124,9 @@ def _serve_level(turn: _Turn, waiting: dict[str, deque[str]]) -> None:
     """Workflows of one priority: the tenant that is furthest behind its share comes first."""
     state = turn.state
     while waiting and state.ready:
+        if len(turn.batches) >= state.room:
+            state.wake = True
+            return
         tenant = min(waiting, key=lambda name: _ahead(state, name))
         name = waiting[tenant].popleft()
         if not at_quota(state, tenant) and _serve(turn, state.workflows[name]):
@@ -213,6 +218,8 @@ def _give_tasks(turn: _Turn, workflow: WorkflowRun, run: ExperimentRun, limit: i
         tasks.append((task, attempt))
     held = [task for task, _ in tasks]
     settle_assigned(state, workflow, run, worker, held, share, turn.now)
+    if worker.name not in state.ready:
+        turn.gained.pop(worker.name, None)
     turn.give(worker, tasks)
     return True
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import heapq
+from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -374,7 +375,8 @@ class State:
     workflows: dict[str, WorkflowRun] = field(default_factory=dict)
     active: dict[str, None] = field(default_factory=dict)  # workflows with tasks to give out
     workers: dict[str, WorkerRun] = field(default_factory=dict)
-    ready: dict[str, None] = field(default_factory=dict)  # workers with a free slot, in turn
+    # Workers with a free slot, in turn. A plain dict's front is slow once much was taken off it.
+    ready: OrderedDict[str, None] = field(default_factory=OrderedDict)
     gained: dict[str, None] = field(default_factory=dict)  # of these: with more room than before
     barren: dict[Need, None] = field(default_factory=dict)  # none of the others has room for it
     lost: dict[str, WorkerRun] = field(default_factory=dict)
@@ -397,6 +399,7 @@ class State:
     worker_s: float = 0.0  # how long workers have been watched together
     workers_crashed: int = 0  # of them, without notice
     wake: bool = False  # dispatch may have something to do
+    room: int = 1 << 62  # batches that may be given out now; the shell says so before each event
     checked_at: float = 0.0  # when leases and deadlines were looked at
     unsettled: dict[str, None] = field(default_factory=dict)  # workflows that may go on or end
     touched: dict[str, None] = field(default_factory=dict)  # workflows whose watchers should look

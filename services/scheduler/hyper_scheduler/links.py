@@ -21,7 +21,7 @@ class Way:
     """Workers that were given something and have not been heard since.
 
     Ten thousand answers at once would hold up everything else for seconds, the keepalive of the
-    leader's lease included. So the core gives out only as much as there is room for.
+    leader's lease included. So the core gives out only as much as there is room for (ADR 0136).
 
     Args:
         most: workers.

@@ -36,7 +36,7 @@ audit = get_logger("hyper.audit")
 # These were waited for here already: the channel's quick retries would only multiply the wait.
 _WAITED_FOR = ("ETCD_UNREACHABLE", "S3_UNREACHABLE")
 _NO_CHANNEL_RETRY = ("grpc-retry-pushback-ms", "-1")
-_READS = ("Get", "List", "Watch", "Read", "Diff", "Match", "Predict", "SignUrls")
+_READS = ("Get", "List", "Watch", "Read", "Diff", "Match", "Plan", "Predict", "SignUrls")
 _TOO_MANY = ("AppendLog", "LeaseShards", "ReleaseShards")
 _QUIET = ("/grpc.health.", "/grpc.reflection.")
 

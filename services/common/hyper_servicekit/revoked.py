@@ -1,6 +1,7 @@
 """Tokens that are good no more: their ids in etcd, watched by every service.
 
-`{etcd_prefix}/revoked/{id}`; a key goes with its lease, long after the token has expired.
+`{etcd_prefix}/revoked/{id}`; a key goes with its lease, when the token has expired
+in any case.
 """
 
 from __future__ import annotations
@@ -13,9 +14,9 @@ from hyper.errors import HyperError
 from hyper_servicekit.etcd import Etcd, Snapshot
 from hyper_servicekit.logs import get_logger
 from hyper_servicekit.owned import owned
+from hyper_servicekit.tokens import LIFETIME_MAX_S
 
 log = get_logger(__name__)
-LIFETIME_MAX_S = 366 * 86_400.0  # of any token, and so of a revocation
 _RETRY_S = 0.5
 
 

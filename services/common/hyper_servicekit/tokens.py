@@ -40,6 +40,7 @@ class Role(StrEnum):
     WORKER = "worker"  # an agent: the scheduler's stream, and data for its tasks
 
 
+LIFETIME_MAX_S = 366 * 86_400.0  # of any token, and so of a revocation
 _FORM = "hyp1"
 _MAX_CHARS = 2048
 _SKEW_S = 30.0
@@ -177,6 +178,8 @@ def main() -> int:
     parser.add_argument("--subject", default="", help="who it is for, shown in logs")
     parser.add_argument("--hours", type=float, default=24.0, help="how long it is good")
     given = parser.parse_args()
+    if not 0 < given.hours * 3600 <= LIFETIME_MAX_S:
+        parser.error("--hours: more than 0, at most 366 days (8784)")
     signer = Signer(given.key_id, given.key_file.read_text().strip())
     expires_s = time.time() + given.hours * 3600
     print(signer.sign(given.tenant, subject=given.subject, expires_s=expires_s, role=given.role))

@@ -11,7 +11,7 @@ import asyncio
 import math
 import uuid
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
 from hyper.errors import HyperError
@@ -22,7 +22,8 @@ from hyper_scheduler.core import commands as c
 from hyper_scheduler.core.events import DrainWorker
 from hyper_scheduler.core.model import Hardware
 from hyper_scheduler.core.state import ExperimentRun, RunState, State, WorkerRun, WorkflowRun
-from hyper_scheduler.measured import Measured, Prometheus
+from hyper_scheduler.core.tasks import places_when_empty
+from hyper_scheduler.measured import Prometheus
 from hyper_scheduler.placement.backoff import Refusal, accepted, refused
 from hyper_scheduler.placement.fleet import Demand, Held, Known, Plan, plan, refusal_key
 from hyper_scheduler.placement.hazard import Hazard
@@ -89,11 +90,6 @@ class Autoscaler:
         return self._catalogue
 
     @property
-    def measured(self) -> Measured:
-        """The newest of Prometheus."""
-        return self._prometheus.last
-
-    @property
     def refusals(self) -> Mapping[str, Refusal]:
         """Offers that are left alone for a while."""
         return self._refusals
@@ -139,7 +135,7 @@ class Autoscaler:
 
     async def look(self) -> None:
         """One round."""
-        measured = await self._prometheus.look()
+        await self._prometheus.look()
         now = self._clock.now()
         await self._compare(now)
         self._account(now)
@@ -152,21 +148,32 @@ class Autoscaler:
                     message=self.over_budget[demand.workflow],
                 )
                 continue
-            known = self.known(measured, demand_kind(self._term.state, demand))
+            known = self.known(demand_kind(self._term.state, demand))
             most = max(0, self._settings.max_machines - len(self.ledger.machines) + len(held))
             plans[demand.workflow, demand.experiment] = plan(
-                demand, self._catalogue.offers, known, held, self._refusals, now, most
+                demand, self._offers(demand), known, held, self._refusals, now, most
             )
         self.plans = plans
         await self._carry_out(plans, now)
         await self._store.save_ledger(self.ledger.plain(), self._term.fence)
 
-    def known(self, measured: Measured, kind: str) -> dict[str, Known]:
+    def _offers(self, demand: Demand) -> list[Offer]:
+        """The catalogue, less what others have of each offer's most."""
+        others = Counter(
+            each.offer for each in self.ledger.machines.values()
+            if (each.workflow, each.experiment) != (demand.workflow, demand.experiment)
+        )  # fmt: skip
+        return [
+            replace(each, most=max(0, each.most - others[each.name]))
+            for each in self._catalogue.offers
+        ]
+
+    def known(self, kind: str) -> dict[str, Known]:
         """What is known of each offer for one kind of task."""
-        found = {}
+        found, measured = {}, self._prometheus.last
         for offer in self._catalogue.offers:
             found[offer.name] = Known(
-                hazard=self._hazards.get(offer.name, measured.hazards.get(offer.name, Hazard())),
+                hazard=self._hazard(offer.name),
                 throughput=measured.throughput.get((kind, offer.name), 0.0),
                 cold_start_h=measured.cold_start_h.get(offer.name, Known().cold_start_h),
             )
@@ -196,7 +203,7 @@ class Autoscaler:
                     await self._drain(machine, "its provider will take it away", now)
             if strays:
                 log.warning("machines that nobody knows are ended", provider=name, ids=strays)
-                await provider.terminate(strays)
+                await self._terminate(name, strays)
             for machine, entry in list(self.ledger.machines.items()):
                 if entry.provider == name:
                     self._check_there(machine, entry, machine in there)
@@ -260,18 +267,19 @@ class Autoscaler:
         self.ledger.forget(set(self._term.state.workflows))
 
     def _check_budgets(self) -> None:
-        """The hard stop: nothing more is bought, what runs is finished."""
+        """The hard stop: nothing more is bought, what runs has a while to be finished."""
+        over: dict[str, str] = {}
         for name, workflow in self._term.state.workflows.items():
             budget, spent = workflow.recipe.budget_usd, self.ledger.spent_usd(name)
             if budget is not None and spent >= budget and not workflow.state.ended:
                 if name not in self.over_budget:
                     log.warning("budget used up", workflow=name, spent_usd=spent)
-                self.over_budget[name] = (
+                over[name] = (
                     f"the budget of {budget:g} USD is used up ({spent:.4g} USD spent): machines "
-                    "finish what they run and are ended, none is launched"
+                    f"have {self._settings.drain_s:g} s to finish what they run and are ended, "
+                    "none is launched"
                 )
-            else:
-                self.over_budget.pop(name, None)
+        self.over_budget = over
 
     def _workers(self) -> dict[str, WorkerRun]:
         """Connected agents by machine."""
@@ -306,19 +314,28 @@ class Autoscaler:
             if key not in found:
                 found[key] = _nothing(*key)
         order = sorted(found.values(), key=lambda each: each.left_s)
-        return [self._after_own_machines(each) for each in order]
+        return self._after_own_machines(order) if self._settings.use_own_first else order
 
-    def _after_own_machines(self, demand: Demand) -> Demand:
-        """Machines that are there anyway cost nothing: theirs is the first work."""
-        own = sum(
-            each.capacity.slots
-            for each in self._term.state.workers.values()
+    def _after_own_machines(self, demands: Sequence[Demand]) -> list[Demand]:
+        """Machines that are there anyway cost nothing: theirs is the first work that fits there."""
+        state = self._term.state
+        own = [
+            each for each in state.workers.values()
             if each.session and not each.capacity.offer and not each.draining
-        )
-        if not own or not demand.tasks or not self._settings.use_own_first:
-            return demand
-        left = max(0, demand.tasks - own)
-        return replace(demand, tasks=left)
+        ]  # fmt: skip
+        free = {each.name: each.capacity.slots for each in own}
+        found = []
+        for demand in demands:
+            run, taken = _run_of(state, demand), 0
+            for worker in own:
+                if run is None:
+                    break
+                places = min(free[worker.name], places_when_empty(worker, run.spec))
+                places = min(places, demand.tasks - taken)
+                free[worker.name] -= places
+                taken += places
+            found.append(replace(demand, tasks=demand.tasks - taken // demand.gang * demand.gang))
+        return found
 
     # What is done
 
@@ -359,6 +376,8 @@ class Autoscaler:
         refusal = self._refusals.get(key)
         if refusal is not None and refusal.until > now:
             return
+        if sum(each.offer == offer.name for each in self.ledger.machines.values()) >= offer.most:
+            return
         machine = f"m-{uuid.uuid4().hex[:12]}"
         usd_h = offer.usd_h(spot=spot) or 0.0
         entry = Machine(
@@ -391,6 +410,11 @@ class Autoscaler:
             self._refusals = refused(self._refusals, key, error.name, now)
             self._close(machine, preempted=False)
             return
+        except HyperError as error:  # it may have been launched: `_compare` adopts it then
+            log.warning("launch not answered", offer=offer.name, spot=spot, error=str(error))
+            metrics.LAUNCHES.labels(offer.name, "refused").inc()
+            self._refusals = refused(self._refusals, key, "Unreachable", now)
+            return
         metrics.LAUNCHES.labels(offer.name, "started").inc()
         self._refusals = accepted(self._refusals, key)
         log.info("machine launched", machine=machine, offer=offer.name, spot=spot, usd_h=usd_h)
@@ -415,9 +439,18 @@ class Autoscaler:
         if worker is not None and worker.running and not waited:
             return
         entry.ending = True
-        if entry.provider_id and entry.provider in self._providers:
-            await self._providers[entry.provider].terminate([entry.provider_id])
+        if entry.provider_id and await self._terminate(entry.provider, [entry.provider_id]):
             log.info("machine ended", machine=machine, offer=entry.offer)
+
+    async def _terminate(self, name: str, ids: list[str]) -> bool:
+        """End machines; False: their provider is away, and is asked again at the next look."""
+        try:
+            if name in self._providers:
+                await self._providers[name].terminate(ids)
+        except HyperError as error:
+            log.warning("machines not ended", provider=name, ids=ids, error=str(error))
+            return False
+        return name in self._providers
 
 
 def demand_of(workflow: WorkflowRun, run: ExperimentRun, now: float) -> Demand | None:
@@ -448,14 +481,18 @@ def demand_of(workflow: WorkflowRun, run: ExperimentRun, now: float) -> Demand |
 
 def demand_kind(state: State, demand: Demand) -> str:
     """The kind of its tasks."""
-    workflow = state.workflows.get(demand.workflow)
-    run = None if workflow is None else workflow.experiments.get(demand.experiment)
+    run = _run_of(state, demand)
     return "" if run is None else run.kind
+
+
+def _run_of(state: State, demand: Demand) -> ExperimentRun | None:
+    workflow = state.workflows.get(demand.workflow)
+    return None if workflow is None else workflow.experiments.get(demand.experiment)
 
 
 def network_of(workflow: str) -> str:
     """The private network of a workflow's machines."""
-    return workflow.rpartition("/")[2][:48]
+    return workflow.rpartition("/")[2][-48:].lstrip("-._")  # its end is what makes it unique
 
 
 def _nothing(workflow: str, experiment: str) -> Demand:

@@ -8,6 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field, SecretStr
 
 from hyper_scheduler.core.state import Quota
 from hyper_servicekit.config import S3Settings, ServiceSettings, settings_config
+from hyper_servicekit.tokens import LIFETIME_MAX_S
 
 
 class TenantSettings(BaseModel):
@@ -90,8 +91,9 @@ class SchedulerSettings(ServiceSettings):
         description="32 bytes in base64; more after commas: the first encrypts, all decrypt",
     )
     task_token_s: float = Field(
-        default=7 * 86_400, gt=0, description="life of the tokens that tasks call services with"
-    )
+        default=7 * 86_400, gt=0, le=LIFETIME_MAX_S,
+        description="life of the tokens that tasks call services with",
+    )  # fmt: skip
     max_slots: int = Field(default=4_096, gt=0, description="slots that one worker may offer")
     tenants: dict[str, TenantSettings] = Field(
         default_factory=dict, description="weights and quotas by tenant"

@@ -7,8 +7,7 @@ import re
 from hyper.errors import InvalidArgumentError
 from hyper.names import check_part
 from hyper_scheduler.config import SchedulerSettings
-from hyper_servicekit.revoked import LIFETIME_MAX_S
-from hyper_servicekit.tokens import ANY_TENANT, Role, Signer
+from hyper_servicekit.tokens import ANY_TENANT, LIFETIME_MAX_S, Role, Signer
 from hyperapi.scheduler.v1 import cluster_service_pb2 as cluster
 
 _SUBJECT_MAX = 120

@@ -1,4 +1,4 @@
-"""What Prometheus has seen of machines: throughput, preemptions, exposure, cold starts, use.
+"""What Prometheus has seen of machines: throughput, preemptions, exposure, cold starts.
 
 Asked over its HTTP API. While it is away the last answers count.
 """
@@ -20,8 +20,6 @@ from hyper_servicekit.logs import get_logger
 log = get_logger(__name__)
 
 TIMEOUT_S = 5.0
-# Short, so that a machine that has become slow is noticed; rates need two scrapes in it.
-THROUGHPUT_WINDOW = "2m"
 _QUERIES = {
     "tasks": "sum by (kind, offer) (increase(hyper_placement_tasks_total[{window}]))",
     "seconds": "sum by (kind, offer) (increase(hyper_placement_task_seconds_total[{window}]))",
@@ -29,7 +27,6 @@ _QUERIES = {
     "exposure": "sum by (offer) (increase(hyper_placement_exposure_seconds_total[12h])) / 3600",
     "cold_starts": "sum by (offer) (increase(hyper_placement_cold_starts_total[1d]))",
     "cold_seconds": "sum by (offer) (increase(hyper_placement_cold_start_seconds_total[1d]))",
-    "utilization": "avg by (offer) (hyper_placement_utilization)",
 }
 
 
@@ -40,8 +37,6 @@ class Measured:
     throughput: Mapping[tuple[str, str], float] = field(default_factory=dict)  # (kind, offer)
     hazards: Mapping[str, Hazard] = field(default_factory=dict)
     cold_start_h: Mapping[str, float] = field(default_factory=dict)
-    utilization: Mapping[str, float] = field(default_factory=dict)
-    stale: bool = False
 
 
 class Prometheus:
@@ -49,10 +44,11 @@ class Prometheus:
 
     Args:
         url: of the server; "": there is none, and nothing is known.
-        window: over which throughput is taken.
+        window: over which throughput is taken; short, so that a machine that has become slow is
+            noticed, but rates need two scrapes in it.
     """
 
-    def __init__(self, url: str, window: str = THROUGHPUT_WINDOW) -> None:
+    def __init__(self, url: str, window: str) -> None:
         self._url, self._window = url.rstrip("/"), window
         self._http = urllib3.PoolManager(num_pools=1, retries=False)
         self.last = Measured()
@@ -72,10 +68,6 @@ class Prometheus:
             if not self._warned:
                 log.warning("Prometheus is away: its last answers count", error=str(error))
             self._warned = True
-            self.last = Measured(
-                self.last.throughput, self.last.hazards, self.last.cold_start_h,
-                self.last.utilization, stale=True,
-            )  # fmt: skip
             return self.last
         self._warned = False
         self.last = _measured(found, self.last)
@@ -119,5 +111,4 @@ def _measured(found: Mapping[str, Mapping[tuple[str, ...], float]], last: Measur
         starts = found["cold_starts"].get((offer,), 0.0)
         if starts > 0:
             cold[offer] = seconds / starts / 3600
-    use = {offer: value for (offer,), value in found["utilization"].items()}
-    return Measured(throughput, hazards, cold, use)
+    return Measured(throughput, hazards, cold)

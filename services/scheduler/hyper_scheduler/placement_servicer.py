@@ -160,7 +160,7 @@ def _plan_one(
     samples: int,
 ) -> tuple[pb.ExperimentPlan, list[Outcome], float]:  # fmt: skip
     count = tasks or run.total or 1
-    known = autoscaler.known(autoscaler.measured, run.kind)
+    known = autoscaler.known(run.kind)
     measured = max((each.throughput for each in known.values()), default=0.0)
     seconds = task_s or (3600 / measured if measured else UNKNOWN_TASK_S)
     deadline_s = math.inf if recipe.deadline_s is None else recipe.deadline_s

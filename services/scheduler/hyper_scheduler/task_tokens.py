@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 
 from hyper_servicekit.tokens import Signer
 
-_FRESH = 6 / 7  # of its life: then the next spec brings a newer one
+_RENEW = 1 / 7  # of its life: then the next spec brings a newer one
 SUBJECT = "task"
 
 
@@ -36,5 +36,5 @@ class TaskTokens:
         if now >= until:
             expires_s = now + self._lifetime_s
             token = self._signer.sign(tenant, subject=SUBJECT, expires_s=expires_s)
-            self._known[tenant] = token, now + self._lifetime_s * (1 - _FRESH)
+            self._known[tenant] = token, now + self._lifetime_s * _RENEW
         return token

@@ -109,6 +109,35 @@ def test_a_refused_offer_is_left_alone_for_a_while():
     assert accepted(refusals, "a/spot") == {}
 
 
+def test_without_spot_machines_are_bought():
+    """Waiting for what nobody sells would be for ever."""
+    for spot in (Spot.ONLY, Spot.PREFER):
+        only = [offer("a", spot_usd_h=None)]
+        drawn = plan(demand(hardware=Hardware(spot=spot)), only, {}, (), {}, 0.0, 9)
+        assert drawn.launches == (("a", False),) * 3
+
+
+def test_a_gang_gets_all_its_machines():
+    offers = [offer("a", slots=2), offer("b", slots=2)]
+    eight = demand(gang=8, tasks=8, total=8, limit=0)
+    drawn = plan(eight, offers, {}, (), {}, 0.0, 100)
+    assert len(drawn.launches) == 4
+    assert len({name for name, _ in drawn.launches}) == 1  # one zone
+    zone = drawn.launches[0][0]
+    held = [Held(f"m-{i}", zone, True, i < 2, 0.01) for i in range(3)]
+    more = plan(eight, offers, {}, held, {}, 0.0, 100)
+    assert (len(more.launches), more.ends) == (1, ())
+    full = [*held, Held("m-3", zone, True, True, 0.01)]
+    assert plan(eight, offers, {}, full, {}, 0.0, 100).launches == ()
+
+
+@pytest.mark.parametrize("only", [{"most": 0}, {"spot_usd_h": None}, {"on_demand_usd_h": None}])
+def test_a_forecast_ends_whatever_can_be_had(only: dict[str, object]):
+    view, _ = view_of(demand(), [offer("a", **only)], {}, {}, 0.0, 9)
+    hazards = [Hazard() for each in view.markets if not each.on_demand]
+    assert len(forecast(view, hazards, 3, random.Random(1))) == 3
+
+
 def test_machines_go_when_the_work_is_done():
     held = [Held("m-1", "a", True, True, 1.0), Held("m-2", "gone", True, True, 1.0)]
     assert set(plan(demand(tasks=0), [offer("a")], {}, held, {}, 0.0, 9).ends) == {"m-1", "m-2"}

@@ -133,13 +133,17 @@ def plan(
     launches: list[tuple[str, bool]] = []
     ends: list[str] = []
     for i, (offer, spot, _) in enumerate(choices):
+        group = _group(offer, demand)
         mine = [each for each in held if index.get(each.name) == i]
         mine.sort(key=lambda each: (not each.ready, -each.age_h))
-        count = wanted[i]
+        count = wanted[i] * group
         launches += [(offer.name, spot)] * max(0, count - len(mine))
         ends += [each.name for each in mine[count:]]
     ends += [each.name for each in held if each.name not in index]
-    rows += [_row(view, i, choices[i], wanted[i]) for i in range(len(choices))]
+    rows += [
+        _row(view, i, choice, wanted[i] * _group(choice[0], demand))
+        for i, choice in enumerate(choices)
+    ]
     return Plan(tuple(launches), tuple(ends), tuple(rows))
 
 
@@ -184,13 +188,17 @@ def refusal_key(offer: str, *, spot: bool) -> str:
     return f"{offer}/{'spot' if spot else 'on-demand'}"
 
 
+def _group(offer: Offer, demand: Demand) -> int:
+    """Machines that one unit of the policy is: those of a gang, or one."""
+    return -(-demand.gang // offer.places(demand.hardware))
+
+
 def _view(
     demand: Demand, choices: Sequence[Choice], known: Mapping[str, Known],
     held: Sequence[Held], most: int,
 ) -> tuple[View, dict[str, int]]:  # fmt: skip
     """The moment as the policy sees it, and the market of each machine held."""
     places = max(choice[0].places(demand.hardware) for choice in choices)
-    gang = -(-demand.gang // places)
     measured = [known[c[0].name].throughput for c in choices if c[0].name in known]
     best = max(measured, default=0.0)
     unseen = best * OPTIMISM if best else 1.0
@@ -199,7 +207,8 @@ def _view(
     markets = []
     for offer, spot, away in choices:
         fact = known.get(offer.name, Known())
-        room = offer.places(demand.hardware)
+        room = offer.places(demand.hardware) / places if demand.gang == 1 else 1.0
+        group = _group(offer, demand)
         usd_h = offer.usd_h(spot=spot)
         assert usd_h is not None  # `sorts` has looked
         # an on-demand machine that is wanted when there is no spot competes as if it were spot
@@ -209,20 +218,23 @@ def _view(
             Market(
                 key=offer.name,
                 domain=f"{offer.cloud}/{offer.zone}",
-                usd_h=usd_h * gang,
+                usd_h=usd_h * group,
                 on_demand=sure,
-                losses_per_h=0.0 if sure else fact.hazard.mean_per_h * gang,
-                throughput=(fact.throughput or unseen) / best * room / places,
-                capacity=mine if away else offer.most // gang,
+                losses_per_h=0.0 if sure else fact.hazard.mean_per_h * group,
+                throughput=(fact.throughput or unseen) / best * room,
+                capacity=(mine if away else offer.most) // group,
                 egress_usd=demand.egress_gb * offer.egress_usd_gb / task_h,
             )
         )
-    lanes = demand.tasks if demand.gang == 1 else demand.tasks // demand.gang
-    per_lane = places if demand.gang == 1 else 1
+    per_unit = places if demand.gang == 1 else demand.gang  # tasks
+    lanes = demand.tasks // demand.gang
     if demand.limit:
         lanes = min(lanes, max(1, demand.limit // demand.gang))
-    lanes = max(1, min(-(-lanes // per_lane), most))
-    index, units = {}, []
+    per_lane = places if demand.gang == 1 else 1
+    smallest = min(_group(choice[0], demand) for choice in choices)
+    lanes = max(1, min(-(-lanes // per_lane), most // smallest))
+    index: dict[str, int] = {}
+    waits: dict[int, list[float]] = {}
     cold_h = max((known.get(c[0].name, Known()).cold_start_h for c in choices), default=0.05)
     for each in held:
         found = next((i for i, c in enumerate(choices)
@@ -230,22 +242,32 @@ def _view(
         if found is not None:
             index[each.name] = found
             wait_h = 0.0 if each.ready else max(1e-3, cold_h - each.age_h)
-            units.append(Unit(found, wait_h))
+            waits.setdefault(found, []).append(wait_h)
+    units = [
+        Unit(i, wait_h)  # of a gang: once the last of its machines is there
+        for i, each in waits.items()
+        for wait_h in _every(sorted(each), _group(choices[i][0], demand))
+    ]
     step_h = min(demand.step_s / 3600, task_h) if demand.step_s else task_h
     view = View(
         markets=tuple(markets),
         units=tuple(units),
         lanes=lanes,
-        work_h=max(1e-6, demand.tasks * task_h / places),
-        total_h=max(1e-6, demand.total * task_h / places),
+        work_h=max(1e-6, demand.tasks * task_h / per_unit),
+        total_h=max(1e-6, demand.total * task_h / per_unit),
         left_h=demand.left_s / 3600,
         deadline_h=demand.deadline_s / 3600,
         changeover_h=cold_h,
         step_h=step_h,
         margin_h=0.0 if math.isinf(demand.left_s) else min(0.05, cold_h),
-        idle_allowed=demand.hardware.spot is Spot.ONLY,
+        idle_allowed=demand.hardware.spot is Spot.ONLY and any(spot for _, spot, _ in choices),
     )
     return view, index
+
+
+def _every(values: Sequence[float], count: int) -> Sequence[float]:
+    """The last of each complete group of so many."""
+    return values[count - 1 :: count]
 
 
 def _row(view: View, i: int, choice: Choice, machines: int) -> Row:

@@ -54,12 +54,13 @@ def forecast(view: View, hazards: Sequence[Hazard], samples: int, random: Chance
 
     Args:
         view: the moment, nothing held.
-        hazards: of the markets but the last, in order.
+        hazards: of the spot markets, in order.
         samples: how many.
         random: where chance comes from.
     """
     spot = [each for each in view.markets if not each.on_demand]
-    sure = next((each for each in view.markets if each.on_demand), None)
+    cheapest = view.cheapest_on_demand()
+    sure = None if cheapest is None else view.markets[cheapest]
     alone_h = view.work_h / view.lanes + view.changeover_h
     # without on-demand, or a deadline, the net must never be reached
     deadline_h = view.left_h if sure is not None and math.isfinite(view.left_h) else 50 * alone_h
@@ -75,7 +76,7 @@ def forecast(view: View, hazards: Sequence[Hazard], samples: int, random: Chance
             courses.append(_course(market.capacity, rate, tick_h, ticks, random))
             rates.append((rate,) * ticks)
         traces = Traces(tick_h, tuple(courses), tuple(spot), on_demand, tuple(rates), tuple(rates))
-        found.append(simulate(job, traces, 0, _policy(view), give_up_h=math.inf))
+        found.append(simulate(job, traces, 0, _policy(view), give_up_h=4 * alone_h))
     return found
 
 
@@ -98,4 +99,4 @@ def _course(
         spell = min(ticks, max(1, round(random.expovariate(1 / mean_h) / tick_h)))
         course += [capacity if up else 0] * spell
         up = not up
-    return tuple(course[:ticks])
+    return (*course[: ticks - 1], capacity)  # it stands still there: not while it is away

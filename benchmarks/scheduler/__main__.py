@@ -1,9 +1,10 @@
 """`python -m benchmarks.scheduler [--quick] [--json] [--only PART] [--plot FILE]`.
 
 Parts: `peers` (no-op tasks, in turn with Ray and Dask), `busy` (10 ms of work each, they too),
-`commands`, `latency`, `large` (ten million tasks), `plan` (time to plan from ten thousand to ten million, drawn
-into the file that `--plot` names), `agents` (ten thousand streams), `whole` (only where asked for:
-`--tasks` no-op tasks run to their end; the most memory and the largest database on the way).
+`commands`, `latency`, `large` (ten million tasks), `plan` (time to plan from ten thousand to ten
+million, drawn into the file that `--plot` names), `agents` (ten thousand streams), `whole` (only
+where asked for: `--tasks` no-op tasks run to their end; the most memory and the largest database on
+the way).
 
 CPU time is that of whole systems: ours of scheduler, worker and tasks, etcd, storage gateway and
 S3, with every result durable; the peers' of all their processes, with nothing durable.

@@ -43,7 +43,7 @@ class Place:
         environment["PYTHONPATH"] = os.pathsep.join(each for each in sys.path if each)
         order = Order(
             machine, self.offer.name, self.offer.instance_type, self.offer.region,
-            self.offer.zone, True, 0.1, "workflow-1", environment, self.offer.options,
+            self.offer.zone, True, "workflow-1", environment, self.offer.options,
         )  # fmt: skip
         return Order(**{name: changes.get(name, getattr(order, name))
                         for name in Order.__dataclass_fields__})  # fmt: skip

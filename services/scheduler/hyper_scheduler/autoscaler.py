@@ -394,7 +394,6 @@ class Autoscaler:
             region=offer.region,
             zone=offer.zone,
             spot=spot,
-            usd_h=usd_h,
             network=network_of(workflow),
             environment=agent_environment(
                 machine=machine, endpoint=self._endpoint, slots=offer.slots,

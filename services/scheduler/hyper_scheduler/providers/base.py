@@ -24,7 +24,6 @@ class Order:
         region: where.
         zone: where in it.
         spot: whether it may be taken away.
-        usd_h: the price that was expected; the most that is bid.
         network: whose machines reach one another; one a workflow.
         environment: of the agent: where it dials, its slots and labels.
         options: of the offer.
@@ -36,7 +35,6 @@ class Order:
     region: str
     zone: str
     spot: bool
-    usd_h: float
     network: str
     environment: Mapping[str, str]
     options: Mapping[str, str] = field(default_factory=dict)

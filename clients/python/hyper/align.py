@@ -224,7 +224,7 @@ def read_order(order: Path, files: Sequence[Path]) -> list[Path]:
         raise InvalidArgumentError(f"{order}: cannot be read: {error}", field="order") from error
     names = [line.strip() for line in lines if line.strip() and not line.startswith("#")]
     known = {file.stem: file for file in files} | {file.name: file for file in files}
-    found: list[Path] = []
+    found: dict[Path, None] = {}
     for name in names:
         if name not in known:
             raise InvalidArgumentError(
@@ -232,7 +232,7 @@ def read_order(order: Path, files: Sequence[Path]) -> list[Path]:
             )
         if known[name] in found:
             raise InvalidArgumentError(f"{order}: {name} is listed twice", field="order")
-        found.append(known[name])
+        found[known[name]] = None
     lost = [file.name for file in files if file not in found]
     if lost:
         raise InvalidArgumentError(
@@ -240,7 +240,7 @@ def read_order(order: Path, files: Sequence[Path]) -> list[Path]:
             "list them, and leave out with --exclude what is not to be used",
             field="order",
         )
-    return found
+    return list(found)
 
 
 def chosen_sections(chosen: Sequence[str], names: Sequence[str]) -> set[int]:
@@ -503,9 +503,11 @@ def submit(
         if names:
             say(f"uploading {len(names) - len(bad)} sections to {destination}")
             session.write_many(_contents(source.files, names, bad))
-            for z, file in enumerate(source.masks):
-                if file is not None:
-                    session.write(_mask_name(z, file), file.read_bytes())
+            session.write_many(
+                (_mask_name(z, file), file.read_bytes())
+                for z, file in enumerate(source.masks)
+                if file is not None and z not in bad
+            )
         files = [None if z in bad else name for z, name in enumerate(names)]
         session.write(SETTINGS_FILE, job_settings(source, options, destination, files))
         text = recipe(session.name, source, options, name=f"align-{address.dataset}"[:64])
@@ -540,7 +542,6 @@ def job_settings(
         ],
         "bad": [asdict(section) for section in source.bad],
         "destination": destination,
-        "from_fields": options.from_fields,
     }
     return json.dumps(settings, indent=1).encode()
 

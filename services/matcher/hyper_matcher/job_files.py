@@ -128,7 +128,7 @@ class Job:
 
     def source_section(self, z: int) -> NDArray[Any]:
         """One section as it came, 0 where its mask says that there is no tissue."""
-        files, masks = self.settings["files"], self.settings.get("masks")
+        files, masks = self.settings["files"], self.settings["masks"]
         if self.left_out(z):
             return np.zeros(self.shape[1:], self.settings["dtype"])
         if not files:
@@ -181,7 +181,7 @@ class Job:
 
     def load_matches(self) -> list[PairMatches]:
         """All pairs, in order; none where the fields of another alignment are used."""
-        if self.settings["from_fields"]:
+        if self.settings["options"]["from_fields"]:
             return []
         pairs = pairs_of(self.shape[0], self.plan.neighbours)
         count = len(blocks(self.shape))

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -40,6 +41,7 @@ from hyper_matcher.align.render import (
     tissue_kept,
 )
 from hyper_matcher.bandpass import bandpass_onnx
+from hyper_matcher.before_commit import before_commit
 from hyper_matcher.job_files import (
     ALIGNED,
     ELASTIC,
@@ -65,6 +67,8 @@ _MIN_KEPT = 0.97
 def prepare(context: TaskContext, *, session: str) -> dict[str, Any]:
     """Look at some sections, choose the parameters, make the arrays and the band-pass net."""
     job = Job.open(context, session)
+    if job.settings["options"]["method"] == "deep":
+        _deep()  # refused now, not after all else has been done
     plan = choose_plan(job.settings, [job.source_section(z) for z in job.sample()])
     job.write_plan(plan)
     depth, height, width = job.shape
@@ -171,11 +175,12 @@ def take_fields(context: TaskContext, *, session: str) -> dict[str, Any]:
     """Use the displacement fields of another alignment in place of matches."""
     job = Job.open(context, session)
     depth, *shape = job.shape
-    fields = context.client.open_array(job.settings["from_fields"])
+    source = job.settings["options"]["from_fields"]
+    fields = context.client.open_array(source)
     known = fields.attributes
     if fields.ndim != 4 or fields.shape[:2] != (2, depth) or known.get("section_shape_px") != shape:
         raise InvalidArgumentError(
-            f"{job.settings['from_fields']}: has shape {tuple(fields.shape)} and is of sections of "
+            f"{source}: has shape {tuple(fields.shape)} and is of sections of "
             f"{known.get('section_shape_px')} px; needed are fields that `hyper align` wrote for "
             f"{depth} sections of {shape} px",
             reason="SHAPE_MISMATCH",
@@ -214,44 +219,54 @@ def why_nothing(flagged: Mapping[int, str], pairs: Sequence[PairMatches]) -> str
 def render(context: TaskContext, *, session: str, z: int) -> dict[str, Any]:
     """Render one section into array `aligned`, or into what the refinement starts from."""
     job = Job.open(context, session)
-    mesh, positions, canvas = job.load_relaxed(z)
+    placed = mesh, positions, canvas = job.load_relaxed(z)
     moved = (positions - mesh.vertices).T.reshape(2, 1, mesh.rows, mesh.columns)
     job.session[FIELDS][:, z : z + 1] = moved.astype(np.float32)
     if job.settings["options"]["method"] == "deep":
-        job.session[ELASTIC][z] = render_section(job.source_section(z), positions, mesh, canvas)[0]
+        whole = job.source_window(z, slice(0, mesh.shape[0]), slice(0, mesh.shape[1]))
+        job.session[ELASTIC][z] = render_section(whole, positions, mesh, canvas)[0]
         return {}
-    return _store(job, z)
+    return _store(job, z, placed)
 
 
 def refine(context: TaskContext, *, session: str, z: int) -> dict[str, Any]:
     """Refine one section against its neighbours, and render it in one pass."""
-    try:
-        from hyper_matcher.align.deep import compose, refine_section
-    except ImportError as error:
-        raise InvalidArgumentError(
-            "--method deep needs torch: this worker has none; install hyper-dl[torch] there"
-        ) from error
+    deep = _deep()
     job = Job.open(context, session)
     elastic = job.session[ELASTIC]
     beside = [d for d in (-2, -1, 1, 2) if 0 <= z + d < job.shape[0]]
     others = [(abs(d), np.asarray(elastic[z + d])) for d in beside]
-    field = refine_section(np.asarray(elastic[z]), others)
+    field = deep.refine_section(np.asarray(elastic[z]), others)
     length = np.linalg.norm(field, axis=-1)
     moved = {"refined_px_p99": round(float(np.percentile(length, 99)), 2)}
-    return _store(job, z, lambda maps: compose(maps, field)) | moved
+    return _store(job, z, job.load_relaxed(z), lambda maps: deep.compose(maps, field)) | moved
+
+
+def _deep() -> ModuleType:
+    try:
+        from hyper_matcher.align import deep
+    except ImportError as error:
+        raise InvalidArgumentError(
+            "--method deep needs torch: this worker has none; install hyper-dl[torch] there"
+        ) from error
+    return deep
 
 
 def _store(
-    job: Job, z: int, change: Callable[[NDArray[np.float32]], NDArray[np.float32]] | None = None
+    job: Job,
+    z: int,
+    placed: tuple[Mesh, NDArray[np.float64], Canvas],
+    change: Callable[[NDArray[np.float32]], NDArray[np.float32]] | None = None,
 ) -> dict[str, Any]:
     """Render a section shard by shard, and keep where it is valid, and its facts.
 
     Args:
         job: the alignment.
         z: section.
+        placed: its mesh, where the vertices lie, and the canvas.
         change: of the inverse map; the whole section is then rendered at once.
     """
-    mesh, positions, canvas = job.load_relaxed(z)
+    mesh, positions, canvas = placed
     parts = shards(canvas.shape) if change is None else [(0, 0, *canvas.shape)]
     before, after, valid_px, shown = Means(), Means(), 0, False
     for y0, x0, y1, x1 in parts:
@@ -308,13 +323,14 @@ def report(context: TaskContext, *, session: str) -> dict[str, Any]:
     from hyper_matcher.job_report import write_report
 
     job = Job.open(context, session)
-    result = write_report(context, job)
-    if not job.settings["options"]["keep_intermediates"]:
-        job.drop_intermediates()
-    if job.settings["options"]["voxel_size_nm"]:
-        for name in job.session.arrays():
-            if name.startswith(f"{ALIGNED}-levels/"):  # an earlier attempt's, or version's
-                job.session.delete_array(name)
-        pyramids.build(job.session, ALIGNED)
-    version = job.commit(context.task)
-    return {"version": version, "cpc94": result["cpc94"]}
+    found: dict[str, Any] = {}
+    with before_commit(context):
+        found["cpc94"] = write_report(context, job)["cpc94"]
+        if not job.settings["options"]["keep_intermediates"]:
+            job.drop_intermediates()
+        if job.settings["options"]["voxel_size_nm"]:
+            for name in job.session.arrays():
+                if name.startswith(f"{ALIGNED}-levels/"):  # an earlier attempt's, or version's
+                    job.session.delete_array(name)
+            pyramids.build(job.session, ALIGNED)
+    return {"version": job.commit(context.task)} | found

@@ -77,13 +77,13 @@ def probe(settings: S3Settings) -> dict[str, Answer]:
         if first.status not in (HTTPStatus.OK, HTTPStatus.CREATED):
             raise ProbeError(f"PUT: HTTP {first.status}")
         etag = first.headers.get("ETag", "").strip('"')
-        part = asked.send("GET", headers={"Range": "bytes=6-9"})
-        if part.data not in (_BODY, _BODY[6:10]):
-            raise ProbeError(f"GET: HTTP {part.status}")
         wrong = base64.b64encode(hashlib.md5(_OTHER, usedforsecurity=False).digest()).decode()
         crc = base64.b64encode(google_crc32c.value(_OTHER).to_bytes(4, "big")).decode()
         md5 = hashlib.md5(_BODY, usedforsecurity=False).hexdigest()
         try:
+            part = asked.send("GET", headers={"Range": "bytes=6-9"})
+            if part.data not in (_BODY, _BODY[6:10]):
+                raise ProbeError(f"GET: HTTP {part.status}")
             return {
                 "etag_is_md5": Answer.HONOURED if etag == md5 else Answer.IGNORED,
                 "range": Answer.HONOURED if part.data == _BODY[6:10] else Answer.IGNORED,

@@ -24,7 +24,6 @@ from hyper_matcher.align.coarse import contrast_features
 from hyper_matcher.align.sampling import downsample
 
 _DARK = 0.5
-Features = Callable[[NDArray[Any]], NDArray[np.float32]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,7 +77,6 @@ def refine_section(
     section: NDArray[Any],
     neighbours: Sequence[tuple[int, NDArray[Any]]],
     options: DeepOptions | None = None,
-    features: Features | None = None,
 ) -> NDArray[np.float32]:
     """The field (H, W, 2), px: the pixel p of the refined section is the given one's p + field[p].
 
@@ -86,7 +84,6 @@ def refine_section(
         section: (H, W), rendered by the elastic result, 0 where there is no tissue.
         neighbours: (distance, (H, W)) of the sections near it, as rendered.
         options: how.
-        features: of a section at full size, such as NCCNet's; by default a band-pass each scale.
     """
     options = options or DeepOptions()
     shown = [(d, other) for d, other in neighbours if d <= len(options.neighbours) and other.any()]
@@ -95,16 +92,12 @@ def refine_section(
         return zero
     cracks = crack_mask(section, options.crack_px)
     sure = [crack_mask(other, 4 * options.crack_px) for _, other in shown]
-    learned = None if features is None else [features(s) for s in (section, *(o for _, o in shown))]
     field: torch.Tensor | None = None
     for factor in options.factors:
         if min(section.shape) // factor < 24:
             continue
         shrink = _shrinker(section.shape, factor)
-        if learned is None:
-            images = [_bandpass(shrink(s)) for s in (section, *(o for _, o in shown))]
-        else:
-            images = [shrink(f) for f in learned]
+        images = [_bandpass(shrink(s)) for s in (section, *(o for _, o in shown))]
         crack = shrink(cracks.astype(np.float32)) > 0.2
         valid = (shrink((section > 0).astype(np.float32)) > 0.5) & ~crack
         weights = [

@@ -73,12 +73,18 @@ def measure_pair(
     """Score two sections as they are: (H, W) each, 0 where there is no tissue."""
     tiles = chunked_correlation(first, second)
     cpc = float(tiles.mean()) if len(tiles) else None
-    room = min(first.shape) >= 1.5 * template_px
-    if not residuals or not room:
-        return PairQuality(source_z, target_z, cpc, len(tiles))
-    fresh = fresh_residuals(first, second, template_px=template_px)
-    lengths = tuple(float(value) for value in fresh.lengths)
-    return PairQuality(source_z, target_z, cpc, len(tiles), lengths, fresh.tried, fresh.coverage)
+    fresh = _fresh(first, second, template_px) if residuals else ((), 0, 0.0)
+    return PairQuality(source_z, target_z, cpc, len(tiles), *fresh)
+
+
+def _fresh(
+    first: NDArray[Any], second: NDArray[Any], template_px: int
+) -> tuple[tuple[float, ...], int, float]:
+    """Lengths of fresh residuals, points tried, coverage; none where there is no room for them."""
+    if min(first.shape) < 1.5 * template_px:
+        return (), 0, 0.0
+    found = fresh_residuals(first, second, template_px=template_px)
+    return tuple(float(value) for value in found.lengths), found.tried, found.coverage
 
 
 def measure_windows(
@@ -88,6 +94,7 @@ def measure_windows(
     target_z: int,
     *,
     residuals: bool = True,
+    template_px: int = 160,
 ) -> PairQuality:
     """`measure_pair` window by window, so that memory does not grow with the section.
 
@@ -99,26 +106,31 @@ def measure_windows(
         source_z: the first.
         target_z: the second.
         residuals: also match afresh.
+        template_px: edge of what is matched.
     """
-    parts = [
-        (y, x, measure_pair(*_views(read, source_z, target_z, y, x), source_z, target_z,
-                            residuals=False))
-        for y in _spans(shape[0]) for x in _spans(shape[1])
-    ]  # fmt: skip
-    tiles = sum(part.tiles for _, _, part in parts)
-    cpc = sum((part.cpc or 0.0) * part.tiles for _, _, part in parts) / tiles if tiles else None
+    tiles, correlated = 0, 0.0
     lengths: list[float] = []
     tried, covered, areas = 0, 0.0, 0
-    for y, x, _ in parts if residuals else []:
-        wide = [
-            slice(max(0, s.start - _TEMPLATE_ROOM_PX), min(edge, s.stop + _TEMPLATE_ROOM_PX))
-            for s, edge in zip((y, x), shape, strict=True)
-        ]
-        views = _views(read, source_z, target_z, wide[0], wide[1])
-        fresh = measure_pair(*views, source_z, target_z)
-        area = int(((views[0] > 0) & (views[1] > 0)).sum())
-        lengths += fresh.residuals
-        tried, covered, areas = tried + fresh.tried, covered + fresh.coverage * area, areas + area
+    room_px = _TEMPLATE_ROOM_PX if residuals else 0
+    for y in _spans(shape[0]):
+        for x in _spans(shape[1]):
+            rows, columns = (
+                slice(max(0, s.start - room_px), min(edge, s.stop + room_px))
+                for s, edge in zip((y, x), shape, strict=True)
+            )
+            views = _views(read, source_z, target_z, rows, columns)
+            inner = np.s_[
+                y.start - rows.start : y.stop - rows.start,
+                x.start - columns.start : x.stop - columns.start,
+            ]
+            found = chunked_correlation(views[0][inner], views[1][inner])
+            tiles, correlated = tiles + len(found), correlated + float(found.sum())
+            if residuals:
+                fresh, count, coverage = _fresh(*views, template_px)
+                area = int(((views[0] > 0) & (views[1] > 0)).sum())
+                lengths += fresh
+                tried, covered, areas = tried + count, covered + coverage * area, areas + area
+    cpc = correlated / tiles if tiles else None
     return PairQuality(
         source_z, target_z, cpc, tiles, tuple(lengths), tried, covered / areas if areas else 0.0
     )

@@ -23,6 +23,7 @@ from hyper.context import TaskContext
 from hyper.errors import InvalidArgumentError, NotFoundError
 from hyper.train_nccnet import FOLDER, MODEL_FILE, REPORT_FILE, RESULT_FILE
 from hyper_matcher.bandpass import bandpass
+from hyper_matcher.before_commit import before_commit
 
 if TYPE_CHECKING:
     from hyper.client import Client
@@ -100,10 +101,11 @@ def choose(context: TaskContext, *, session: str, settings: str) -> dict[str, An
         "settings": asked,
         "losses": losses,
     }
-    job.write(MODEL_FILE, to_onnx(net))
-    job.write(RESULT_FILE, json.dumps(result, indent=1, allow_nan=False).encode())
     found, maps = train_module.features(net, sections[0]), train_module.maps(net, sections[0])
-    job.write(REPORT_FILE, render(result, sections[0], found, maps).encode())
+    with before_commit(context):
+        job.write(MODEL_FILE, to_onnx(net))
+        job.write(RESULT_FILE, json.dumps(result, indent=1, allow_nan=False).encode())
+        job.write(REPORT_FILE, render(result, sections[0], found, maps).encode())
     version = job.commit(
         f"NCCNet of {asked['label']}: {best.name}",
         request_id=str(uuid.uuid5(uuid.NAMESPACE_URL, context.task)),

@@ -22,6 +22,7 @@ from hyper.context import TaskContext
 from hyper.sessions import Session
 from hyper.stitch import ARRAY, REPORT_FILE, RESULT_FILE, SETTINGS_FILE
 from hyper_matcher.align.render import Canvas
+from hyper_matcher.before_commit import before_commit
 from hyper_matcher.job_files import shard_px, shards
 from hyper_matcher.stitch.overlap import match_overlap
 from hyper_matcher.stitch.pipeline import stitch_result
@@ -181,9 +182,10 @@ def report(context: TaskContext, *, session: str) -> dict[str, Any]:
     overview = _overview(array, step)
     title = job.settings["options"]["title"] or f"Stitching of {job.settings['source']}"
     page = render_report(title, result, overview, montage, residuals, names)
-    job.session.write(RESULT_FILE, json.dumps(result, indent=1, allow_nan=False).encode())
-    job.session.write(REPORT_FILE, page.encode())
-    job.session.delete(*job.settings["files"])
+    with before_commit(context):
+        job.session.write(RESULT_FILE, json.dumps(result, indent=1, allow_nan=False).encode())
+        job.session.write(REPORT_FILE, page.encode())
+        job.session.delete(*job.settings["files"])
     request = str(uuid.uuid5(uuid.NAMESPACE_URL, context.task))
     version = job.session.commit("stitched", request_id=request).number
     return {"version": version, "seam_residual_p95": result["seam_residual_p95"]}
@@ -232,8 +234,8 @@ def _pack_part(seams: Sequence[Seam], facts: Mapping[int, TileFacts]) -> bytes:
 def _load_parts(job: _Job) -> tuple[list[Seam], dict[int, TileFacts]]:
     seams: list[Seam] = []
     facts: dict[int, TileFacts] = {}
-    for name in job.parts():
-        with np.load(io.BytesIO(job.session.read(name)), allow_pickle=False) as stored:
+    for _, content in job.session.read_many(job.parts()):
+        with np.load(io.BytesIO(content), allow_pickle=False) as stored:
             ends = np.cumsum(stored["sizes"])[:-1]
             columns = [
                 np.split(stored[key], ends)

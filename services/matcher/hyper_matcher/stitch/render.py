@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numba
@@ -23,10 +23,9 @@ def corners(montage: Montage, tile: int) -> NDArray[np.float64]:
     return montage.place(tile, np.array(points, np.float64))
 
 
-def montage_canvas(montage: Montage, tiles: Iterable[int] | None = None) -> Canvas:
+def montage_canvas(montage: Montage) -> Canvas:
     """The smallest frame that holds the tiles."""
-    chosen = range(len(montage.positions)) if tiles is None else tiles
-    places = np.concatenate([corners(montage, tile) for tile in chosen])
+    places = np.concatenate([corners(montage, tile) for tile in range(len(montage.positions))])
     low, high = np.floor(places.min(axis=0)).astype(int), np.ceil(places.max(axis=0)).astype(int)
     return Canvas(
         (int(low[0]), int(low[1])), (int(high[0] - low[0]) + 1, int(high[1] - low[1]) + 1)

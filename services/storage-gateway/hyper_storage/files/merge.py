@@ -54,7 +54,9 @@ def plan(pages: Sequence[PageRef], paths: Sequence[str]) -> list[Step]:
 
 
 def merge(old: Sequence[Entry], changes: Sequence[Entry]) -> list[Entry]:
-    """Both sorted by path; a change stands for the old entry of its path."""
+    """Both sorted by path, each path once; a change stands for the old entry of its path."""
+    if not old:
+        return list(changes)
     merged = {entry.path: entry for entry in old}
     merged.update((entry.path, entry) for entry in changes)
     return [merged[path] for path in sorted(merged)]

@@ -13,7 +13,6 @@ import platform
 import subprocess
 import sys
 from datetime import UTC, datetime
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -25,12 +24,14 @@ MODULES = (
     "benchmarks.matcher.alignment",
     "benchmarks.matcher.false_matches",
     "benchmarks.matcher.ncc",
+    "benchmarks.matcher.alignment --damage --peers none",
     "benchmarks.matcher.alignment --warp --peers none",
     "benchmarks.matcher.deep",
+    "benchmarks.matcher.probe",
     "benchmarks.matcher.projection",
     "benchmarks.matcher.stitching",
     "benchmarks.placement",
-    "benchmarks.scheduler --plot docs/scheduler_plan.png",
+    "benchmarks.scheduler --plot docs/scheduler_planning.png",
     "benchmarks.storage",
     "benchmarks.storage.million",
     "benchmarks.storage.training --plot docs/storage_training.png",
@@ -86,9 +87,7 @@ def main() -> int:
     parser.add_argument("modules", nargs="*", help="default: all")
     parser.add_argument("--quick", action="store_true", help="small inputs, few rounds")
     arguments = parser.parse_args()
-    modules = arguments.modules or [
-        name for name in MODULES if find_spec(name.split()[0]) is not None
-    ]
+    modules = arguments.modules or list(MODULES)
     parts = [
         "# Benchmarks\n",
         f"Rendered by `make bench` on {datetime.now(UTC):%Y-%m-%d}, on {machine()}."

@@ -22,7 +22,6 @@ from scenes import CLASSES, Box
 from torch import Tensor, nn
 from torch.nn import functional
 
-STRIDE = 8
 PRIOR = 0.25  # size that an output of 0 stands for, as a share of the image
 BOXES_MAX = 64  # of an image
 _SLOPE = 0.1

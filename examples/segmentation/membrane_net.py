@@ -18,7 +18,6 @@ from onnx import TensorProto, helper, numpy_helper
 from torch import Tensor, nn
 from torch.nn import functional
 
-MULTIPLE = 16  # of y and x
 MEAN, SPREAD = 128.0, 64.0  # grey values become (value - MEAN) / SPREAD
 
 

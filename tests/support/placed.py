@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import json
-import os
 import subprocess
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -134,8 +133,3 @@ async def until(condition: Callable[[], bool], timeout_s: float, what: str) -> N
 def ready(url: str) -> bool:
     """Whether a Prometheus answers."""
     return probes.answers(url.removeprefix("http://"), "/-/ready")
-
-
-def environment(more: Mapping[str, str]) -> dict[str, str]:
-    """Of a process, with changes."""
-    return {**os.environ, **more}

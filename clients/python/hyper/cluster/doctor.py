@@ -18,7 +18,6 @@ from hyper.errors import HyperError
 
 _MIN_PYTHON = (3, 11)
 _COMFORTABLE_FREE_BYTES = 5_000_000_000
-_BROUGHT_BY_EXTRAS = ("aetcd", "minio", "llvmlite", "numba", "scipy")
 _LEAST_MEMORY_BYTES = 3_000_000_000
 _EXTRAS = (
     ("torch", "torch", "torch", "training nets"),

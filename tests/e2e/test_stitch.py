@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import json
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from benchmarks.matcher.stitching import cut_tiles
+from hyper.client import Client
+from hyper.context import AttemptId, TaskContext
 from hyper.images import read_section, write_png
+from hyper_matcher.stitch.jobs import report
 from tests.support.local_cluster import LocalCluster
 from tests.support.sections import texture
 
@@ -41,6 +45,31 @@ def test_tiles_become_a_montage(local_cluster: LocalCluster, tmp_path: Path) -> 
     assert "<svg" in report.read_text()
     listed = local_cluster.json("ls", "lab/montage")
     assert "40" in json.dumps(listed)
+
+
+@dataclass(frozen=True, slots=True)
+class _Context(TaskContext):
+    """Of a task that is run here once more, against the cluster."""
+
+    connected: Client | None = None
+
+    @property
+    def client(self) -> Client:
+        assert self.connected is not None
+        return self.connected
+
+
+def test_a_report_that_runs_again_gets_the_first_ones_answer(
+    local_cluster: LocalCluster, tmp_path: Path
+) -> None:
+    """Its worker was lost after the commit and before it could say so."""
+    local_cluster.json("stitch", str(_write(tmp_path)), "lab/twice")
+    with Client(local_cluster.endpoint) as client:
+        (name,) = [each.name for each in client.workflows() if "stitch-twice" in each.name]
+        task = client.workflow(name).task("report", 0)
+        again = report(_Context(task.name, AttemptId(1, 9), client), **task.parameters)
+        assert again["version"] == task.result["version"] == 1
+        assert client.open_dataset("lab/twice").version == 1
 
 
 def test_a_tile_that_fits_nowhere_is_named_and_the_exit_status_is_1(

@@ -11,9 +11,15 @@ import { decompress } from "fzstd";
 
 const PROTOS = path.resolve(path.dirname(fileURLToPath(import.meta.url)), "../../protos");
 const TIMEOUT_MS = 30_000;
-const ATTEMPTS = 6;
+const LOOK_MS = 5_000;
+const ATTEMPTS = 10; // some 20 s: a new leader takes over within them
+const UNREACHED = [grpc.status.UNAVAILABLE, grpc.status.DEADLINE_EXCEEDED]; // of GetCluster
 const MISSING = 0xffffffffffffffffn;
-const CHANNEL_OPTIONS = { "grpc.enable_retries": 0 };
+const CHANNEL_OPTIONS = {
+  "grpc.enable_retries": 0,
+  "grpc.keepalive_time_ms": 20_000, // a stream has no deadline
+  "grpc.keepalive_timeout_ms": 10_000,
+};
 
 const definition = protoLoader.loadSync(
   [
@@ -36,25 +42,26 @@ const SERVICES = {
 export class Client {
   constructor(endpoint, { token = process.env.HYPER_TOKEN || "", tenant = "default" } = {}) {
     this.tenant = tenant;
-    this.addresses = { scheduler: endpoint };
-    this.stubs = new Map();
+    this.endpoint = endpoint;
+    this.schedulers = []; // as GetCluster told last
+    this.stubs = new Map(); // by service
+    this.lost = new Map(); // by service: the address that was UNAVAILABLE last
     this.metadata = new grpc.Metadata();
     if (token) this.metadata.set("authorization", `Bearer ${token}`);
   }
 
-  /** One unary call. Where a request may be repeated, UNAVAILABLE is tried again for a while. */
+  /**
+   * One unary call. UNAVAILABLE is tried again for a while, at whoever serves then; changes carry a
+   * request_id.
+   */
   async call(service, method, request) {
     for (let attempt = 1; ; attempt++) {
+      let stub;
       try {
-        const stub = await this.#stub(service);
-        return await new Promise((resolve, reject) => {
-          const deadline = Date.now() + TIMEOUT_MS;
-          stub[method](request, this.metadata, { deadline }, (error, answer) =>
-            error ? reject(error) : resolve(answer));
-        });
+        stub = this.stubs.get(service) ?? (await this.#connect(service));
+        return await this.#unary(stub, method, request, TIMEOUT_MS);
       } catch (error) {
-        if (error.code !== grpc.status.UNAVAILABLE || attempt === ATTEMPTS) throw error;
-        await new Promise((resolve) => setTimeout(resolve, 100 * 2 ** attempt));
+        await this.#recover(error, service, stub, attempt);
       }
     }
   }
@@ -68,17 +75,18 @@ export class Client {
   /** The workflow now and after each change, up to its end. A lost stream is asked for again. */
   async *watch(name) {
     for (let failures = 0; ; ) {
+      let stub;
       try {
-        const stub = await this.#stub("WorkflowService");
+        stub = this.stubs.get("WorkflowService") ?? (await this.#connect("WorkflowService"));
         for await (const { workflow } of stub.WatchWorkflow({ name }, this.metadata)) {
           failures = 0;
           yield workflow;
           if (ended(workflow.state)) return;
         }
+        await pause(200);
       } catch (error) {
-        if (error.code !== grpc.status.UNAVAILABLE || ++failures === ATTEMPTS) throw error;
+        await this.#recover(error, "WorkflowService", stub, ++failures);
       }
-      await new Promise((resolve) => setTimeout(resolve, 200));
     }
   }
 
@@ -99,19 +107,61 @@ export class Client {
     for (const stub of this.stubs.values()) stub.close();
   }
 
-  async #stub(service) {
+  #unary(stub, method, request, timeoutMs) {
+    return new Promise((resolve, reject) => {
+      const deadline = Date.now() + timeoutMs;
+      stub[method](request, this.metadata, { deadline }, (error, answer) =>
+        error ? reject(error) : resolve(answer));
+    });
+  }
+
+  /** Forget a stub that was UNAVAILABLE, and wait; other errors, and the last one, are thrown. */
+  async #recover(error, service, stub, attempt) {
+    if (!(stub ? [grpc.status.UNAVAILABLE] : UNREACHED).includes(error.code)) throw error;
+    if (stub && this.stubs.get(service) === stub) {
+      this.stubs.delete(service);
+      this.lost.set(service, stub.address);
+      stub.close();
+    }
+    if (attempt >= ATTEMPTS) throw error;
+    await pause(Math.min(100 * 2 ** attempt, 3_200));
+  }
+
+  /** A stub on the scheduler that leads, or on any replica; rather not on the one just lost. */
+  async #connect(service) {
     const [kind, Stub] = SERVICES[service];
-    if (!this.addresses[kind]) {
-      const { instances } = await this.call("ClusterService", "GetCluster", {});
-      const found = instances.find((instance) => instance.service === kind);
-      if (!found) throw new Error(`no ${kind} runs in this cluster`);
-      this.addresses[kind] = found.address;
+    const [{ instances, leader }, answered] = await this.#cluster();
+    const lost = this.lost.get(service);
+    let address = leader && leader !== lost ? leader : answered;
+    if (kind !== "scheduler") {
+      const all = instances.filter((each) => each.service === kind).map((each) => each.address);
+      if (!all.length) throw new Error(`no ${kind} runs in this cluster`);
+      const others = all.filter((each) => each !== lost);
+      const from = others.length ? others : all;
+      address = from[Math.floor(Math.random() * from.length)];
     }
-    if (!this.stubs.has(service)) {
-      const address = this.addresses[kind];
-      this.stubs.set(service, new Stub(address, grpc.credentials.createInsecure(), CHANNEL_OPTIONS));
-    }
+    if (!this.stubs.has(service)) this.stubs.set(service, open(Stub, address));
     return this.stubs.get(service);
+  }
+
+  /** What GetCluster answers, and who: the endpoint, else another scheduler known from before. */
+  async #cluster() {
+    let failure;
+    for (const address of new Set([this.endpoint, ...this.schedulers])) {
+      const stub = open(api.scheduler.v1.ClusterService, address);
+      try {
+        const found = await this.#unary(stub, "GetCluster", {}, LOOK_MS);
+        const schedulers = found.instances.filter((each) => each.service === "scheduler");
+        this.schedulers = schedulers.map((each) => each.address);
+        return [found, address];
+      } catch (error) {
+        if (!UNREACHED.includes(error.code)) throw error;
+        failure = error;
+      } finally {
+        stub.close();
+      }
+    }
+    throw failure;
   }
 }
 
@@ -161,6 +211,15 @@ export class HyperArray {
 
 export function ended(state) {
   return ["RUN_STATE_SUCCEEDED", "RUN_STATE_FAILED", "RUN_STATE_CANCELLED"].includes(state);
+}
+
+function open(Stub, address) {
+  const stub = new Stub(address, grpc.credentials.createInsecure(), CHANNEL_OPTIONS);
+  return Object.assign(stub, { address });
+}
+
+function pause(ms) {
+  return new Promise((resolve) => setTimeout(resolve, ms));
 }
 
 async function fetchRange(url, range) {

@@ -1,10 +1,15 @@
-"""The Node client, made from the protos alone, on a local cluster: a workflow, and a chunk."""
+"""The Node client, made from the protos alone, on a local cluster: a workflow, and a chunk;
+and on two schedulers, of which one leads."""
 
 from __future__ import annotations
 
 import json
+import secrets
 import shutil
+import signal
 import subprocess
+import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +17,8 @@ import pytest
 
 from hyper.client import Client
 from tests.support.local_cluster import LocalCluster
+from tests.support.servers import EtcdServer, S3Server
+from tests.support.services import ServiceProcess, run_services
 
 pytestmark = pytest.mark.timeout(300)
 FOLDER = Path(__file__).resolve().parents[2] / "clients" / "node"
@@ -22,6 +29,22 @@ experiments:
   count:
     command: "test {{n}} -lt 3"
     parameters: {n: [0, 1, 2]}
+"""
+
+WAITS = """\
+version: 1
+name: waits
+experiments:
+  wait:
+    command: "while [ ! -e {flag} ]; do sleep 0.1; done"
+"""
+RUN = """\
+import { Client } from "./hyper.js";
+const [endpoint, recipe] = process.argv.slice(1);
+const client = new Client(endpoint);
+const { name } = await client.submit(recipe);
+for await (const { state } of client.watch(name)) console.log(state);
+client.close();
 """
 
 
@@ -73,3 +96,66 @@ def test_an_error_is_one_line(node: str, local_cluster: LocalCluster, tmp_path: 
     )  # fmt: skip
     assert done.returncode == 1
     assert "comand" in done.stderr and len(done.stderr.strip().splitlines()) == 1
+
+
+@pytest.fixture
+def schedulers(
+    tmp_path: Path, etcd_server: EtcdServer, s3_server: S3Server
+) -> Iterator[tuple[ServiceProcess, ServiceProcess]]:
+    """Two with a worker: the one that leads, and the other."""
+    prefix = f"test-{secrets.token_hex(8)}"
+    timing = {"HEARTBEAT_S": "0.5", "LEASE_S": "3", "LEADER_TTL_S": "2"}
+    s3 = s3_server.settings(prefix)
+    with run_services(
+        tmp_path, etcd_server, s3, f"/{prefix}", workers=0, scheduler_settings=timing
+    ) as services:
+        first = services.scheduler
+        second = ServiceProcess("scheduler-2", first.module, first.prefix, tmp_path, first.settings)
+        settings = {"SLOTS": "1", "WORKDIR": str(tmp_path / "work"), "LOG_FORMAT": "console"}
+        worker = ServiceProcess("worker-0", "hyper_worker", "WORKER", tmp_path, settings)
+        try:
+            second.start()
+            settings["SCHEDULER_ENDPOINT"] = f"{first.address},{second.address}"
+            worker.start()
+            leader = until_led(services.client())
+            assert leader in (first.address, second.address)
+            yield (first, second) if leader == first.address else (second, first)
+        finally:
+            worker.destroy()
+            second.destroy()
+
+
+def until_led(client: Client) -> str:
+    """The leader's address, once there is one."""
+    with client:
+        end = time.monotonic() + 30
+        while time.monotonic() < end:
+            if leader := client.cluster().leader:
+                return leader
+            time.sleep(0.05)
+    pytest.fail("no scheduler leads")
+
+
+@pytest.mark.parametrize("given", ["leader", "other"])
+def test_a_leader_is_found_and_may_die(
+    node: str, schedulers: tuple[ServiceProcess, ServiceProcess], tmp_path: Path, given: str
+) -> None:
+    leader, other = schedulers
+    endpoint = leader.address if given == "leader" else other.address
+    flag = tmp_path / "flag"
+    with subprocess.Popen(
+        [node, "--input-type=module", "-e", RUN, endpoint, WAITS.format(flag=flag)], cwd=FOLDER,
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    ) as program:  # fmt: skip
+        try:
+            assert program.stdout is not None
+            first = program.stdout.readline()  # it watches
+            if first:
+                leader.stop(signal.SIGKILL)
+                flag.touch()
+            rest, errors = program.communicate(timeout=120)
+        finally:
+            program.kill()
+    assert first, errors
+    assert program.returncode == 0, errors
+    assert rest.split()[-1:] == ["RUN_STATE_SUCCEEDED"]

@@ -127,12 +127,12 @@ export class Client {
     await pause(Math.min(100 * 2 ** attempt, 3_200));
   }
 
-  /** A stub on the scheduler that leads, or on any replica; rather not on the one just lost. */
+  /** A stub on the endpoint, then on the scheduler that leads; or on any replica, rather not on the one just lost. */
   async #connect(service) {
     const [kind, Stub] = SERVICES[service];
     const [{ instances, leader }, answered] = await this.#cluster();
     const lost = this.lost.get(service);
-    let address = leader && leader !== lost ? leader : answered;
+    let address = lost && leader && leader !== lost ? leader : answered; // first who was named to us
     if (kind !== "scheduler") {
       const all = instances.filter((each) => each.service === kind).map((each) => each.address);
       if (!all.length) throw new Error(`no ${kind} runs in this cluster`);

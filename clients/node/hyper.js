@@ -127,7 +127,7 @@ export class Client {
     await pause(Math.min(100 * 2 ** attempt, 3_200));
   }
 
-  /** A stub on the endpoint, then on the scheduler that leads; or on any replica, rather not on the one just lost. */
+  /** A stub on the endpoint, then on the leader; or on any replica, rather not on the one just lost. */
   async #connect(service) {
     const [kind, Stub] = SERVICES[service];
     const [{ instances, leader }, answered] = await this.#cluster();

@@ -63,13 +63,13 @@ def test_a_report_that_runs_again_gets_the_first_ones_answer(
     local_cluster: LocalCluster, tmp_path: Path
 ) -> None:
     """Its worker was lost after the commit and before it could say so."""
-    local_cluster.json("stitch", str(_write(tmp_path)), "lab/twice")
+    local_cluster.json("stitch", str(_write(tmp_path)), "lab/reported-twice")
     with Client(local_cluster.endpoint) as client:
-        (name,) = [each.name for each in client.workflows() if "stitch-twice" in each.name]
+        (name,) = [each.name for each in client.workflows() if "stitch-reported-twice" in each.name]
         task = client.workflow(name).task("report", 0)
         again = report(_Context(task.name, AttemptId(1, 9), client), **task.parameters)
         assert again["version"] == task.result["version"] == 1
-        assert client.open_dataset("lab/twice").version == 1
+        assert client.open_dataset("lab/reported-twice").version == 1
 
 
 def test_a_tile_that_fits_nowhere_is_named_and_the_exit_status_is_1(

@@ -258,8 +258,8 @@ class Warm:
             permanent = bool(flags & PERMANENT)
             exit_ = Exit(int(not ok), message, result, ok, wall_s, cpu_s, peak_bytes, permanent)
             found.append(Answer(number, exit_))
-            more = number + 1 < self._number
-            self._pause_s = min(_PAUSE_MAX_S, 8.0 * wall_s + _PAUSE_S) if more else _PAUSE_S
+            left = self._number - number  # calls behind it: no longer than they are likely to take
+            self._pause_s = min(_PAUSE_MAX_S, left * wall_s) + _PAUSE_S
         del data[:position]
         return found
 

@@ -18,6 +18,7 @@ from hyper_matcher.align.metrics import (
 
 _FAR_PX = 10.0
 _WINDOW_PX = 24 * CPC_TILE_PX
+_TEMPLATE_PX = 160
 _TEMPLATE_ROOM_PX = 96  # half a template and the search round it
 
 
@@ -68,22 +69,19 @@ def measure_pair(
     target_z: int,
     *,
     residuals: bool = True,
-    template_px: int = 160,
 ) -> PairQuality:
     """Score two sections as they are: (H, W) each, 0 where there is no tissue."""
     tiles = chunked_correlation(first, second)
     cpc = float(tiles.mean()) if len(tiles) else None
-    fresh = _fresh(first, second, template_px) if residuals else ((), 0, 0.0)
+    fresh = _fresh(first, second) if residuals else ((), 0, 0.0)
     return PairQuality(source_z, target_z, cpc, len(tiles), *fresh)
 
 
-def _fresh(
-    first: NDArray[Any], second: NDArray[Any], template_px: int
-) -> tuple[tuple[float, ...], int, float]:
+def _fresh(first: NDArray[Any], second: NDArray[Any]) -> tuple[tuple[float, ...], int, float]:
     """Lengths of fresh residuals, points tried, coverage; none where there is no room for them."""
-    if min(first.shape) < 1.5 * template_px:
+    if min(first.shape) < 1.5 * _TEMPLATE_PX:
         return (), 0, 0.0
-    found = fresh_residuals(first, second, template_px=template_px)
+    found = fresh_residuals(first, second, template_px=_TEMPLATE_PX)
     return tuple(float(value) for value in found.lengths), found.tried, found.coverage
 
 
@@ -94,7 +92,6 @@ def measure_windows(
     target_z: int,
     *,
     residuals: bool = True,
-    template_px: int = 160,
 ) -> PairQuality:
     """`measure_pair` window by window, so that memory does not grow with the section.
 
@@ -106,7 +103,6 @@ def measure_windows(
         source_z: the first.
         target_z: the second.
         residuals: also match afresh.
-        template_px: edge of what is matched.
     """
     tiles, correlated = 0, 0.0
     lengths: list[float] = []
@@ -126,7 +122,7 @@ def measure_windows(
             found = chunked_correlation(views[0][inner], views[1][inner])
             tiles, correlated = tiles + len(found), correlated + float(found.sum())
             if residuals:
-                fresh, count, coverage = _fresh(*views, template_px)
+                fresh, count, coverage = _fresh(*views)
                 area = int(((views[0] > 0) & (views[1] > 0)).sum())
                 lengths += fresh
                 tried, covered, areas = tried + count, covered + coverage * area, areas + area

@@ -9,8 +9,9 @@ from typing import Any
 import grpc.aio
 
 from hyper.errors import InvalidArgumentError
-from hyper_storage.convert import NANO, ns_of
+from hyper_storage.convert import ns_of
 from hyper_storage.resources import parse_task
+from hyper_storage.sessions import NANO
 from hyper_storage.task_logs import Attempt, TaskLogs
 from hyperapi.storage.v1 import dataset_service_pb2 as api
 from hyperapi.storage.v1 import dataset_service_pb2_grpc as api_grpc

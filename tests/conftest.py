@@ -1,5 +1,6 @@
 """Fixtures that every test may use, the order of files, and how hypothesis searches."""
 
+import signal
 from collections import defaultdict
 from pathlib import Path
 
@@ -13,6 +14,10 @@ __all__ = ["etcd_prefix", "etcd_server", "s3_server", "s3_settings"]
 # Busy machines are slow: how long an example takes says nothing.
 settings.register_profile("hyper", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("hyper")
+
+# A shell's background job ignores Ctrl-C, and so would every program that a test starts.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.hookimpl(trylast=True)  # after pytest-randomly

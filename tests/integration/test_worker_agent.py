@@ -131,6 +131,18 @@ async def test_functions_share_a_warm_process(scheduler: FakeScheduler, tmp_path
         assert [result["calls"] for result in results] == [1, 2, 3, 4, 5]
 
 
+async def test_a_rank_has_a_process_of_its_own(scheduler: FakeScheduler, tmp_path: Path) -> None:
+    """Its process group and the store at MASTER_PORT would meet the next attempt in it."""
+    place = wire.Rank(world_size=1, local_world_size=1, master_addr="127.0.0.1", master_port=1234)
+    async with agent(scheduler, tmp_path, slots=1):
+        pids = []
+        for index in range(2):
+            scheduler.assign(index, function=f"{MODULE}:count", rank=place)
+            pids.append(json.loads((await scheduler.ended(index)).result_json)["pid"])
+            await until_gone(pids[-1])
+        assert pids[0] != pids[1]
+
+
 async def test_a_function_knows_its_task_and_logs_what_it_prints(
     scheduler: FakeScheduler, tmp_path: Path
 ) -> None:

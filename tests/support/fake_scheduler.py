@@ -176,6 +176,7 @@ class FakeScheduler(
         parameters: dict[str, Any] | None = None,
         timeout_s: float | None = None,
         grace_s: float | None = None,
+        rank: wire.Rank | None = None,
         **spec: Any,
     ) -> None:
         message = wire.TaskSpec(experiment=EXPERIMENT, **spec)
@@ -192,6 +193,16 @@ class FakeScheduler(
             for index in indices
         ]
         batch = wire.TaskBatch(specs=[message], starts=starts)
+        if rank is not None:
+            del batch.starts[:]
+            batch.groups.add(
+                experiment=EXPERIMENT,
+                epoch=starts[0].key.attempt.epoch,
+                indices=indices,
+                numbers=[number] * len(indices),
+                parameters_json=[json.dumps(parameters or {})] * len(indices),
+                ranks=[rank] * len(indices),
+            )
         self.connections[-1].send(wire.ConnectResponse(tasks=batch))
 
     def stop_tasks(self, *keys: wire.TaskKey) -> None:

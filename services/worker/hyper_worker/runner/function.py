@@ -6,7 +6,9 @@ nobody else gets it. So calls behind a long one go elsewhere, a stop hits the ca
 and a crash is the fault of exactly one call.
 
 Between bundles a process stays, for jobs with the same environment and work folder. One that
-crashed or was told to end is replaced.
+crashed or was told to end is replaced. So is that of a gang's rank, before others hear that it has
+ended: a process group, and the store at MASTER_PORT, live on in it after an error, and the next
+attempt would meet the ranks of this one there.
 """
 
 from __future__ import annotations
@@ -140,6 +142,7 @@ class Bundle:
         self._signalled: Key | None = None
         self._done = asyncio.Event()
         self._kept = False
+        self._for_one = jobs[0].rank >= 0
         warm.begin(alone=len(jobs) == 1)
         warm.on_answers, warm.on_output, warm.on_stuck = self._answers, self._output, self._stuck
         self._send()
@@ -205,7 +208,9 @@ class Bundle:
     def _check_done(self) -> None:
         if not self._calls and not self._unsent and not self._done.is_set():
             self._done.set()
-            if self._signalled is None and not self._warm.process.ended:
+            if self._for_one:
+                self._warm.process.signal(signal.SIGKILL)
+            elif self._signalled is None and not self._warm.process.ended:
                 self._warm.end()
                 self._kept = True
                 self._runner.keep(self._kind, self._warm)

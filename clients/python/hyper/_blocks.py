@@ -1,8 +1,8 @@
 """An array's voxels from and to its objects: which chunks a selection touches, fetched, decoded.
 
 An object is a shard of chunks behind an index, or one chunk. Chunks that lie side by side come in
-one request. Objects that never change leave their indexes and, of small selections, their decoded
-chunks in memory.
+one request; a small shard that is wanted whole comes with its index. Objects that never change
+leave their indexes and, of small selections, their decoded chunks in memory.
 """
 
 from __future__ import annotations
@@ -182,14 +182,39 @@ class Blocks:
                 yield partial(self._whole, out, shard, parts[0], keep=keep)
             return
         found: deque[tuple[list[Part], str, np.ndarray | None]] = deque()
+        in_part = []
+        for shard, parts in batch:
+            if self._all_at_once(shard, parts):
+                yield partial(self._entire, out, shard, parts, keep=keep)
+            else:
+                in_part.append((shard, parts))
 
         def look_up(shard: Index, parts: list[Part]) -> None:
             found.append((parts, *self._index(shard)))
 
-        _run(partial(look_up, shard, parts) for shard, parts in batch)
+        _run(partial(look_up, shard, parts) for shard, parts in in_part)
         for parts, key, index in found:
             for fetch in self._requests(out, parts, key, index, keep=keep):
-                yield partial(self._decode, out, fetch, keep=keep)
+                yield partial(self._fetched, out, fetch, keep=keep)
+
+    def _all_at_once(self, shard: Index, parts: Sequence[Part]) -> bool:
+        """Whether a shard is better fetched as a whole than by its index."""
+        layout = self.layout
+        room = math.prod(
+            -(-min(n - i * s, s) // c)
+            for i, n, s, c in zip(shard, layout.shape, layout.shards, layout.chunks, strict=True)
+        )
+        if len(parts) < room or room * layout.codec.stored_max > _REQUEST_BYTES:
+            return False
+        return self.key(shard) not in self._indexes
+
+    def _entire(self, out: np.ndarray, shard: Index, parts: Sequence[Part], *, keep: bool) -> None:
+        data = self._object(shard)
+        index = None if data is None else self._index_in(data)
+        if not self._mutable:
+            self._remember(self.key(shard), None if index is None else index.copy())
+        for fetch in self._requests(out, parts, self.key(shard), index, keep=keep):
+            self._decode(out, fetch, data or b"", 0, keep=keep)
 
     def _requests(
         self,
@@ -226,13 +251,19 @@ class Blocks:
         if group:
             yield _joined(key, group)
 
-    def _decode(self, out: np.ndarray, fetch: _Fetch, *, keep: bool) -> None:
-        data = self._remote.get(fetch.key, fetch.start, fetch.stop)
-        if data is None or len(data) != fetch.stop - fetch.start:
+    def _fetched(self, out: np.ndarray, fetch: _Fetch, *, keep: bool) -> None:
+        data = self._remote.borrow(fetch.key, fetch.start, fetch.stop)
+        self._decode(out, fetch, data or b"", fetch.start, keep=keep)
+
+    def _decode(
+        self, out: np.ndarray, fetch: _Fetch, data: Buffer, begin: int, *, keep: bool
+    ) -> None:
+        """Place what was asked for, given the object's bytes from `begin` on."""
+        if len(data) < fetch.stop - begin:
             raise CodecError(f"{fetch.key} is shorter than its index says")
         view = memoryview(data)
         for part, offset, length in fetch.chunks:
-            at = offset - fetch.start
+            at = offset - begin
             self._finish(out, part, view[at : at + length], keep=keep)
 
     def _whole(self, out: np.ndarray, shard: Index, part: Part, *, keep: bool) -> None:
@@ -266,13 +297,14 @@ class Blocks:
         """Of a shard's object."""
         return f"{prefix or self._prefix}/c/" + "/".join(map(str, shard))
 
-    def _object(self, shard: Index) -> bytes | None:
+    def _object(self, shard: Index) -> Buffer | None:
+        """A shard's bytes, in memory that this thread's next request overwrites."""
         limit = self.layout.codec.stored_max * math.prod(self.layout.grid)
         if self.layout.index is not None:
             limit += self.layout.index.nbytes
-        data = self._remote.get(self.key(shard), 0, limit)
+        data = self._remote.borrow(self.key(shard), 0, limit)
         if data is None and self._base_prefix:
-            data = self._remote.get(self.key(shard, self._base_prefix), 0, limit)
+            data = self._remote.borrow(self.key(shard, self._base_prefix), 0, limit)
         return data
 
     def _index(self, shard: Index) -> tuple[str, np.ndarray | None]:
@@ -297,10 +329,15 @@ class Blocks:
             data = self._remote.get(key, 0, shape.nbytes)
         index = None if data is None else shape.decode(data)
         if remember:
-            if len(self._indexes) * shape.nbytes > _INDEX_BYTES:
-                self._indexes = {}
-            self._indexes[key] = index
+            self._remember(key, index)
         return index
+
+    def _remember(self, key: str, index: np.ndarray | None) -> None:
+        shape = self.layout.index
+        assert shape is not None, "objects without an index have none to remember"
+        if len(self._indexes) * shape.nbytes > _INDEX_BYTES:
+            self._indexes = {}
+        self._indexes[key] = index
 
     # Writing
 
@@ -367,13 +404,17 @@ class Blocks:
 
     def _present(self, shard: Index) -> tuple[bytes | None, np.ndarray | None]:
         """The object of a shard that is changed in part, and its index."""
-        data = self._object(shard)
-        if data is None:
+        borrowed = self._object(shard)
+        if borrowed is None:
             return None, None
+        data = bytes(borrowed)  # parts of it are written again
+        return data, self._index_in(data)
+
+    def _index_in(self, data: Buffer) -> np.ndarray:
         index = self.layout.index
-        assert index is not None, "only sharded arrays are written"
-        n = index.nbytes
-        return data, index.decode(memoryview(data)[-n:] if index.at_end else memoryview(data)[:n])
+        assert index is not None, "only sharded arrays have an index"
+        n, view = index.nbytes, memoryview(data)
+        return index.decode(view[-n:] if index.at_end else view[:n])
 
     def _encoded_chunk(
         self,

@@ -207,7 +207,9 @@ class Tree:
         while asked := list(islice(rest, _READ_BATCH)):
             batch: list[FileInfo] = []
             length = 0
-            for info in self._known(asked):
+            known = self._known(asked)
+            self._remote.sign({info.object: None for info in known if info.size_bytes}, "GET")
+            for info in known:
                 batch.append(info)
                 length += info.size_bytes
                 if length >= _BATCH_BYTES:

@@ -88,6 +88,10 @@ class _Files:
         except (FileNotFoundError, NotADirectoryError):
             return None
 
+    def borrow(self, key: str, start: int, stop: int) -> bytes | None:
+        """The same."""
+        return self.get(key, start, stop)
+
 
 class FolderVolume:
     """A Zarr, N5 or precomputed array in a folder.

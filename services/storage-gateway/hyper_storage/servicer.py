@@ -493,22 +493,40 @@ class DatasetServicer(api_grpc.DatasetServiceServicer):
             raise InvalidArgumentError("offset and size cannot be negative", field="offset")
         view = await self._parts.views.open(parse_parent(request.parent))
         (place,) = await self._parts.locator.find(view, [request.object])
-        offset = request.offset
-        end = offset + request.size_bytes if request.size_bytes else None
-        while end is None or offset < end:
-            wanted = _READ_AHEAD_BYTES if end is None else min(_READ_AHEAD_BYTES, end - offset)
-            if place.elsewhere is None:
-                window = await self._parts.store.get(place.key, offset, offset + wanted)
-            else:
-                window = await place.elsewhere.get(offset, offset + wanted)
+        end = request.offset + request.size_bytes if request.size_bytes else None
+        async for offset, window in self._windows(place, request.offset, end):
             for at in range(0, len(window), _STREAM_BYTES):
                 data = window[at : at + _STREAM_BYTES]
                 yield api.ReadObjectResponse(
                     data=data, offset=offset + at, crc32c=google_crc32c.value(data)
                 )
-            offset += len(window)
-            if len(window) < wanted:
-                return
+
+    async def _windows(
+        self, place: Place, offset: int, end: int | None
+    ) -> AsyncIterator[tuple[int, bytes]]:
+        """An object's bytes and where they begin; the next are fetched while these are sent."""
+
+        async def fetch(start: int) -> tuple[int, bytes]:
+            stop = start + _READ_AHEAD_BYTES if end is None else min(start + _READ_AHEAD_BYTES, end)
+            if place.elsewhere is None:
+                return stop, await self._parts.store.get(place.key, start, stop)
+            found = await place.elsewhere.get(start, stop)
+            if found is None:
+                raise NotFoundError(f"object {place.key!r} is not there")
+            return stop, found
+
+        coming: asyncio.Task[tuple[int, bytes]] | None = None
+        try:
+            coming = asyncio.create_task(fetch(offset))
+            while coming is not None:
+                stop, window = await coming
+                more = offset + len(window) == stop != end
+                coming = asyncio.create_task(fetch(stop)) if more else None
+                yield offset, window
+                offset = stop
+        finally:
+            if coming is not None:
+                coming.cancel()
 
     async def WriteObject(  # noqa: N802
         self, request_iterator: AsyncIterator[api.WriteObjectRequest], context: Context

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import bz2
 import gzip
+import threading
 import zlib
 from typing import Any
 
@@ -144,11 +145,12 @@ def test_the_cache_holds_no_more_than_its_limit() -> None:
 
 
 class _Objects:
-    """A bucket in memory that counts what is read."""
+    """A bucket in memory that counts reads; what it lends is overwritten by the next loan."""
 
     def __init__(self) -> None:
         self.stored: dict[str, bytes] = {}
         self.reads = 0
+        self._lent = threading.local()
 
     def sign(self, objects: Any, method: str) -> None:
         """Nothing is to be signed."""
@@ -167,6 +169,15 @@ class _Objects:
         self.reads += 1
         data = self.stored.get(key)
         return None if data is None else data[-last:] if last else data[start:stop]
+
+    def borrow(self, key: str, start: int, stop: int) -> memoryview | None:
+        data = self.get(key, start, stop)
+        if data is None:
+            return None
+        room = self._lent.__dict__.setdefault("room", bytearray(4096))
+        room[:] = b"\xee" * len(room)
+        room[: len(data)] = data
+        return memoryview(room)[: len(data)]
 
 
 def test_patches_from_the_cache_are_what_was_written_and_read_nothing() -> None:
@@ -188,3 +199,31 @@ def test_patches_from_the_cache_are_what_was_written_and_read_nothing() -> None:
         found = blocks.read([range(z, 6, step), range(y, 5), range(0, 4, step)])
         np.testing.assert_array_equal(found, DATA[z::step, y:, ::step])
     assert objects.reads == before
+
+
+@pytest.mark.parametrize("inner", [[], [{"name": "crc32c"}]])
+@pytest.mark.parametrize("where", ["start", "end"])
+def test_a_small_shard_that_is_wanted_whole_is_one_request(
+    inner: list[dict[str, Any]], where: str
+) -> None:
+    sharding = {
+        "chunk_shape": (3, 5, 2), "codecs": [LITTLE, *inner], "index_location": where,
+        "index_codecs": [{"name": "bytes"}, {"name": "crc32c"}],
+    }  # fmt: skip
+    objects: Any = _Objects()
+    blocks = Blocks(
+        objects, "p", "", layout({"name": "sharding_indexed", "configuration": sharding}),
+        mutable=False, cache=ChunkCache(0),
+    )  # fmt: skip
+    everything = [range(n) for n in DATA.shape]
+    blocks.write(everything, DATA)
+    np.testing.assert_array_equal(blocks.read(everything), DATA)
+    assert objects.reads == len(objects.stored)
+    for z in range(6):  # by the indexes that came along
+        np.testing.assert_array_equal(
+            blocks.read([range(z, z + 1), *everything[1:]]), DATA[z : z + 1]
+        )
+    objects.stored["p/c/0/0/0"] = objects.stored["p/c/0/0/0"][:-1]
+    blocks.forget()
+    with pytest.raises(CodecError):
+        blocks.read(everything)

@@ -142,6 +142,27 @@ def test_a_full_disk_costs_the_cache_not_the_read(
     assert len(notices) == 1 and "No space left" in notices[0]
 
 
+def test_a_slow_disk_costs_the_cache_not_the_read(
+    make: Any, bucket: Bucket, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gate, write = threading.Event(), os.pwrite
+
+    def slowly(fd: int, data: Any, offset: int) -> int:
+        assert gate.wait(20)
+        return write(fd, data, offset)
+
+    monkeypatch.setattr(os, "pwrite", slowly)
+    cache, objects = make(memory=2 * BLOCK), bucket.objects
+    for key, whole in objects.items():
+        for at in range(0, len(whole), BLOCK):
+            assert bytes(cache.read(key, at, at + BLOCK)) == whole[at : at + BLOCK]
+    gate.set()
+    assert cache.read("o/3", 5, 9) == objects["o/3"][5:9]
+    cache.close()
+    on_disk = sum(path.stat().st_size for path in cache._folder.glob("*.whole"))
+    assert on_disk < sum(map(len, objects.values())), "what waits for the disk has a bound"
+
+
 def test_what_cannot_be_fetched_is_asked_for_again(make: Any, bucket: Bucket) -> None:
     cache = make()
     data = bucket.objects.pop("o/2")

@@ -3,7 +3,7 @@
 A read that misses fetches whole blocks; one that goes on where the last one ended fetches ahead,
 each time twice as far, up to 16 MB. Nobody fetches what another is fetching. Blocks are written to
 a sparse file for each object; the objects unused for longest go when the files outgrow their cap.
-A full disk costs the cache on it, not the read: then bytes come from S3 alone.
+A full or slow disk costs the cache on it, not the read: then bytes come from S3 again.
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ AHEAD_MAX = 16  # blocks
 _RUN = 4  # blocks that one request fetches at most
 _THREADS = 8
 _SLOTS = 64
+_PATIENCE_S = 0.2  # of one who has fetched, with a disk that is behind
 _PART, _WHOLE = ".part", ".whole"
 
 Fetch = Callable[[str, int, int], bytes | None]
@@ -82,6 +83,9 @@ class BlockCache:
         self._disk_used = 0
         self._left: dict[str, tuple[Path, int]] = {}  # objects of earlier mounts not asked for yet
         self._threads = ThreadPoolExecutor(_THREADS, thread_name_prefix="hyper-blocks")
+        self._writer = ThreadPoolExecutor(1, thread_name_prefix="hyper-blocks-disk")
+        self._unwritten = 0  # bytes
+        self._written = threading.Condition(self._lock)
         self._folder, self._slot = _take_slot(folder) if disk_bytes else (folder, -1)
         if disk_bytes:
             self._remember()
@@ -89,6 +93,7 @@ class BlockCache:
     def close(self) -> None:
         """Finish what is on its way; whole objects stay on disk for the next mount."""
         self._threads.shutdown(wait=True, cancel_futures=True)
+        self._writer.shutdown(wait=True)
         for known in self._objects.values():
             if known.fd >= 0:
                 os.close(known.fd)
@@ -178,7 +183,7 @@ class BlockCache:
                 known.window = 1
             known.next = last + 1
             need = list(range(first, last + 1))
-            ahead = range(last + 1, first + known.window) if self._has_room(known.window) else ()
+            ahead = self._ahead(known, first, last)
             missing = [b for b in (*need, *ahead) if not self._at_hand(known, b)]
             for run in _runs(missing):
                 self._start(known, run)
@@ -191,8 +196,12 @@ class BlockCache:
                     wanted[block] = self._coming[where]
         return known, wanted
 
-    def _has_room(self, blocks: int) -> bool:
-        return (len(self._coming) + blocks) * BLOCK <= self._memory_cap
+    def _ahead(self, known: _Object, first: int, last: int) -> range:
+        """Blocks behind `last` to fetch now; of a wide window in whole requests, not one by one."""
+        if (len(self._coming) + known.window) * BLOCK > self._memory_cap:
+            return range(0)
+        stop = first + known.window
+        return range(last + 1, stop - stop % _RUN if known.window > 2 * _RUN else stop)
 
     def _at_hand(self, known: _Object, block: int) -> bool:
         where = (known.key, block)
@@ -232,12 +241,30 @@ class BlockCache:
         for number, block in enumerate(run):
             futures[block].set_result(view[number * BLOCK : (number + 1) * BLOCK])
         if self._disk_cap:
-            self._store(known, run, view)
+            self._store_later(known, run, view)
 
     def _over_memory(self) -> bool:
         return (len(self._memory) + len(self._coming)) * BLOCK > self._memory_cap
 
     # On disk
+
+    def _store_later(self, known: _Object, run: range, view: memoryview) -> None:
+        """Readers do not wait for the disk: what it is too slow for is fetched again one day."""
+        with self._lock:
+            room = self._memory_cap - min(len(view), self._memory_cap)
+            if not self._written.wait_for(lambda: self._unwritten <= room, _PATIENCE_S):
+                return
+            self._unwritten += len(view)
+
+        def write() -> None:
+            try:
+                self._store(known, run, view)
+            finally:
+                with self._lock:
+                    self._unwritten -= len(view)
+                    self._written.notify_all()
+
+        self._writer.submit(write)
 
     def _store(self, known: _Object, run: range, view: memoryview) -> None:
         try:

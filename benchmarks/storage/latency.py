@@ -54,8 +54,10 @@ async def _serve(host: str, port: int, delay_s: float) -> None:
     print(f"127.0.0.1:{server.sockets[0].getsockname()[1]}", flush=True)
     await asyncio.to_thread(sys.stdin.read)
     server.close()
-    for task in asyncio.all_tasks() - {asyncio.current_task()}:
+    rest = asyncio.all_tasks() - {asyncio.current_task()}
+    for task in rest:
         task.cancel()
+    await asyncio.gather(*rest, return_exceptions=True)
 
 
 def main() -> None:

@@ -40,9 +40,8 @@ from hyper_storage.files.merge import (
     array_conflicts,
     file_conflicts,
     merge,
+    merged_pages,
     plan,
-    split,
-    without_gone,
 )
 from hyper_storage.files.root import NO_CHANGES, ArrayRef, Changes, PageRef, Root
 from hyper_storage.manifests import Manifests
@@ -250,6 +249,7 @@ class Committer:
                 "version committed", dataset=str(ticket.name.dataset), version=entry.number,
                 session=ticket.name.session, files=len(ticket.files), rebases=rebases,
             )  # fmt: skip
+            self._fragments.drop(ticket.stored.value.id)
             ticket.succeed(entry)
 
     async def _look_again(self, ticket: _Ticket) -> None:
@@ -388,6 +388,11 @@ class Committer:
         """The root's files with others over them: few in the root itself, many on pages."""
         if not files:
             return target.pages, target.changes
+        if len(files) > self._root_entries:
+            pages = target.pages
+            for layer in (target.changes.entries, files):
+                pages = await self._merge(pages, layer)
+            return pages, NO_CHANGES
         together = merge(target.changes.entries, files)
         if len(together) > self._root_entries:
             return await self._merge(target.pages, together), NO_CHANGES
@@ -408,10 +413,11 @@ class Committer:
             if isinstance(step, Keep):
                 merged.append(step.page)
                 continue
-            old = await self._manifests.page(step.page) if step.page is not None else []
-            entries = without_gone(merge(old, files[step.start : step.stop]))
-            parts = split(entries, self._page_entries)
-            merged += await asyncio.gather(*map(self._manifests.put_page, parts))
+            old = await self._manifests.page(step.page) if step.page is not None else ()
+            changes = files[step.start : step.stop]
+            filled = merged_pages(old, changes, self._page_entries)
+            while (page := await asyncio.to_thread(next, filled, None)) is not None:
+                merged.append(await self._manifests.put_page(page))
         return tuple(merged)
 
     def _describe(self, number: int, ref: str, root: Root, message: str) -> VersionEntry:

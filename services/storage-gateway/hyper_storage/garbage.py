@@ -131,7 +131,7 @@ class Collector:
         for page in root.pages:
             key = f"{_MANIFESTS}{page.digest}"
             if key not in marks.keys:
-                marks.keys |= {entry.object for entry in await self._manifests.page(page)}
+                marks.keys |= (await self._manifests.page(page)).objects()
                 marks.keys.add(key)
         for array in root.arrays.values():
             marks.keys.add(f"{_MANIFESTS}{array.record}")

@@ -19,7 +19,7 @@ from typing import TypeVar
 from hyper.errors import DataLossError
 from hyper_servicekit.objects import ObjectStore
 from hyper_storage.arrays.overlay import Overlay, decode_overlay, encode_overlay
-from hyper_storage.files.entries import Entry, decode_page, encode_page, sources
+from hyper_storage.files.entries import Entries, Entry, decode_page, encode_page, sources
 from hyper_storage.files.root import EMPTY, PageRef, Root, decode_root, encode_root
 
 V = TypeVar("V")
@@ -52,7 +52,7 @@ class Manifests:
         self._roots: OrderedDict[str, Root] = OrderedDict()
         self._records: OrderedDict[str, bytes] = OrderedDict()
         self._overlays: OrderedDict[str, Overlay] = OrderedDict()
-        self._pages: OrderedDict[str, list[Entry]] = OrderedDict()
+        self._pages: OrderedDict[str, Entries] = OrderedDict()
         self._cached_entries = 0
 
     async def root(self, ref: str) -> Root:
@@ -88,8 +88,8 @@ class Manifests:
         _remember(self._overlays, digest, overlay, _OVERLAYS_KEPT)
         return digest
 
-    async def page(self, page: PageRef) -> list[Entry]:
-        """The entries of a page, in order of path; not to be changed."""
+    async def page(self, page: PageRef) -> Entries:
+        """The entries of a page, in order of path."""
         known = self._pages.get(page.digest)
         if known is not None:
             self._pages.move_to_end(page.digest)
@@ -99,7 +99,7 @@ class Manifests:
         self._keep_page(page.digest, entries)
         return entries
 
-    def _keep_page(self, digest: str, entries: list[Entry]) -> None:
+    def _keep_page(self, digest: str, entries: Entries) -> None:
         if digest not in self._pages:
             self._pages[digest] = entries
             self._cached_entries += len(entries)
@@ -129,15 +129,16 @@ class Manifests:
 
     async def put_page(self, entries: Sequence[Entry]) -> PageRef:
         """Store a page of files, which are in order of path."""
-        digest = await self._put(await asyncio.to_thread(encode_page, entries))
-        self._keep_page(digest, list(entries))
+        page = await asyncio.to_thread(Entries.of, entries)
+        digest = await self._put(await asyncio.to_thread(encode_page, page))
+        self._keep_page(digest, page)
         return PageRef(
             digest=digest,
-            first=entries[0].path,
-            last=entries[-1].path,
-            count=len(entries),
-            file_bytes=sum(entry.size_bytes for entry in entries),
-            sources=sources(entries),
+            first=page.paths[0],
+            last=page.paths[-1],
+            count=len(page),
+            file_bytes=page.file_bytes(),
+            sources=sources(page.objects()),
         )
 
     def forget(self, digest: str) -> None:

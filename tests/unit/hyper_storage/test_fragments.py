@@ -82,7 +82,7 @@ async def test_every_gateway_shows_what_was_acknowledged(seed: int) -> None:
                 marks.forget()
             case _:
                 expected = [model[path] for path in sorted(model)]
-                assert await chosen.overlay(SESSION) == expected
+                assert list(await chosen.overlay(SESSION)) == expected
 
 
 async def test_a_late_fragment_with_an_early_key_loses() -> None:

@@ -11,13 +11,14 @@ from hypothesis import strategies as st
 from hyper.errors import DataLossError
 from hyper_servicekit.objects import MemoryStore
 from hyper_storage.diff import file_differences
-from hyper_storage.files.entries import Entry, decode_page, encode_page, gone, sources
+from hyper_storage.files.entries import Entries, Entry, decode_page, encode_page, gone, sources
 from hyper_storage.files.listing import found_at, listed
 from hyper_storage.files.merge import (
     Keep,
     array_conflicts,
     file_conflicts,
     merge,
+    merged_pages,
     page_of,
     plan,
     split,
@@ -57,17 +58,21 @@ files = st.dictionaries(paths, entries()).map(
 
 @given(files)
 def test_page_round_trip(page: list[Entry]) -> None:
-    data = encode_page(page)
-    assert decode_page(data) == page
+    data = encode_page(Entries.of(page))
+    assert list(decode_page(data)) == page
     assert encode_page(decode_page(data)) == data
-    assert set(sources(page)) == {entry.object.split("/")[1] for entry in page}
+    assert set(sources(decode_page(data).objects())) == {
+        entry.object.split("/")[1] for entry in page
+    }
 
 
 def _ref(page: list[Entry], pages: dict[str, list[Entry]]) -> PageRef:
     digest = f"page-{len(pages)}"
     pages[digest] = page
     size = sum(entry.size_bytes for entry in page)
-    return PageRef(digest, page[0].path, page[-1].path, len(page), size, sources(page))
+    return PageRef(
+        digest, page[0].path, page[-1].path, len(page), size, sources({e.object for e in page})
+    )
 
 
 @given(st.lists(files, max_size=5), st.integers(1, 4))
@@ -82,8 +87,8 @@ def test_merging_is_a_dict_update(commits: list[list[Entry]], limit: int) -> Non
                 after.append(step.page)
                 continue
             old = stored[step.page.digest] if step.page else []
-            merged = merge(old, changes[step.start : step.stop])
-            after += [_ref(list(part), stored) for part in split(merged, limit)]
+            filled = merged_pages(old, changes[step.start : step.stop], limit)
+            after += [_ref(list(part), stored) for part in filled]
         refs = after
         model.update((entry.path, entry) for entry in changes)
         everything = [entry for ref in refs for entry in stored[ref.digest]]

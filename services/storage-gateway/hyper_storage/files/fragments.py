@@ -10,18 +10,22 @@ key from the mark; only one that lags further lists the bucket.
 from __future__ import annotations
 
 import asyncio
+from array import array
 from collections import OrderedDict
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import overload
 
 from prometheus_client import Counter
 
 from hyper_servicekit.failpoints import declare
 from hyper_servicekit.objects import ObjectStore
 from hyper_storage.access import session_prefix
-from hyper_storage.files.entries import Entry, decode_page, encode_page
+from hyper_storage.files.entries import Entries, Entry, decode_page, encode_page
 
 _SESSIONS_KEPT = 4096
+_ROW_BITS = 24  # files of a fragment: far more than a call may add
+_ROWS = 2**_ROW_BITS - 1
 _WAITING_KEPT = 1024
 _STORED = declare("storage.files.stored")
 _COUNTED = declare("storage.files.counted")
@@ -50,21 +54,30 @@ class _Known:
 
     lock: asyncio.Lock = field(default_factory=asyncio.Lock)
     mark: Mark | None = None
-    keys: set[str] = field(default_factory=set)
-    files: dict[str, tuple[str, Entry]] = field(default_factory=dict)
-    ordered: list[Entry] | None = None
-    waiting: dict[int, tuple[Mark, str, Sequence[Entry]]] = field(default_factory=dict)
+    seen: set[str] = field(default_factory=set)
+    keys: list[str] = field(default_factory=list)  # in the order of learning, as are:
+    fragments: list[Entries] = field(default_factory=list)
+    files: dict[str, int] = field(default_factory=dict)  # see `_place`
+    ordered: _Sorted | None = None
+    waiting: dict[int, tuple[Mark, str, Entries]] = field(default_factory=dict)
 
-    def take(self, key: str, entries: Sequence[Entry]) -> None:
+    def take(self, key: str, entries: Entries) -> None:
         """Learn a fragment; of two that hold a path the later key counts."""
-        if key in self.keys:
+        if key in self.seen:
             return
-        self.keys.add(key)
+        number = len(self.keys)
+        self.seen.add(key)
+        self.keys.append(key)
+        self.fragments.append(entries)
         self.ordered = None
-        for entry in entries:
-            before = self.files.get(entry.path)
-            if before is None or before[0] < key:
-                self.files[entry.path] = (key, entry)
+        for row, path in enumerate(entries.paths):
+            before = self.files.get(path)
+            if before is None or self.keys[before >> _ROW_BITS] < key:
+                self.files[path] = _place(number, row)
+
+    def entry(self, path: str) -> Entry:
+        """What was added last under a path."""
+        return _at(self.fragments, self.files[path])
 
     def catch_up(self) -> None:
         """Take what this gateway added itself, as far as the count has no gap."""
@@ -75,15 +88,42 @@ class _Known:
             self.mark = found[0]
             self.take(found[1], found[2])
 
-    async def sorted_files(self) -> list[Entry]:
+    async def sorted_files(self) -> Sequence[Entry]:
         """Every file known now, in order of path."""
         if self.ordered is not None:
             return self.ordered
-        taken, files = len(self.keys), self.files.copy()
-        ordered = await asyncio.to_thread(_in_order, files)
+        taken, paths, places = len(self.keys), list(self.files), list(self.files.values())
+        in_order = await asyncio.to_thread(_in_order, paths, places)
+        ordered = _Sorted(self.fragments, in_order)
         if len(self.keys) == taken:  # none was learnt while a thread was sorting
             self.ordered = ordered
         return ordered
+
+
+class _Sorted(Sequence[Entry]):
+    """Entries of fragments in order of path; later fragments do not change it."""
+
+    def __init__(self, fragments: Sequence[Entries], places: array[int]) -> None:
+        self._fragments = fragments
+        self._places = places
+
+    def __len__(self) -> int:
+        return len(self._places)
+
+    @overload
+    def __getitem__(self, at: int) -> Entry: ...
+
+    @overload
+    def __getitem__(self, at: slice) -> _Sorted: ...
+
+    def __getitem__(self, at: int | slice) -> Entry | _Sorted:
+        if isinstance(at, slice):
+            return _Sorted(self._fragments, self._places[at])
+        place: int = self._places[at]
+        return _at(self._fragments, place)
+
+    def __iter__(self) -> Iterator[Entry]:
+        return (_at(self._fragments, place) for place in self._places)
 
 
 class Fragments:
@@ -127,7 +167,8 @@ class Fragments:
         `young` says that the session's count cannot have been forgotten since it began: whoever
         then counts the first fragment has all there is.
         """
-        data = await asyncio.to_thread(encode_page, entries)
+        columns = await asyncio.to_thread(Entries.of, entries)
+        data = await asyncio.to_thread(encode_page, columns)
         name = f"{now_ns:020d}-{unique}"
         key = f"{_prefix(session)}{name}"
         await self._store.put(key, data)
@@ -137,15 +178,19 @@ class Fragments:
         known = self._sessions.get(session)
         if known is None and young and mark.count == 1:
             known = self._sessions[session] = _Known(mark=mark)
-            known.take(key, entries)
+            known.take(key, columns)
             self._forget()
         elif known is not None:
             if len(known.waiting) >= _WAITING_KEPT:
                 known.waiting.clear()
-            known.waiting[mark.count] = (mark, key, entries)
+            known.waiting[mark.count] = (mark, key, columns)
 
-    async def overlay(self, session: str, mark: Mark | None = None) -> list[Entry]:
-        """All files that a session has added, in order of path; not to be changed.
+    def drop(self, session: str) -> None:
+        """A session has ended."""
+        self._sessions.pop(session, None)
+
+    async def overlay(self, session: str, mark: Mark | None = None) -> Sequence[Entry]:
+        """All files that a session has added, in order of path.
 
         `mark` is the session's, where the caller has just read it.
         """
@@ -153,8 +198,8 @@ class Fragments:
 
     async def find(self, session: str, paths: Sequence[str]) -> dict[str, Entry]:
         """Those of `paths` that a session has added."""
-        files = (await self._refresh(session)).files
-        return {path: files[path][1] for path in paths if path in files}
+        known = await self._refresh(session)
+        return {path: known.entry(path) for path in paths if path in known.files}
 
     async def _refresh(self, session: str, mark: Mark | None = None) -> _Known:
         mark = mark or await self._get_mark(session)
@@ -177,17 +222,17 @@ class Fragments:
             and (mark.created, mark.count) == (last.created, last.count + 1)
         )
         if next_one and mark is not None:
-            fresh = {f"{prefix}{mark.newest}"} - known.keys
+            fresh = {f"{prefix}{mark.newest}"} - known.seen
         else:
             LISTS.inc()
-            fresh = {info.key async for info in self._store.list(prefix)} - known.keys
+            fresh = {info.key async for info in self._store.list(prefix)} - known.seen
         for key, entries in await self._read(sorted(fresh)):
             known.take(key, entries)
         if mark is None or not _has(known.mark, mark):
             known.mark = mark
 
-    async def _read(self, keys: Sequence[str]) -> list[tuple[str, list[Entry]]]:
-        async def one(key: str) -> tuple[str, list[Entry]]:
+    async def _read(self, keys: Sequence[str]) -> list[tuple[str, Entries]]:
+        async def one(key: str) -> tuple[str, Entries]:
             async with self._slots:
                 READS.inc()
                 return key, await asyncio.to_thread(decode_page, await self._store.get(key))
@@ -209,8 +254,19 @@ def _has(known: Mark | None, wanted: Mark) -> bool:
     return known is not None and known.created == wanted.created and known.count >= wanted.count
 
 
-def _in_order(files: dict[str, tuple[str, Entry]]) -> list[Entry]:
-    return [files[path][1] for path in sorted(files)]
+def _in_order(paths: Sequence[str], places: Sequence[int]) -> array[int]:
+    order = sorted(range(len(paths)), key=paths.__getitem__)
+    return array("Q", map(places.__getitem__, order))
+
+
+def _place(fragment: int, row: int) -> int:
+    """One number that says where an entry is."""
+    return fragment << _ROW_BITS | row
+
+
+def _at(fragments: Sequence[Entries], place: int) -> Entry:
+    found: Entry = fragments[place >> _ROW_BITS][place & _ROWS]
+    return found
 
 
 def _prefix(session: str) -> str:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import heapq
 from bisect import bisect_left, bisect_right
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
-from itertools import islice
 
 from hyper_storage.files.entries import Entry, is_gone
 from hyper_storage.files.root import PageRef
@@ -70,7 +69,8 @@ def _under(entries: Sequence[Entry], prefix: str, after: str) -> Iterator[Entry]
         bisect_left(entries, prefix, key=lambda entry: entry.path),
         bisect_right(entries, after, key=lambda entry: entry.path),
     )
-    for entry in islice(entries, first, None):
+    for at in range(first, len(entries)):
+        entry = entries[at]
         if not entry.path.startswith(prefix):
             return
         yield entry

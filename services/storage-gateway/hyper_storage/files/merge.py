@@ -6,8 +6,8 @@ between two pages goes to the one before it, so that appended files fill the las
 
 from __future__ import annotations
 
-from bisect import bisect_right
-from collections.abc import Iterable, Mapping, Sequence
+from bisect import bisect_left, bisect_right
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -51,6 +51,20 @@ def plan(pages: Sequence[PageRef], paths: Sequence[str]) -> list[Step]:
         steps.append(Rewrite(page, start, stop) if stop > start else Keep(page))
         start = stop
     return steps
+
+
+def merged_pages(
+    old: Sequence[Entry], changes: Sequence[Entry], limit: int
+) -> Iterator[Sequence[Entry]]:
+    """The files of both on pages of at most `limit`; only so many at a time are in memory."""
+    at = 0
+    for start in range(0, len(changes), limit):
+        stop = len(old)
+        if start + limit < len(changes):
+            stop = bisect_left(old, changes[start + limit].path, key=lambda entry: entry.path)
+        entries = without_gone(merge(old[at:stop], changes[start : start + limit]))
+        yield from split(entries, limit)
+        at = stop
 
 
 def merge(old: Sequence[Entry], changes: Sequence[Entry]) -> list[Entry]:

@@ -11,7 +11,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from hyper_storage.files.entries import Entry, from_columns, sources, to_columns
+from hyper_storage.files.entries import Entries, Entry, sources, to_columns
 
 FORMAT = 1
 _WITH_CHANGES = 2
@@ -93,7 +93,7 @@ class Root:
     def sources(self) -> frozenset[str]:
         """The sessions whose blobs the files lie in."""
         paged = frozenset(source for page in self.pages for source in page.sources)
-        return paged.union(sources(self.changes.entries))
+        return paged.union(sources({entry.object for entry in self.changes.entries}))
 
     @property
     def prefixes(self) -> frozenset[str]:
@@ -136,5 +136,5 @@ def decode_root(data: bytes) -> Root:
     arrays = {name: ArrayRef(*facts) for name, facts in document["arrays"].items()}
     if "changes" not in document:
         return Root(pages, arrays)
-    changes = Changes(tuple(from_columns(document["changes"])), *document["changed"])
+    changes = Changes(tuple(Entries(document["changes"])), *document["changed"])
     return Root(pages, arrays, changes)

@@ -360,7 +360,7 @@ class Committer:
         roots: tuple[Root, Root],
     ) -> None:
         base, target = roots
-        paths = [entry.path for entry in files]
+        paths = await asyncio.to_thread(lambda: [entry.path for entry in files])
         made = [name for name, m in record.arrays.items() if m is None or not m.edits]
         both = [
             *edited,
@@ -409,7 +409,8 @@ class Committer:
 
     async def _merge(self, pages: Sequence[PageRef], files: Sequence[Entry]) -> tuple[PageRef, ...]:
         merged: list[PageRef] = []
-        for step in plan(pages, [entry.path for entry in files]):
+        steps = await asyncio.to_thread(lambda: plan(pages, [entry.path for entry in files]))
+        for step in steps:
             if isinstance(step, Keep):
                 merged.append(step.page)
                 continue

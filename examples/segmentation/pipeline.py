@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
-from hyper import TaskContext, align
+from hyper import TaskContext, align, align_source
 
 
 def start(context: TaskContext, *, source: str, destination: str) -> dict[str, Any]:
     """Open the alignment's session; returns it, and the sections and pairs to work on."""
     client = context.client
-    stack = align.inspect_array(client, source)
+    stack = align_source.inspect_array(client, source)
     options = align.AlignOptions()
     align.check_lengths(stack, options)
     session = client.session(destination)

@@ -205,6 +205,63 @@ def test_interrupt_stops_cleanly(local_cluster: LocalCluster, small_stack: Path)
     assert missing.returncode == 2, "nothing half-written may be visible"
 
 
+def finished_tasks(cluster: LocalCluster) -> tuple[str, dict[str, str]]:
+    """The newest workflow, and by name of its tasks that are done, when they ended."""
+    with hyper.Client(cluster.endpoint) as client:
+        workflow = client.workflow(next(client.workflows()).name)
+        return workflow.name, {
+            task.name: str(task.end_time)
+            for experiment in workflow.status.experiments
+            for task in workflow.tasks(experiment.id)
+            if task.state == "SUCCEEDED"
+        }
+
+
+@pytest.mark.parametrize("end", ["the command is killed", "interrupted", "cancelled"])
+def test_resume_goes_on_where_it_stopped(
+    local_cluster: LocalCluster, small_stack: Path, aligned: dict[str, Any], end: str
+) -> None:
+    """The job is the same, what was done is not done again, and the result is that of any other."""
+    source, destination = str(small_stack), f"lab/{end.replace(' ', '-')}"
+    command = local_cluster.popen("align", source, destination)
+    wait_for_stage(local_cluster, "match", command)
+    if end == "cancelled":
+        name, _ = finished_tasks(local_cluster)
+        assert local_cluster.run("cancel", name).returncode == 0
+    else:
+        command.send_signal(signal.SIGINT if end == "interrupted" else signal.SIGKILL)
+    out, err = command.communicate(timeout=60)
+    if end != "the command is killed":
+        assert "--resume" in err, f"{out}\n{err}"
+    name, before = finished_tasks(local_cluster)
+    result = local_cluster.json("align", source, destination, "--resume")
+    for key in DETERMINISTIC:
+        assert result[key] == aligned[key], key
+    again, after = finished_tasks(local_cluster)
+    assert again == name and before and before.items() <= after.items()
+
+    once_more = local_cluster.json("align", source, destination, "--resume")
+    assert once_more["array"] == result["array"], "a job that is done gives its result"
+
+
+def test_resume_of_another_job_is_refused(
+    local_cluster: LocalCluster, small_stack: Path, aligned: dict[str, Any], tmp_path: Path
+) -> None:
+    done = local_cluster.run("align", str(small_stack), "lab/never", "--resume")
+    one_line_error(done, "lab/never", "without --resume")
+    done = local_cluster.run("align", str(small_stack), "lab/calm", "--resume", "--neighbours", "2")
+    one_line_error(done, "neighbours 3, not 2")
+    done = local_cluster.run("align", "lab/other/raw", "lab/calm", "--resume")
+    one_line_error(done, "lab/other/raw")
+    order = tmp_path / "order.txt"
+    names = sorted(file.name for file in small_stack.iterdir())
+    order.write_text("\n".join(reversed(names)))
+    done = local_cluster.run(
+        "align", str(small_stack), "lab/calm", "--resume", "--order", str(order)
+    )
+    one_line_error(done, "their order")
+
+
 def broken_stack(small_stack: Path, folder: Path) -> Path:
     shutil.copytree(small_stack, folder)
     return folder

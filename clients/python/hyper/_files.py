@@ -187,6 +187,7 @@ class Tree:
         ahead_bytes = 0
         while True:
             while ahead_bytes < _AHEAD_BYTES and (batch := next(batches, None)) is not None:
+                # signed with its window (`_batches`); once more where that is too long ago
                 self._remote.sign({info.object: None for info in batch if info.size_bytes}, "GET")
                 jobs = [
                     threads().submit(self._read_together, batch, group) for group in _groups(batch)

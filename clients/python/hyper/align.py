@@ -11,16 +11,17 @@ import itertools
 import json
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import yaml
 
-from hyper import images
-from hyper.errors import HyperError, InvalidArgumentError, WorkFailedError
+from hyper.align_source import Source
+from hyper.errors import HyperError, InvalidArgumentError, NotFoundError, WorkFailedError
 from hyper.names import Address, parse_address
+from hyper.status import RunState
 
 if TYPE_CHECKING:
     from hyper.client import Client
@@ -31,7 +32,6 @@ RESULT_FILE = "align/result.json"
 REPORT_FILE = "align/report.html"
 METHODS = ("elastic", "deep")
 BLOCK_PX = 2048  # sections of more than half as much again are matched block by block
-SMALLEST_PX = 96  # of a section's shorter edge: below, no block of it can be told from another
 Say = Callable[[str], None]
 # What the matcher service takes (hyper_matcher.align.match).
 _LIMITS_PX = {"template_px": (16, 4096), "search_px": (1, 4096), "spacing_px": (4, 65536)}
@@ -90,208 +90,13 @@ class AlignOptions:
             )
 
 
-@dataclass(frozen=True, slots=True)
-class BadSection:
-    """A section that cannot be used, and why."""
-
-    z: int
-    file: str
-    reason: str
-
-
-@dataclass(frozen=True, slots=True)
-class Source:
-    """What is to be aligned.
-
-    Args:
-        label: as the user named it.
-        shape: (z, y, x).
-        dtype: numpy's name.
-        files: image files in z order; empty for an array.
-        array: address of the source array with its version; empty for a folder.
-        bad: sections that were skipped.
-        masks: for each file, what is tissue (not 0), or None; empty if no masks were given.
-    """
-
-    label: str
-    shape: tuple[int, int, int]
-    dtype: str
-    files: tuple[Path, ...] = ()
-    array: str = ""
-    bad: tuple[BadSection, ...] = ()
-    masks: tuple[Path | None, ...] = ()
-
-
 @dataclass(slots=True)
 class AlignJob:
     """A submitted alignment."""
 
     workflow: Workflow
     session: str
-    source: Source
     destination: str
-    notes: list[str] = field(default_factory=list)
-
-
-def inspect_folder(
-    folder: Path,
-    *,
-    skip_bad: bool = False,
-    exclude: Sequence[str] = (),
-    order: Path | None = None,
-    masks: Path | None = None,
-    on_progress: Callable[[int, int], None] | None = None,
-) -> Source:
-    """Decode every section of a folder once, so that no job starts on input that cannot work.
-
-    Args:
-        folder: of PNG or TIFF sections.
-        skip_bad: leave unreadable sections blank.
-        exclude: sections, by number or file name, to be left blank whatever they hold.
-        order: a file with a section's name a line, in z order; by default that of the names.
-        masks: folder of images of the same names and sizes, 0 where there is no tissue.
-        on_progress: called with (done, all).
-
-    Raises:
-        InvalidArgumentError: missing folder, fewer than two sections, an unreadable section (unless
-            `skip_bad`), or sections of different sizes or dtypes.
-    """
-    if not folder.is_dir():
-        raise InvalidArgumentError(
-            f"{folder}: no such folder; give a folder of PNG or TIFF sections, or "
-            "tenant/name/array",
-            reason="INVALID_IMAGE",
-        )
-    files = images.list_sections(folder)
-    if order is not None:
-        files = read_order(order, files)
-    if len(files) < 2:
-        raise InvalidArgumentError(
-            f"{folder}: {len(files)} PNG or TIFF section(s) there; an alignment needs at least two",
-            reason="INVALID_IMAGE",
-        )
-    excluded = chosen_sections(exclude, [file.name for file in files])
-    mask_files = _masks(masks, files) if masks is not None else ()
-    bad: list[BadSection] = []
-    shapes: dict[tuple[tuple[int, ...], str], list[Path]] = {}
-    for z, file in enumerate(files):
-        if z in excluded:
-            bad.append(BadSection(z, file.name, "excluded"))
-            continue
-        try:
-            section = images.read_section(file)
-        except InvalidArgumentError as error:
-            if not skip_bad:
-                raise InvalidArgumentError(
-                    f"{error.message}; repair or remove it, or give --skip-bad to leave this "
-                    "section blank",
-                    reason=error.reason,
-                    metadata=error.metadata,
-                ) from error
-            bad.append(BadSection(z, file.name, error.message))
-        else:
-            shapes.setdefault((section.shape, section.dtype.name), []).append(file)
-        if on_progress is not None:
-            on_progress(z + 1, len(files))
-    if len(shapes) != 1:
-        raise InvalidArgumentError(_differing(folder, shapes), reason="INVALID_IMAGE")
-    (shape, dtype), good = next(iter(shapes.items()))
-    _check_edges(str(folder), shape)
-    if len(good) < 2:
-        raise InvalidArgumentError(
-            f"{folder}: only {len(good)} readable section(s); an alignment needs at least two",
-            reason="INVALID_IMAGE",
-        )
-    return Source(
-        label=str(folder),
-        shape=(len(files), shape[0], shape[1]),
-        dtype=dtype,
-        files=tuple(files),
-        bad=tuple(bad),
-        masks=_checked_masks(mask_files, shape),
-    )
-
-
-def read_order(order: Path, files: Sequence[Path]) -> list[Path]:
-    """The files in the order of their names (with or without suffix) in `order`, one a line.
-
-    Raises:
-        InvalidArgumentError: a name that is not there or twice; files that are not named are too.
-    """
-    try:
-        lines = order.read_text().splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise InvalidArgumentError(f"{order}: cannot be read: {error}", field="order") from error
-    names = [line.strip() for line in lines if line.strip() and not line.startswith("#")]
-    known = {file.stem: file for file in files} | {file.name: file for file in files}
-    found: dict[Path, None] = {}
-    for name in names:
-        if name not in known:
-            raise InvalidArgumentError(
-                f"{order}: {name}: no such section in the folder", field="order"
-            )
-        if known[name] in found:
-            raise InvalidArgumentError(f"{order}: {name} is listed twice", field="order")
-        found[known[name]] = None
-    lost = [file.name for file in files if file not in found]
-    if lost:
-        raise InvalidArgumentError(
-            f"{order}: {len(lost)} section(s) of the folder are not listed, such as {lost[0]}; "
-            "list them, and leave out with --exclude what is not to be used",
-            field="order",
-        )
-    return list(found)
-
-
-def chosen_sections(chosen: Sequence[str], names: Sequence[str]) -> set[int]:
-    """Sections named by number or by file name.
-
-    Raises:
-        InvalidArgumentError: there is no such section.
-    """
-    found = set()
-    stems = [name.rpartition(".")[0] or name for name in names]
-    for one in chosen:
-        if one in names or one in stems:
-            found.add(names.index(one) if one in names else stems.index(one))
-        elif one.isascii() and one.isdecimal() and int(one) < len(names):
-            found.add(int(one))
-        else:
-            raise InvalidArgumentError(
-                f"{one}: no such section; give a number from 0 to {len(names) - 1} or a file's "
-                "name",
-                field="exclude",
-            )
-    return found
-
-
-def read_points(file: Path) -> tuple[tuple[float, ...], ...]:
-    """Pairs of points, a line each: `z,y,x,z,y,x`, px; lines that start with # are comments.
-
-    Raises:
-        InvalidArgumentError: a line that is anything else; names it.
-    """
-    try:
-        lines = file.read_text().splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise InvalidArgumentError(f"{file}: cannot be read: {error}", field="points") from error
-    found = []
-    for number, line in enumerate(lines, start=1):
-        if not line.strip() or line.lstrip().startswith("#"):
-            continue
-        try:
-            values = tuple(float(word) for word in line.split(","))
-        except ValueError:
-            values = ()
-        if len(values) != 6 or not all(map(math.isfinite, values)):
-            raise InvalidArgumentError(
-                f"{file}: line {number}: write z,y,x,z,y,x in px, not {line.strip()!r}",
-                field="points",
-            )
-        found.append(values)
-    if not found:
-        raise InvalidArgumentError(f"{file}: holds no pair of points", field="points")
-    return tuple(found)
 
 
 def check_points(source: Source, options: AlignOptions) -> None:
@@ -313,74 +118,6 @@ def check_points(source: Source, options: AlignOptions) -> None:
                 f"sections of {height} x {width} px",
                 field="points",
             )
-
-
-def _masks(folder: Path, files: Sequence[Path]) -> tuple[Path | None, ...]:
-    if not folder.is_dir():
-        raise InvalidArgumentError(f"{folder}: no such folder of masks", field="mask")
-    known = {file.stem: file for file in images.list_sections(folder)}
-    strange = set(known) - {file.stem for file in files}
-    if strange or not known:
-        which = f"{min(strange)} is of no section" if strange else "there is none"
-        raise InvalidArgumentError(
-            f"{folder}: masks are named as their sections; {which}", field="mask"
-        )
-    return tuple(known.get(file.stem) for file in files)
-
-
-def _checked_masks(
-    masks: tuple[Path | None, ...], shape: tuple[int, ...]
-) -> tuple[Path | None, ...]:
-    for file in masks:
-        if file is not None and (found := images.read_section(file).shape) != shape:
-            raise InvalidArgumentError(
-                f"{file}: is {found[0]} x {found[1]} px, its section {shape[0]} x {shape[1]}",
-                field="mask",
-            )
-    return masks
-
-
-def _differing(folder: Path, shapes: dict[tuple[tuple[int, ...], str], list[Path]]) -> str:
-    """One line that names a section of each odd kind."""
-    if not shapes:
-        return f"{folder}: no section can be read"
-    ranked = sorted(shapes.items(), key=lambda item: -len(item[1]))
-    kinds = "; ".join(
-        f"{len(files)} of {shape[0]} x {shape[1]} {dtype} (such as {files[0].name})"
-        for (shape, dtype), files in ranked[:3]
-    )
-    return f"{folder}: sections differ in size or dtype: {kinds}; give one stack of equal sections"
-
-
-def inspect_array(client: Client, address: str, exclude: Sequence[str] = ()) -> Source:
-    """Look at a source array in the storage gateway.
-
-    Raises:
-        InvalidArgumentError: not a (z, y, x) array of an integer dtype with two sections or more.
-    """
-    array = client.open_array(address)
-    if len(array.shape) != 3 or array.shape[0] < 2 or array.dtype not in (np.uint8, np.uint16):
-        raise InvalidArgumentError(
-            f"{address}: has shape {array.shape} and dtype {array.dtype}; an alignment needs "
-            "(z, y, x) of uint8 or uint16 with two sections or more",
-            reason="SHAPE_MISMATCH",
-        )
-    z, y, x = array.shape
-    _check_edges(address, (y, x))
-    _, tenant, _, dataset, _, version, _, name = array.name.split("/", 7)
-    pinned = f"{tenant}/{dataset}@{version}/{name}"
-    excluded = chosen_sections(exclude, [str(number) for number in range(z)])
-    bad = tuple(BadSection(number, "", "excluded") for number in sorted(excluded))
-    return Source(label=pinned, shape=(z, y, x), dtype=array.dtype.name, array=pinned, bad=bad)
-
-
-def _check_edges(label: str, shape: tuple[int, ...]) -> None:
-    if min(shape) < SMALLEST_PX:
-        raise InvalidArgumentError(
-            f"{label}: sections of {shape[0]} x {shape[1]} px are too small to align; they need at "
-            f"least {SMALLEST_PX} px each way",
-            reason="SHAPE_MISMATCH",
-        )
 
 
 def check_lengths(source: Source, options: AlignOptions) -> None:
@@ -492,10 +229,7 @@ def submit(
     address = check_destination(destination)
     check_lengths(source, options)
     check_points(source, options)
-    if options.from_fields:
-        fields = client.open_array(options.from_fields).name  # with its version
-        _, tenant, _, dataset, _, version, _, name = fields.split("/", 7)
-        options = replace(options, from_fields=f"{tenant}/{dataset}@{version}/{name}")
+    options = _pinned(client, options)
     session = client.session(destination)
     try:
         names = [f"sections/{z:06d}{file.suffix.lower()}" for z, file in enumerate(source.files)]
@@ -510,13 +244,129 @@ def submit(
             )
         files = [None if z in bad else name for z, name in enumerate(names)]
         session.write(SETTINGS_FILE, job_settings(source, options, destination, files))
-        text = recipe(session.name, source, options, name=f"align-{address.dataset}"[:64])
+        text = recipe(session.name, source, options, name=_job_name(address))
         workflow = client.submit(text)
     except BaseException:
         session.abort()
         raise
     say(f"submitted {workflow.name}: {source.shape[0]} sections, to {destination}")
-    return AlignJob(workflow, session.name, source, destination)
+    return AlignJob(workflow, session.name, destination)
+
+
+def _job_name(address: Address) -> str:
+    return f"align-{address.dataset}"[:64]
+
+
+def _pinned(client: Client, options: AlignOptions) -> AlignOptions:
+    """With the version of the fields that are used, whatever is committed later."""
+    if not options.from_fields:
+        return options
+    fields = client.open_array(options.from_fields).name
+    _, tenant, _, dataset, _, version, _, name = fields.split("/", 7)
+    return replace(options, from_fields=f"{tenant}/{dataset}@{version}/{name}")
+
+
+def resume(
+    client: Client,
+    label: str,
+    destination: str,
+    options: AlignOptions,
+    *,
+    names: Sequence[str] | None = None,
+    say: Say,
+) -> AlignJob:
+    """Go on with the newest alignment into a dataset: what is done stays done.
+
+    A job that runs is followed, one that failed or was cancelled is tried again from where it
+    stopped, one that has succeeded gives its result.
+
+    Args:
+        client: of the cluster.
+        label: the source as it was named, an array with or without its version.
+        destination: `tenant/name`.
+        options: those it was started with.
+        names: of a folder's sections, in z order, where the folder is still there.
+        say: told what is done.
+
+    Raises:
+        NotFoundError: there is none, or what it wrote has expired.
+        InvalidArgumentError: it was started from other sections or with other options.
+    """
+    address = check_destination(destination)
+    found = _newest(client, address)
+    if found is None:
+        raise NotFoundError(
+            f"no alignment into {destination} to go on with; start it without --resume"
+        )
+    workflow, session = found
+    done = workflow.state is RunState.SUCCEEDED
+    try:
+        written = client.open_dataset(destination) if done else client.attach(session)
+        settings = json.loads(written.read(SETTINGS_FILE))
+    except HyperError as error:
+        if error.reason != "SESSION_CLOSED" and not isinstance(error, NotFoundError):
+            raise
+        raise NotFoundError(
+            f"what {workflow.name} had written to {destination} is gone (kept for a day after its "
+            "last use); start again without --resume"
+        ) from error
+    _check_same(settings, workflow.name, label, _pinned(client, options), names)
+    if workflow.state in (RunState.FAILED, RunState.CANCELLED):
+        workflow.retry()
+    elif workflow.status.paused:
+        workflow.resume()
+    tasks = workflow.status.tasks
+    say(f"going on with {workflow.name}: {tasks.succeeded} of {tasks.total} tasks are done")
+    return AlignJob(workflow, session, destination)
+
+
+def _newest(client: Client, address: Address) -> tuple[Workflow, str] | None:
+    """The newest alignment into a dataset, and its session."""
+    sessions = f"tenants/{address.tenant}/datasets/{address.dataset}/sessions/"
+    for status in client.workflows():  # the newest first
+        if status.display_name != _job_name(address):
+            continue
+        workflow = client.workflow(status.name)
+        stages = yaml.safe_load(workflow.status.recipe_yaml)["experiments"]
+        session = str(stages.get("prepare", {}).get("parameters", {}).get("session", ""))
+        if session.startswith(sessions):
+            return workflow, session
+    return None
+
+
+def _check_same(
+    settings: dict[str, Any],
+    job: str,
+    label: str,
+    options: AlignOptions,
+    names: Sequence[str] | None,
+) -> None:
+    """Refuse to go on with a job that was about something else.
+
+    Raises:
+        InvalidArgumentError: names what differs.
+    """
+    dataset, _, rest = settings["array"].partition("@")
+    unpinned = f"{dataset}/{rest.partition('/')[2]}"
+    if label not in (settings["source"], unpinned):
+        raise InvalidArgumentError(
+            f"{job} aligns {settings['source']}, not {label}; start without --resume",
+            field="source",
+        )
+    if names is not None and settings["names"] != list(names):
+        raise InvalidArgumentError(
+            f"the sections of {label}, or their order, are not those that {job} began with; start "
+            "without --resume",
+            field="source",
+        )
+    before, now = settings["options"], json.loads(json.dumps(asdict(options)))
+    for key, value in before.items():
+        if now[key] != value:
+            raise InvalidArgumentError(
+                f"{job} was started with {key} {value!r}, not {now[key]!r}; give the same, or "
+                "start without --resume",
+                field=key,
+            )
 
 
 def job_settings(
@@ -537,6 +387,7 @@ def job_settings(
         "shape": source.shape,
         "dtype": source.dtype,
         "files": list(files),
+        "names": [file.name for file in source.files],
         "masks": [
             None if file is None else _mask_name(z, file) for z, file in enumerate(source.masks)
         ],
@@ -565,11 +416,11 @@ def finish(
     """Wait for the job's end; returns its result object.
 
     Raises:
-        WorkFailedError: the workflow failed or was cancelled; its session has been aborted.
+        WorkFailedError: the workflow failed or was cancelled. Its session is kept until it expires,
+            for `resume`.
     """
     status = job.workflow.wait(on_update=on_update)
     if status.state != "SUCCEEDED":
-        abandon(client, job.session)
         raise WorkFailedError(
             f"{job.workflow.name} {status.state.lower()}: {status.message}; see "
             f"`hyper logs {job.workflow.name}`"

@@ -12,12 +12,13 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import yaml
 
 from hyper import images
 from hyper.align import abandon, check_destination
 from hyper.errors import InvalidArgumentError, WorkFailedError
-from hyper.tile_positions import Layout, Tile, strays
+from hyper.tile_positions import Layout, Tile, overlapping, strays
 
 if TYPE_CHECKING:
     from hyper.client import Client
@@ -140,7 +141,8 @@ def inspect(
     names = list(dict.fromkeys(tile.section for tile, _, _ in good))
     tiles = sorted((tile for tile, _, _ in good), key=lambda tile: names.index(tile.section))
     section_of = tuple(names.index(tile.section) for tile in tiles)
-    seams = find_seams(tiles, section_of, shape, options.min_overlap_px)
+    positions = np.array([(tile.y, tile.x) for tile in tiles])
+    seams = overlapping(positions, shape, section_of, options.min_overlap_px)
     alone = sorted(set(range(len(tiles))) - {k for seam in seams for k in seam})
     if alone:
         worst = tiles[alone[0]]
@@ -152,7 +154,7 @@ def inspect(
             field="positions",
         )
     return Mosaic(
-        label, tuple(tiles), tuple(names), section_of, shape, dtype, seams, tuple(left_out),
+        label, tuple(tiles), tuple(names), section_of, shape, dtype, tuple(seams), tuple(left_out),
         options.pixel_nm or layout.pixel_nm,
     )  # fmt: skip
 
@@ -181,24 +183,6 @@ def _readable(
         if on_progress is not None:
             on_progress(number + 1, len(layout.tiles))
     return left_out, good
-
-
-def find_seams(
-    tiles: Sequence[Tile], section_of: Sequence[int], shape: tuple[int, int], min_overlap_px: int
-) -> tuple[tuple[int, int], ...]:
-    """Pairs of tiles of one section that share `min_overlap_px` each way, in order."""
-    order = sorted(range(len(tiles)), key=lambda k: (section_of[k], tiles[k].y))
-    found = []
-    for rank, a in enumerate(order):
-        for b in order[rank + 1 :]:
-            if (
-                section_of[b] != section_of[a]
-                or tiles[b].y - tiles[a].y > shape[0] - min_overlap_px
-            ):
-                break
-            if abs(tiles[b].x - tiles[a].x) <= shape[1] - min_overlap_px:
-                found.append((min(a, b), max(a, b)))
-    return tuple(sorted(found))
 
 
 def recipe(session: str, mosaic: Mosaic, *, name: str) -> str:

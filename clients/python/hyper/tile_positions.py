@@ -15,6 +15,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from hyper.errors import InvalidArgumentError
 from hyper.images import natural
 
@@ -90,6 +93,40 @@ def read_layout(files: Sequence[Path], folder: Path | None = None) -> Layout:
             field="positions",
         )
     return Layout(tiles, kinds.pop(), sizes.pop() if sizes else None)
+
+
+def overlapping(
+    positions: NDArray[np.floating],
+    shape: tuple[int, int],
+    section: Sequence[int],
+    min_overlap_px: int,
+) -> list[tuple[int, int]]:
+    """Pairs of tiles of one section whose positions say that they overlap enough.
+
+    Corners that only just meet are left out: an overlap has `min_overlap_px` each way.
+
+    Args:
+        positions: (T, 2), (y, x) of each tile's first pixel, px.
+        shape: (H, W) of a tile.
+        section: (T,) number of each tile's section.
+        min_overlap_px: of what is not too thin.
+
+    Returns:
+        Numbers of tiles, the smaller first, sorted.
+    """
+    found = []
+    height, width = shape
+    sections = np.asarray(section)
+    for z in np.unique(sections):
+        members = np.flatnonzero(sections == z)
+        order = members[np.argsort(positions[members, 0], kind="stable")]
+        tops = positions[order, 0]
+        for k, a in enumerate(order.tolist()):
+            end = int(np.searchsorted(tops, tops[k] + height - min_overlap_px, side="right"))
+            others = order[k + 1 : end]
+            off = np.abs(positions[others, 1] - positions[a, 1])
+            found += [(a, int(b)) for b in others[off <= width - min_overlap_px]]
+    return sorted((min(pair), max(pair)) for pair in found)
 
 
 def _read(file: Path, folder: Path | None) -> Layout:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import tempfile
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from contextlib import aclosing
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
@@ -494,16 +495,17 @@ class DatasetServicer(api_grpc.DatasetServiceServicer):
         view = await self._parts.views.open(parse_parent(request.parent))
         (place,) = await self._parts.locator.find(view, [request.object])
         end = request.offset + request.size_bytes if request.size_bytes else None
-        async for offset, window in self._windows(place, request.offset, end):
-            for at in range(0, len(window), _STREAM_BYTES):
-                data = window[at : at + _STREAM_BYTES]
-                yield api.ReadObjectResponse(
-                    data=data, offset=offset + at, crc32c=google_crc32c.value(data)
-                )
+        async with aclosing(self._windows(place, request.offset, end)) as windows:
+            async for offset, window in windows:
+                for at in range(0, len(window), _STREAM_BYTES):
+                    data = window[at : at + _STREAM_BYTES]
+                    yield api.ReadObjectResponse(
+                        data=data, offset=offset + at, crc32c=google_crc32c.value(data)
+                    )
 
     async def _windows(
         self, place: Place, offset: int, end: int | None
-    ) -> AsyncIterator[tuple[int, bytes]]:
+    ) -> AsyncGenerator[tuple[int, bytes], None]:
         """An object's bytes and where they begin; the next are fetched while these are sent."""
 
         async def fetch(start: int) -> tuple[int, bytes]:

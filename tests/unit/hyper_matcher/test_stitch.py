@@ -8,12 +8,13 @@ from numpy.typing import NDArray
 
 from benchmarks.matcher.stitching import Tiles, cut_tiles, truth_errors
 from hyper.images import read_section
+from hyper.tile_positions import overlapping
 from hyper_matcher.stitch.overlap import match_overlap
 from hyper_matcher.stitch.pipeline import Stitched, stitch_tiles
 from hyper_matcher.stitch.polynomials import basis, normalised, terms
 from hyper_matcher.stitch.render import montage_canvas, render_montage
 from hyper_matcher.stitch.solve import solve
-from hyper_matcher.stitch.values import StitchOptions, TileFacts, overlapping
+from hyper_matcher.stitch.values import StitchOptions, TileFacts
 from tests.support.sections import data_folder, texture
 
 _PLANE = texture((700, 700), seed=3, sigma_px=2.5)

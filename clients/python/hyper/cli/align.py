@@ -66,6 +66,13 @@ def align(
         bool, typer.Option("--keep-intermediates", help="commit features and matches too")
     ] = False,
     title: Annotated[str, typer.Option(help="of the report")] = "",
+    resume: Annotated[
+        bool,
+        typer.Option(
+            "--resume",
+            help="go on with the newest alignment into the destination: what is done stays done",
+        ),
+    ] = False,
     json_output: Annotated[
         bool, typer.Option("--json", help="the last line is the result object")
     ] = False,
@@ -73,9 +80,11 @@ def align(
     """Align a stack of serial sections.
 
     Exit status 1: the stack was aligned and stored, but neighbours could not be joined; they are
-    named.
+    named. A job that failed, was interrupted, or whose command was lost goes on with the same
+    command and --resume.
     """
-    from hyper.align import AlignOptions, read_points
+    from hyper.align import AlignOptions
+    from hyper.align_source import read_points
     from hyper.cli.align_run import run
 
     options = AlignOptions(
@@ -94,7 +103,7 @@ def align(
     )
     run(
         source, destination, options, report=report, result_file=result, as_json=json_output,
-        order=order, masks=mask,
+        order=order, masks=mask, resume=resume,
     )  # fmt: skip
 
 

@@ -10,11 +10,11 @@ from typing import Any
 
 import typer
 
-from hyper import align
-from hyper.cli import output, watch
+from hyper import align, align_source
+from hyper.cli import job, output
 from hyper.client import Client
 from hyper.config import CLUSTER_FILE, hyper_home
-from hyper.errors import HyperError, InvalidArgumentError, WorkFailedError
+from hyper.errors import InvalidArgumentError, WorkFailedError
 from hyper.usage import UsageSampler
 
 
@@ -28,22 +28,33 @@ def run(
     as_json: bool,
     order: Path | None = None,
     masks: Path | None = None,
+    resume: bool = False,
 ) -> None:
     """Align `source` into `destination` and say at every step what happens."""
     align.check_destination(destination)
     if not source.strip():
         raise InvalidArgumentError("SRC is empty: name a folder of sections, or tenant/name/array")
-    for file in (report, result_file):
-        if file is not None:
-            _check_writable(file)
+    job.check_writable(report, result_file)
     with ExitStack() as stack:
         client = stack.enter_context(Client(notice=output.say))
-        checked = _inspect(client, source, options, order, masks)
-        for bad in checked.bad:
-            output.say(f"warning: section {bad.z} ({bad.file}) is left blank: {bad.reason}")
-        sampler = stack.enter_context(UsageSampler(_cluster_processes()))
-        job = align.submit(client, checked, destination, options, say=output.say)
-        result = _follow(client, job)
+        sampler = UsageSampler(_cluster_processes())
+        if resume:
+            names = _section_names(source, order)
+            stack.enter_context(sampler)
+            started = align.resume(
+                client, source, destination, options, names=names, say=output.say
+            )
+        else:
+            checked = _inspect(client, source, options, order, masks)
+            for bad in checked.bad:
+                output.say(f"warning: section {bad.z} ({bad.file}) is left blank: {bad.reason}")
+            stack.enter_context(sampler)
+            started = align.submit(client, checked, destination, options, say=output.say)
+        result = job.follow(
+            started.workflow,
+            lambda update: align.finish(client, started, on_update=update),
+            hint="what is done is kept for a day: the same command with --resume goes on with it",
+        )
     result["seconds"] = round(float(result["seconds"]), 3)
     if sampler.peak_rss_bytes:
         result["cpu_seconds"] = round(sampler.cpu_seconds, 3)
@@ -63,15 +74,18 @@ def run(
         raise typer.Exit(WorkFailedError.exit_code)
 
 
-def _check_writable(file: Path) -> None:
-    """So that no result is lost for want of a place, after all the work."""
-    folder = file.absolute().parent
+def _is_folder(source: str) -> bool:
+    """A folder if there is one of that name, or the text cannot be an array's address."""
+    looks_like_path = source.startswith(("/", ".", "~")) or source.count("/") != 2
+    return looks_like_path or Path(source).expanduser().exists()
+
+
+def _section_names(source: str, order: Path | None) -> list[str] | None:
+    """Of a folder that is still there, in z order."""
+    folder = Path(source).expanduser()
     if not folder.is_dir():
-        raise InvalidArgumentError(f"{file}: its folder does not exist; make it first")
-    if file.is_dir():
-        raise InvalidArgumentError(f"{file}: is a folder; name a file in it")
-    if not os.access(file if file.exists() else folder, os.W_OK):
-        raise InvalidArgumentError(f"{file}: you may not write there; name another file")
+        return None
+    return [file.name for file in align_source.sections_of(folder, order)]
 
 
 def _inspect(
@@ -80,15 +94,13 @@ def _inspect(
     options: align.AlignOptions,
     order: Path | None,
     masks: Path | None,
-) -> align.Source:
-    """A folder if there is one of that name, or the text cannot be an array's address."""
+) -> align_source.Source:
     folder = Path(source).expanduser()
-    looks_like_path = source.startswith(("/", ".", "~")) or source.count("/") != 2
-    if not folder.exists() and not looks_like_path:
+    if not _is_folder(source):
         output.say(f"looking at {source}")
         if order is not None or masks is not None:
             raise InvalidArgumentError("--order and --mask go with a folder of sections, no array")
-        return align.inspect_array(client, source, options.exclude)
+        return align_source.inspect_array(client, source, options.exclude)
     output.say(f"checking the sections in {folder}")
     client.cluster()  # no cluster: say so before any long work
     with output.progress() as progress:
@@ -97,33 +109,13 @@ def _inspect(
         def advance(done: int, total: int) -> None:
             progress.update(bar, completed=done, total=total)
 
-        checked = align.inspect_folder(
+        checked = align_source.inspect_folder(
             folder, skip_bad=options.skip_bad, exclude=options.exclude, order=order, masks=masks,
             on_progress=advance,
         )  # fmt: skip
     sections, height, width = checked.shape
     output.say(f"{sections} sections of {height} x {width}, {checked.dtype}")
     return checked
-
-
-def _follow(client: Client, job: align.AlignJob) -> dict[str, Any]:
-    """Show the stages until the job has ended; Ctrl-C cancels it and leaves nothing behind."""
-    display, update = watch.display(job.workflow.status)
-    try:
-        with display:
-            return align.finish(client, job, on_update=update)
-    except WorkFailedError:
-        watch.summarise(job.workflow, job.workflow.status)
-        raise typer.Exit(WorkFailedError.exit_code) from None
-    except KeyboardInterrupt:
-        output.say(f"cancelling {job.workflow.name}")
-        try:
-            job.workflow.cancel("interrupted by the user")
-            job.workflow.wait(timeout_s=30)
-            align.abandon(client, job.session)
-        except HyperError as error:
-            output.say(f"warning: {error}; cancel it with `hyper cancel {job.workflow.name}`")
-        raise
 
 
 def _cluster_processes() -> list[int]:

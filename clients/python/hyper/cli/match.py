@@ -31,10 +31,10 @@ def match(
     json_output: Annotated[bool, typer.Option("--json", help="print a JSON object")] = False,
 ) -> None:
     """Match pairs of sections; says what was accepted, and why the rest was not."""
+    from hyper.cli.job import check_writable
     from hyper.client import Client
 
-    if table is not None and not table.absolute().parent.is_dir():
-        raise InvalidArgumentError(f"{table}: its folder does not exist; make it first")
+    check_writable(table)
     found = []
     with Client(notice=output.say) as client, output.progress() as progress:
         array = client.open_array(source)

@@ -62,7 +62,7 @@ def stitch(
     """
     from hyper import stitch as job
     from hyper.align import abandon, check_destination
-    from hyper.cli import watch
+    from hyper.cli.job import check_writable, follow
     from hyper.client import Client
     from hyper.errors import InvalidArgumentError, WorkFailedError
     from hyper.tile_positions import read_layout
@@ -73,9 +73,9 @@ def stitch(
         raise typer.BadParameter("--format is png or tiff")
     if images is not None and not images.is_dir():
         raise InvalidArgumentError(f"{images}: no such folder", field="images")
-    for file in (report, result, montages):
-        if file is not None and not file.absolute().parent.is_dir():
-            raise InvalidArgumentError(f"{file}: its folder does not exist; make it first")
+    check_writable(report, result)
+    if montages is not None and not montages.absolute().parent.is_dir():
+        raise InvalidArgumentError(f"{montages}: its folder does not exist; make it first")
     options = job.StitchOptions(
         search, lens_degree, illumination, min_overlap, pixel, thickness, skip_missing, title
     )
@@ -96,19 +96,11 @@ def stitch(
         for line in mosaic.left_out:
             output.say(f"warning: left out: {line}")
         workflow, session = job.submit(client, mosaic, destination, options)
-        display, update = watch.display(workflow.status)
-        try:
-            with display:
-                found = job.finish(client, workflow, session, destination, on_update=update)
-        except WorkFailedError:
-            watch.summarise(workflow, workflow.status)
-            raise typer.Exit(WorkFailedError.exit_code) from None
-        except KeyboardInterrupt:
-            output.say(f"cancelling {workflow.name}")
-            workflow.cancel("interrupted by the user")
-            workflow.wait(timeout_s=30)
-            abandon(client, session)
-            raise
+        found = follow(
+            workflow,
+            lambda update: job.finish(client, workflow, session, destination, on_update=update),
+            abandon=lambda: abandon(client, session),
+        )
         if report is not None:
             report.write_bytes(client.open_dataset(destination).read(job.REPORT_FILE))
             found["report"] = str(report)

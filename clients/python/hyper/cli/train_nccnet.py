@@ -34,6 +34,7 @@ def train_nccnet(
 ) -> None:
     """Train NCCNet on a stack, and say whether it beats the best filter."""
     from hyper.cli import watch
+    from hyper.cli.job import check_writable
     from hyper.client import Client
     from hyper.errors import WorkFailedError
     from hyper.train_nccnet import (
@@ -44,6 +45,7 @@ def train_nccnet(
         submit,
     )
 
+    check_writable(report)
     options = TrainOptions(steps, batch_size, workers, seed, _edges(template), search, gpu)
     with Client(notice=output.say) as client:
         workflow = submit(client, source, destination, options)

@@ -10,13 +10,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from hyper.tile_positions import overlapping
 from hyper_matcher.align.geometry import Points
 from hyper_matcher.align.render import Canvas
 from hyper_matcher.stitch.overlap import match_overlap
 from hyper_matcher.stitch.quality import seam_residuals
 from hyper_matcher.stitch.render import montage_canvas, render_montage
 from hyper_matcher.stitch.solve import Montage, solve
-from hyper_matcher.stitch.values import Seam, StitchOptions, TileFacts, overlapping
+from hyper_matcher.stitch.values import Seam, StitchOptions, TileFacts
 
 
 @dataclass(frozen=True, slots=True)

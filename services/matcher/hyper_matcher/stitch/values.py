@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -110,25 +109,3 @@ class Seam:
         """Rejected matches by reason, in lower case."""
         numbers = np.bincount(self.rejection, minlength=len(Rejection))
         return {r.name.lower(): int(numbers[r]) for r in Rejection if r and numbers[r]}
-
-
-def overlapping(
-    positions: Points, shape: tuple[int, int], section: Sequence[int], min_overlap_px: int
-) -> list[tuple[int, int]]:
-    """Pairs of tiles of one section whose positions (n, 2) say that they overlap enough.
-
-    Corners that only just meet are left out: an overlap has `min_overlap_px` each way.
-    """
-    found = []
-    height, width = shape
-    sections = np.asarray(section)
-    for z in np.unique(sections):
-        members = np.flatnonzero(sections == z)
-        order = members[np.argsort(positions[members, 0], kind="stable")]
-        tops = positions[order, 0]
-        for k, a in enumerate(order.tolist()):
-            end = int(np.searchsorted(tops, tops[k] + height - min_overlap_px, side="right"))
-            others = order[k + 1 : end]
-            off = np.abs(positions[others, 1] - positions[a, 1])
-            found += [(a, int(b)) for b in others[off <= width - min_overlap_px]]
-    return sorted((min(pair), max(pair)) for pair in found)

@@ -223,6 +223,11 @@ def test_the_choice_depends_on_shape_and_mode_alone() -> None:
     assert choose_winograd(usual, (16, 8, 32, 32), "fast") == Winograd(2, 4)
     assert choose_winograd(usual, (16, 8, 32, 32), "faster") == Winograd(4, 4)
     assert choose_winograd(usual, (16, 2, 32, 32), "faster") == Winograd(2, 4)
+    wide = conv(64, 32, (3, 3, 3))
+    assert choose_winograd(wide, (64, 32, 64, 64), "fast") == Winograd(4, 4)
+    assert choose_winograd(wide, (64, 32, 64, 64), "bf16") == Winograd(2, 4)
+    assert choose_winograd(wide, (64, 8, 16, 16), "fast") == Winograd(2, 4), "weights outweigh it"
+    assert choose_winograd(wide, (64, 8, 16, 16), "faster") == Winograd(4, 4)
     assert choose_winograd(usual, (16, 4, 6, 6), "fast") == Winograd(2, 2)
     assert choose_winograd(usual, (16, 1, 4, 4), "fast") == Winograd(2, 4)
     assert choose_winograd(conv(16, 16, (1, 3, 3)), (16, 8, 32, 32), "fast") == Winograd(1, 4)

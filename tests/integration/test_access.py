@@ -27,6 +27,8 @@ from hyper.errors import (
 from hyper.status import RunState, WorkerState
 from hyper_servicekit.etcd import Etcd
 from hyper_servicekit.tokens import ANY_TENANT, Role, Signer
+from hyperapi.inference.v1 import inference_service_pb2
+from hyperapi.matcher.v1 import matcher_service_pb2
 from hyperapi.scheduler.v1 import (
     cluster_service_pb2,
     placement_service_pb2,
@@ -48,6 +50,8 @@ FILES = {
         agent_service_pb2,
     ),
     "storage": (dataset_service_pb2, array_service_pb2, history_service_pb2),
+    "inference": (inference_service_pb2,),
+    "matcher": (matcher_service_pb2,),
 }  # fmt: skip
 METHODS = [
     (process, method)
@@ -80,7 +84,8 @@ def cluster(
         patch.setenv("HYPER_TOKEN", token(ANY_TENANT, Role.WORKER))
         with run_services(
             tmp_path_factory.mktemp("services"), etcd_server, s3_server.settings(name), f"/{name}",
-            workers=1, common_settings={"AUTH_KEYS__K1": KEY, "MAX_CONCURRENT_RPCS": "64"},
+            workers=1, compute=True,
+            common_settings={"AUTH_KEYS__K1": KEY, "MAX_CONCURRENT_RPCS": "64"},
             scheduler_settings={"HEARTBEAT_S": "0.3", "LEASE_S": "2", "LEADER_TTL_S": "2"},
         ) as running:  # fmt: skip
             yield running, etcd_server, f"/{name}"
@@ -252,7 +257,7 @@ async def test_nobody_without_a_token_gets_an_answer(
     cluster: tuple[Services, EtcdServer, str], process: str, method: Any
 ) -> None:
     services, etcd, prefix = cluster
-    address = getattr(services, process).address
+    address = services.process(process).address
     good = token("lab")
     before = await state_of(etcd, prefix)
     shown = {
@@ -263,7 +268,7 @@ async def test_nobody_without_a_token_gets_an_answer(
         "not one": "hyp1.k1.e30.AAAA",
         "long": "a" * 5000,
     }
-    request = fuzz.message_class(method.input_type)(**fuzz.names(method.input_type, "lab"))
+    request = naming(method, "lab")
     for what, text in shown.items():
         code, details = fuzz.call(address, method, [request.SerializeToString()], text)
         TRIED[code] += 1
@@ -272,21 +277,54 @@ async def test_nobody_without_a_token_gets_an_answer(
     assert await state_of(etcd, prefix) == before
 
 
+def naming(method: Any, tenant: str, **others: str) -> Any:
+    """A request whose names are of `tenant`, and of others by path (source.name="bob")."""
+    paths = fuzz.name_paths(method.input_type)
+    return fuzz.request_naming(
+        method.input_type, {path: others.get(".".join(path), tenant) for path in paths}
+    )
+
+
 @pytest.mark.parametrize(("process", "method"), METHODS, ids=NAMES)
-async def test_another_tenants_names_are_refused(
+async def test_each_name_of_another_tenant_is_refused(
     cluster: tuple[Services, EtcdServer, str], process: str, method: Any
 ) -> None:
-    if method.name == "GetCluster":
-        pytest.skip("it names nothing and is open to all who have a token")
     services, etcd, prefix = cluster
     before = await state_of(etcd, prefix)
-    request = fuzz.message_class(method.input_type)(**fuzz.names(method.input_type, "bob"))
-    code, details = fuzz.call(
-        getattr(services, process).address, method, [request.SerializeToString()], token("lab")
-    )
-    TRIED[code] += 1
-    assert code == "PERMISSION_DENIED", (code, details)
+    paths = fuzz.name_paths(method.input_type)
+    if not paths and method.name in ("GetCluster", "Match"):
+        pytest.skip("it names nothing and is open to all who have a token")
+    for path in paths or [()]:
+        request = naming(method, "lab", **{".".join(path): "bob"})
+        code, details = fuzz.call(
+            services.process(process).address, method, [request.SerializeToString()],
+            token("lab", Role.ADMIN),
+        )  # fmt: skip
+        TRIED[code] += 1
+        assert code == "PERMISSION_DENIED", (path, code, details)
     assert await state_of(etcd, prefix) == before
+
+
+OPERATORS = {
+    "Connect", "ReadSecrets", "CollectGarbage", "CreateToken", "DrainWorker", "RevokeToken",
+    "ListWorkers",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("process", "method"),
+    [pytest.param(*each, id=name) for each, name in zip(METHODS, NAMES, strict=True)
+     if each[1].name not in OPERATORS],
+)  # fmt: skip
+def test_a_user_may_call_it_for_what_is_its_tenants(
+    cluster: tuple[Services, EtcdServer, str], process: str, method: Any
+) -> None:
+    request = naming(method, "lab")
+    code, details = fuzz.call(
+        cluster[0].process(process).address, method, [request.SerializeToString()], token("lab"),
+        timeout_s=2.0,
+    )  # fmt: skip
+    assert code in TOLD - {"PERMISSION_DENIED", "UNAUTHENTICATED"}, details
 
 
 @pytest.mark.timeout(300)
@@ -301,14 +339,14 @@ def test_any_message_is_answered_politely(
     cluster: tuple[Services, EtcdServer, str], process: str, method: Any, data: st.DataObject
 ) -> None:
     """Hostile values, any bytes, from one who may do everything: no bug, no detail of ours."""
-    address = getattr(cluster[0], process).address
+    address = cluster[0].process(process).address
     messages = data.draw(st.lists(fuzz.payloads(method.input_type), min_size=1, max_size=3))
     code, details = fuzz.call(address, method, messages, token(ANY_TENANT), timeout_s=2.0)
     TRIED[code] += 1
     assert code in TOLD, (code, details, messages)
     for inner in ("Traceback", ".py", str(ROOT), "site-packages", KEY):
         assert inner not in details, details
-    child = getattr(cluster[0], process).child
+    child = cluster[0].process(process).child
     assert child is not None and child.poll() is None
 
 
@@ -341,7 +379,7 @@ def test_times_without_end_are_refused(
 def test_too_large_a_message_is_refused(
     cluster: tuple[Services, EtcdServer, str], process: str, method: Any
 ) -> None:
-    address = getattr(cluster[0], process).address
+    address = cluster[0].process(process).address
     code, _ = fuzz.call(address, method, [b"\x0a" + b"\xff" * (5 << 20)], token(ANY_TENANT))
     TRIED[code] += 1
     assert code == "RESOURCE_EXHAUSTED"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from typing import Any
 
 import grpc
@@ -11,6 +12,7 @@ from google.protobuf.descriptor import Descriptor, FieldDescriptor
 from hypothesis import strategies as st
 
 from hyper import _transport
+from hyperapi.common.v1.tensor_pb2 import Tensor, TensorSpec
 
 # A plain run tries the same messages every time; HYPER_FUZZ_EXAMPLES=200: as many new ones an RPC.
 EXAMPLES = int(os.environ.get("HYPER_FUZZ_EXAMPLES", "5"))
@@ -33,6 +35,8 @@ _NAMES = [
     "tenants/lab/stores/s", "tenants/lab/secrets/s", "tenants/lab/workflows/w",
     "tenants/lab/workflows/w/experiments/e/tasks/0", "workers/w",
 ]  # fmt: skip
+_NAMING = ("name", "parent", "session", "base", "target", "task", "store", "model")
+_NAMELESS = (TensorSpec.DESCRIPTOR, Tensor.DESCRIPTOR)  # its name is an axis' or an output's
 _REQUEST_ID = "6b2c2a51-6f0e-4c5e-9d2a-0123456789ab"
 _NUMBERS = [0, 1, -1, 2, 7, 255, 1 << 20, (1 << 31) - 1, -(1 << 31)]
 _WIDE = [*_NUMBERS, 1 << 40, (1 << 63) - 1, -(1 << 63)]
@@ -44,17 +48,27 @@ def message_class(descriptor: Descriptor) -> Any:
     return message_factory.GetMessageClass(descriptor)
 
 
-def names(descriptor: Descriptor, tenant: str) -> dict[str, Any]:
-    """Fields of a request that name something of `tenant`, as a client would fill them."""
-    made: dict[str, Any] = {}
+def name_paths(descriptor: Descriptor, inside: tuple[str, ...] = ()) -> list[tuple[str, ...]]:
+    """Where a request holds the name of something: the fields on the way, one path a name."""
+    found = []
     for field in descriptor.fields:
-        if field.message_type is not None:
-            if not field.is_repeated and field.name in ("tag", "store", "source", "hello", "begin"):
-                inner = names(field.message_type, tenant)
-                made[field.name] = message_class(field.message_type)(**inner)
-        elif field.name in ("name", "parent", "session", "base", "target", "task", "store"):
-            made[field.name] = f"tenants/{tenant}/datasets/a"
-    return made
+        if field.is_repeated or field.message_type in (None, *_NAMELESS):
+            if field.name in _NAMING and not field.is_repeated and field.message_type is None:
+                found.append((*inside, field.name))
+        elif len(inside) < _DEPTH:
+            found += name_paths(field.message_type, (*inside, field.name))
+    return found
+
+
+def request_naming(descriptor: Descriptor, tenants: Mapping[tuple[str, ...], str]) -> Any:
+    """A request whose names, by their paths, are of these tenants."""
+    message = message_class(descriptor)()
+    for path, tenant in tenants.items():
+        part = message
+        for name in path[:-1]:
+            part = getattr(part, name)
+        setattr(part, path[-1], f"tenants/{tenant}/datasets/a")
+    return message
 
 
 def payloads(descriptor: Descriptor) -> st.SearchStrategy[bytes]:

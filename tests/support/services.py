@@ -116,6 +116,11 @@ class Services:
     scheduler: ServiceProcess
     storage: ServiceProcess
     workers: list[ServiceProcess]
+    compute: dict[str, ServiceProcess] = field(default_factory=dict)  # inference and matcher
+
+    def process(self, service: str) -> ServiceProcess:
+        """Of a service: scheduler, storage, inference or matcher."""
+        return {"scheduler": self.scheduler, "storage": self.storage, **self.compute}[service]
 
     def client(self, patience_s: float = 20.0) -> Client:
         return Client(self.scheduler.address, tenant="test", patience_s=patience_s)
@@ -142,12 +147,13 @@ def run_services(
     *,
     workers: int = 2,
     slots: int = 2,
+    compute: bool = False,
     scheduler_settings: Mapping[str, str] | None = None,
     common_settings: Mapping[str, str] | None = None,
 ) -> Iterator[Services]:
     """Scheduler, storage gateway and workers; SIGKILL at the end for what is left.
 
-    `common_settings` are the scheduler's and the gateway's.
+    `compute` adds inference and matcher; `common_settings` are of all but the workers.
     """
     common = {
         "ETCD_ENDPOINTS": json.dumps([etcd.endpoint]),
@@ -187,4 +193,13 @@ def run_services(
             )
             for i in range(workers)
         ]
-        yield Services(scheduler, storage, started)
+        beside = {
+            name: start(
+                name,
+                f"hyper_{name}",
+                name.upper(),
+                {**common, "SCHEDULER_ENDPOINT": scheduler.address},
+            )
+            for name in (("inference", "matcher") if compute else ())
+        }
+        yield Services(scheduler, storage, started, beside)

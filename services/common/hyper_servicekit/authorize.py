@@ -24,8 +24,9 @@ from hyper_servicekit.tokens import (
 )
 
 _FIELDS = frozenset({"name", "parent", "session", "base", "target", "task", "store", "model"})
-_NESTED = frozenset({"tag", "store", "source", "destination", "array"})
-_OPEN = frozenset({"GetCluster"})  # says where services are, nothing of anybody
+_NESTED = frozenset({"tag", "store", "source", "destination", "mask", "array", "header"})
+# Where services are, and images that come with the call: nothing of anybody.
+_OPEN = frozenset({"GetCluster", "Match"})
 _ADMINS = frozenset({"CollectGarbage", "CreateToken", "DrainWorker", "RevokeToken"})
 # What agents call for themselves and for their tasks.
 _WORKERS = frozenset({

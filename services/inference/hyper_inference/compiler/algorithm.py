@@ -14,11 +14,13 @@ from hyper_inference.compiler.ir import Conv, Shape
 Mode: TypeAlias = Literal["exact", "fast", "faster", "bf16"]
 MODES: tuple[Mode, ...] = ("exact", "fast", "faster", "bf16")
 """exact: direct convolutions, largest relative error about 1e-5; fast: Winograd, below 1e-4;
-faster: larger Winograd tiles along z too, a few times the error of fast; bf16: the tiles of fast,
-multiplied in bfloat16 and summed in float32, error about 1e-2."""
+faster: larger tiles along z wherever they save multiplications, whatever memory their weights
+take; bf16: small tiles along z, multiplied in bfloat16 and summed in float32, error about 1e-2."""
 
 FEWEST_CHANNELS = 6
 """With fewer, transforming costs more than the multiplications that it saves."""
+FEWEST_CHANNELS_DEEP = 32
+"""With fewer, tiles of four along z cost error and save no time."""
 READ_COST = 20
 """Multiplications that take as long as reading a weight from far away: where few voxels share the
 weights, a smaller tile, which has fewer, is faster and takes less memory."""
@@ -63,7 +65,17 @@ def choose_winograd(op: Conv, result: Shape, mode: Mode) -> Winograd | None:
     if kz not in (1, 3) or ky != 3 or kx > 7 or min(op.weight.shape[:2]) < FEWEST_CHANNELS:
         return None
     _, depth, height, width = result
-    depths = (1,) if kz == 1 else (2, 4) if mode == "faster" else (2,)
+    outputs, inputs = op.weight.shape[:2]
+
+    def deep_pays() -> bool:
+        """Whether tiles of four along z do: where their weights are no more than the voxels."""
+        if mode != "fast":
+            return mode == "faster"
+        weights = 6 * 6 * kx * inputs * outputs
+        voxels = (inputs + outputs) * depth * height * width
+        return min(inputs, outputs) >= FEWEST_CHANNELS_DEEP and weights <= voxels
+
+    depths = (1,) if kz == 1 else (2, 4) if deep_pays() else (2,)
 
     def products(tile: Winograd) -> int:
         """For each pair of channels, tap along x, and column."""

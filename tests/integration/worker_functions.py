@@ -22,6 +22,10 @@ def add(context: TaskContext, *, a: int, b: int) -> int:
     return a + b
 
 
+def count_files(context: TaskContext, *, dataset: str) -> int:
+    return len(list(context.client.open_dataset(dataset).files()))
+
+
 def count(context: TaskContext) -> dict[str, int]:
     global CALLS
     CALLS += 1

@@ -150,6 +150,7 @@ def run_services(
     compute: bool = False,
     scheduler_settings: Mapping[str, str] | None = None,
     common_settings: Mapping[str, str] | None = None,
+    worker_settings: Mapping[str, str] | None = None,
 ) -> Iterator[Services]:
     """Scheduler, storage gateway and workers; SIGKILL at the end for what is left.
 
@@ -178,18 +179,19 @@ def run_services(
             {**common, **s3_environment(s3), **(scheduler_settings or {})},
         )
         storage = start("storage", "hyper_storage", "STORAGE", {**common, **s3_environment(s3)})
-        worker_settings = {
+        settings_of_workers = {
             "SCHEDULER_ENDPOINT": scheduler.address,
             "SLOTS": str(slots),
             "WORKDIR": str(folder / "work"),
             "LOG_FORMAT": "console",
+            **(worker_settings or {}),
         }
         started = [
             start(
                 f"worker-{i}",
                 "hyper_worker",
                 "WORKER",
-                {**worker_settings, "INSTANCE": f"worker-{i}"},
+                {**settings_of_workers, "INSTANCE": f"worker-{i}"},
             )
             for i in range(workers)
         ]

@@ -129,7 +129,7 @@ class RelayChannel(grpc.Channel):
         def call(request: Any, timeout: float | None = None, metadata: Any = None) -> _Call:
             if self._closed:
                 raise ValueError("this channel is closed")
-            shown: Iterable[Any] = (*(metadata or ()), *_transport.token_metadata())
+            shown: Iterable[Any] = (*(metadata or ()), *_transport.call_metadata())
             facts = {
                 "channel": self._number, "target": self._target, "method": method,
                 "metadata": _frames.metadata_to_json(shown),

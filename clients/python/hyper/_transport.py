@@ -9,7 +9,9 @@ from __future__ import annotations
 import json
 import logging
 import os
+import re
 import socket
+import sys
 import weakref
 from collections.abc import Sequence
 from pathlib import Path
@@ -28,6 +30,7 @@ UNARY_TIMEOUT_S = 30.0
 
 _SERVICE_CONFIG = json.dumps({"loadBalancingConfig": [{"round_robin": {}}]})
 
+_TRACEPARENT = re.compile(r"[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}\Z")
 OPTIONS: list[tuple[str, Any]] = [
     ("grpc.service_config", _SERVICE_CONFIG),
     ("grpc.enable_retries", 0),
@@ -83,7 +86,7 @@ def channel(addresses: Sequence[str]) -> grpc.Channel:
 
 
 def aio_channel(addresses: Sequence[str]) -> grpc.aio.Channel:
-    """An asyncio channel to replicas; its calls must bear `token_metadata`."""
+    """An asyncio channel to replicas; its calls must bear `call_metadata`."""
     secret = _tls.credentials()
     if secret is None:
         return grpc.aio.insecure_channel(target(addresses), options=OPTIONS)
@@ -147,16 +150,33 @@ def token_metadata() -> tuple[tuple[str, str], ...]:
     return (("authorization", f"Bearer {known}"),) if known else ()
 
 
+def call_metadata() -> tuple[tuple[str, str], ...]:
+    """What every call carries: the token, and the trace that it is a part of."""
+    return (*token_metadata(), *_trace_metadata())
+
+
+def _trace_metadata() -> tuple[tuple[str, str], ...]:
+    """W3C trace context: of OpenTelemetry where the program uses it, else of the task, if any."""
+    propagate = sys.modules.get("opentelemetry.propagate")
+    if propagate is not None:
+        carrier: dict[str, str] = {}
+        propagate.inject(carrier)
+        if carrier:
+            return tuple(carrier.items())
+    parent = os.environ.get("TRACEPARENT", "")
+    return (("traceparent", parent),) if _TRACEPARENT.match(parent) else ()
+
+
 class _ShowToken(
     grpc.UnaryUnaryClientInterceptor,
     grpc.UnaryStreamClientInterceptor,
     grpc.StreamUnaryClientInterceptor,
     grpc.StreamStreamClientInterceptor,
 ):
-    """Adds the token to every call."""
+    """Adds the token, and the trace, to every call."""
 
     def _intercept(self, proceed: Any, details: Any, request: Any) -> Any:
-        shown = token_metadata()
+        shown = call_metadata()
         if shown:
             metadata = (*(details.metadata or ()), *shown)
             details = _Details(

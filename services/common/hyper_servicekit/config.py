@@ -106,6 +106,10 @@ class ServiceSettings(BaseSettings):
     max_concurrent_rpcs: int = Field(
         default=1000, gt=0, description="served at once; more are refused until some have ended"
     )
+    traces_endpoint: Endpoint | None = Field(
+        default=None,
+        description="http(s)://host:port of an OTLP/gRPC collector; no traces where it is not set",
+    )
     calls_per_s: float = Field(
         default=0.0, ge=0, description="of one token's bearer, with bursts of as many; 0: no bound"
     )

@@ -24,6 +24,7 @@ from grpc_status import rpc_status
 
 from hyper._wire_errors import to_status
 from hyper.errors import HyperError, InternalError, InvalidArgumentError
+from hyper_servicekit import tracing
 from hyper_servicekit.admission import Admission
 from hyper_servicekit.authorize import Authorizer
 from hyper_servicekit.logs import get_logger
@@ -132,7 +133,7 @@ class _Call:
         admission: Admission,
     ) -> None:
         metadata = dict(details.invocation_metadata or ())
-        self._metadata, self._authorizer, self._admission = metadata, authorizer, admission
+        self.metadata, self._authorizer, self._admission = metadata, authorizer, admission
         self.claims: Claims | None = None
         given = metadata.get("x-request-id", "")
         request_id = given if isinstance(given, str) else ""
@@ -145,7 +146,7 @@ class _Call:
         authorizer = self._authorizer
         if authorizer is None:
             return request
-        claims = self.claims = authorizer.caller(self._metadata)
+        claims = self.claims = authorizer.caller(self.metadata)
         self._admission.take(claims.id)
         structlog.contextvars.bind_contextvars(tenant=claims.tenant, subject=claims.subject)
         if isinstance(request, Message):
@@ -175,10 +176,14 @@ class _Watched:
     def __init__(self, call: _Call, context: Any, kind: str) -> None:
         self._call, self._context, self._kind = call, context, kind
         self._start = 0.0
+        self._span: Any = None
 
     async def __aenter__(self) -> None:
         self._start = time.perf_counter()
-        structlog.contextvars.bind_contextvars(request_id=self._call.request_id)
+        call = self._call
+        structlog.contextvars.bind_contextvars(request_id=call.request_id)
+        if (traces := tracing.current()) is not None:
+            self._span = traces.call(call.service, call.method, call.metadata, call.request_id)
 
     async def __aexit__(self, kind: Any, error: BaseException | None, stack: Any) -> bool:
         call = self._call
@@ -209,6 +214,9 @@ class _Watched:
                 time.perf_counter() - self._start
             )
             RPC_TOTAL.labels(call.service, call.method, code.name).inc()
+            if self._span is not None and (traces := tracing.current()) is not None:
+                tenant = "" if call.claims is None else call.claims.tenant
+                traces.ended(self._span, code.name, code.value[0], tenant)
             if call.claims is not None and is_change(call.method):
                 audit.info("audit", method=call.method, code=code.name, token=call.claims.id)
 

@@ -34,6 +34,7 @@ from hyper_servicekit.logs import configure_logs, get_logger
 from hyper_servicekit.metrics import MetricsServer, Pages
 from hyper_servicekit.owned import owned
 from hyper_servicekit.tls import server_context, server_credentials
+from hyper_servicekit.tracing import start_tracing, stop_tracing
 
 log = get_logger(__name__)
 _NEVER = 1 << 30  # collections of the middle generation
@@ -134,6 +135,9 @@ async def _serve(
     if settings.ready_file is not None:
         settings.ready_file.unlink(missing_ok=True)
     async with AsyncExitStack() as stack:
+        if settings.traces_endpoint is not None:
+            start_tracing(settings.traces_endpoint, service, instance)
+            stack.push_async_callback(asyncio.to_thread, stop_tracing)
         running = Running(service, instance, stack, etcd_prefix=settings.etcd_prefix)
         serving = False
         metrics = MetricsServer(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import contextvars
 import threading
 from collections.abc import AsyncIterator, Callable, Iterator
 from concurrent.futures import Executor
@@ -172,7 +173,8 @@ class InferenceServicer(api_grpc.InferenceServiceServicer):
 
     async def _blocking(self, function: Callable[..., T], *arguments: Any) -> T:
         loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(self._executor, function, *arguments)
+        context = contextvars.copy_context()  # its logs and traces are of this call
+        return await loop.run_in_executor(self._executor, context.run, function, *arguments)
 
 
 @contextlib.asynccontextmanager

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextvars
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
@@ -81,7 +82,8 @@ class Pool:
     async def run(self, function: Callable[..., T], *arguments: Any) -> T:
         """Run a function on a thread; it goes on to its end if the call is cancelled."""
         loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(self._executor, function, *arguments)
+        context = contextvars.copy_context()  # its logs and traces are of this call
+        return await loop.run_in_executor(self._executor, context.run, function, *arguments)
 
     def submit(self, function: Callable[[], None]) -> None:
         """Run a function on a thread, for whoever comes later."""

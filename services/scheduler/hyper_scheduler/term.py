@@ -21,13 +21,14 @@ from hyper_scheduler.config import SchedulerSettings
 from hyper_scheduler.core import commands as c
 from hyper_scheduler.core import events as e
 from hyper_scheduler.core.restore import restore
-from hyper_scheduler.core.state import Limits, State
+from hyper_scheduler.core.state import Limits, RunState, State
 from hyper_scheduler.core.step import CHECK_S, step
 from hyper_scheduler.items import items_of
 from hyper_scheduler.links import Links, Way
 from hyper_scheduler.store import DeposedError, Store, transactions
 from hyper_scheduler.suggest import suggest
 from hyper_scheduler.task_tokens import TaskTokens
+from hyper_servicekit import tracing
 from hyper_servicekit.clock import Clock
 from hyper_servicekit.etcd import Compare, Leadership
 from hyper_servicekit.logs import get_logger
@@ -37,6 +38,7 @@ log = get_logger(__name__)
 
 _RETRY_S = 0.2
 _DISCARD_RETRY_S = 10.0
+_TRACED_KEPT = 10_000  # workflows that were told of, so that none is twice
 _BURST = 64  # events worked off before other tasks get their turn
 _UNANSWERED = 256  # workers that were given tasks and have not been heard since
 _MAX_GARBAGE = 10_000
@@ -104,6 +106,7 @@ class Term:
         self._garbage: asyncio.Queue[str] = asyncio.Queue(_MAX_GARBAGE)
         self._asked: dict[str, list[asyncio.Future[str]]] = {}
         self._watchers: dict[str, set[asyncio.Event]] = {}
+        self._traced: dict[str, float] = {}
         self._flush_timer: asyncio.TimerHandle | None = None
         keys = {key_id: key.get_secret_value() for key_id, key in settings.auth_keys.items()}
         self._way = Way(_UNANSWERED, clock.now, self._tick_now)
@@ -262,6 +265,7 @@ class Term:
             case c.Changed(workflow):
                 for watcher in self._watchers.get(workflow, ()):
                     watcher.set()
+                self._trace(workflow)
             case c.Moved(to, count):
                 metrics.TASKS.labels(to).inc(count)
             case c.Worked():
@@ -288,6 +292,23 @@ class Term:
                     link.close()
             case _:
                 self._send(command, event)
+
+    def _trace(self, name: str) -> None:
+        """Tell of a workflow that has ended, once, if traces are asked for."""
+        traces, workflow = tracing.current(), self.state.workflows.get(name)
+        if traces is None or workflow is None or not workflow.durable.ended:
+            return
+        if self._traced.get(name) == workflow.end_time:
+            return
+        self._traced[name] = workflow.end_time
+        if len(self._traced) > _TRACED_KEPT:
+            del self._traced[next(iter(self._traced))]
+        failed = workflow.durable is not RunState.SUCCEEDED
+        facts = {"hyper.state": workflow.durable.value, "hyper.recipe": workflow.recipe.name}
+        traces.workflow(
+            name, int(workflow.create_time * 1e9), int(workflow.end_time * 1e9), facts,
+            (workflow.message or workflow.durable.value) if failed else "",
+        )  # fmt: skip
 
     def _send(
         self, command: c.Welcome | c.Start | c.Stop | c.Ack | c.Drain, event: e.Event

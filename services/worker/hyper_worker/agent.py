@@ -21,6 +21,7 @@ import psutil
 
 from hyper._wire_errors import from_rpc_error
 from hyper.errors import HyperError, UnavailableError
+from hyper_servicekit import tracing
 from hyper_servicekit.logs import get_logger
 from hyper_worker import convert, metrics
 from hyper_worker.connection import Connection
@@ -449,6 +450,7 @@ class Agent:
             metrics.SECONDS.labels(kind).observe(exit_.wall_s)
             metrics.CPU_SECONDS.labels(kind).inc(exit_.cpu_s)
             metrics.PEAK_RSS.labels(kind).observe(exit_.peak_rss_bytes)
+            _trace(self._identity.worker, key, exit_)
             self._executions.pop(key, None)
         self.dispatch(EndedAll(tuple(ends)))
 
@@ -517,6 +519,21 @@ class Agent:
             running=len(self._machine.live),
             reports=self._machine.reports.waiting,
         )
+
+
+def _trace(worker: str, key: Key, exit_: Exit) -> None:
+    """Tell of an attempt that has ended, if traces are asked for."""
+    traces = tracing.current()
+    if traces is None:
+        return
+    end_ns = time.time_ns()
+    failure = exit_.message or (describe_exit(exit_.exit_code) if exit_.exit_code else "")
+    facts = {"hyper.worker": worker, "hyper.cpu_s": exit_.cpu_s,
+             "hyper.peak_rss_bytes": exit_.peak_rss_bytes}  # fmt: skip
+    traces.attempt(
+        key.task, key.attempt, end_ns - int(exit_.wall_s * 1e9), end_ns, facts,
+        failure,
+    )  # fmt: skip
 
 
 def _with_result(exit_: Exit, voice: Voice) -> Exit:

@@ -10,7 +10,7 @@ from typing import Protocol
 import grpc
 import grpc.aio
 
-from hyper._transport import aio_channel, token_metadata
+from hyper._transport import aio_channel, call_metadata
 from hyper.errors import DeadlineError, InternalError
 from hyper_servicekit.logs import get_logger
 from hyper_worker import convert
@@ -99,7 +99,7 @@ class Connection:
             DeadlineError: no Welcome came in time.
         """
         async with aio_channel(self._addresses) as channel:
-            call = AgentServiceStub(channel).Connect(metadata=token_metadata())
+            call = AgentServiceStub(channel).Connect(metadata=call_metadata())
             try:
                 await self._greet(call)
                 self._reports.set()

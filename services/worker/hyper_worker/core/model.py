@@ -14,6 +14,11 @@ class Key:
     epoch: int
     number: int
 
+    @property
+    def attempt(self) -> str:
+        """Which of its task's attempts it is: "epoch.number"."""
+        return f"{self.epoch}.{self.number}"
+
     def newer_than(self, other: Key) -> bool:
         """Whether this attempt of the same task supersedes `other`."""
         return self.task == other.task and (self.epoch, self.number) > (other.epoch, other.number)

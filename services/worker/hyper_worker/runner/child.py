@@ -151,11 +151,10 @@ def _cpu_s() -> float:
     return own.ru_utime + own.ru_stime + children.ru_utime + children.ru_stime
 
 
-def pack_request(number: int, job: Job, scratch: str) -> bytes:
+def pack_request(number: int, job: Job, scratch: str, traceparent: str = "") -> bytes:
     """One call as a packet."""
-    key = job.key
     call = "\0".join(
-        (key.task, f"{key.epoch}.{key.number}", job.function, job.parameters_json or "{}")
+        (job.key.task, job.key.attempt, traceparent, job.function, job.parameters_json or "{}")
     ).encode(errors="surrogatepass")
     if len(call) > PACKET_BYTES_MAX:
         path = Path(f"{scratch}.call-{number}")
@@ -297,7 +296,9 @@ class _Calls:
             self._serve(packet_number(packet), call.decode(errors="surrogatepass"))
 
     def _serve(self, number: int, call: str) -> None:
-        task, attempt, function, parameters = call.split("\0", 3)
+        task, attempt, traceparent, function, parameters = call.split("\0", 4)
+        if traceparent:
+            os.environ["TRACEPARENT"] = traceparent
         epoch, _, count = attempt.partition(".")
         _enter(self._folder, scratch=self._scratch)
         start, cpu_before_s = time.monotonic(), self._cpu_s

@@ -37,7 +37,11 @@ from hyper_worker.core.model import Exit, Job, Key
 from hyper_worker.folders import is_held
 from hyper_worker.runner.base import Ran, Sink
 from hyper_worker.runner.beside import OUTPUT_BYTES_MAX
-from hyper_worker.runner.environment import gpu_environment, token_environment
+from hyper_worker.runner.environment import (
+    gpu_environment,
+    token_environment,
+    trace_environment,
+)
 from hyper_worker.runner.images import Images
 from hyper_worker.runner.isolation import block_metadata
 from hyper_worker.runner.place import Place
@@ -187,8 +191,9 @@ class ContainerRunner:
             **place.environment,
             **gpu_environment(tuple(range(len(place.gpus))), job.around.needs.gpus),
             TASK: job.key.task,
-            ATTEMPT: f"{job.key.epoch}.{job.key.number}",
+            ATTEMPT: job.key.attempt,
             PARAMETERS: job.parameters_json,
+            **trace_environment(job),
         }
         if job.around.network and self._endpoint:
             environment["HYPER_ENDPOINT"] = self._endpoint

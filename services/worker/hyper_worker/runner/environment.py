@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from hyper.context import ATTEMPT, PARAMETERS, TASK
+from hyper_servicekit import tracing
 from hyper_worker.core.model import Job
 from hyper_worker.runner.place import Place
 
@@ -74,9 +75,16 @@ def command_environment(
         **place.environment,
         **gpu_environment(place.gpus, job.around.needs.gpus),
         TASK: job.key.task,
-        ATTEMPT: f"{job.key.epoch}.{job.key.number}",
+        ATTEMPT: job.key.attempt,
         PARAMETERS: job.parameters_json,
+        **trace_environment(job),
     }
+
+
+def trace_environment(job: Job) -> dict[str, str]:
+    """What makes the calls of a task a part of its attempt's trace; nothing without traces."""
+    parent = tracing.traceparent(job.key.task, job.key.attempt)
+    return {tracing.TRACEPARENT: parent} if parent else {}
 
 
 def gpu_environment(indices: tuple[int, ...], wanted: int) -> dict[str, str]:

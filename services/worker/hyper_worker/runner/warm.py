@@ -16,6 +16,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from hyper_servicekit import tracing
 from hyper_worker.core.model import Exit, Job
 from hyper_worker.runner.child import (
     ANSWER,
@@ -163,7 +164,8 @@ class Warm:
 
     def send(self, job: Job) -> int | None:
         """Hand a call over; its number, or None while the socket is full."""
-        packet = pack_request(self._number + 1, job, str(self._scratch))
+        parent = tracing.traceparent(job.key.task, job.key.attempt)
+        packet = pack_request(self._number + 1, job, str(self._scratch), parent)
         try:
             self._to.send(packet)
         except BlockingIOError:

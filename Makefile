@@ -8,7 +8,7 @@ PIP := .venv/bin/python -m pip --disable-pip-version-check install -q --no-compi
 export PYTHONDONTWRITEBYTECODE :=
 export HYPER_DATA_DIR ?= $(shell test -d ../shared/data && cd ../shared/data && pwd)
 
-.PHONY: help demo test lint protos bench simulate faults compose-env compose-test dashboards docs constraints clean
+.PHONY: help demo test lint protos bench simulate faults fault-matrix compose-env compose-test dashboards docs constraints clean
 
 help:            ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## */\t/' | expand -t 14
@@ -62,6 +62,12 @@ simulate: .stamps/dev    ## the scheduler under seeded faults: make simulate SEE
 
 faults: .stamps/dev .stamps/etcd ## kill, stop and cut off real processes: make faults REPEAT=20
 	@FAULT_REPEAT=$(or $(REPEAT),20) .venv/bin/python -m pytest tests/faults -q -rP --show-capture=stdout $(PYTEST_ARGS)
+
+fault-matrix: .stamps/dev .stamps/etcd ## every part x every fault, into docs/faults.md: make fault-matrix REPEAT=20
+	@rm -f .stamps/faults.jsonl
+	@HYPER_TEST_MATRIX=1 HYPER_FAULTS_RESULTS=$(CURDIR)/.stamps/faults.jsonl FAULT_REPEAT=$(REPEAT) \
+	  .venv/bin/python -m pytest tests/faults/test_matrix.py -q -rP --show-capture=stdout -p no:randomly $(PYTEST_ARGS)
+	@.venv/bin/python -m scripts.fault_table .stamps/faults.jsonl docs/faults.md
 
 compose-env: .stamps/local ## .env of docker-compose.yml, with keys and passwords of its own
 	@.venv/bin/python -m scripts.compose_env

@@ -21,6 +21,7 @@ PAGE = ROOT / "docs" / "benchmarks.md"
 MODULES = (
     "benchmarks.inference",
     "benchmarks.inference --net rsunet --scaling --cost",
+    "benchmarks.load",
     "benchmarks.matcher.alignment",
     "benchmarks.matcher.false_matches",
     "benchmarks.matcher.ncc",

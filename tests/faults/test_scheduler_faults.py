@@ -24,7 +24,7 @@ from tests.faults.history import check, longest_stall_s
 from tests.support.servers import S3Server
 
 TASKS = 60
-REPEAT = int(os.environ.get("FAULT_REPEAT", "0"))  # 0: each once, the rarer ones not at all
+REPEAT = int(os.environ.get("FAULT_REPEAT") or "0")  # 0: each once, the rarer ones not at all
 RECOVERY_S = 5.0  # beyond the lease
 
 

@@ -7,6 +7,7 @@ import os
 import signal
 import socket
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +40,7 @@ def train(context: TaskContext, *, folder: str, steps: int) -> dict[str, int]:
     checkpoint = Path(folder) / f"rank-{rank}.json"
     first = json.loads(checkpoint.read_text())["step"] if checkpoint.exists() else 0
     total = 0
-    with _Ring(rank, size) as ring:
+    with Ring(rank, size) as ring:
         for step in range(first, steps):
             total = ring.sum(rank)
             checkpoint.write_text(json.dumps({"step": step + 1}))
@@ -54,8 +55,8 @@ def train(context: TaskContext, *, folder: str, steps: int) -> dict[str, int]:
     }  # fmt: skip
 
 
-class _Ring:
-    """Rank 0 listens at MASTER_PORT, the others dial."""
+class Ring:
+    """Ranks of a gang that add numbers: rank 0 listens at MASTER_PORT, the others dial."""
 
     def __init__(self, rank: int, size: int) -> None:
         address = (os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]))
@@ -68,7 +69,8 @@ class _Ring:
             self._peers = [_dial(address)]
         self._rank = rank
 
-    def __enter__(self) -> _Ring:
+    def __enter__(self) -> Ring:
+        """Use it in a `with`."""
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -76,8 +78,16 @@ class _Ring:
             peer.close()
 
     def sum(self, value: int) -> int:
+        """Of all ranks' values."""
+        return self._combine(value, sum)
+
+    def least(self, value: int) -> int:
+        """Of all ranks' values."""
+        return self._combine(value, min)
+
+    def _combine(self, value: int, by: Callable[[list[int]], int]) -> int:
         if self._rank == 0:
-            total = value + sum(_receive(peer) for peer in self._peers)
+            total = by([value, *(_receive(peer) for peer in self._peers)])
             for peer in self._peers:
                 peer.sendall(total.to_bytes(4, "big"))
             return total

@@ -136,7 +136,6 @@ async def test_work_moves_to_what_was_measured_to_be_cheaper(make_scheduler: Mak
         both = offers("a", zone="rack", max=2) + offers("b", zone="rack", max=4)
         changes = placed.settings(tmp_path, both, prometheus.url)
         scheduler = await make_scheduler("s", changes)
-        await placed.until(lambda: placed.ready(prometheus.url), 60, "Prometheus serves")
         facts = json.loads(scheduler.ready_file.read_text())
         prometheus.scrape(facts["metrics_address"])
         with Client(scheduler.address) as client:

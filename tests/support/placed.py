@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import subprocess
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -20,6 +19,7 @@ from hyper.cluster.programs import find_prometheus
 from hyper.config import SCHEDULER
 from hyperapi.scheduler.v1 import placement_service_pb2 as placement
 from hyperapi.scheduler.v1.placement_service_pb2_grpc import PlacementServiceStub
+from tests.support.servers import ServerProcess
 
 SCRAPE_S = 1
 
@@ -82,12 +82,17 @@ class PrometheusServer:
 
     url: str
     targets: Path
+    server: ServerProcess
 
     def scrape(self, address: str) -> None:
         """From now on."""
         new = self.targets.with_suffix(".new")
         new.write_text(json.dumps([{"targets": [address]}]))
         new.replace(self.targets)
+
+    def start(self) -> None:
+        """Start it, or start it again after `kill` or `stop`."""
+        self.server.start(lambda: ready(self.url))
 
 
 @contextmanager
@@ -104,20 +109,19 @@ def prometheus_server(folder: Path) -> Iterator[PrometheusServer]:
     config.write_text(
         json.dumps({"global": {"scrape_interval": f"{SCRAPE_S}s"}, "scrape_configs": jobs})
     )
-    held = HeldPorts()
-    port = held.one()
-    held.release()
-    with (folder / "log").open("wb") as log:
-        process = subprocess.Popen(
-            [str(program.path), f"--config.file={config}", f"--web.listen-address=127.0.0.1:{port}",
-             f"--storage.tsdb.path={folder / 'data'}"],
-            stdout=log, stderr=subprocess.STDOUT,
-        )  # fmt: skip
+    with HeldPorts() as held:
+        port = held.one()
+    command = [
+        str(program.path), f"--config.file={config}", f"--web.listen-address=127.0.0.1:{port}",
+        f"--storage.tsdb.path={folder / 'data'}",
+    ]  # fmt: skip
+    process = ServerProcess("prometheus", command, folder, folder / "log")
+    server = PrometheusServer(f"http://127.0.0.1:{port}", targets, process)
     try:
-        yield PrometheusServer(f"http://127.0.0.1:{port}", targets)
+        server.start()
+        yield server
     finally:
         process.kill()
-        process.wait()
 
 
 async def until(condition: Callable[[], bool], timeout_s: float, what: str) -> None:

@@ -39,6 +39,7 @@ class ServiceProcess:
     settings: dict[str, str]
     listen: str = "127.0.0.1:0"
     source: Path | None = None  # the tree whose code it runs, in place of this one
+    group: int | None = None  # of the process: what a firewall knows it by
     child: subprocess.Popen[bytes] | None = None
     facts: dict[str, str] = field(default_factory=dict)
 
@@ -87,8 +88,9 @@ class ServiceProcess:
     def _spawn(self, environment: Mapping[str, str]) -> subprocess.Popen[bytes]:
         with self.log.open("ab") as log:
             return subprocess.Popen(
-                [sys.executable, "-m", self.module], env=environment, stdout=log, stderr=log
-            )
+                [sys.executable, "-m", self.module], env=environment, stdout=log, stderr=log,
+                group=self.group,
+            )  # fmt: skip
 
     def stop(self, number: signal.Signals = signal.SIGTERM) -> int:
         """Signal it and wait for its end; returns its exit status."""
@@ -117,10 +119,19 @@ class Services:
     storage: ServiceProcess
     workers: list[ServiceProcess]
     compute: dict[str, ServiceProcess] = field(default_factory=dict)  # inference and matcher
+    worker_settings: dict[str, str] = field(default_factory=dict)
 
     def process(self, service: str) -> ServiceProcess:
         """Of a service: scheduler, storage, inference or matcher."""
         return {"scheduler": self.scheduler, "storage": self.storage, **self.compute}[service]
+
+    def add_worker(self, name: str) -> ServiceProcess:
+        """One more worker, in the environment of now; whoever asks for it ends it."""
+        settings = {**self.worker_settings, "INSTANCE": name}
+        folder = self.scheduler.folder
+        process = ServiceProcess(name, "hyper_worker", "WORKER", folder, settings)
+        process.start()
+        return process
 
     def client(self, patience_s: float = 20.0) -> Client:
         return Client(self.scheduler.address, tenant="test", patience_s=patience_s)
@@ -204,4 +215,4 @@ def run_services(
             )
             for name in (("inference", "matcher") if compute else ())
         }
-        yield Services(scheduler, storage, started, beside)
+        yield Services(scheduler, storage, started, beside, settings_of_workers)

@@ -419,6 +419,9 @@ class Agent:
         for key, exit_ in ends:
             if exit_.exit_code != 0 or exit_.message:
                 reason = exit_.message or describe_exit(exit_.exit_code)
+                if full := self._node.full_disk():
+                    self._event(key, "disk full", reason=full)
+                    exit_ = replace(exit_, message=f"{reason}; {full}")
                 self._event(key, "ended", exit_code=exit_.exit_code, reason=reason)
             for source in Source:
                 side = self._sides.pop((key, source), None)

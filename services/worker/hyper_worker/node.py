@@ -41,6 +41,9 @@ class Sample:
         return json.dumps(facts).encode() + b"\n"
 
 
+_FULL_BYTES = 8 << 20  # less is no room: writes of usual size fail
+
+
 class Node:
     """Samples this machine.
 
@@ -94,6 +97,11 @@ class Node:
             )
         _tell_prometheus(usage)
         return usage
+
+    def full_disk(self) -> str:
+        """Says so where tasks have next to no room left for their files; "" where they have."""
+        free = psutil.disk_usage(str(self._scratch)).free
+        return f"the worker's disk is full: {free >> 20} MiB free" if free < _FULL_BYTES else ""
 
     def tasks(self, running: Iterable[tuple[str, int, float]]) -> list[Sample]:
         """What tasks use now, from (name, process id, start on the monotonic clock)."""

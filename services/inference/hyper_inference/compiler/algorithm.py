@@ -68,12 +68,12 @@ def choose_winograd(op: Conv, result: Shape, mode: Mode) -> Winograd | None:
     outputs, inputs = op.weight.shape[:2]
 
     def deep_pays() -> bool:
-        """Whether tiles of four along z do: where their weights are no more than the voxels."""
+        """Whether tiles of four along z do: where their weights are few beside the voxels."""
         if mode != "fast":
             return mode == "faster"
         weights = 6 * 6 * kx * inputs * outputs
         voxels = (inputs + outputs) * depth * height * width
-        return min(inputs, outputs) >= FEWEST_CHANNELS_DEEP and weights <= voxels
+        return min(inputs, outputs) >= FEWEST_CHANNELS_DEEP and 4 * weights <= voxels
 
     depths = (1,) if kz == 1 else (2, 4) if deep_pays() else (2,)
 

@@ -12,18 +12,18 @@ from pathlib import Path
 _MARK = "<!-- measured: "
 _HEAD = """# Faults survived
 
-Rendered by `make fault-matrix`. A cluster of two schedulers, two gateways, three workers, inference,
-matcher, etcd, S3 and Prometheus runs an alignment, a gang of two ranks with checkpoints, 240 tasks,
-and a program that commits version after version, all at once; then one part is
+Rendered by `make fault-matrix`. A cluster of two schedulers, two gateways, three workers,
+inference, matcher, etcd, S3 and Prometheus runs an alignment, a gang of two ranks with checkpoints,
+240 tasks, and a program that commits version after version, all at once; then one part is
 
-- killed (SIGKILL, started again a second later), stopped (SIGSTOP for 5 s, longer than every lease),
-  restarted (SIGTERM, started again), slowed (a tenth of the CPU for 10 s), or cut off (the firewall drops
-  every packet from and to it for 5 s; no connection is closed).
+- killed (SIGKILL, started again a second later), stopped (SIGSTOP for 5 s, longer than every
+  lease), restarted (SIGTERM, started again), slowed (a tenth of the CPU for 10 s), or cut off (the
+  firewall drops every packet from and to it for 5 s; no connection is closed).
 
-In every cell, every time: the alignment has the pixels, and the gang the sums, of an undisturbed run; no
-task has failed and none of its results is of another attempt; each version that was acknowledged is
-there, byte for byte. The numbers are seconds: how long no task came to its durable end / how long no commit
-was acknowledged, the fault itself included; the worst of all runs of a cell, and how many there were.
+In every cell, every time: the alignment has the pixels, and the gang the sums, of an undisturbed
+run; no task has failed, and no result is of another attempt; each version that was acknowledged
+is there, byte for byte. The numbers are seconds: how long no task came to its durable end / how
+long no commit was acknowledged, the fault itself included; the worst of all runs of a cell.
 
 """
 

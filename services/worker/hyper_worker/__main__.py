@@ -19,6 +19,7 @@ from hyper_worker.folders import Folders
 from hyper_worker.gpus import GpuPool, Nvml
 from hyper_worker.logs import Shipper, send_with
 from hyper_worker.node import Node
+from hyper_worker.notices import wait_for_notice
 from hyper_worker.runner.container import ContainerRunner, ContainerSettings
 from hyper_worker.runner.function import FunctionRunner
 from hyper_worker.runner.guard import Guard
@@ -110,7 +111,17 @@ async def build(settings: WorkerSettings, running: Running) -> None:
     group = await stack.enter_async_context(asyncio.TaskGroup())
     task = group.create_task(agent.run())
     stack.callback(task.cancel)
+    if settings.cloud:
+        watch = group.create_task(_leave_on_notice(settings, running))
+        stack.callback(watch.cancel)
     running.on_drain.append(lambda: agent.leave(settings.drain_grace_s))
+
+
+async def _leave_on_notice(settings: WorkerSettings, running: Running) -> None:
+    """End as on SIGTERM once the cloud says that it takes the machine."""
+    notice = await wait_for_notice(settings.cloud, settings.metadata_url, settings.notice_every_s)
+    log.warning("the cloud takes this machine away", notice=notice)
+    running.stop.set()
 
 
 def main() -> int:

@@ -12,6 +12,7 @@ from pydantic import Field, field_validator
 from hyper.config import split_endpoint
 from hyper.errors import InvalidArgumentError
 from hyper_servicekit.config import ServiceSettings, settings_config
+from hyper_worker.notices import METADATA_URL
 
 
 class WorkerSettings(ServiceSettings):
@@ -50,6 +51,11 @@ class WorkerSettings(ServiceSettings):
     guard_metadata: bool = Field(
         default=True, description="no network for containers that could reach a cloud's credentials"
     )
+    cloud: Literal["", "aws", "gcp"] = Field(
+        default="", description="whose notices of preemption are asked for; SIGTERM is one anyway"
+    )
+    metadata_url: str = Field(default=METADATA_URL, description="where that cloud answers")
+    notice_every_s: float = Field(default=2.0, gt=0, description="between looks for a notice")
     cache_bytes: int = Field(
         default=20 << 30, ge=0, description="of work folders and inputs that nobody uses"
     )

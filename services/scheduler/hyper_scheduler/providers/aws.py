@@ -186,8 +186,9 @@ def _split(name: str) -> tuple[str, str]:
 
 def user_data(order: Order) -> str:
     """The script that a machine runs when it starts: the agent, and off when that ends."""
+    environment = {**order.environment, **({"HYPER_WORKER__CLOUD": "aws"} if order.spot else {})}
     exports = "\n".join(
-        f"export {name}={shlex.quote(value)}" for name, value in order.environment.items()
+        f"export {name}={shlex.quote(value)}" for name, value in environment.items()
     )
     setup = order.options.get("setup", "")
     return (

@@ -1,0 +1,155 @@
+"""A cloud's notice of preemption: the worker leaves, its tasks go on elsewhere.
+
+The metadata servers are fakes of ours, which answer as the clouds document it: no cloud is here.
+"""
+
+from __future__ import annotations
+
+import json
+import secrets
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pytest
+
+from hyper.errors import NotFoundError
+from hyper.workflows import Workflow
+from hyper_worker.notices import ec2_notice, gcp_notice
+from tests.support.servers import EtcdServer, S3Server
+from tests.support.services import run_services
+
+
+@dataclass
+class Metadata:
+    """What the fake says, and what it was asked."""
+
+    url: str = ""
+    preempted: bool = False
+    asked: list[str] = field(default_factory=list)
+
+
+@contextmanager
+def metadata() -> Iterator[Metadata]:
+    state, tokens = Metadata(), {secrets.token_hex(8)}
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_PUT(self) -> None:
+            good = self.path == "/latest/api/token" and self.headers.get(
+                "X-aws-ec2-metadata-token-ttl-seconds"
+            )
+            self._answer(200 if good else 403, next(iter(tokens)) if good else "")
+
+        def do_GET(self) -> None:
+            state.asked.append(self.path)
+            if self.path == "/latest/meta-data/spot/instance-action":
+                if self.headers.get("X-aws-ec2-metadata-token") not in tokens:
+                    self._answer(401, "")
+                elif state.preempted:
+                    facts = {"action": "terminate", "time": "2026-11-27T09:00:00Z"}
+                    self._answer(200, json.dumps(facts))
+                else:
+                    self._answer(404, "")
+            elif self.path == "/computeMetadata/v1/instance/preempted":
+                known = self.headers.get("Metadata-Flavor") == "Google"
+                self._answer(200 if known else 403, "TRUE" if state.preempted else "FALSE")
+            else:
+                self._answer(404, "")
+
+        def _answer(self, status: int, text: str) -> None:
+            self.send_response(status)
+            self.send_header("Content-Length", str(len(text)))
+            self.end_headers()
+            self.wfile.write(text.encode())
+
+        def log_message(self, *_: object) -> None:
+            """Quiet."""
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    state.url = f"http://127.0.0.1:{server.server_port}"
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    try:
+        yield state
+    finally:
+        server.shutdown()
+        thread.join()
+        server.server_close()
+
+
+def test_what_clouds_say() -> None:
+    with metadata() as cloud:
+        assert (ec2_notice(cloud.url), gcp_notice(cloud.url)) == ("", "")
+        cloud.preempted = True
+        assert ec2_notice(cloud.url) == "terminate at 2026-11-27T09:00:00Z"
+        assert gcp_notice(cloud.url) == "preempted"
+    with pytest.raises(OSError, match="refused"):
+        ec2_notice(cloud.url)
+
+
+def log_of(workflow: Workflow) -> str:
+    try:
+        return b"".join(workflow.logs("t/0")).decode()
+    except NotFoundError:
+        return ""
+
+
+def until(condition: Callable[[], bool], what: str, timeout_s: float = 30.0) -> None:
+    end = time.monotonic() + timeout_s
+    while not condition():
+        assert time.monotonic() < end, f"not in time: {what}"
+        time.sleep(0.05)
+
+
+@pytest.mark.timeout(120)
+@pytest.mark.parametrize("cloud", ["aws", "gcp"])
+def test_a_worker_leaves_in_time(
+    tmp_path: Path, etcd_server: EtcdServer, s3_server: S3Server, cloud: str
+) -> None:
+    """Its task gets SIGTERM, saves what it has, and goes on elsewhere from there, no failure."""
+    flag = tmp_path / "flag"
+    program = (
+        "import os, pathlib, signal, sys, time\n"
+        "ckpt = pathlib.Path('ckpt'); saved = ckpt / 'n'\n"
+        "def save(*_): saved.write_text('saved on SIGTERM'); sys.exit(143)\n"
+        "signal.signal(signal.SIGTERM, save)\n"
+        "print(saved.read_text() if saved.exists() else 'nothing saved', flush=True)\n"
+        "while not pathlib.Path(sys.argv[1]).exists(): time.sleep(0.05)\n"
+    )
+    with (
+        metadata() as here,
+        run_services(
+            tmp_path, etcd_server, s3_server.settings(f"test-{secrets.token_hex(8)}"),
+            f"/test-{secrets.token_hex(8)}", workers=1,
+            scheduler_settings={"HEARTBEAT_S": "0.3", "LEASE_S": "30", "LEADER_TTL_S": "2"},
+            worker_settings={
+                "CLOUD": cloud, "METADATA_URL": here.url, "NOTICE_EVERY_S": "0.2",
+            },
+        ) as running,
+        running.client() as client,
+    ):  # fmt: skip
+        (tmp_path / "main.py").write_text(program)
+        workflow = client.submit({"version": 1, "name": "t", "experiments": {"t": {
+            "command": f"exec python {tmp_path}/main.py {flag}", "retries": 0,
+            "checkpoint": {"path": "ckpt", "every": "60s"},
+        }}})  # fmt: skip
+        until(lambda: "nothing saved" in log_of(workflow), "the program runs")
+        assert here.asked, "the worker asks"
+        running.worker_settings["CLOUD"] = ""
+        second = running.add_worker("second")
+        try:
+            here.preempted = True
+            child = running.workers[0].child
+            assert child is not None and child.wait(30) == 0
+            flag.touch()
+            workflow.wait(60, check=True)
+            task = workflow.task("t", 0)
+            assert (task.failures, task.losses) == (0, 1)
+            assert task.worker.removeprefix("workers/").startswith("second")
+            assert log_of(workflow).splitlines()[-1] == "saved on SIGTERM"
+        finally:
+            second.destroy()

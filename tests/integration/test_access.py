@@ -40,6 +40,7 @@ from hyperapi.worker.v1 import agent_service_pb2
 from tests.support import fuzz
 from tests.support.servers import EtcdServer, S3Server
 from tests.support.services import Services, run_services
+from tests.support.waiting import until
 
 ROOT = Path(__file__).parents[2]
 KEY = secrets.token_hex(32)
@@ -107,13 +108,6 @@ def as_(
     yield client
     for each in made:
         each.close()
-
-
-def until(condition: Callable[[], Any], what: str, timeout_s: float = 30.0) -> None:
-    end = time.monotonic() + timeout_s
-    while not condition():
-        assert time.monotonic() < end, f"not in time: {what}"
-        time.sleep(0.05)
 
 
 def refused(call: Callable[[], Any], kind: type[HyperError]) -> bool:

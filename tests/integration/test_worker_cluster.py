@@ -6,7 +6,6 @@ import json
 import secrets
 import signal
 import threading
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -20,6 +19,7 @@ from hyper.errors import InvalidArgumentError, NotFoundError
 from hyper.status import RunState, TaskState, WorkerInfo, WorkerState
 from tests.support.servers import EtcdServer, S3Server
 from tests.support.services import REPOSITORY, Services, run_services
+from tests.support.waiting import until
 
 MODULE = "tests.integration.worker_functions"
 
@@ -81,13 +81,6 @@ def hyper(
 
 def recipe(**experiments: dict[str, Any]) -> dict[str, Any]:
     return {"version": 1, "name": "test", "experiments": experiments}
-
-
-def until(condition: Callable[[], Any], what: str, timeout_s: float = 20.0) -> None:
-    end = time.monotonic() + timeout_s
-    while not condition():
-        assert time.monotonic() < end, f"not in time: {what}"
-        time.sleep(0.02)
 
 
 @pytest.mark.timeout(120)

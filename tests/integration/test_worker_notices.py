@@ -8,8 +8,7 @@ from __future__ import annotations
 import json
 import secrets
 import threading
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -22,6 +21,7 @@ from hyper.workflows import Workflow
 from hyper_worker.notices import ec2_notice, gcp_notice
 from tests.support.servers import EtcdServer, S3Server
 from tests.support.services import run_services
+from tests.support.waiting import until
 
 
 @dataclass
@@ -96,13 +96,6 @@ def log_of(workflow: Workflow) -> str:
         return b"".join(workflow.logs("t/0")).decode()
     except NotFoundError:
         return ""
-
-
-def until(condition: Callable[[], bool], what: str, timeout_s: float = 30.0) -> None:
-    end = time.monotonic() + timeout_s
-    while not condition():
-        assert time.monotonic() < end, f"not in time: {what}"
-        time.sleep(0.05)
 
 
 @pytest.mark.timeout(120)

@@ -11,8 +11,7 @@ import secrets
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -30,6 +29,7 @@ from hyper_servicekit.etcd import Etcd
 from hyper_worker.runner.isolation import cannot_bind
 from tests.support.servers import EtcdServer, S3Server
 from tests.support.services import Services, run_services
+from tests.support.waiting import until
 
 SCRIPT = """\
 import pathlib, sys
@@ -84,13 +84,6 @@ def store(client: Client, files: dict[str, str]) -> str:
     with client.session(name) as session:
         session.write_many(files.items())
     return f"hyper://{name}"
-
-
-def until(condition: Callable[[], Any], what: str, timeout_s: float = 20.0) -> None:
-    end = time.monotonic() + timeout_s
-    while not condition():
-        assert time.monotonic() < end, f"not in time: {what}"
-        time.sleep(0.02)
 
 
 def done(workflow: Workflow, count: int) -> bool:

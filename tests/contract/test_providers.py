@@ -1,8 +1,8 @@
 """What every provider does: one suite, run against each that can run here.
 
 `process` starts real agents; `ssh` uses a real sshd; `slurm` a real slurmctld, slurmd and munged;
-`aws` EC2's API as moto's server plays it; `docker` a real daemon (opt-in). The agents dial an
-address where nobody is, and go on trying.
+`aws` EC2's API as moto's server plays it; `kubernetes` its API as a server of ours plays it;
+`docker` a real daemon (opt-in). The agents dial an address where nobody is, and go on trying.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from hyper.errors import UnavailableError
 from hyper_scheduler.placement.offers import Offer
 from hyper_scheduler.providers.base import Order, Provider, RefusedError, agent_environment
 from tests.support import provider_servers as servers
+from tests.support.fake_kubernetes import FakeKubernetes, fake_kubernetes
 
 pytestmark = pytest.mark.timeout(120)
 
@@ -49,7 +50,7 @@ class Place:
                         for name in Order.__dataclass_fields__})  # fmt: skip
 
 
-@pytest.fixture(params=["process", "ssh", "slurm", "aws", "docker"])
+@pytest.fixture(params=["process", "ssh", "slurm", "aws", "docker", "kubernetes"])
 def place(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Place]:
     with ExitStack() as stack:
         yield _PLACES[request.param](stack, tmp_path)
@@ -101,7 +102,23 @@ def _docker(stack: ExitStack, folder: Path) -> Place:
     return Place(lambda cluster: DockerProvider(cluster), offer, wrong)
 
 
-_PLACES = {"process": _process, "ssh": _ssh, "slurm": _slurm, "aws": _aws, "docker": _docker}
+def _kubernetes(stack: ExitStack, folder: Path) -> Place:
+    pytest.importorskip("kubernetes", reason="needs hyper-dl[kubernetes]")
+    from hyper_scheduler.providers.kubernetes import KubernetesProvider
+
+    state, config = stack.enter_context(fake_kubernetes(folder))
+    stack.enter_context(pytest.MonkeyPatch.context()).setenv("KUBECONFIG", str(config))
+    offer = Offer("pods", "kubernetes", "k8s", "", "zone-a", "", options={
+        "image": "hyper/worker", "cpus": "2", "memory_bytes": "1000000000", "gpus": "1",
+        "node_selector": "pool=spot", "tolerations": "spot=true:NoSchedule,any",
+    })  # fmt: skip
+    _FAKES[offer.name] = state
+    return Place(lambda cluster: KubernetesProvider(cluster, {}), offer, {"zone": "full"})
+
+
+_FAKES: dict[str, FakeKubernetes] = {}
+_PLACES = {"process": _process, "ssh": _ssh, "slurm": _slurm, "aws": _aws, "docker": _docker,
+           "kubernetes": _kubernetes}  # fmt: skip
 
 
 async def until_listed(provider: Provider, count: int) -> list[str]:
@@ -191,6 +208,38 @@ async def test_aws_networks_notices_and_nothing_left(tmp_path: Path):
         await provider.tidy([])
         assert len(client.describe_vpcs()["Vpcs"]) == vpcs
         assert client.describe_internet_gateways()["InternetGateways"] == []
+
+
+async def test_what_a_pod_is_told_and_nothing_left(tmp_path: Path):
+    with ExitStack() as stack:
+        place = _kubernetes(stack, tmp_path)
+        there = _FAKES[place.offer.name].objects
+        provider = place.make("c-1")
+        name = await provider.launch(place.order("m-1"))
+        spec = there["pods"][name]["spec"]
+        assert spec["nodeSelector"] == {"topology.kubernetes.io/zone": "zone-a", "pool": "spot"}
+        assert spec["tolerations"] == [
+            {"key": "spot", "operator": "Equal", "value": "true", "effect": "NoSchedule"},
+            {"key": "any", "operator": "Exists"},
+        ]
+        (container,) = spec["containers"]
+        assert container["resources"]["limits"] == {
+            "cpu": "2", "memory": "1000000000", "nvidia.com/gpu": "1",
+        }  # fmt: skip
+        assert "secret" not in str(spec).replace("secretRef", "")  # the token is in the Secret
+        assert there["secrets"][name]["stringData"]["HYPER_TOKEN"] == "a secret; 'quoted' $HOME"
+        _FAKES[place.offer.name].evict(name)
+        assert await provider.notices() == [name]
+        _FAKES[place.offer.name].end(name)
+        assert await provider.instances() == []
+        await provider.tidy([])
+        assert there == {"pods": {}, "secrets": {}}
+        with pytest.raises(RefusedError, match="exceeded quota") as caught:
+            await provider.launch(place.order("m-2", zone="full"))
+        assert caught.value.name == "QuotaExceeded" and there["secrets"] == {}
+        await provider.close()
+    with pytest.raises(UnavailableError, match="kubernetes"):
+        await place.make("c-1").instances()
 
 
 async def test_aws_away_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

@@ -46,9 +46,16 @@ def _aws(cluster: str, options: Options, offers: Sequence[Offer]) -> Provider:
     return AwsProvider(cluster, [each.region for each in offers], options.get("endpoint"))
 
 
+def _kubernetes(cluster: str, options: Options, offers: Sequence[Offer]) -> Provider:
+    from hyper_scheduler.providers.kubernetes import KubernetesProvider
+
+    return KubernetesProvider(cluster, options)
+
+
 MAKERS: dict[str, Maker] = {
     "aws": _aws,
     "docker": _docker,
+    "kubernetes": _kubernetes,
     "process": _process,
     "slurm": _slurm,
     "ssh": _ssh,

@@ -1,0 +1,132 @@
+"""The part of Kubernetes' API that the provider uses, played by a server of ours.
+
+No cluster can be installed here. Pods and Secrets are kept as they are sent, pods run at once, and
+a pod for the zone "full" exceeds a quota, in the words of the real API.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import secrets
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+from urllib.parse import parse_qs, urlsplit
+
+_PATH = re.compile(
+    r"/api/v1/namespaces/(?P<namespace>[^/]+)/(?P<kind>pods|secrets)(/(?P<name>.+))?\Z"
+)
+NAMESPACE = "lab"
+
+
+@dataclass
+class FakeKubernetes:
+    """What is there, by kind and name."""
+
+    objects: dict[str, dict[str, dict[str, Any]]] = field(
+        default_factory=lambda: {"pods": {}, "secrets": {}}
+    )
+    lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def evict(self, name: str) -> None:
+        """The pod's node is about to go."""
+        with self.lock:
+            self.objects["pods"][name]["status"]["conditions"] = [
+                {"type": "DisruptionTarget", "status": "True", "reason": "DeletionByTaintManager"}
+            ]
+
+    def end(self, name: str) -> None:
+        """The pod's program has ended."""
+        with self.lock:
+            self.objects["pods"][name]["status"]["phase"] = "Succeeded"
+
+    def answer(
+        self, method: str, url: str, body: dict[str, Any] | None
+    ) -> tuple[int, dict[str, Any]]:
+        """What the API answers."""
+        parts = urlsplit(url)
+        found = _PATH.match(parts.path)
+        if found is None or found["namespace"] != NAMESPACE:
+            return _status(404, "NotFound", f"{parts.path} not found")
+        kind, name = found["kind"], found["name"]
+        with self.lock:
+            objects = self.objects[kind]
+            if method == "POST" and body is not None:
+                name = body["metadata"]["name"]
+                if name in objects:
+                    return _status(409, "AlreadyExists", f'{kind} "{name}" already exists')
+                zone = body.get("spec", {}).get("nodeSelector", {}).get(
+                    "topology.kubernetes.io/zone"
+                )  # fmt: skip
+                if zone == "full":
+                    message = (
+                        f'pods "{name}" is forbidden: exceeded quota: workers, requested: cpu=2'
+                    )
+                    return _status(403, "Forbidden", message)
+                objects[name] = body | {"status": {"phase": "Running"}}
+                return 201, objects[name]
+            if method == "GET" and name is None:
+                wanted = parse_qs(parts.query).get("labelSelector", [""])[0].partition("=")
+                items = [
+                    each for each in objects.values()
+                    if each["metadata"].get("labels", {}).get(wanted[0]) == wanted[2]
+                ]  # fmt: skip
+                return 200, {"kind": "List", "metadata": {}, "items": items}
+            if method == "DELETE" and name in objects:
+                return 200, objects.pop(name)
+        return _status(404, "NotFound", f'{kind} "{name}" not found')
+
+
+def _status(code: int, reason: str, message: str) -> tuple[int, dict[str, Any]]:
+    return code, {"kind": "Status", "status": "Failure", "reason": reason, "message": message,
+                  "code": code}  # fmt: skip
+
+
+@contextmanager
+def fake_kubernetes(folder: Path) -> Iterator[tuple[FakeKubernetes, Path]]:
+    """The server's state, and a kubeconfig that leads to it."""
+    state, token = FakeKubernetes(), secrets.token_hex(16)
+
+    class Handler(BaseHTTPRequestHandler):
+        def handle_one(self) -> None:
+            length = int(self.headers.get("Content-Length") or 0)
+            body = json.loads(self.rfile.read(length)) if length else None
+            if self.headers.get("Authorization") != f"Bearer {token}":
+                code, answer = _status(401, "Unauthorized", "Unauthorized")
+            else:
+                code, answer = state.answer(self.command, self.path, body)
+            data = json.dumps(answer).encode()
+            self.send_response(code, answer.get("reason"))
+            self.send_header("Content-Type", "application/json")
+            self.send_header("Content-Length", str(len(data)))
+            self.end_headers()
+            self.wfile.write(data)
+
+        do_GET = do_POST = do_DELETE = handle_one  # noqa: N815
+
+        def log_message(self, *_: object) -> None:
+            """Quiet."""
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    config = folder / "kubeconfig"
+    config.write_text(json.dumps({
+        "apiVersion": "v1", "kind": "Config", "current-context": "fake",
+        "clusters": [{"name": "fake", "cluster": {
+            "server": f"http://127.0.0.1:{server.server_port}"}}],
+        "users": [{"name": "me", "user": {"token": token}}],
+        "contexts": [{"name": "fake", "context": {
+            "cluster": "fake", "user": "me", "namespace": NAMESPACE}}],
+    }))  # fmt: skip
+    try:
+        yield state, config
+    finally:
+        server.shutdown()
+        thread.join()
+        server.server_close()

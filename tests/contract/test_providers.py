@@ -1,7 +1,7 @@
 """What every provider does: one suite, run against each that can run here.
 
 `process` starts real agents; `ssh` uses a real sshd; `slurm` a real slurmctld, slurmd and munged;
-`aws` EC2's API as moto's server plays it; `kubernetes` its API as a server of ours plays it;
+`aws` EC2's API as moto's server plays it; `kubernetes` and `gcp` theirs as servers of ours play it;
 `docker` a real daemon (opt-in). The agents dial an address where nobody is, and go on trying.
 """
 
@@ -22,7 +22,9 @@ import pytest
 from hyper.errors import UnavailableError
 from hyper_scheduler.placement.offers import Offer
 from hyper_scheduler.providers.base import Order, Provider, RefusedError, agent_environment
+from tests.support import fake_gcp as gcp_api
 from tests.support import provider_servers as servers
+from tests.support.fake_gcp import FakeGcp, fake_gcp
 from tests.support.fake_kubernetes import FakeKubernetes, fake_kubernetes
 
 pytestmark = pytest.mark.timeout(120)
@@ -50,7 +52,7 @@ class Place:
                         for name in Order.__dataclass_fields__})  # fmt: skip
 
 
-@pytest.fixture(params=["process", "ssh", "slurm", "aws", "docker", "kubernetes"])
+@pytest.fixture(params=["process", "ssh", "slurm", "aws", "docker", "kubernetes", "gcp"])
 def place(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Place]:
     with ExitStack() as stack:
         yield _PLACES[request.param](stack, tmp_path)
@@ -116,9 +118,25 @@ def _kubernetes(stack: ExitStack, folder: Path) -> Place:
     return Place(lambda cluster: KubernetesProvider(cluster, {}), offer, {"zone": "full"})
 
 
+def _gcp(stack: ExitStack, folder: Path) -> Place:
+    pytest.importorskip("google.cloud.compute_v1", reason="needs hyper-dl[gcp]")
+    from hyper_scheduler.providers.gcp import GcpProvider
+
+    state, endpoint = stack.enter_context(fake_gcp())
+    offer = Offer("l4", "gcp", "gcp", "us-central1", "us-central1-a", "g2-standard-4", options={
+        "image": "projects/debian-cloud/global/images/family/debian-12", "setup": "true",
+    })  # fmt: skip
+    _CLOUDS[offer.name] = state
+    return Place(
+        lambda cluster: GcpProvider(cluster, {"project": gcp_api.PROJECT}, endpoint), offer,
+        {"zone": "full-1-a"},
+    )  # fmt: skip
+
+
+_CLOUDS: dict[str, FakeGcp] = {}
 _FAKES: dict[str, FakeKubernetes] = {}
 _PLACES = {"process": _process, "ssh": _ssh, "slurm": _slurm, "aws": _aws, "docker": _docker,
-           "kubernetes": _kubernetes}  # fmt: skip
+           "kubernetes": _kubernetes, "gcp": _gcp}  # fmt: skip
 
 
 async def until_listed(provider: Provider, count: int) -> list[str]:
@@ -208,6 +226,37 @@ async def test_aws_networks_notices_and_nothing_left(tmp_path: Path):
         await provider.tidy([])
         assert len(client.describe_vpcs()["Vpcs"]) == vpcs
         assert client.describe_internet_gateways()["InternetGateways"] == []
+
+
+async def test_what_google_is_told_and_nothing_left(tmp_path: Path):
+    with ExitStack() as stack:
+        place = _gcp(stack, tmp_path)
+        there = _CLOUDS[place.offer.name].objects
+        provider = place.make("c-1")
+        first = await provider.launch(place.order("m-1"))
+        other = await provider.launch(place.order("m-2", network="workflow-2", spot=False))
+        one, two = (there["instances"][each.partition("/")[2]] for each in (first, other))
+        assert one["scheduling"]["provisioningModel"] == "SPOT" and "scheduling" not in two
+        networks = [each["networkInterfaces"][0]["network"] for each in (one, two)]
+        assert len(set(networks)) == 2
+        for rule in there["firewalls"].values():
+            assert rule["sourceRanges"] == ["10.128.0.0/9"]  # from outside: nobody
+        script = one["metadata"]["items"][0]["value"]
+        assert "export HYPER_WORKER__CLOUD=gcp" in script and "'a secret; '" in script
+        await provider.terminate([first])
+        await provider.tidy(["workflow-2"])
+        assert len(there["networks"]) == 1
+        await provider.tidy([])  # a machine is still in it: it stays
+        assert len(there["networks"]) == 1
+        await provider.terminate([other])
+        await provider.tidy([])
+        assert there == {"instances": {}, "networks": {}, "firewalls": {}}
+        with pytest.raises(RefusedError) as caught:
+            await provider.launch(place.order("m-3", zone="full-1-a"))
+        assert caught.value.name == "ZONE_RESOURCE_POOL_EXHAUSTED"
+        await provider.close()
+    with pytest.raises(UnavailableError, match="gcp"):
+        await place.make("c-1").instances()
 
 
 async def test_what_a_pod_is_told_and_nothing_left(tmp_path: Path):

@@ -10,7 +10,6 @@ It is removed once the workflow has no machine.
 from __future__ import annotations
 
 import asyncio
-import shlex
 from collections.abc import Sequence
 from functools import partial
 from typing import Any
@@ -23,6 +22,7 @@ from hyper_scheduler.providers.base import (
     Instance,
     Order,
     RefusedError,
+    boot_script,
     unreachable,
 )
 
@@ -78,7 +78,7 @@ class AwsProvider:
             "MinCount": 1,
             "MaxCount": 1,
             "ClientToken": order.machine,
-            "UserData": user_data(order),
+            "UserData": boot_script(order, "aws"),
             "InstanceInitiatedShutdownBehavior": "terminate",
             "MetadataOptions": {"HttpTokens": "required", "HttpEndpoint": "enabled"},
             "NetworkInterfaces": [
@@ -182,16 +182,3 @@ class AwsProvider:
 def _split(name: str) -> tuple[str, str]:
     region, _, instance = name.rpartition("/")
     return region, instance
-
-
-def user_data(order: Order) -> str:
-    """The script that a machine runs when it starts: the agent, and off when that ends."""
-    environment = {**order.environment, **({"HYPER_WORKER__CLOUD": "aws"} if order.spot else {})}
-    exports = "\n".join(
-        f"export {name}={shlex.quote(value)}" for name, value in environment.items()
-    )
-    setup = order.options.get("setup", "")
-    return (
-        f"#!/bin/sh\nset -eu\numask 077\n{exports}\n{setup}\n"
-        "python3 -m hyper_worker || true\nshutdown -h now\n"
-    )

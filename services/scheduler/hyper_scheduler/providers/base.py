@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
@@ -107,6 +108,21 @@ class RefusedError(ResourceExhaustedError):
 def unreachable(provider: str, error: object) -> UnavailableError:
     """The provider does not answer."""
     return UnavailableError(f"provider {provider} cannot be reached: {error}")
+
+
+def boot_script(order: Order, cloud: str) -> str:
+    """What a machine of a cloud runs when it starts: the agent, and off when that ends.
+
+    The agent of a spot machine asks the `cloud` whether it is about to be taken away.
+    """
+    environment = {**order.environment, **({"HYPER_WORKER__CLOUD": cloud} if order.spot else {})}
+    exports = "\n".join(
+        f"export {name}={shlex.quote(value)}" for name, value in environment.items()
+    )
+    return (
+        f"#!/bin/sh\nset -eu\numask 077\n{exports}\n{order.options.get('setup', '')}\n"
+        "python3 -m hyper_worker || true\nshutdown -h now\n"
+    )
 
 
 def agent_environment(

@@ -46,6 +46,12 @@ def _aws(cluster: str, options: Options, offers: Sequence[Offer]) -> Provider:
     return AwsProvider(cluster, [each.region for each in offers], options.get("endpoint"))
 
 
+def _gcp(cluster: str, options: Options, offers: Sequence[Offer]) -> Provider:
+    from hyper_scheduler.providers.gcp import GcpProvider
+
+    return GcpProvider(cluster, options, options.get("endpoint"))
+
+
 def _kubernetes(cluster: str, options: Options, offers: Sequence[Offer]) -> Provider:
     from hyper_scheduler.providers.kubernetes import KubernetesProvider
 
@@ -55,6 +61,7 @@ def _kubernetes(cluster: str, options: Options, offers: Sequence[Offer]) -> Prov
 MAKERS: dict[str, Maker] = {
     "aws": _aws,
     "docker": _docker,
+    "gcp": _gcp,
     "kubernetes": _kubernetes,
     "process": _process,
     "slurm": _slurm,

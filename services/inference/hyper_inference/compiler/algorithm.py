@@ -73,7 +73,7 @@ def choose_winograd(op: Conv, result: Shape, mode: Mode) -> Winograd | None:
             return mode == "faster"
         weights = 6 * 6 * kx * inputs * outputs
         voxels = (inputs + outputs) * depth * height * width
-        return min(inputs, outputs) >= FEWEST_CHANNELS_DEEP and 4 * weights <= voxels
+        return min(inputs, outputs) >= FEWEST_CHANNELS_DEEP and 2 * weights <= voxels
 
     depths = (1,) if kz == 1 else (2, 4) if deep_pays() else (2,)
 

@@ -91,7 +91,7 @@ def compile_net(
     mode: str = "fast",
     threads: int | None = None,
     target: str | None = None,
-    cache: Path | None = None,
+    cache: str | Path | None = None,
     autotune: bool = False,
     max_bytes: int = 2**36,
 ) -> Compiled:
@@ -104,7 +104,7 @@ def compile_net(
         mode: exact, fast or faster: see `algorithm.py`.
         threads: how many work on one sample; all cores by default. Changes no bit of the result.
         target: avx512, avx2 or generic; the best by default. Changes no bit either.
-        cache: folder of compiled code.
+        cache: folder of compiled code; None: it is compiled anew in each process.
         autotune: measure other blockings of the large convolutions first, which takes some
             seconds once for a cache. Changes no bit.
         max_bytes: of memory for one run.
@@ -127,7 +127,7 @@ def compile_net(
     source = outline(graph)
     graph = run_pipeline(graph, on_pass=lambda name, after: stages.append((name, outline(after))))
     plan = plan_memory(graph, mode=chosen_mode, align=chosen.width, max_bytes=max_bytes)
-    store = CodeCache(cache)
+    store = CodeCache(None if cache is None else Path(cache))
     steps = lower(graph, plan, chosen, chosen_mode)
     tuned = tune(steps, plan.floats, chosen, store) if autotune else {}
     if tuned:

@@ -45,7 +45,8 @@ SLACK = 16384
 class Geometry:
     """A buffer: its shape and the zeros around it.
 
-    Rows begin and end `align` floats apart, on vectors.
+    A row takes whole vectors of `align` floats behind its zeros. It begins on none: a margin of a
+    vector before each would cost a quarter of the memory at 64 columns, and time.
     """
 
     shape: Shape
@@ -319,7 +320,7 @@ def _need(node: Node, source: TensorType, mode: Mode) -> _Need:
 
 def _geometry(shape: Shape, need: _Need, align: int) -> Geometry:
     spare = _round_up(shape[3], align) - shape[3]  # zeros behind a row
-    left = _round_up(max(need.before[2], need.after[2] - spare, 0), align)
+    left = max(need.before[2], need.after[2] - spare, 0)
     return Geometry(shape, need.before[:2], need.after[:2], left, align)
 
 

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import ctypes
 import functools
+import gc
 import hashlib
 import itertools
 import platform
@@ -39,6 +40,8 @@ CLOCK = 9
 """Where in a step's state the time is noted at which it was done; behind all: of the start."""
 FACTS = 7
 """Numbers of a step in the table of steps."""
+LARGE_TEXT = 1 << 19
+"""Bytes of LLVM IR whose objects are looked for at once: cycles go with the collector alone."""
 SPINS = 400
 """Looks at a counter, each a pause of some ten nanoseconds, before the thread sleeps."""
 
@@ -83,13 +86,35 @@ def step_shares(steps: Sequence[Step], state: Any) -> list[float] | None:
     return [count / total for count in cycles] if total > 0 else None
 
 
+class _Written(ir.Function):  # type: ignore[misc]  # llvmlite has no types
+    """A function that is kept as text: its blocks are ten times as large, and full of cycles."""
+
+    text = ""
+
+    def write(self) -> int:
+        """Put the text in the place of the blocks; its length."""
+        self.text = super().__str__()
+        self.blocks.clear()
+        return len(self.text)
+
+    def __str__(self) -> str:
+        return self.text or super().__str__()
+
+
 def build_module(steps: Sequence[Step], target: Target) -> str:
     """LLVM IR of the net."""
     module = ir.Module(name=NET)
     functions: dict[Kernel, Any] = {}
+    written = 0
     for step in steps:
         if step.kernel not in functions:
-            functions[step.kernel] = _kernel(module, step.kernel, len(functions), target)
+            function = functions[step.kernel] = _kernel(
+                module, step.kernel, len(functions), target
+            )
+            written += function.write()
+            if written > LARGE_TEXT:
+                gc.collect()
+                written = 0
     _net(module, steps, functions, target)
     return str(module)
 
@@ -97,7 +122,7 @@ def build_module(steps: Sequence[Step], target: Target) -> str:
 def _kernel(module: Any, kernel: Kernel, number: int, target: Target) -> Any:
     """`void kernel(out, a, b, constants, scratch, begin, end)`."""
     kind = ir.FunctionType(ir.VoidType(), [POINTER] * 5 + [I64] * 2)
-    function = ir.Function(module, kind, f"{type(kernel).__name__}_{number}")
+    function = _Written(module, kind, f"{type(kernel).__name__}_{number}")
     function.linkage = "internal"
     function.attributes.add("noinline")
     for pointer in function.args[:5]:

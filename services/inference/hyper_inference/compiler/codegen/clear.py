@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from hyper_inference.compiler.codegen.emitter import Emitter, Value
+import llvmlite.ir as ir
+
+from hyper_inference.compiler.codegen.emitter import F32, Emitter, Value
 from hyper_inference.compiler.codegen.kernel import Arguments, Kernel
 from hyper_inference.compiler.memory_plan import Geometry
 
@@ -38,10 +40,13 @@ class ClearHalos(Kernel):
                 self._zero(e, e.at(out, e.mul(channel.index, g.pitch)), g.pitch, g.pitch + g.left)
 
     def _zero(self, e: Emitter, out: Value, first: int, stop: int) -> None:
-        """Bounds are whole vectors apart."""
-        if first < stop:
-            with e.loop(first, stop, e.width) as x:
+        """Not a float more: behind the buffer may lie another that is in use."""
+        whole = stop - (stop - first) % e.width
+        if first < whole:
+            with e.loop(first, whole, e.width) as x:
                 e.store(e.constant(0.0), out, x.index)
+        for offset in range(whole, stop):
+            e.store_scalar(ir.Constant(F32, 0.0), out, offset)
 
     def _is_halo(self, e: Emitter, row: Value) -> Value:
         """None: the buffer has no halo rows."""

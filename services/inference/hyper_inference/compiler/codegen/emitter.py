@@ -128,6 +128,10 @@ class Emitter:
         """One vector."""
         self.b.store(value, self.at(pointer, offset), align=4)
 
+    def store_scalar(self, value: Value, pointer: Value, offset: Value = 0) -> None:
+        """One float."""
+        self.b.store(value, self.at(pointer, offset), align=4)
+
     def prefetch(self, pointer: Value, offset: Value = 0, *, write: bool = False) -> None:
         """Bring a cache line near; any address will do."""
         name = "llvm.prefetch.p0"

@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import ctypes
-import gc
 from typing import Any
 
 from hyper_inference.compiler.codegen.abi import FUNCTION, NET
 from hyper_inference.compiler.codegen.llvm_process import emit_elsewhere
 from hyper_inference.compiler.codegen.loader import LoadedObject, ObjectFileError, can_load
 from hyper_inference.compiler.codegen.target import Target
-
-_LARGE_TEXT = 1 << 19  # bytes of LLVM IR
 
 
 class Code:
@@ -33,8 +30,6 @@ def compile_object(text: str, target: Target) -> bytes:
     Raises:
         RuntimeError: LLVM refuses it, or ends.
     """
-    if len(text) > _LARGE_TEXT:
-        gc.collect()  # llvmlite's IR is full of cycles, and its objects take ten times the text
     return emit_elsewhere(text, target.cpu, target.features)
 
 

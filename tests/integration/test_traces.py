@@ -72,7 +72,7 @@ def test_a_workflow_is_one_trace(traced: tuple[Services, Collector]) -> None:
         assert attempt.service == "hyper-worker" and attempt.parent == root.id
         assert not attempt.failed and 0 < attempt.seconds <= root.seconds
     (commit,) = of(spans, trace_id, "DatasetService/CommitSession")
-    assert commit.service == "hyper-storage" and commit.parent == write.id
+    assert commit.service == "hyper-storage-gateway" and commit.parent == write.id
     assert {span.parent for span in of(spans, trace_id, "DatasetService/ListFiles")} == {read.id}
 
 

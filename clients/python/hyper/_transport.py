@@ -157,8 +157,9 @@ def call_metadata() -> tuple[tuple[str, str], ...]:
 
 def _trace_metadata() -> tuple[tuple[str, str], ...]:
     """W3C trace context: of OpenTelemetry where the program uses it, else of the task, if any."""
-    propagate = sys.modules.get("opentelemetry.propagate")
-    if propagate is not None:
+    if "opentelemetry.trace" in sys.modules:
+        from opentelemetry import propagate
+
         carrier: dict[str, str] = {}
         propagate.inject(carrier)
         if carrier:

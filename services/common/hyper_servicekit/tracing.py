@@ -119,7 +119,7 @@ class Tracing:
 
     def _sampled(self, trace_id: int) -> bool:
         sampler = self._provider.sampler
-        return sampler.should_sample(None, trace_id, "workflow").decision.is_sampled()
+        return bool(sampler.should_sample(None, trace_id, "workflow").decision.is_sampled())
 
     def _send(
         self, name: str, trace_id: int, span_id: int, parent: int, start_ns: int, end_ns: int,

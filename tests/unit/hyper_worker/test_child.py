@@ -27,7 +27,7 @@ def test_a_long_call_travels_as_a_file(tmp_path: Path) -> None:
     short = Job(Key("task", 7, 1), function="json:dumps", parameters_json='{"a": "\u00fc"}')
     packet = pack_request(3, short, str(tmp_path / "scratch"))
     assert (packet[:1], packet_number(packet)) == (INLINE, 3)
-    assert packet[5:].decode().split("\0") == ["task", "7.1", "json:dumps", '{"a": "\u00fc"}']
+    assert packet[5:].decode().split("\0") == ["task", "7.1", "", "json:dumps", '{"a": "\u00fc"}']
     long = Job(Key("task", 7, 1), function="json:dumps", parameters_json="x" * 200_000)
     packet = pack_request(4, long, str(tmp_path / "scratch"))
     assert (packet[:1], packet_number(packet)) == (FILE, 4)

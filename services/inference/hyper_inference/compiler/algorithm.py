@@ -73,7 +73,8 @@ def choose_winograd(op: Conv, result: Shape, mode: Mode) -> Winograd | None:
             return mode == "faster"
         weights = 6 * 6 * kx * inputs * outputs
         voxels = (inputs + outputs) * depth * height * width
-        return min(inputs, outputs) >= FEWEST_CHANNELS_DEEP and 2 * weights <= voxels
+        few = 2 * weights <= voxels
+        return bool(few and min(inputs, outputs) >= FEWEST_CHANNELS_DEEP)
 
     depths = (1,) if kz == 1 else (2, 4) if deep_pays() else (2,)
 

@@ -14,6 +14,7 @@ adds nodes for pods that wait; a node that is taken away says so by the pod's `D
 from __future__ import annotations
 
 import asyncio
+import os
 import re
 import shlex
 from collections.abc import Mapping, Sequence
@@ -245,8 +246,9 @@ def _credentials(context: str | None) -> tuple[Any, str]:
         else:
             with open(NAMESPACE_FILE, encoding="utf-8") as file:  # noqa: PTH123
                 return made, file.read().strip()
-    config.load_kube_config(context=context, client_configuration=made)
-    contexts, active = config.list_kube_config_contexts()
+    file_name = os.environ.get("KUBECONFIG")  # the client looks at it when it is imported
+    config.load_kube_config(file_name, context, made)
+    contexts, active = config.list_kube_config_contexts(file_name)
     chosen = next((c for c in contexts if c["name"] == context), active)
     return made, chosen["context"].get("namespace") or "default"
 

@@ -108,9 +108,7 @@ def build_module(steps: Sequence[Step], target: Target) -> str:
     written = 0
     for step in steps:
         if step.kernel not in functions:
-            function = functions[step.kernel] = _kernel(
-                module, step.kernel, len(functions), target
-            )
+            function = functions[step.kernel] = _kernel(module, step.kernel, len(functions), target)
             written += function.write()
             if written > LARGE_TEXT:
                 gc.collect()

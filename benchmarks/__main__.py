@@ -33,6 +33,7 @@ MODULES = (
     "benchmarks.matcher.stitching",
     "benchmarks.placement",
     "benchmarks.scheduler --plot docs/scheduler_planning.png",
+    "benchmarks.search",
     "benchmarks.storage",
     "benchmarks.storage.million",
     "benchmarks.storage.training --plot docs/storage_training.png",

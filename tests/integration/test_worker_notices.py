@@ -7,11 +7,10 @@ from __future__ import annotations
 
 import json
 import secrets
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from email.message import Message
 from pathlib import Path
 
 import pytest
@@ -19,6 +18,7 @@ import pytest
 from hyper.errors import NotFoundError
 from hyper.workflows import Workflow
 from hyper_worker.notices import ec2_notice, gcp_notice
+from tests.support.http_server import http_server
 from tests.support.servers import EtcdServer, S3Server
 from tests.support.services import run_services
 from tests.support.waiting import until
@@ -35,50 +35,26 @@ class Metadata:
 
 @contextmanager
 def metadata() -> Iterator[Metadata]:
-    state, tokens = Metadata(), {secrets.token_hex(8)}
+    state, token = Metadata(), secrets.token_hex(8)
 
-    class Handler(BaseHTTPRequestHandler):
-        def do_PUT(self) -> None:
-            good = self.path == "/latest/api/token" and self.headers.get(
-                "X-aws-ec2-metadata-token-ttl-seconds"
-            )
-            self._answer(200 if good else 403, next(iter(tokens)) if good else "")
+    def answer(method: str, path: str, headers: Message, body: bytes) -> tuple[int, str]:
+        if method == "PUT":
+            good = path == "/latest/api/token" and "X-aws-ec2-metadata-token-ttl-seconds" in headers
+            return (200, token) if good else (403, "")
+        state.asked.append(path)
+        if path == "/latest/meta-data/spot/instance-action":
+            if headers.get("X-aws-ec2-metadata-token") != token:
+                return 401, ""
+            facts = {"action": "terminate", "time": "2026-11-27T09:00:00Z"}
+            return (200, json.dumps(facts)) if state.preempted else (404, "")
+        if path == "/computeMetadata/v1/instance/preempted":
+            known = headers.get("Metadata-Flavor") == "Google"
+            return 200 if known else 403, "TRUE" if state.preempted else "FALSE"
+        return 404, ""
 
-        def do_GET(self) -> None:
-            state.asked.append(self.path)
-            if self.path == "/latest/meta-data/spot/instance-action":
-                if self.headers.get("X-aws-ec2-metadata-token") not in tokens:
-                    self._answer(401, "")
-                elif state.preempted:
-                    facts = {"action": "terminate", "time": "2026-11-27T09:00:00Z"}
-                    self._answer(200, json.dumps(facts))
-                else:
-                    self._answer(404, "")
-            elif self.path == "/computeMetadata/v1/instance/preempted":
-                known = self.headers.get("Metadata-Flavor") == "Google"
-                self._answer(200 if known else 403, "TRUE" if state.preempted else "FALSE")
-            else:
-                self._answer(404, "")
-
-        def _answer(self, status: int, text: str) -> None:
-            self.send_response(status)
-            self.send_header("Content-Length", str(len(text)))
-            self.end_headers()
-            self.wfile.write(text.encode())
-
-        def log_message(self, *_: object) -> None:
-            """Quiet."""
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    state.url = f"http://127.0.0.1:{server.server_port}"
-    thread = threading.Thread(target=server.serve_forever)
-    thread.start()
-    try:
+    with http_server(answer, "text/plain") as url:
+        state.url = url
         yield state
-    finally:
-        server.shutdown()
-        thread.join()
-        server.server_close()
 
 
 def test_what_clouds_say() -> None:

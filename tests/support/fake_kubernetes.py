@@ -13,10 +13,12 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from email.message import Message
 from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
+
+from tests.support.http_server import http_server
 
 _PATH = re.compile(
     r"/api/v1/namespaces/(?P<namespace>[^/]+)/(?P<kind>pods|secrets)(/(?P<name>.+))?\Z"
@@ -92,41 +94,21 @@ def fake_kubernetes(folder: Path) -> Iterator[tuple[FakeKubernetes, Path]]:
     """The server's state, and a kubeconfig that leads to it."""
     state, token = FakeKubernetes(), secrets.token_hex(16)
 
-    class Handler(BaseHTTPRequestHandler):
-        def handle_one(self) -> None:
-            length = int(self.headers.get("Content-Length") or 0)
-            body = json.loads(self.rfile.read(length)) if length else None
-            if self.headers.get("Authorization") != f"Bearer {token}":
-                code, answer = _status(401, "Unauthorized", "Unauthorized")
-            else:
-                code, answer = state.answer(self.command, self.path, body)
-            data = json.dumps(answer).encode()
-            self.send_response(code, answer.get("reason"))
-            self.send_header("Content-Type", "application/json")
-            self.send_header("Content-Length", str(len(data)))
-            self.end_headers()
-            self.wfile.write(data)
+    def answer(method: str, url: str, headers: Message, body: bytes) -> tuple[int, str]:
+        if headers.get("Authorization") != f"Bearer {token}":
+            code, told = _status(401, "Unauthorized", "Unauthorized")
+        else:
+            code, told = state.answer(method, url, json.loads(body) if body else None)
+        return code, json.dumps(told)
 
-        do_GET = do_POST = do_DELETE = handle_one  # noqa: N815
-
-        def log_message(self, *_: object) -> None:
-            """Quiet."""
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    thread = threading.Thread(target=server.serve_forever)
-    thread.start()
-    config = folder / "kubeconfig"
-    config.write_text(json.dumps({
-        "apiVersion": "v1", "kind": "Config", "current-context": "fake",
-        "clusters": [{"name": "fake", "cluster": {
-            "server": f"http://127.0.0.1:{server.server_port}"}}],
-        "users": [{"name": "me", "user": {"token": token}}],
-        "contexts": [{"name": "fake", "context": {
-            "cluster": "fake", "user": "me", "namespace": NAMESPACE}}],
-    }))  # fmt: skip
-    try:
+    with http_server(answer) as url:
+        config = folder / "kubeconfig"
+        config.write_text(json.dumps({
+            "apiVersion": "v1", "kind": "Config", "current-context": "fake",
+            "clusters": [{"name": "fake", "cluster": {
+                "server": url}}],
+            "users": [{"name": "me", "user": {"token": token}}],
+            "contexts": [{"name": "fake", "context": {
+                "cluster": "fake", "user": "me", "namespace": NAMESPACE}}],
+        }))  # fmt: skip
         yield state, config
-    finally:
-        server.shutdown()
-        thread.join()
-        server.server_close()

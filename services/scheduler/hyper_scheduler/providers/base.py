@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import re
 import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -12,6 +14,7 @@ from hyper.errors import ResourceExhaustedError, UnavailableError
 
 CLUSTER_TAG = "hyper-cluster"
 MACHINE_TAG = "hyper-machine"
+_LABEL_CHARS = 63
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,6 +111,15 @@ class RefusedError(ResourceExhaustedError):
 def unreachable(provider: str, error: object) -> UnavailableError:
     """The provider does not answer."""
     return UnavailableError(f"provider {provider} cannot be reached: {error}")
+
+
+def plain_name(text: str) -> str:
+    """As DNS allows a label: small letters, digits, dashes, 63 at most; long ones keep a hash."""
+    name = re.sub(r"[^a-z0-9-]+", "-", text.lower()).strip("-")
+    if len(name) > _LABEL_CHARS:
+        digest = hashlib.sha256(text.encode()).hexdigest()[:12]
+        name = f"{name[: _LABEL_CHARS - 13].strip('-')}-{digest}"
+    return name
 
 
 def boot_script(order: Order, cloud: str) -> str:

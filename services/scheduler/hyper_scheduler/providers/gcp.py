@@ -27,6 +27,7 @@ from hyper_scheduler.providers.base import (
     Order,
     RefusedError,
     boot_script,
+    plain_name,
     unreachable,
 )
 
@@ -53,7 +54,9 @@ class GcpProvider:
             import google.auth
             from google.cloud import compute_v1
 
-        self._cluster = _word(cluster)
+        self._cluster = plain_name(cluster)
+        digest = hashlib.sha256(cluster.encode()).hexdigest()[:8]
+        self._prefix = f"hyper-{self._cluster[:30]}-{digest}-"  # of the names of networks
         try:
             credentials, project = (
                 google.auth.default()
@@ -71,6 +74,7 @@ class GcpProvider:
             transport = kind.get_transport_class("rest")(credentials=credentials, **where)
             return kind(transport=transport)
 
+        self._made: set[str] = set()  # networks that are known to be there
         self._instances: Any = client(compute_v1.InstancesClient)
         self._networks: Any = client(compute_v1.NetworksClient)
         self._firewalls: Any = client(compute_v1.FirewallsClient)
@@ -84,7 +88,7 @@ class GcpProvider:
     def _launch(self, order: Order) -> str:
         from google.api_core.exceptions import Conflict
 
-        name = _word(f"hyper-{self._cluster}-{order.machine}")
+        name = plain_name(f"hyper-{self._cluster}-{order.machine}")
         network = self._network(order.network)
         body = machine(order, name, network, self._cluster)
         try:
@@ -101,6 +105,8 @@ class GcpProvider:
         from google.api_core.exceptions import Conflict
 
         name = self._network_name(workflow)
+        if name in self._made:
+            return name
         rule = {
             "name": name, "network": f"global/networks/{name}", "direction": "INGRESS",
             "source_ranges": [_INSIDE],
@@ -116,11 +122,12 @@ class GcpProvider:
             except Conflict:  # it is there
                 continue
             self._finish(made)
+        self._made.add(name)
         return name
 
     def _network_name(self, workflow: str) -> str:
         digest = hashlib.sha256(workflow.encode()).hexdigest()[:12]
-        return f"{_word(f'hyper-{self._cluster}')}-{digest}"
+        return f"{self._prefix}{digest}"
 
     def _finish(self, operation: Any, zone: str = "") -> None:
         """Wait for an operation.
@@ -183,11 +190,11 @@ class GcpProvider:
     def _tidy(self, kept: set[str]) -> None:
         from google.api_core.exceptions import BadRequest, NotFound
 
-        prefix = f"{_word(f'hyper-{self._cluster}')}-"
-        mine = re.compile(re.escape(prefix) + "[0-9a-f]{12}")
+        mine = re.compile(re.escape(self._prefix) + "[0-9a-f]{12}")
         for each in self._networks.list(project=self._project, timeout=_TIMEOUT_S):
             if not mine.fullmatch(each.name) or each.name in kept:
                 continue
+            self._made.discard(each.name)
             for client, key in ((self._firewalls, "firewall"), (self._networks, "network")):
                 try:
                     made = client.delete_unary(
@@ -229,7 +236,7 @@ def machine(order: Order, name: str, network: str, cluster: str) -> dict[str, An
     made: dict[str, Any] = {
         "name": name,
         "machine_type": f"zones/{order.zone}/machineTypes/{order.instance_type}",
-        "labels": {CLUSTER_TAG: cluster, MACHINE_TAG: _word(order.machine)},
+        "labels": {CLUSTER_TAG: cluster, MACHINE_TAG: plain_name(order.machine)},
         "disks": [{
             "boot": True, "auto_delete": True,
             "initialize_params": {
@@ -252,8 +259,3 @@ def machine(order: Order, name: str, network: str, cluster: str) -> dict[str, An
         scope = "https://www.googleapis.com/auth/cloud-platform"
         made["service_accounts"] = [{"email": options["service_account"], "scopes": [scope]}]
     return made
-
-
-def _word(text: str) -> str:
-    """As Google allows names and labels: small letters, digits and dashes, 63 at most."""
-    return re.sub(r"[^a-z0-9-]+", "-", text.lower()).strip("-")[:63].strip("-")

@@ -27,6 +27,7 @@ from hyper_scheduler.providers.base import (
     Instance,
     Order,
     RefusedError,
+    plain_name,
     unreachable,
 )
 
@@ -62,7 +63,7 @@ class KubernetesProvider:
         return str(await self._call(self._launch, order))
 
     def _launch(self, order: Order) -> str:
-        name = _name(f"hyper-{self._cluster}-{order.machine}")
+        name = plain_name(f"hyper-{self._cluster}-{order.machine}")
         labels = {CLUSTER_TAG: self._cluster, MACHINE_TAG: order.machine}
         metadata = {"name": name, "labels": labels}
         secret = {"metadata": metadata, "stringData": dict(order.environment)}
@@ -251,11 +252,6 @@ def _credentials(context: str | None) -> tuple[Any, str]:
     contexts, active = config.list_kube_config_contexts(file_name)
     chosen = next((c for c in contexts if c["name"] == context), active)
     return made, chosen["context"].get("namespace") or "default"
-
-
-def _name(text: str) -> str:
-    """As Kubernetes allows names."""
-    return re.sub(r"[^a-z0-9-]+", "-", text.lower()).strip("-")[:63].strip("-")
 
 
 def _message(error: Any) -> str:

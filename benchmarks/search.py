@@ -2,8 +2,8 @@
 
 The 4,096 combinations of `examples/boosting` on a local cluster of two workers, each combination
 trained to its end; then again with ASHA (Li et al. 2020, arXiv:1810.05934), which ends at steps 1,
-3, 9, ... times the first what does worse than the best third. Compute is the sum over tasks of their
-time on a worker. ASHA's best must be as good within 2% for less than half of the compute.
+3, 9, ... times the first what does worse than the best third. Compute is the sum over tasks of
+their time on a worker. ASHA's best must be as good within 2% for less than half of the compute.
 
 `--json` ends with one object, {"grid": {...}, "asha": {...}, "best_ratio", "compute_ratio"}.
 """

@@ -9,6 +9,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -18,7 +19,7 @@ from hyper_servicekit.config import S3Settings
 from scripts.fetch_etcd import CannotFetchError, fetch
 from tests.support.proxy import FaultProxy, fault_proxy
 from tests.support.servers import EtcdServer, run_etcd
-from tests.support.services import ServiceProcess, s3_environment
+from tests.support.services import ServiceProcess, s3_environment, started
 
 HEARTBEAT_S, LEASE_S, LEADER_TTL_S = 0.5, 3.0, 2.0
 
@@ -99,12 +100,7 @@ def run_cluster(folder: Path, s3: S3Settings) -> Iterator[FaultCluster]:
             **s3_environment(s3),
         }
 
-        def start(name: str, module: str, prefix: str, more: dict[str, str]) -> ServiceProcess:
-            process = ServiceProcess(name, module, prefix, folder, more)
-            process.start()
-            stack.callback(process.destroy)
-            return process
-
+        start = partial(started, stack, folder)
         timing = {
             "HEARTBEAT_S": str(HEARTBEAT_S), "LEASE_S": str(LEASE_S),
             "LEADER_TTL_S": str(LEADER_TTL_S),

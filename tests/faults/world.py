@@ -20,7 +20,7 @@ from hyper.client import Client
 from scripts.fetch_etcd import CannotFetchError, fetch
 from tests.support import placed
 from tests.support.servers import run_etcd, run_s3
-from tests.support.services import ServiceProcess, s3_environment
+from tests.support.services import ServiceProcess, s3_environment, started
 
 HEARTBEAT_S, LEASE_S, LEADER_TTL_S = 0.5, 3.0, 2.0
 FAULT_S = 5.0
@@ -187,10 +187,7 @@ def run_world(folder: Path) -> Iterator[World]:
         stored = common | s3_environment(s3.settings(f"matrix-{secrets.token_hex(6)}"))
 
         def start(name: str, module: str, prefix: str, more: dict[str, str]) -> ServiceProcess:
-            process = ServiceProcess(name, module, prefix, folder, more, group=next(groups, None))
-            process.start()
-            stack.callback(process.destroy)
-            return process
+            return started(stack, folder, name, module, prefix, more, next(groups, None))
 
         timing = {
             "HEARTBEAT_S": str(HEARTBEAT_S), "LEASE_S": str(LEASE_S),

@@ -11,6 +11,7 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -111,6 +112,22 @@ class ServiceProcess:
             self.child.wait()
 
 
+def started(
+    stack: ExitStack,
+    folder: Path,
+    name: str,
+    module: str,
+    prefix: str,
+    settings: dict[str, str],
+    group: int | None = None,
+) -> ServiceProcess:
+    """A service that runs until the stack ends; arguments: `ServiceProcess`."""
+    process = ServiceProcess(name, module, prefix, folder, settings, group=group)
+    process.start()
+    stack.callback(process.destroy)
+    return process
+
+
 @dataclass
 class Services:
     """A cluster without `hyper up`."""
@@ -174,15 +191,7 @@ def run_services(
         **(common_settings or {}),
     }
     with ExitStack() as stack:
-
-        def start(
-            name: str, module: str, setting_prefix: str, settings: dict[str, str]
-        ) -> ServiceProcess:
-            process = ServiceProcess(name, module, setting_prefix, folder, settings)
-            process.start()
-            stack.callback(process.stop, signal.SIGKILL)
-            return process
-
+        start = partial(started, stack, folder)
         scheduler = start(
             "scheduler",
             "hyper_scheduler",

@@ -206,7 +206,7 @@ def run_services(
             "LOG_FORMAT": "console",
             **(worker_settings or {}),
         }
-        started = [
+        agents = [
             start(
                 f"worker-{i}",
                 "hyper_worker",
@@ -224,4 +224,4 @@ def run_services(
             )
             for name in (("inference", "matcher") if compute else ())
         }
-        yield Services(scheduler, storage, started, beside, settings_of_workers)
+        yield Services(scheduler, storage, agents, beside, settings_of_workers)

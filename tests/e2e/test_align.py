@@ -240,7 +240,7 @@ def test_resume_goes_on_where_it_stopped(
     again, after = finished_tasks(local_cluster)
     assert again == name and before and before.items() <= after.items()
 
-    once_more = local_cluster.json("align", source, destination, "--resume")
+    once_more = local_cluster.json("align", f"{source}/", destination, "--resume")
     assert once_more["array"] == result["array"], "a job that is done gives its result"
 
 

@@ -8,6 +8,7 @@ only the machine reaches; it is asked every few seconds, and silence means nothi
 from __future__ import annotations
 
 import asyncio
+import http.client
 import json
 import urllib.error
 import urllib.request
@@ -67,7 +68,7 @@ async def wait_for_notice(cloud: str, url: str, every_s: float) -> str:
             if notice := await asyncio.to_thread(ask, url):
                 return notice
             silent = False
-        except OSError as error:
+        except (OSError, http.client.HTTPException) as error:
             if not silent:
                 log.warning("the cloud's metadata do not answer", cloud=cloud, error=str(error))
             silent = True
@@ -78,7 +79,7 @@ def _ask(url: str, method: str, headers: dict[str, str]) -> str | None:
     """The answer's text; None where there is none of that name.
 
     Raises:
-        OSError: no answer, or another status.
+        OSError, HTTPException: no answer, another status, or no HTTP.
     """
     request = urllib.request.Request(url, method=method, headers=headers)
     try:

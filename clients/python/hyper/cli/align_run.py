@@ -39,11 +39,10 @@ def run(
         client = stack.enter_context(Client(notice=output.say))
         sampler = UsageSampler(_cluster_processes())
         if resume:
+            label = str(Path(source).expanduser()) if _is_folder(source) else source
             names = _section_names(source, order)
             stack.enter_context(sampler)
-            started = align.resume(
-                client, source, destination, options, names=names, say=output.say
-            )
+            started = align.resume(client, label, destination, options, names=names, say=output.say)
         else:
             checked = _inspect(client, source, options, order, masks)
             for bad in checked.bad:

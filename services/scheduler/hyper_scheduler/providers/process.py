@@ -24,6 +24,11 @@ GRACE_S = 5.0
 _PROVIDER_ONLY = ("HYPER_SCHEDULER__", "HYPER_STORAGE__")
 
 
+# An agent is nobody's child: it goes on when this process, or the object that asyncio would keep
+# of a child, goes.
+_START = 'log=$1; shift; "$@" </dev/null >>"$log" 2>&1 & echo $!'
+
+
 class ProcessProvider:
     """Starts agents here.
 
@@ -35,7 +40,6 @@ class ProcessProvider:
     def __init__(self, cluster: str, folder: Path) -> None:
         self._cluster, self._folder = cluster, folder
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-        self._children: dict[str, asyncio.subprocess.Process] = {}
 
     async def launch(self, order: Order) -> str:
         """Start an agent; one that was started under this name before is it."""
@@ -47,20 +51,20 @@ class ProcessProvider:
         workdir = self._folder / order.machine
         environment = kept | dict(order.environment) | {"HYPER_WORKER__WORKDIR": str(workdir)}
         environment |= {name: str(value) for name, value in more.items()}
-        log = (self._folder / f"{order.machine}.log").open("ab")
+        log = self._folder / f"{order.machine}.log"
         try:
-            child = await asyncio.create_subprocess_exec(
-                sys.executable, "-m", "hyper_worker", env=environment, start_new_session=True,
-                stdin=asyncio.subprocess.DEVNULL, stdout=log, stderr=log,
+            shell = await asyncio.create_subprocess_exec(
+                "/bin/sh", "-c", _START, "sh", str(log), sys.executable, "-m", "hyper_worker",
+                env=environment, start_new_session=True, stdin=asyncio.subprocess.DEVNULL,
+                stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT,
             )  # fmt: skip
-        except OSError as error:
+            said, _ = await shell.communicate()
+            pid = int(said)
+            name = f"{pid}-{_started(pid)}"
+        except (OSError, ValueError, psutil.Error) as error:
             raise RefusedError("CannotStart", str(error)) from error
-        finally:
-            log.close()
-        name = f"{child.pid}-{_started(child.pid)}"
         facts = {"id": name, "machine": order.machine, "cluster": self._cluster}
         (self._folder / f"{order.machine}.json").write_text(json.dumps(facts))
-        self._children[name] = child
         return name
 
     async def instances(self) -> Sequence[Instance]:
@@ -100,9 +104,8 @@ class ProcessProvider:
         while _lives(name) and loop.time() < end:  # noqa: ASYNC110  (of another process)
             await asyncio.sleep(0.05)
         _signal(name, signal.SIGKILL)
-        child = self._children.pop(name, None)
-        if child is not None:
-            await child.wait()
+        while _lives(name):  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
 
 
 def _started(pid: int) -> int:

@@ -222,7 +222,7 @@ def test_resume_goes_on_where_it_stopped(
     local_cluster: LocalCluster, small_stack: Path, aligned: dict[str, Any], end: str
 ) -> None:
     """The job is the same, what was done is not done again, and the result is that of any other."""
-    source, destination = str(small_stack), f"lab/{end.replace(' ', '-')}"
+    source, destination = str(small_stack), f"lab/resumed-{end.replace(' ', '-')}"
     command = local_cluster.popen("align", source, destination)
     wait_for_stage(local_cluster, "match", command)
     if end == "cancelled":

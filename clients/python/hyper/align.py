@@ -20,7 +20,7 @@ import yaml
 
 from hyper.align_source import Source
 from hyper.errors import HyperError, InvalidArgumentError, NotFoundError, WorkFailedError
-from hyper.names import Address, parse_address
+from hyper.names import Address, array_address, parse_address
 from hyper.status import RunState
 
 if TYPE_CHECKING:
@@ -261,9 +261,7 @@ def _pinned(client: Client, options: AlignOptions) -> AlignOptions:
     """With the version of the fields that are used, whatever is committed later."""
     if not options.from_fields:
         return options
-    fields = client.open_array(options.from_fields).name
-    _, tenant, _, dataset, _, version, _, name = fields.split("/", 7)
-    return replace(options, from_fields=f"{tenant}/{dataset}@{version}/{name}")
+    return replace(options, from_fields=array_address(client.open_array(options.from_fields).name))
 
 
 def resume(

@@ -15,6 +15,7 @@ import numpy as np
 
 from hyper import images
 from hyper.errors import InvalidArgumentError
+from hyper.names import array_address
 
 if TYPE_CHECKING:
     from hyper.client import Client
@@ -275,8 +276,7 @@ def inspect_array(client: Client, address: str, exclude: Sequence[str] = ()) -> 
         )
     z, y, x = array.shape
     _check_edges(address, (y, x))
-    _, tenant, _, dataset, _, version, _, name = array.name.split("/", 7)
-    pinned = f"{tenant}/{dataset}@{version}/{name}"
+    pinned = array_address(array.name)
     excluded = chosen_sections(exclude, [str(number) for number in range(z)])
     bad = tuple(BadSection(number, "", "excluded") for number in sorted(excluded))
     return Source(label=pinned, shape=(z, y, x), dtype=array.dtype.name, array=pinned, bad=bad)

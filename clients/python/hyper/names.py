@@ -118,3 +118,9 @@ def parse_address(text: str) -> Address:
         version,
         "/".join(array) or None,
     )
+
+
+def array_address(name: str) -> str:
+    """`tenant/dataset@version/array` of an array's resource name, whose version it keeps."""
+    _, tenant, _, dataset, _, version, _, array = name.split("/", 7)
+    return f"{tenant}/{dataset}@{version}/{array}"

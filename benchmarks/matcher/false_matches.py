@@ -1,15 +1,18 @@
 """Share of false matches of NCCNet and of the best classical filter.
 
-`python -m benchmarks.matcher.false_matches --train DIR[:a-b] --test DIR[:a-b] [--json]`
+`python -m benchmarks.matcher.false_matches --train DIR[:a-b] --test DIR[:a-b] [--align] [--json]`
 
 A template is cut from a section and looked for within +-100 px in a following one; a first peak
 farther than 20 px from the true place is a false match. The truth is the stack's own alignment
-(neighbours of `em/vnc_stack1` differ by a few px). Filters are tuned, and the net is trained, on
-the training sections alone. Intervals: 95%, bootstrap over pairs of sections.
+(neighbours of `em/vnc_stack1` differ by a few px); with `--align`, test sections that are not
+aligned are aligned first, by `hyper_matcher.align` with its classical filter. Filters are tuned,
+and the net is trained, on the training sections alone. Intervals: 95%, bootstrap over pairs of
+sections.
 
 Methods: `raw`; `clahe`; `bandpass` (the best of the grid for each case, on the training sections);
 `net` (features of whole sections, as `hyper align` computes them); `net_cut` (the net sees nothing
-but the template's own pixels).
+but the template's own pixels); `chosen` (what `hyper train-nccnet` would use on the test stack:
+whatever its neighbours' consensus, which needs no labels, is highest for).
 """
 
 from __future__ import annotations
@@ -30,8 +33,10 @@ import torch
 from numpy.typing import NDArray
 
 from benchmarks.matcher.sections import read_stack
+from hyper_matcher.align.pipeline import align_stack
 from hyper_matcher.nccnet import augment
-from hyper_matcher.nccnet.model import NCCNet
+from hyper_matcher.nccnet.choose import Trial, candidates, compare, why
+from hyper_matcher.nccnet.model import NCCNet, NetConfig
 from hyper_matcher.nccnet.sampling import SampleConfig
 from hyper_matcher.nccnet.train import TrainConfig, features, grey_statistics, train
 
@@ -204,6 +209,23 @@ def cut_features(net: NCCNet, stack: NDArray[Any], case: Case, places: Places) -
     )
 
 
+def aligned(stack: NDArray[Any]) -> NDArray[Any]:
+    """The stack aligned, cut to a rectangle that every section has tissue in."""
+    found = align_stack(stack)
+    whole = found.valid.all(axis=0)
+    top, left, (bottom, right) = 0, 0, whole.shape
+    while not (inside := whole[top:bottom, left:right]).all():
+        if 0 in inside.shape:
+            raise ValueError("the aligned sections have no place in common")
+        missing = [1 - edge.mean() for edge in (inside[0], inside[-1], inside[:, 0], inside[:, -1])]
+        worst = int(np.argmax(missing))
+        top, bottom = top + (worst == 0), bottom - (worst == 1)
+        left, right = left + (worst == 2), right - (worst == 3)
+        if max(missing) == 0:  # a hole inside
+            top, bottom, left, right = top + 1, bottom - 1, left + 1, right - 1
+    return np.ascontiguousarray(found.sections[:, top:bottom, left:right])
+
+
 def evaluate(
     stack: NDArray[Any],
     net: NCCNet,
@@ -213,6 +235,10 @@ def evaluate(
     say: Callable[[str], None],
 ) -> dict[str, Any]:
     """Every case and method on the test sections."""
+    offered = candidates(net, list(stack))
+    scores = compare(list(stack), offered, Trial())
+    chosen = next(candidate for candidate in offered if candidate.name == scores[0].name)
+    say(f"chosen without labels: {why(scores)}")
     mean, spread = grey_statistics(stack)
     results: dict[str, Any] = {}
     for case in wanted:
@@ -229,12 +255,15 @@ def evaluate(
             "net_cut": errors(
                 learned, case, places, factor, cut_features(net, sections, case, places)
             ),
+            "chosen": errors([chosen.make(s) for s in sections], case, places, chosen.factor),
         }
         row: dict[str, Any] = {m: interval(w, places.pair, seed) for m, w in found.items()}
-        classical = min(row[m]["rate"] for m in ("raw", "clahe", "bandpass"))
+        best = min((row[m] for m in ("raw", "clahe", "bandpass")), key=lambda found: found["rate"])
         for method in ("net", "net_cut"):
             rate = row[method]["rate"]
-            row[f"{method}_gain"] = classical / rate if rate else None
+            row[f"{method}_gain"] = best["rate"] / rate if rate else None
+        row["chosen"]["is"] = chosen.name
+        row["chosen"]["within_interval_of_best_filter"] = row["chosen"]["rate"] <= best["high"]
         row["bandpass_sigmas_px"] = [low, high]
         results[case.name] = row
         say(
@@ -256,11 +285,14 @@ def main(argv: list[str] | None = None) -> int:
     data = Path(os.environ.get("HYPER_DATA_DIR", "../shared/data")) / "em" / "vnc_stack1"
     parser.add_argument("--train", default=f"{data}:0-11", help="DIR[:a-b], both ends included")
     parser.add_argument("--test", default=f"{data}:12-19")
+    parser.add_argument("--align", action="store_true", help="the test sections, first")
     parser.add_argument("--pairs", type=int, default=1000, help="templates a case, at least")
     parser.add_argument("--adjacent", type=int, default=5000, help="of z+1, at least")
     parser.add_argument("--steps", type=int, default=TrainConfig().steps)
     parser.add_argument("--levels", type=int, default=TrainConfig().levels)
+    parser.add_argument("--widths", type=int, nargs="+", default=NetConfig().widths)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--device", default="cpu", help="of the training: cpu or cuda")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--folder", type=Path, help="keeps the training; goes on from it")
     parser.add_argument("--quick", action="store_true", help="a minute: says nothing of quality")
@@ -275,18 +307,24 @@ def main(argv: list[str] | None = None) -> int:
         print(line, file=sys.stderr if arguments.json else sys.stdout, flush=True)
 
     training, test = read_stack(arguments.train), read_stack(arguments.test)
+    if arguments.align:
+        test = aligned(test)
+        say(f"test sections, aligned: {test.shape}")
     wanted = cases(arguments.pairs, arguments.adjacent)
     say(f"band-passes (low, high sigma, px): {GRID}")
     start = time.process_time()
     config = TrainConfig(
-        samples=SampleConfig(), steps=arguments.steps, levels=arguments.levels, seed=arguments.seed
-    )
+        net=NetConfig(widths=tuple(arguments.widths)), samples=SampleConfig(),
+        steps=arguments.steps, levels=arguments.levels, seed=arguments.seed,
+    )  # fmt: skip
 
     def on_step(step: int, loss: float) -> None:
         if (step + 1) % 50 == 0:
             say(f"step {step + 1}: loss {loss:.3f}, {time.process_time() - start:.0f} CPU s")
 
-    trained = train(training, config, folder=arguments.folder, on_step=on_step)
+    trained = train(
+        training, config, folder=arguments.folder, device=arguments.device, on_step=on_step
+    )
     train_cpu_s = time.process_time() - start
     filters = tune(training, wanted, arguments.seed, say)
     results = evaluate(test, trained.net, filters, wanted, arguments.seed + 10, say)

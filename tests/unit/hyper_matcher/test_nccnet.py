@@ -22,6 +22,7 @@ from hyper_matcher.nccnet.sampling import SampleConfig, batch, check_stack
 from hyper_matcher.nccnet.train import (
     TrainConfig,
     Trained,
+    batch_loss,
     features,
     grey_statistics,
     schedule,
@@ -173,6 +174,28 @@ def test_it_learns_to_look_past_what_does_not_go_on_from_section_to_section() ->
     trained = train(striped(), config)
     assert np.mean(trained.losses[-10:]) < 0.5 * np.mean(trained.losses[:10])
     assert not trained.net.training
+
+
+@pytest.mark.parametrize("weak", [True, False])
+@pytest.mark.parametrize("response", [9.0, -9.0])
+def test_a_net_whose_features_have_no_contrast_left_gets_it_back(
+    weak: bool, response: float
+) -> None:
+    torch.manual_seed(0)
+    sections, section = stack(), stack()[0]
+    net = NCCNet(SMALL.net, mean=128, spread=40)
+    torch.nn.init.constant_(net.heads[0].bias, response)
+    assert features(net, section).std() < 1e-3
+    optimizer = torch.optim.Adam(net.parameters(), lr=0.05)
+    for step in range(150):
+        pairs = batch(
+            sections, SMALL.samples, seed=0, step=step, size=2, members=[0, 1], mean=128,
+            spread=40, related=True,
+        )  # fmt: skip
+        optimizer.zero_grad()
+        batch_loss(net, pairs, SMALL, weak=weak).backward()
+        optimizer.step()
+    assert features(net, section).std() > 0.1
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")

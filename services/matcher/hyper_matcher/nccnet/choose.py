@@ -9,16 +9,21 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from hyper_matcher.align.filters import consensus
 from hyper_matcher.align.geometry import lattice
+from hyper_matcher.bandpass import bandpass
 from hyper_matcher.ncc import SearchImage, correlate_windows
 from hyper_matcher.peaks import find_peaks
 
+if TYPE_CHECKING:
+    from hyper_matcher.nccnet.model import NCCNet
+
+_BANDS = ((0.7, 8.0), (1.0, 16.0), (1.5, 24.0), (2.0, 10.0), (2.0, 16.0), (2.0, 48.0), (4.0, 16.0))
 _BATCH = 64
 _RESAMPLINGS = 1000
 
@@ -73,6 +78,33 @@ class Trial:
     search_px: int = 100
     tolerance_px: float = 20.0
     distances: tuple[int, ...] = (1, 2)
+
+
+def candidates(net: NCCNet, sections: Sequence[NDArray[Any]]) -> list[Candidate]:
+    """Raw sections, band-passes, the net: the simplest first. Needs torch."""
+    from hyper_matcher.nccnet.train import features
+
+    mean = float(np.mean([section.mean() for section in sections]))
+
+    def band(low: float, high: float) -> Callable[[NDArray[Any]], NDArray[np.float32]]:
+        return lambda section: bandpass(section, low, high, offset=mean, gain=1.0, bounded=False)
+
+    return [
+        Candidate("raw", lambda section: section.astype(np.float32), order=0),
+        *(
+            Candidate(f"band-pass {low:g}-{high:g} px", band(low, high), order=1)
+            for low, high in _BANDS
+        ),
+        Candidate("net", lambda section: features(net, section), net.config.factor, order=2),
+    ]
+
+
+def why(scores: Sequence[Score]) -> str:
+    """One line: what is used, and how it compares."""
+    best = scores[0]
+    line = f"{best.name}: {best.rate:.1%} of the held-out templates agree with their neighbours"
+    other = next((s for s in scores[1:] if (s.name == "net") != (best.name == "net")), None)
+    return line if other is None else f"{line}, {other.name} {other.rate:.1%}"
 
 
 def compare(

@@ -22,7 +22,6 @@ from hyper.arrays import get_array
 from hyper.context import TaskContext
 from hyper.errors import InvalidArgumentError, NotFoundError
 from hyper.train_nccnet import FOLDER, MODEL_FILE, REPORT_FILE, RESULT_FILE
-from hyper_matcher.bandpass import bandpass
 from hyper_matcher.before_commit import before_commit
 
 if TYPE_CHECKING:
@@ -30,7 +29,6 @@ if TYPE_CHECKING:
     from hyper_matcher.nccnet.train import TrainConfig
 
 CHECKPOINT_FILE = f"{FOLDER}/checkpoint.pt"
-_BANDS = ((0.7, 8.0), (1.0, 16.0), (1.5, 24.0), (2.0, 10.0), (2.0, 16.0), (2.0, 48.0), (4.0, 16.0))
 
 
 def train(context: TaskContext, *, session: str, settings: str) -> dict[str, Any]:
@@ -78,7 +76,7 @@ def train(context: TaskContext, *, session: str, settings: str) -> dict[str, Any
 
 def choose(context: TaskContext, *, session: str, settings: str) -> dict[str, Any]:
     """Compare the net with classical filters on held-out sections; write what came out; commit."""
-    from hyper_matcher.nccnet.choose import Trial, compare
+    from hyper_matcher.nccnet.choose import Trial, candidates, compare, why
     from hyper_matcher.nccnet.export import to_onnx
     from hyper_matcher.nccnet.report import render
 
@@ -122,34 +120,6 @@ def train_config(asked: Mapping[str, Any]) -> TrainConfig:
     return TrainConfig(
         samples=samples, steps=asked["steps"], batch_size=asked["batch_size"], seed=asked["seed"]
     )
-
-
-def candidates(net: Any, sections: list[NDArray[Any]]) -> list[Any]:
-    """Raw sections, band-passes, the net: the simplest first."""
-    from hyper_matcher.nccnet.choose import Candidate
-    from hyper_matcher.nccnet.train import features
-
-    mean = float(np.mean([section.mean() for section in sections]))
-
-    def band(low: float, high: float) -> Any:
-        return lambda section: bandpass(section, low, high, offset=mean, gain=1.0, bounded=False)
-
-    return [
-        Candidate("raw", lambda section: section.astype(np.float32), order=0),
-        *(
-            Candidate(f"band-pass {low:g}-{high:g} px", band(low, high), order=1)
-            for low, high in _BANDS
-        ),
-        Candidate("net", lambda section: features(net, section), net.config.factor, order=2),
-    ]
-
-
-def why(scores: list[Any]) -> str:
-    """One line: what is used, and how it compares."""
-    best = scores[0]
-    line = f"{best.name}: {best.rate:.1%} of the held-out templates agree with their neighbours"
-    other = next((s for s in scores[1:] if (s.name == "net") != (best.name == "net")), None)
-    return line if other is None else f"{line}, {other.name} {other.rate:.1%}"
 
 
 def _sections(client: Client, asked: Mapping[str, Any], part: str) -> NDArray[Any]:

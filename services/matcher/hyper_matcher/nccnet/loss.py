@@ -9,6 +9,9 @@ everything alike (Buniatyan et al. 2019, eqs. 2-4). No true location is needed.
 The second stage uses the stack's own alignment as pseudo-truth: the consensus of many matches puts
 a template within a few pixels of its place. The loss is the cross-entropy of that neighbourhood
 against all other places; every wrong peak of a correlogram teaches, not the highest alone.
+
+Features without contrast score 0 everywhere, where neither loss has a gradient; and for the first
+loss that is hardly worse than what a new net has. `saturation` keeps nets from going there.
 """
 
 from __future__ import annotations
@@ -58,6 +61,15 @@ def pair_loss(
         p1, p2 = peaks(scores, max(1, exclusion >> level))
         losses.append(torch.where(related, p2 - p1, p1.abs()).mean())
     return torch.stack(losses).mean()
+
+
+def saturation(responses: list[Tensor]) -> Tensor:
+    """Mean square of what is beyond +-3, where tanh hardly tells responses apart.
+
+    Args:
+        responses: of the net before its tanh, (N, 1, Y, X), any number of levels.
+    """
+    return torch.stack([nn.functional.relu(r.abs() - 3).square().mean() for r in responses]).mean()
 
 
 def place_loss(

@@ -110,14 +110,18 @@ class NCCNet(nn.Module):  # type: ignore[misc]  # torch has no types here
 
     def levels(self, section: Tensor, depth: int = 1) -> list[Tensor]:
         """Features of the finest `depth` levels, each half as large as the one before."""
+        return [torch.tanh(found) for found in self.responses(section, depth)]
+
+    def responses(self, section: Tensor, depth: int = 1) -> list[Tensor]:
+        """What the levels' features are the tanh of; any size."""
         small, decoded = self._decode(section)
         band = self.config.gain * (_blur(small, self.narrow) - _blur(small, self.wide))
-        features = []
+        found = []
         for level in range(min(depth, len(decoded))):
             if level:
                 band = nn.functional.avg_pool2d(band, 2)
-            features.append(torch.tanh(band + self.heads[level](decoded[level])))
-        return features
+            found.append(band + self.heads[level](decoded[level]))
+        return found
 
     def maps(self, section: Tensor) -> Tensor:
         """What the finest level's head sums up: (N, widths[0], Y / factor, X / factor)."""

@@ -21,7 +21,7 @@ import torch.distributed as dist
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from hyper_matcher.nccnet.loss import pair_loss, place_loss
+from hyper_matcher.nccnet.loss import pair_loss, place_loss, saturation
 from hyper_matcher.nccnet.model import NCCNet, NetConfig
 from hyper_matcher.nccnet.sampling import Batch, SampleConfig, Sections, batch, check_stack
 
@@ -29,6 +29,7 @@ CHECKPOINT = "nccnet.pt"
 _EXCLUSION_PX = 16
 _TOLERANCE_PX = 16
 _TEMPERATURE = 0.04  # peaks that are 0.1 apart are told apart with certainty
+_SATURATION = 0.1  # weight
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,17 +148,19 @@ def batch_loss(net: NCCNet, pairs: Batch, config: TrainConfig, *, weak: bool) ->
     margin = config.samples.margin_px // factor
     device = net.mean.device
     levels = config.levels if weak else 1
-    searches, templates = (
-        [
-            _inner(found, margin >> level)
-            for level, found in enumerate(net.levels(_whole(images, multiple).to(device), levels))
-        ]
+    responses = [
+        net.responses(_whole(images, multiple).to(device), levels)
         for images in (pairs.search, pairs.template)
+    ]
+    searches, templates = (
+        [_inner(torch.tanh(found), margin >> level) for level, found in enumerate(image)]
+        for image in responses
     )
+    bounded = _SATURATION * torch.stack([saturation(image) for image in responses]).mean()
     if weak:
         related = torch.from_numpy(pairs.related).to(device)
-        return pair_loss(searches, templates, related, exclusion=_EXCLUSION_PX // factor)
-    return place_loss(
+        return bounded + pair_loss(searches, templates, related, exclusion=_EXCLUSION_PX // factor)
+    return bounded + place_loss(
         searches[0], templates[0], torch.from_numpy(pairs.place).to(device) / factor,
         tolerance=_TOLERANCE_PX / factor, temperature=_TEMPERATURE,
     )  # fmt: skip

@@ -68,7 +68,9 @@ def crash(context: TaskContext) -> None:
     os.abort()
 
 
-def sleep(context: TaskContext, *, marker: str = "") -> None:
+def sleep(context: TaskContext, *, marker: str = "", with_child: bool = False) -> None:
+    if with_child:
+        subprocess.Popen(["sleep", "600"])
     print("asleep", flush=True)
     try:
         time.sleep(600)

@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 RESULT_BYTES_MAX = 64 << 10
 MESSAGE_CHARS_MAX = 500
 ANSWER = struct.Struct("=IIBddQ")  # bytes of text, call, flags, wall_s, cpu_s, peak_rss_bytes
-OK, OUTPUT, PERMANENT = 1, 2, 4  # flags of an answer
+OK, OUTPUT, PERMANENT, STOPPED = 1, 2, 4, 8  # flags of an answer
 PACKET_BYTES_MAX = 128 << 10  # a request that is longer comes as a file
 INLINE, FILE = b"=", b"@"
 _PEAK_S = 0.25  # the peak of memory is looked at so often, and after calls of 10 ms and more
@@ -48,18 +48,30 @@ _ZERO = b"\0\0\0\0"
 
 
 class _Stopper:
-    """SIGTERM: ends the process between functions, raises `TaskStopped` inside one."""
+    """SIGTERM: ends the process between functions, raises `TaskStopped` inside one.
+
+    `heeded` says that it did in the latest call, and hit nobody else: the process is as good as one
+    whose function has failed. Children, which SIGTERM hits too, may be needed by later calls.
+    """
 
     def __init__(self) -> None:
-        self.running = False
+        self.running = self.heeded = False
         signal.signal(signal.SIGTERM, self._asked)
         signal.signal(signal.SIGINT, signal.SIG_IGN)
 
     def _asked(self, number: int, frame: FrameType | None) -> None:
         if self.running:
-            self.running = False
+            self.running, self.heeded = False, not _has_children()
             raise TaskStopped("the worker was asked to end this task")
         os._exit(128 + number)
+
+
+def _has_children() -> bool:
+    try:
+        os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+    except ChildProcessError:
+        return False
+    return True
 
 
 @functools.lru_cache(maxsize=64)
@@ -203,7 +215,7 @@ def run_one(task: str, attempt: AttemptId, function: str, text: str, stopper: _S
     os.environ[PARAMETERS] = text
     answer = _Answer()
     try:
-        stopper.running = True
+        stopper.running, stopper.heeded = True, False
         target = resolve(function)
         answer.text = encode_result(target(TaskContext(task, attempt), **json.loads(text)))
         answer.ok = True
@@ -310,6 +322,7 @@ class _Calls:
         text = answer.text.encode(errors="replace")
         flags = (OK if answer.ok else 0) | (OUTPUT if output else 0)
         flags |= PERMANENT if answer.permanent else 0
+        flags |= STOPPED if self._stopper.heeded else 0
         peak_bytes = self._peak.end(wall_s)
         data = (
             ANSWER.pack(len(text), number, flags, wall_s, self._cpu_s - cpu_before_s, peak_bytes)

@@ -5,10 +5,10 @@ holds too: what the process has not begun, the agent can read back, and the kern
 nobody else gets it. So calls behind a long one go elsewhere, a stop hits the call it is meant for,
 and a crash is the fault of exactly one call.
 
-Between bundles a process stays, for jobs with the same environment and work folder. One that
-crashed or was told to end is replaced. So is that of a gang's rank, before others hear that it has
-ended: a process group, and the store at MASTER_PORT, live on in it after an error, and the next
-attempt would meet the ranks of this one there.
+Between bundles a process stays, for jobs with the same environment and work folder; also after a
+call that ended on being told to. One that crashed, or did not heed SIGTERM, is replaced. So is that
+of a gang's rank, before others hear that it has ended: a process group, and the store at
+MASTER_PORT, live on in it after an error, and the next attempt would meet the ranks of this one.
 """
 
 from __future__ import annotations
@@ -139,7 +139,7 @@ class Bundle:
         self._runner, self._kind, self._warm, self._sink = runner, kind, warm, sink
         self._unsent = deque(jobs)
         self._calls: dict[int, Key] = {}  # sent and not answered, in order
-        self._signalled: Key | None = None
+        self._unheeded = 0  # signals that no answer has told of
         self._done = asyncio.Event()
         self._kept = False
         self._for_one = jobs[0].rank >= 0
@@ -186,7 +186,7 @@ class Bundle:
         self._give_back()
         self._warm.read_answers()
         if key in self._calls.values():
-            self._signalled = key
+            self._unheeded += 1
             self._warm.process.signal(number)
 
     def _send(self) -> None:
@@ -210,7 +210,7 @@ class Bundle:
             self._done.set()
             if self._for_one:
                 self._warm.process.signal(signal.SIGKILL)
-            elif self._signalled is None and not self._warm.process.ended:
+            elif not self._unheeded and not self._warm.process.ended:
                 self._warm.end()
                 self._kept = True
                 self._runner.keep(self._kind, self._warm)
@@ -219,6 +219,7 @@ class Bundle:
         ends: list[tuple[Key, Exit]] = []
         for answer in answers:
             key = self._calls.pop(answer.number)
+            self._unheeded -= answer.stopped
             ends.append((key, answer.exit))
         self._send()
         self._check_done()  # before others hear of it: the next bundle shall find the process

@@ -26,6 +26,7 @@ from hyper_worker.runner.child import (
     PACKET_BYTES_MAX,
     PERMANENT,
     RESULT_BYTES_MAX,
+    STOPPED,
     pack_request,
     packet_number,
 )
@@ -43,10 +44,17 @@ _TEXT_BYTES_MAX = RESULT_BYTES_MAX + 4096
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What a call has come to."""
+    """What a call has come to.
+
+    Args:
+        number: which call.
+        exit: its end.
+        stopped: it took a SIGTERM, and the process is fit for more calls.
+    """
 
     number: int
     exit: Exit
+    stopped: bool
 
 
 def _ignore(_: object) -> None:
@@ -259,7 +267,7 @@ class Warm:
             message, result = ("", text) if ok else (text, "")
             permanent = bool(flags & PERMANENT)
             exit_ = Exit(int(not ok), message, result, ok, wall_s, cpu_s, peak_bytes, permanent)
-            found.append(Answer(number, exit_))
+            found.append(Answer(number, exit_, bool(flags & STOPPED)))
             left = self._number - number  # calls behind it: no longer than they are likely to take
             self._pause_s = min(_PAUSE_MAX_S, left * wall_s) + _PAUSE_S
         del data[:position]

@@ -8,7 +8,7 @@ from contextlib import asynccontextmanager
 
 
 class FaultProxy:
-    """Forwards 127.0.0.1:port to a server until told otherwise; see `fault_proxy`."""
+    """Forwards a port of this machine to a server until told otherwise; see `fault_proxy`."""
 
     def __init__(self, host: str, port: int) -> None:
         self._host, self._port = host, port
@@ -87,12 +87,12 @@ class FaultProxy:
 
 
 @asynccontextmanager
-async def fault_proxy(endpoint: str) -> AsyncIterator[FaultProxy]:
-    """A proxy before `endpoint` ("host:port"), on a port the kernel chose."""
+async def fault_proxy(endpoint: str, on: str = "127.0.0.1") -> AsyncIterator[FaultProxy]:
+    """A proxy before `endpoint` ("host:port"), at an address of this machine; its port is free."""
     host, _, port = endpoint.rpartition(":")
     proxy = FaultProxy(host, int(port))
-    server = await asyncio.start_server(proxy.serve, "127.0.0.1", 0)
-    proxy.endpoint = f"127.0.0.1:{server.sockets[0].getsockname()[1]}"
+    server = await asyncio.start_server(proxy.serve, on, 0)
+    proxy.endpoint = f"{on}:{server.sockets[0].getsockname()[1]}"
     try:
         yield proxy
     finally:

@@ -139,6 +139,7 @@ class Autoscaler:
         now = self._clock.now()
         await self._compare(now)
         self._account(now)
+        await self._check_agents(now)
         plans: dict[tuple[str, str], Plan] = {}
         for demand in self._demands(now):
             held = self._held(demand, now)
@@ -266,6 +267,23 @@ class Autoscaler:
         self._check_budgets()
         self.ledger.forget(set(self._term.state.workflows))
 
+    async def _check_agents(self, now: float) -> None:
+        """A machine whose agent never comes, or stays away, is ended; it counts for nothing now."""
+        workers = self._workers()
+        for machine, entry in list(self.ledger.machines.items()):
+            if machine in workers:
+                self._agent_seen[machine] = now
+            heard = self._agent_seen.setdefault(machine, max(entry.launched, self._began))
+            patience_s = self._settings.silent_s if entry.ready else self._settings.join_s
+            if now - heard <= patience_s or machine in self._asked_to_drain:
+                continue
+            log.warning("agent is away", machine=machine, offer=entry.offer)
+            if not entry.ready:
+                key = refusal_key(entry.offer, spot=entry.spot)
+                self._refusals = refused(self._refusals, key, "NoAgent", now)
+            await self._drain(machine, "its agent is away", now)
+            entry.ending = True
+
     def _check_budgets(self) -> None:
         """The hard stop: nothing more is bought, what runs has a while to be finished."""
         over: dict[str, str] = {}
@@ -349,18 +367,6 @@ class Autoscaler:
                     await self._launch(offer, spot, workflow, experiment, now)
         for machine, since in list(self._asked_to_drain.items()):
             await self._end_drained(machine, since, now)
-        workers = self._workers()
-        for machine, entry in list(self.ledger.machines.items()):
-            if machine in workers:
-                self._agent_seen[machine] = now
-            heard = self._agent_seen.setdefault(machine, max(entry.launched, self._began))
-            late = now - heard > self._settings.join_s
-            if late and machine not in self._asked_to_drain:
-                log.warning("agent is away", machine=machine, offer=entry.offer)
-                self._refusals = refused(
-                    self._refusals, refusal_key(entry.offer, spot=entry.spot), "NoAgent", now
-                )
-                await self._drain(machine, "its agent is away", now)
         live = {each.workflow for each in self.ledger.machines.values()}
         networks = sorted({network_of(name) for name in live})
         for name, provider in self._providers.items():

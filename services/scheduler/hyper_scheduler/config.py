@@ -43,6 +43,8 @@ class PlacementSettings(BaseModel):
     drain_s: float = Field(default=30.0, ge=0, description="for running tasks of one that goes")
     join_s: float = Field(default=600.0, gt=0, description="a machine whose agent is not here "
                           "after this is given up")  # fmt: skip
+    silent_s: float = Field(default=60.0, gt=0, description="a machine whose agent has gone away "
+                            "for so long is replaced")  # fmt: skip
     max_machines: int = Field(default=100, ge=0, description="launched and not yet gone, in all")
     window: str = Field(
         default="2m", pattern=r"^[0-9]+[smh]$", description="over which throughput is measured"

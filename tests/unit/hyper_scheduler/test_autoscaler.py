@@ -15,7 +15,7 @@ from hyper_scheduler.config import PlacementSettings
 from hyper_scheduler.core.model import Hardware
 from hyper_scheduler.measured import Prometheus
 from hyper_scheduler.providers.base import Instance, Order
-from hyper_servicekit.clock import SystemClock
+from hyper_servicekit.clock import Clock, ManualClock, SystemClock
 from tests.unit.hyper_scheduler.cores import Core, experiment, recipe
 
 OFFERS = """
@@ -25,6 +25,7 @@ offers:
   - {name: cheap, provider: broken, on_demand: 0.1, spot: 0.01, zone: a, max: 2}
   - {name: dear, provider: good, on_demand: 0.3, spot: 0.1, zone: b, max: 2}
 """
+DEAR = "\n".join(line for line in OFFERS.splitlines() if "cheap" not in line)
 
 
 @dataclass
@@ -74,12 +75,13 @@ class Beside:
 
 
 def autoscaler(
-    core: Core, offers: str = OFFERS, **providers: Provider
+    core: Core, offers: str = OFFERS, clock: Clock | None = None, **providers: Provider
 ) -> tuple[Autoscaler, Beside]:
     beside = Beside(core)
     scaler = Autoscaler(
-        PlacementSettings(drain_s=0), parse_catalogue(offers), providers, Prometheus("", "2m"),
-        cast(Any, beside), cast(Any, beside), SystemClock(), "here:1",
+        PlacementSettings(drain_s=0, join_s=600, silent_s=60), parse_catalogue(offers), providers,
+        Prometheus("", "2m"), cast(Any, beside), cast(Any, beside), clock or SystemClock(),
+        "here:1",
     )  # fmt: skip
     return scaler, beside
 
@@ -106,6 +108,47 @@ async def test_a_provider_that_is_away_stops_no_other() -> None:
         await scaler.look()
     assert good.there == []
     assert scaler.ledger.machines == {}
+
+
+async def test_a_machine_whose_agent_stays_away_is_replaced() -> None:
+    core, clock, good = Core(), ManualClock(), Provider()
+    core.submit(recipe(replace(experiment("a", 3), workers=1)))
+    scaler, _ = autoscaler(core, DEAR, clock, good=good)
+
+    async def look(after_s: float) -> list[str]:
+        await clock.advance(after_s)
+        await scaler.look()
+        return [each.machine for each in good.there]
+
+    await scaler.look()
+    (first,) = await look(5)
+    core.hello("worker", labels={"machine": first})
+    assert await look(5) == [first]
+    core.later(20.0)  # no heartbeat: lost
+    assert await look(50) == [first]
+    (second,) = await look(20)
+    assert second != first
+    assert "dear/spot" not in scaler.refusals  # it was there
+    core.hello("other", labels={"machine": second})
+    for _ in range(2):
+        assert await look(5) == [second]
+    assert list(scaler.ledger.machines) == [second]
+
+
+async def test_a_machine_whose_agent_never_comes_is_given_up_later() -> None:
+    core, clock, good = Core(), ManualClock(), Provider()
+    core.submit(recipe(replace(experiment("a", 3), workers=1)))
+    scaler, _ = autoscaler(core, DEAR, clock, good=good)
+    for _ in range(3):
+        await scaler.look()
+    assert len(good.there) == 1
+    await clock.advance(590)
+    await scaler.look()
+    assert len(good.there) == 1
+    await clock.advance(20)
+    await scaler.look()
+    assert "NoAgent" in [each.reason for each in scaler.refusals.values()]
+    assert good.there == []
 
 
 @pytest.mark.parametrize(("gpus", "launched"), [(0, 1), (1, 3)])

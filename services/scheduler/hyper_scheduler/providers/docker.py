@@ -57,9 +57,9 @@ class DockerProvider:
             more["nano_cpus"] = int(float(options["cpus"]) * 1e9)
         if "memory_bytes" in options:
             more["mem_limit"] = int(options["memory_bytes"])
-        command = options.get("command", "python3 -m hyper_worker")
+        command = shlex.split(options.get("command", "")) or None
         made = self._client.containers.run(
-            options.get("image", ""), shlex.split(command), detach=True, auto_remove=True,
+            options.get("image", ""), command, detach=True, auto_remove=True,
             name=f"hyper-{self._cluster}-{order.machine}", init=True,
             environment=dict(order.environment), network=network,
             labels={CLUSTER_TAG: self._cluster, MACHINE_TAG: order.machine}, **more,

@@ -8,7 +8,7 @@ PIP := .venv/bin/python -m pip --disable-pip-version-check install -q --no-compi
 export PYTHONDONTWRITEBYTECODE :=
 export HYPER_DATA_DIR ?= $(shell test -d ../shared/data && cd ../shared/data && pwd)
 
-.PHONY: help demo test lint protos bench simulate faults fault-matrix compose-env compose-test dashboards docs constraints clean
+.PHONY: help demo test lint protos bench simulate faults fault-matrix compose-env compose-test docker-test dashboards docs constraints clean
 
 help:            ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## */\t/' | expand -t 14
@@ -74,6 +74,10 @@ compose-env: .stamps/local ## .env of docker-compose.yml, with keys and password
 
 compose-test: .stamps/dev ## docker-compose.yml for real: the demo, scaled, killed, cut off; needs a Docker daemon
 	@HYPER_TEST_COMPOSE=1 .venv/bin/python -m pytest tests/compose -q -rP --show-capture=stdout -p no:randomly $(PYTEST_ARGS)
+
+docker-test: .stamps/dev .stamps/etcd ## tasks and machines as containers; needs a Docker daemon and the image hyper/worker
+	@HYPER_TEST_DOCKER=1 .venv/bin/python -m pytest -q -rs tests/integration/test_worker_containers.py \
+	  tests/integration/test_docker_fleet.py tests/contract/test_providers.py -k "docker or container" $(PYTEST_ARGS)
 
 dashboards: .stamps/dev  ## render deploy/grafana/dashboards from scripts/dashboards.py
 	@.venv/bin/python -m scripts.dashboards

@@ -47,7 +47,7 @@ class TrainOptions:
             CPUs alone.
     """
 
-    steps: int = 1200
+    steps: int = 2400
     batch_size: int = 6
     workers: int = 1
     seed: int = 0

@@ -36,6 +36,7 @@ _ROUNDING = 1e-13  # of integral images: a window's energy below this share of t
 # Largest error of a float32 product over (rms of the tile * norm and edge of the template): at most
 # 4e-7 on noise, smooth images, waves, steps, ramps and spots.
 _FFT_ERROR = 5e-7
+_CACHED_BYTES = 1 << 19  # of windows that are transformed at once: they stay in the cache
 _ERROR_MAX = 5e-6  # of a score; where float32 may miss it, float64 computes the correlogram
 
 
@@ -83,14 +84,19 @@ class SearchImage:
     def _make_centred(self) -> NDArray[np.float64]:
         return np.asarray(self._image.astype(np.float64) - self._mean)
 
+    @property
+    def integrals(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """Integral images (H + 1, W + 1) of the image less its mean, and of its square."""
+        if (tables := self._integrals) is None:
+            self._integrals = tables = _integrals(self._make_centred())
+        return tables
+
     def window_norms(
         self, template: tuple[int, int], y: int, x: int, rows: int, columns: int
     ) -> NDArray[np.float64]:
         """sqrt(sum((w - mean(w))^2)) of rows x columns windows, the first at (y, x)."""
         h, w = template
-        if (tables := self._integrals) is None:
-            self._integrals = tables = _integrals(self._make_centred())
-        sums, squares = tables
+        sums, squares = self.integrals
         first = _box_sums(sums, h, w, y, x, rows, columns)
         energy = _box_sums(squares, h, w, y, x, rows, columns) - first * first / (h * w)
         energy[energy <= _ROUNDING * squares[-1, -1]] = 0.0
@@ -352,21 +358,23 @@ def correlate_windows(
     n, h, w = templates.shape
     side = 2 * radius + 1
     size = _fft_shape((h + 2 * radius, w + 2 * radius))
-    centred = templates - templates.mean(axis=(1, 2), keepdims=True)
-    norms = np.sqrt(np.einsum("nij,nij->n", centred, centred, dtype=np.float64))
-    windows = np.empty((n, h + 2 * radius, w + 2 * radius), np.float32)
-    window_norms = np.empty((n, side, side))
-    for k, (y, x) in enumerate(corners.tolist()):
-        windows[k] = search.values[y : y + h + 2 * radius, x : x + w + 2 * radius]
-        window_norms[k] = search.window_norms((h, w), y, x, side, side)
-    spectra = scipy.fft.rfft2(windows, size)
-    spectra *= np.conj(scipy.fft.rfft2(centred, size))
-    products = np.asarray(scipy.fft.irfft2(spectra, size))[:, :side, :side]
-    scale = window_norms * norms[:, None, None]
-    floor = 1e-6 * math.sqrt(h * w) * max(search.scale, 1e-30)
-    usable = (window_norms > floor) & (norms[:, None, None] > 1e-6 * math.sqrt(h * w))
-    scores = np.divide(products, scale, out=np.zeros_like(scale), where=usable)
-    return np.asarray(np.clip(scores, -1.0, 1.0), np.float32)
+    at_once = min(n, max(1, _CACHED_BYTES // (4 * size[0] * size[1])))
+    kernels, windows = np.zeros((2, at_once, *size), np.float32)
+    scores = np.zeros((n, side, side), np.float32)
+    floor = 1e-6 * math.sqrt(h * w)
+    for first in range(0, n, at_once):
+        part, corner = templates[first : first + at_once], corners[first : first + at_once]
+        count = len(part)
+        norms = _cut_windows(part, search.values, corner, radius, kernels, windows)
+        norms[norms <= floor] = 0.0
+        spectra, turned = scipy.fft.rfft2(windows[:count]), scipy.fft.rfft2(kernels[:count])
+        spectra *= np.conjugate(turned, out=turned)
+        products = np.asarray(scipy.fft.irfft2(spectra, size, overwrite_x=True))
+        _window_scores(
+            products, norms, *search.integrals, corner, (h, w), floor * max(search.scale, 1e-30),
+            scores[first : first + at_once],
+        )  # fmt: skip
+    return scores
 
 
 def spatial_is_cheaper(template: tuple[int, int], search: tuple[int, int]) -> bool:
@@ -485,6 +493,67 @@ def _make_unit(values: NDArray[np.float64]) -> bool:
     flat = energy <= _FLAT * values.size * largest * largest
     values *= 0.0 if flat else 1.0 / np.sqrt(energy)
     return True
+
+
+@numba.njit(cache=True, nogil=True, fastmath={"reassoc", "contract"})  # type: ignore[untyped-decorator]  # no types in numba
+def _cut_windows(
+    templates: NDArray[np.float32],
+    image: NDArray[np.float32],
+    corners: NDArray[np.int64],
+    radius: int,
+    kernels: NDArray[np.float32],
+    windows: NDArray[np.float32],
+) -> NDArray[np.float64]:
+    """Templates without their means, and their windows, into larger arrays; the norms (n,)."""
+    n, h, w = templates.shape
+    norms = np.empty(n)
+    for k in range(n):
+        total = 0.0
+        for i in range(h):
+            for j in range(w):
+                total += np.float64(templates[k, i, j])
+        mean, energy = np.float32(total / (h * w)), 0.0
+        for i in range(h):
+            for j in range(w):
+                value = templates[k, i, j] - mean
+                kernels[k, i, j] = value
+                energy += np.float64(value) * np.float64(value)
+        norms[k] = np.sqrt(energy)
+        y, x = corners[k]
+        for i in range(h + 2 * radius):
+            for j in range(w + 2 * radius):
+                windows[k, i, j] = image[y + i, x + j]
+    return norms
+
+
+@numba.njit(cache=True, nogil=True)  # type: ignore[untyped-decorator]  # no types in numba
+def _window_scores(
+    products: NDArray[np.float32],
+    norms: NDArray[np.float64],
+    sums: NDArray[np.float64],
+    squares: NDArray[np.float64],
+    corners: NDArray[np.int64],
+    shape: tuple[int, int],
+    floor: float,
+    scores: NDArray[np.float32],
+) -> None:
+    """Products over the norms of template and window, where both have contrast."""
+    (n, rows, columns), (h, w) = scores.shape, shape
+    least = max(_ROUNDING * squares[-1, -1], floor * floor)
+    for k in range(n):
+        if norms[k] == 0.0:
+            continue
+        for i in range(rows):
+            y = corners[k, 0] + i
+            for j in range(columns):
+                x = corners[k, 1] + j
+                first = sums[y + h, x + w] - sums[y + h, x] - sums[y, x + w] + sums[y, x]
+                energy = (
+                    squares[y + h, x + w] - squares[y + h, x] - squares[y, x + w] + squares[y, x]
+                ) - first * first / (h * w)
+                if energy > least:
+                    score = products[k, i, j] / (np.sqrt(energy) * norms[k])
+                    scores[k, i, j] = min(max(score, -1.0), 1.0)
 
 
 @numba.njit(cache=True, nogil=True)  # type: ignore[untyped-decorator]  # no types in numba

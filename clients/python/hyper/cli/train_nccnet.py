@@ -21,7 +21,7 @@ def _edges(text: str) -> tuple[int, ...]:
 def train_nccnet(
     source: Annotated[str, typer.Argument(help="tenant/name[@v]/array, roughly aligned")],
     destination: Annotated[str, typer.Argument(help="tenant/name, which gets the model")],
-    steps: Annotated[int, typer.Option(help="of training", min=1)] = 1200,
+    steps: Annotated[int, typer.Option(help="of training", min=1)] = 2400,
     batch_size: Annotated[int, typer.Option(help="pairs a step, over all workers", min=1)] = 6,
     workers: Annotated[int, typer.Option(help="that train together, as a gang", min=1)] = 1,
     template: Annotated[str, typer.Option(help="edges of templates, px")] = "160,224",

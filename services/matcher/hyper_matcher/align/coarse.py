@@ -21,7 +21,7 @@ import scipy.ndimage
 from numpy.typing import NDArray
 
 from hyper_matcher.align.geometry import Affine, Points, lattice
-from hyper_matcher.align.sampling import downsample, sample_patches
+from hyper_matcher.align.sampling import contrasts, downsample, sample_patches
 from hyper_matcher.ncc import SearchImage, correlate_windows
 from hyper_matcher.peaks import find_peaks
 
@@ -212,7 +212,7 @@ def _match_blocks(
         return np.zeros((0, 2)), np.zeros((0, 2)), np.zeros(0), 0
     matrices = np.broadcast_to(back.matrix, (len(centres), 2, 2)).copy()
     templates = sample_patches(source.blocks, centres, matrices, size)
-    shown = templates.std(axis=(1, 2)) > _BARE
+    shown = contrasts(templates) > _BARE
     if not shown.any():
         return np.zeros((0, 2)), np.zeros((0, 2)), np.zeros(0), 0
     centres, corner, centre, templates = (v[shown] for v in (centres, corner, centre, templates))

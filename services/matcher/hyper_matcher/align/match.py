@@ -26,7 +26,7 @@ from hyper_matcher.align.geometry import (
     Rejection,
     lattice,
 )
-from hyper_matcher.align.sampling import downsample, sample_patches
+from hyper_matcher.align.sampling import contrasts, downsample, sample_patches
 from hyper_matcher.ncc import SearchImage, correlate_windows, integral
 from hyper_matcher.peaks import find_peaks
 
@@ -264,7 +264,7 @@ def search(
     for first in range(0, len(todo), _BATCH):
         k = todo[first : first + _BATCH]
         templates = sample_patches(source.values, at[k], back[k], size)
-        blank = templates.std(axis=(1, 2)) < 1e-3 * max(source.scale, 1e-30)
+        blank = contrasts(templates) < 1e-3 * max(source.scale, 1e-30)
         peaks = find_peaks(
             correlate_windows(templates, target, clipped[k], radius), max(3, min(8, radius // 2))
         )

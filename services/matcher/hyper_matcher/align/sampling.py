@@ -18,7 +18,7 @@ def downsample(image: NDArray[Any], factor: int) -> NDArray[np.float32]:
     return np.asarray(blocks.mean(axis=(1, 3), dtype=np.float32))
 
 
-@numba.njit(cache=True, nogil=True)  # type: ignore[untyped-decorator]  # no types in numba
+@numba.njit(cache=True, nogil=True, error_model="numpy")  # type: ignore[untyped-decorator]  # no types in numba
 def sample_patches(
     image: NDArray[np.float32],
     centers: NDArray[np.float64],
@@ -41,17 +41,40 @@ def sample_patches(
     half = (size - 1) / 2.0
     patches = np.empty((n, size, size), np.float32)
     for k in range(n):
-        m = matrices[k]
+        (yu, yv), (xu, xv) = matrices[k]
+        cy, cx = centers[k]
+        reach_y, reach_x = half * (abs(yu) + abs(yv)), half * (abs(xu) + abs(xv))
+        inside = reach_y <= cy < h - 1 - reach_y and reach_x <= cx < w - 1 - reach_x
         for i in range(size):
+            top = cy + yu * (i - half) - yv * half
+            left = cx + xu * (i - half) - xv * half
             for j in range(size):
-                u, v = i - half, j - half
-                y = centers[k, 0] + m[0, 0] * u + m[0, 1] * v
-                x = centers[k, 1] + m[1, 0] * u + m[1, 1] * v
-                y = min(max(y, 0.0), h - 1.0)
-                x = min(max(x, 0.0), w - 1.0)
-                y0, x0 = min(int(y), h - 2), min(int(x), w - 2)
-                fy, fx = y - y0, x - x0
-                upper = image[y0, x0] * (1 - fx) + image[y0, x0 + 1] * fx
-                lower = image[y0 + 1, x0] * (1 - fx) + image[y0 + 1, x0 + 1] * fx
-                patches[k, i, j] = upper * (1 - fy) + lower * fy
+                y, x = top + yv * j, left + xv * j
+                if not inside:
+                    y, x = min(max(y, 0.0), h - 1.0), min(max(x, 0.0), w - 1.0)
+                # Unsigned: numba then leaves out what negative indices would need.
+                y0, x0 = np.uint32(min(int(y), h - 2)), np.uint32(min(int(x), w - 2))
+                fy, fx = np.float32(y - y0), np.float32(x - x0)
+                a, b = image[y0, x0], image[y0, x0 + np.uint32(1)]
+                c, d = image[y0 + np.uint32(1), x0], image[y0 + np.uint32(1), x0 + np.uint32(1)]
+                upper, lower = a + (b - a) * fx, c + (d - c) * fx
+                patches[k, i, j] = upper + (lower - upper) * fy
     return patches
+
+
+@numba.njit(cache=True, nogil=True, fastmath={"reassoc", "contract"})  # type: ignore[untyped-decorator]  # no types in numba
+def contrasts(patches: NDArray[np.float32]) -> NDArray[np.float64]:
+    """Standard deviation of each patch: (n, h, w) -> (n,)."""
+    n, h, w = patches.shape
+    found = np.empty(n)
+    for k in range(n):
+        first = np.float64(patches[k, 0, 0])  # taken off, so that squares lose nothing
+        total, squares = 0.0, 0.0
+        for i in range(h):
+            for j in range(w):
+                value = np.float64(patches[k, i, j]) - first
+                total += value
+                squares += value * value
+        mean = total / (h * w)
+        found[k] = np.sqrt(max(squares / (h * w) - mean * mean, 0.0))
+    return found

@@ -29,7 +29,7 @@ class NetConfig:
         gain: of the difference, in standard deviations of the section, in front of tanh.
     """
 
-    widths: tuple[int, ...] = (8, 16, 24)
+    widths: tuple[int, ...] = (16, 32, 48)
     factor: int = 4
     sigma_low_px: float = 2.0
     sigma_high_px: float = 16.0

@@ -50,7 +50,7 @@ class TrainConfig:
 
     net: NetConfig = field(default_factory=NetConfig)
     samples: SampleConfig = field(default_factory=SampleConfig)
-    steps: int = 1200
+    steps: int = 2400
     batch_size: int = 6
     learning_rate: float = 2e-3
     levels: int = 1

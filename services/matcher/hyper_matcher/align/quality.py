@@ -20,6 +20,8 @@ _FAR_PX = 10.0
 _WINDOW_PX = 24 * CPC_TILE_PX
 _TEMPLATE_PX = 160
 _TEMPLATE_ROOM_PX = 96  # half a template and the search round it
+_SPACING_PX = 61
+_WIDE_SPACING_PX = 122  # of large sections, which have points enough; templates still overlap
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,15 +75,17 @@ def measure_pair(
     """Score two sections as they are: (H, W) each, 0 where there is no tissue."""
     tiles = chunked_correlation(first, second)
     cpc = float(tiles.mean()) if len(tiles) else None
-    fresh = _fresh(first, second) if residuals else ((), 0, 0.0)
+    fresh = _fresh(first, second, _SPACING_PX) if residuals else ((), 0, 0.0)
     return PairQuality(source_z, target_z, cpc, len(tiles), *fresh)
 
 
-def _fresh(first: NDArray[Any], second: NDArray[Any]) -> tuple[tuple[float, ...], int, float]:
+def _fresh(
+    first: NDArray[Any], second: NDArray[Any], spacing_px: int
+) -> tuple[tuple[float, ...], int, float]:
     """Lengths of fresh residuals, points tried, coverage; none where there is no room for them."""
     if min(first.shape) < 1.5 * _TEMPLATE_PX:
         return (), 0, 0.0
-    found = fresh_residuals(first, second, template_px=_TEMPLATE_PX)
+    found = fresh_residuals(first, second, template_px=_TEMPLATE_PX, spacing_px=spacing_px)
     return tuple(float(value) for value in found.lengths), found.tried, found.coverage
 
 
@@ -95,7 +99,8 @@ def measure_windows(
 ) -> PairQuality:
     """`measure_pair` window by window, so that memory does not grow with the section.
 
-    The tiles that are correlated are those of the whole section.
+    The tiles that are correlated are those of the whole section. Where there are several windows,
+    the grid of fresh matches is twice as wide.
 
     Args:
         shape: (H, W).
@@ -108,8 +113,10 @@ def measure_windows(
     lengths: list[float] = []
     tried, covered, areas = 0, 0.0, 0
     room_px = _TEMPLATE_ROOM_PX if residuals else 0
-    for y in _spans(shape[0]):
-        for x in _spans(shape[1]):
+    ys, xs = _spans(shape[0]), _spans(shape[1])
+    spacing_px = _SPACING_PX if len(ys) * len(xs) == 1 else _WIDE_SPACING_PX
+    for y in ys:
+        for x in xs:
             rows, columns = (
                 slice(max(0, s.start - room_px), min(edge, s.stop + room_px))
                 for s, edge in zip((y, x), shape, strict=True)
@@ -122,7 +129,7 @@ def measure_windows(
             found = chunked_correlation(views[0][inner], views[1][inner])
             tiles, correlated = tiles + len(found), correlated + float(found.sum())
             if residuals:
-                fresh, count, coverage = _fresh(*views)
+                fresh, count, coverage = _fresh(*views, spacing_px)
                 area = int(((views[0] > 0) & (views[1] > 0)).sum())
                 lengths += fresh
                 tried, covered, areas = tried + count, covered + coverage * area, areas + area

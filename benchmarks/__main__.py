@@ -30,6 +30,7 @@ MODULES = (
     "benchmarks.matcher.deep",
     "benchmarks.matcher.probe",
     "benchmarks.matcher.projection",
+    "benchmarks.matcher.scale",
     "benchmarks.matcher.stitching",
     "benchmarks.placement",
     "benchmarks.scheduler --plot docs/scheduler_planning.png",

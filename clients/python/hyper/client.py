@@ -48,6 +48,7 @@ Requests = Message | Iterator[Message] | Callable[[], Iterator[Message]]
 _BACKOFF_FIRST_S = 0.1
 _BACKOFF_MAX_S = 2.0
 _LOOK_AGAIN_S = 5.0
+_SCHEDULERS_AGAIN_S = 30.0
 _QUIET_S = 0.5  # a shorter interruption is not worth a line
 _REDIRECTS_MAX = 2  # followed at once; more of them, and two schedulers disagree for a while
 
@@ -140,6 +141,8 @@ class Client:
                 waiting.after(error)
             else:
                 waiting.over()
+                if service == config.SCHEDULER and method != "GetCluster":
+                    self._look_again(_SCHEDULERS_AGAIN_S)
                 return response
 
     def stream(
@@ -210,7 +213,7 @@ class Client:
             known = self._addresses.get(service)
         if known is not None:
             if service != config.SCHEDULER:
-                self._look_again()
+                self._look_again(_LOOK_AGAIN_S)
             return known
         if service == config.SCHEDULER:
             found = config.scheduler_addresses(self._endpoint)
@@ -258,11 +261,14 @@ class Client:
             self._learned_at = time.monotonic()
         return found
 
-    def _look_again(self) -> None:
-        """Ask a scheduler, now and then and beside the calls, which replicas there are."""
+    def _look_again(self, after_s: float) -> None:
+        """Ask a scheduler, now and then and beside the calls, which replicas there are.
+
+        Other schedulers are known then before the one that was asked for is gone.
+        """
         with self._lock:
             now = time.monotonic()
-            if not self._learned_at or now - self._learned_at < _LOOK_AGAIN_S:
+            if self._closed or (self._learned_at and now - self._learned_at < after_s):
                 return
             scheduler = self._addresses.get(config.SCHEDULER)
             if scheduler is None or _transport.is_relayed():

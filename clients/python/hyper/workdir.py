@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 import yaml
 
 from hyper.errors import AlreadyExistsError, ConflictError, InvalidArgumentError, NotFoundError
+from hyper.gitignore import GitIgnore
 from hyper.names import check_path
 
 if TYPE_CHECKING:
@@ -126,20 +127,31 @@ def upload_files(client: Client, files: Mapping[str, bytes], *, label: str) -> s
 
 
 def _files(folder: Path) -> Iterator[tuple[str, bytes]]:
-    """(path, content) of the regular files in `folder`, in order; hidden ones are left out."""
+    """(path, content) of the regular files in `folder`, in order.
+
+    Hidden ones are left out, and what git would ignore.
+    """
     count = size_bytes = 0
+    ignore = GitIgnore(folder)
     for root, folders, names in os.walk(folder):
-        folders[:] = sorted(n for n in folders if n not in _SKIPPED and not n.startswith("."))
+        folders[:] = sorted(
+            n for n in folders
+            if n not in _SKIPPED and not n.startswith(".")
+            and not ignore.ignores(Path(root, n), is_folder=True)
+        )  # fmt: skip
         for name in sorted(names):
             file = Path(root) / name
             if name.startswith(".") or file.is_symlink() or not file.is_file():
+                continue
+            if ignore.ignores(file, is_folder=False):
                 continue
             count += 1
             size_bytes += file.stat().st_size
             if count > FILES_MAX or size_bytes > FOLDER_BYTES_MAX:
                 raise InvalidArgumentError(
                     f"work folder {folder} holds more than {FILES_MAX} files or "
-                    f"{FOLDER_BYTES_MAX >> 20} MiB: keep code in it and data in datasets",
+                    f"{FOLDER_BYTES_MAX >> 20} MiB: keep code in it and data in datasets, or "
+                    "name in its .gitignore what is not needed",
                     reason="INVALID_RECIPE",
                 )
             yield check_path(file.relative_to(folder).as_posix()), file.read_bytes()

@@ -11,6 +11,7 @@ import pytest
 import typer
 
 from hyper.cli import watch
+from hyper.cli.job import client_for
 from hyper.status import (
     ExperimentStatus,
     RunState,
@@ -133,3 +134,13 @@ def test_a_message_fits_into_its_row() -> None:
     assert _clipped("one line") == "one line"
     assert _clipped("two\n  lines") == "two lines"
     assert len(_clipped("at import " * 500)) == 120
+
+
+def test_jobs_belong_to_the_tenant_they_write_for_where_tokens_are(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Tasks have a token of their workflow's tenant, and write into no other."""
+    for token, tenant in (("", "default"), ("hyp1.k1.e30.AAAA", "lab")):
+        monkeypatch.setenv("HYPER_TOKEN", token)
+        with client_for("lab/brain") as client:
+            assert client.tenant == tenant

@@ -36,7 +36,7 @@ def run(
         raise InvalidArgumentError("SRC is empty: name a folder of sections, or tenant/name/array")
     job.check_writable(report, result_file)
     with ExitStack() as stack:
-        client = stack.enter_context(Client(notice=output.say))
+        client = stack.enter_context(job.client_for(destination))
         sampler = UsageSampler(_cluster_processes())
         if resume:
             label = str(Path(source).expanduser()) if _is_folder(source) else source
@@ -58,7 +58,7 @@ def run(
     if sampler.peak_rss_bytes:
         result["cpu_seconds"] = round(sampler.cpu_seconds, 3)
         result["peak_rss_mb"] = round(sampler.peak_rss_mb, 1)
-    with Client(notice=output.say) as client:
+    with job.client_for(destination) as client:
         dataset = client.open_dataset(destination)
         if report is not None:
             report.write_bytes(dataset.read(align.REPORT_FILE))

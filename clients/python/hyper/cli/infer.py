@@ -42,7 +42,7 @@ def infer(
 ) -> None:
     """Run a net over a volume, on the cluster's inference services."""
     from hyper.cli import watch
-    from hyper.client import Client
+    from hyper.cli.job import client_for
     from hyper.errors import WorkFailedError
     from hyper.infer import InferOptions, submit
 
@@ -50,7 +50,7 @@ def infer(
         dtype, channels, _sizes(patch), _sizes(overlap), mode, scale, shift, output_scale,
         output_shift, blending, augmentation, mask,
     )  # fmt: skip
-    with Client(notice=output.say) as client:
+    with client_for(destination) as client:
         workflow = submit(client, model, source, destination, options)
         result: dict[str, object] = {"workflow": workflow.name, "array": destination}
         if not detach:

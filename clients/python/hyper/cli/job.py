@@ -1,4 +1,4 @@
-"""What commands that start a job and wait for it share: files checked first, Ctrl-C, failures."""
+"""What commands that start a job and wait for it share: whose job, files, Ctrl-C, failures."""
 
 from __future__ import annotations
 
@@ -9,11 +9,23 @@ from typing import TypeVar
 
 import typer
 
+from hyper import _transport
 from hyper.cli import output, watch
+from hyper.client import Client
 from hyper.errors import HyperError, InvalidArgumentError, WorkFailedError
+from hyper.names import parse_address
 from hyper.workflows import Workflow
 
 T = TypeVar("T")
+
+
+def client_for(destination: str) -> Client:
+    """A client whose workflows may write into `tenant/name...`.
+
+    Where calls bear tokens, tasks have one of their workflow's tenant, and write into no other.
+    """
+    tenant = parse_address(destination).tenant if _transport.token() else None
+    return Client(notice=output.say, tenant=tenant)
 
 
 def check_writable(*files: Path | None) -> None:

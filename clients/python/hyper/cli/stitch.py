@@ -62,8 +62,7 @@ def stitch(
     """
     from hyper import stitch as job
     from hyper.align import abandon, check_destination
-    from hyper.cli.job import check_writable, follow
-    from hyper.client import Client
+    from hyper.cli.job import check_writable, client_for, follow
     from hyper.errors import InvalidArgumentError, WorkFailedError
     from hyper.tile_positions import read_layout
 
@@ -81,7 +80,7 @@ def stitch(
     )
     label = str(files[0]) if len(files) == 1 else f"{files[0]} and {len(files) - 1} more"
     layout = read_layout(files, images)
-    with Client(notice=output.say) as client:
+    with client_for(destination) as client:
         client.cluster()
         with output.progress() as progress:
             bar = progress.add_task("checking", total=None)

@@ -34,8 +34,7 @@ def train_nccnet(
 ) -> None:
     """Train NCCNet on a stack, and say whether it beats the best filter."""
     from hyper.cli import watch
-    from hyper.cli.job import check_writable
-    from hyper.client import Client
+    from hyper.cli.job import check_writable, client_for
     from hyper.errors import WorkFailedError
     from hyper.train_nccnet import (
         MODEL_FILE,
@@ -47,7 +46,7 @@ def train_nccnet(
 
     check_writable(report)
     options = TrainOptions(steps, batch_size, workers, seed, _edges(template), search, gpu)
-    with Client(notice=output.say) as client:
+    with client_for(destination) as client:
         workflow = submit(client, source, destination, options)
         result: dict[str, object] = {
             "workflow": workflow.name, "model": f"{destination}/{MODEL_FILE}",

@@ -77,7 +77,7 @@ compose-test: .stamps/dev ## docker-compose.yml for real: the demo, scaled, kill
 
 docker-test: .stamps/dev .stamps/etcd ## tasks and machines as containers; needs a Docker daemon and the image hyper/worker
 	@HYPER_TEST_DOCKER=1 .venv/bin/python -m pytest -q -rs tests/integration/test_worker_containers.py \
-	  tests/integration/test_docker_fleet.py tests/contract/test_providers.py -k "docker or container" $(PYTEST_ARGS)
+	  tests/integration/test_docker_fleet.py tests/integration/test_worker_registry.py tests/contract/test_providers.py -k "docker or container or registry" $(PYTEST_ARGS)
 
 dashboards: .stamps/dev  ## render deploy/grafana/dashboards from scripts/dashboards.py
 	@.venv/bin/python -m scripts.dashboards

@@ -24,7 +24,7 @@ MODULES = (
     "benchmarks.load",
     "benchmarks.matcher.alignment",
     "benchmarks.matcher.false_matches",
-    "benchmarks.matcher.ncc",
+    "benchmarks.matcher.ncc --plot docs/matcher_ncc.png",
     "benchmarks.matcher.alignment --damage --peers none",
     "benchmarks.matcher.alignment --warp --peers none",
     "benchmarks.matcher.deep",

@@ -215,7 +215,7 @@ def layer_rows(device: str, seconds: float) -> list[dict[str, Any]]:
             "batch": batch,
             "search_px": size,
             "template_px": edge,
-            "direct_chosen": spatial_is_cheaper((edge, edge), (size, size)),
+            "direct_chosen": spatial_is_cheaper((edge, edge), (size, size), cuda=device == "cuda"),
         }
 
         def work(method: Method, search: Any = search, template: Any = template) -> None:

@@ -4,10 +4,11 @@
 
 A linear probe (least squares on standardised inputs, classes weighted alike) is fitted to tell
 mitochondria from the rest on the sections that the net was trained on, and tried on others. Its
-inputs are: the grey value; the grey values of a neighbourhood with as many numbers as the net has
-maps; a difference of Gaussians; the net's one feature; the net's hidden maps. All are taken on the
-net's grid (sections averaged over `factor` x `factor` px). Figures: area under the ROC curve and
-average precision on the held-out sections, with 95% intervals from resampled sections. `--net` is a
+inputs are: the grey value; the grey values of neighbourhoods with as many numbers as the net has
+maps; a difference of Gaussians; the net's one feature; the net's hidden maps, those of its finest
+level and those of all (hypercolumns: Hariharan et al. 2015). All are taken on the net's grid
+(sections averaged over `factor` x `factor` px). Figures: area under the ROC curve and average
+precision on the held-out sections, with 95% intervals from resampled sections. `--net` is a
 checkpoint of `benchmarks.matcher.false_matches --folder`; without it, a net is trained here.
 """
 
@@ -30,6 +31,7 @@ from hyper_matcher.nccnet.model import NCCNet
 from hyper_matcher.nccnet.train import (
     TrainConfig,
     features,
+    hypercolumns,
     load_net,
     maps,
     train,
@@ -53,14 +55,15 @@ def neighbourhood(image: NDArray[Any], number: int) -> NDArray[Any]:
 def inputs(net: NCCNet, start: NCCNet, section: NDArray[Any]) -> dict[str, Inputs]:
     """By name of the probe: its inputs (numbers, y, x) for a section."""
     small = np.asarray(downsample(section, net.config.factor), np.float64)
-    hidden = maps(net, section)
+    hidden, columns = maps(net, section), hypercolumns(net, section)
     return {
         "raw pixel": small[None],
         f"raw, {len(hidden)} nearest pixels": neighbourhood(small, len(hidden)),
-        "raw, 81 nearest pixels": neighbourhood(small, 81),
+        f"raw, {len(columns)} nearest pixels": neighbourhood(small, len(columns)),
         "band-pass": features(start, section)[None],
         "net, its feature": features(net, section)[None],
-        f"net, {len(hidden)} hidden maps": hidden,
+        f"net, {len(hidden)} maps of its finest level": hidden,
+        f"net, {len(columns)} maps of all levels": columns,
     }
 
 
@@ -149,7 +152,7 @@ def main(argv: list[str] | None = None) -> int:
     results = compare(net, images, truth, arguments.fitted)
     for name, row in results.items():
         print(
-            f"{name:24} {row['inputs']:3} inputs  AUC {row['auc']:.3f} "
+            f"{name:34} {row['inputs']:3} inputs  AUC {row['auc']:.3f} "
             f"({row['auc_interval'][0]:.3f}-{row['auc_interval'][1]:.3f})  average precision "
             f"{row['average_precision']:.3f} ({row['average_precision_interval'][0]:.3f}-"
             f"{row['average_precision_interval'][1]:.3f})",

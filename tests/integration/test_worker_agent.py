@@ -309,6 +309,27 @@ async def test_a_command_that_ignores_sigterm_is_killed_with_its_group(
         await until_gone(group)
 
 
+async def test_a_command_over_its_memory_is_killed_with_its_children(
+    scheduler: FakeScheduler, tmp_path: Path
+) -> None:
+    """Children count, too; one that keeps within it is left alone."""
+    eat = "exec {python} -c 'x = bytearray({mib} << 20); print(1); import time; time.sleep({s})'"
+    greedy = f"sleep 600 & echo child $!; ({eat}) & wait"
+    hardware = wire.Hardware(memory_bytes=200 << 20)
+    async with agent(scheduler, tmp_path):
+        for index, command in enumerate(
+            (greedy.format(python=sys.executable, mib=300, s=600),
+             eat.format(python=sys.executable, mib=50, s=1))
+        ):  # fmt: skip
+            scheduler.assign(index, command=command, hardware=hardware)
+        end = await scheduler.ended(0)
+        assert end.outcome == wire.OUTCOME_FAILED
+        assert end.message.startswith("out of memory: it used 3")
+        assert "of the 200 MiB that `hardware: memory` promises" in end.message
+        await until_gone(int(scheduler.log(0).split()[1]))
+        assert (await scheduler.ended(1)).outcome == wire.OUTCOME_SUCCEEDED
+
+
 async def test_what_a_command_leaves_behind_is_killed(
     scheduler: FakeScheduler, tmp_path: Path
 ) -> None:

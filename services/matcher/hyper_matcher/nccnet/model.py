@@ -127,6 +127,17 @@ class NCCNet(nn.Module):  # type: ignore[misc]  # torch has no types here
         """What the finest level's head sums up: (N, widths[0], Y / factor, X / factor)."""
         return self._decode(section)[1][0]
 
+    def hypercolumns(self, section: Tensor) -> Tensor:
+        """The maps of all levels, each grown to the finest: (N, sum(widths), Y / factor, ...)."""
+        finest, *coarser = self._decode(section)[1]
+        grown = [
+            nn.functional.interpolate(
+                each, size=finest.shape[2:], mode="bilinear", align_corners=False
+            )
+            for each in coarser
+        ]
+        return torch.cat([finest, *grown], 1)
+
     def _decode(self, section: Tensor) -> tuple[Tensor, list[Tensor]]:
         """The shrunken section, and the decoder's output at each level, finest first."""
         x = (section - self.mean) / self.spread

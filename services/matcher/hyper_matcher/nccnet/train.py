@@ -245,6 +245,11 @@ def maps(net: NCCNet, section: Any) -> NDArray[np.float32]:
     return _whole_section(net, net.maps, section)
 
 
+def hypercolumns(net: NCCNet, section: Any) -> NDArray[np.float32]:
+    """The hidden maps of all levels (sum(widths), y, x), as `features`."""
+    return _whole_section(net, net.hypercolumns, section)
+
+
 def _whole_section(
     net: NCCNet, part: Callable[[Tensor], Tensor], section: Any
 ) -> NDArray[np.float32]:

@@ -2,7 +2,8 @@
 
 Sections are warped smoothly; one is torn open along a curve (tissue on either side moves apart, the
 gap is blank), another is folded (a strip is swallowed under a dark line). Reported: distance from
-the truth, px, within 100 px of the damage, and CPC94 elsewhere, for both methods.
+the truth, px, within 100 px of the damage, and CPC94 elsewhere, for both methods. What the truth is
+worth is what the sections are aligned to before: `--align` aligns them first.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ import scipy.ndimage
 from numpy.typing import NDArray
 
 from benchmarks.matcher.damage import smooth_field, turn
-from benchmarks.matcher.sections import read_stack
+from benchmarks.matcher.sections import aligned, read_stack
 from hyper_matcher.align.deep import DeepOptions, compose, refine_section
 from hyper_matcher.align.metrics import chunked_correlation
 from hyper_matcher.align.pipeline import AlignedStack, align_stack
@@ -139,25 +140,14 @@ def refine_all(
     return elastic, refined
 
 
-def main(argv: list[str] | None = None) -> int:
+def one_width(volume: NDArray[Any], width_px: float, seed: int) -> dict[str, Any]:
     """Spoil, align, refine, compare."""
-    parser = argparse.ArgumentParser(description=main.__doc__)
-    data = Path(os.environ.get("HYPER_DATA_DIR", "../shared/data"))
-    parser.add_argument("--sections", default=str(data / "em" / "vnc_stack1") + ":0-6")
-    parser.add_argument("--width", type=float, default=40.0, help="of crack and fold, px")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--quick", action="store_true", help="the middle of five sections")
-    parser.add_argument("--json", action="store_true", help="end with the object")
-    arguments = parser.parse_args(argv)
-    volume = read_stack(arguments.sections)
-    if arguments.quick:
-        volume = volume[:5, 200:840, 200:840]
-    spoilt, wheres, near = spoil(volume, arguments.width, arguments.seed)
+    spoilt, wheres, near = spoil(volume, width_px, seed)
     stack = align_stack(spoilt, measure=False)
     start, cpu = time.perf_counter(), time.process_time()
     elastic, refined = refine_all(stack, DeepOptions())
     seconds, cpu_seconds = time.perf_counter() - start, time.process_time() - cpu
-    result: dict[str, Any] = {"width_px": arguments.width, "damaged": sorted(near)}
+    result: dict[str, Any] = {"width_px": width_px, "damaged": sorted(near)}
     for name, maps in (("elastic", elastic), ("deep", refined)):
         rendered = [render_maps(s, m)[0] for s, m in zip(spoilt, maps, strict=True)]
         result[name] = measure(maps, rendered, wheres, near)
@@ -166,7 +156,35 @@ def main(argv: list[str] | None = None) -> int:
     )
     result["seconds"] = round(seconds, 1)
     result["cpu_seconds_a_megapixel"] = round(cpu_seconds / (volume.size / 1e6), 2)
-    print(json.dumps(result) if arguments.json else json.dumps(result, indent=1))
+    return result
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Measure each width and print."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    data = Path(os.environ.get("HYPER_DATA_DIR", "../shared/data"))
+    parser.add_argument("--sections", default=str(data / "em" / "aligntk_raw") + ":0-6")
+    parser.add_argument("--align", action=argparse.BooleanOptionalAction, default=True,
+                        help="the sections, before they are spoilt")  # fmt: skip
+    parser.add_argument("--width", type=float, nargs="+", default=[20.0, 40.0, 60.0],
+                        help="of crack and fold, px")  # fmt: skip
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--quick", action="store_true", help="the middle of five sections, 40 px")
+    parser.add_argument("--json", action="store_true", help="end with the object")
+    arguments = parser.parse_args(argv)
+    volume = read_stack(arguments.sections)
+    if arguments.align:
+        volume = aligned(volume)
+    widths = arguments.width
+    if arguments.quick:
+        volume, widths = volume[:5, 200:840, 200:840], [40.0]
+    results = []
+    for width_px in widths:
+        results.append(one_width(volume, width_px, arguments.seed))
+        print(json.dumps(results[-1]), file=sys.stderr, flush=True)
+    print(json.dumps({"widths": results}) if arguments.json else json.dumps(results, indent=1))
     return 0
 
 

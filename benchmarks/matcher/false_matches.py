@@ -33,8 +33,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from benchmarks.matcher.sections import read_stack
-from hyper_matcher.align.pipeline import align_stack
+from benchmarks.matcher.sections import aligned, read_stack
 from hyper_matcher.nccnet import augment
 from hyper_matcher.nccnet.choose import Trial, candidates, compare, why
 from hyper_matcher.nccnet.model import NCCNet, NetConfig
@@ -237,23 +236,6 @@ def cut_features(net: NCCNet, stack: NDArray[Any], case: Case, places: Places) -
             for pair, (y, x) in zip(places.pair, places.corner, strict=True)
         ]
     )
-
-
-def aligned(stack: NDArray[Any]) -> NDArray[Any]:
-    """The stack aligned, cut to a rectangle that every section has tissue in."""
-    found = align_stack(stack)
-    whole = found.valid.all(axis=0)
-    top, left, (bottom, right) = 0, 0, whole.shape
-    while not (inside := whole[top:bottom, left:right]).all():
-        if 0 in inside.shape:
-            raise ValueError("the aligned sections have no place in common")
-        missing = [1 - edge.mean() for edge in (inside[0], inside[-1], inside[:, 0], inside[:, -1])]
-        worst = int(np.argmax(missing))
-        top, bottom = top + (worst == 0), bottom - (worst == 1)
-        left, right = left + (worst == 2), right - (worst == 3)
-        if max(missing) == 0:  # a hole inside
-            top, bottom, left, right = top + 1, bottom - 1, left + 1, right - 1
-    return np.ascontiguousarray(found.sections[:, top:bottom, left:right])
 
 
 def evaluate(

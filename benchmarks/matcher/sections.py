@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hyper import images
+from hyper_matcher.align.pipeline import align_stack
 
 
 def read_stack(what: str) -> NDArray[Any]:
@@ -24,3 +25,20 @@ def read_stack(what: str) -> NDArray[Any]:
         print(f"error: {what}: fewer than two sections there", file=sys.stderr)
         raise SystemExit(2)
     return np.stack([images.read_section(file) for file in files])
+
+
+def aligned(stack: NDArray[Any]) -> NDArray[Any]:
+    """The stack aligned, cut to a rectangle that every section has tissue in."""
+    found = align_stack(stack)
+    whole = found.valid.all(axis=0)
+    top, left, (bottom, right) = 0, 0, whole.shape
+    while not (inside := whole[top:bottom, left:right]).all():
+        if 0 in inside.shape:
+            raise ValueError("the aligned sections have no place in common")
+        missing = [1 - edge.mean() for edge in (inside[0], inside[-1], inside[:, 0], inside[:, -1])]
+        worst = int(np.argmax(missing))
+        top, bottom = top + (worst == 0), bottom - (worst == 1)
+        left, right = left + (worst == 2), right - (worst == 3)
+        if max(missing) == 0:  # a hole inside
+            top, bottom, left, right = top + 1, bottom - 1, left + 1, right - 1
+    return np.ascontiguousarray(found.sections[:, top:bottom, left:right])

@@ -4,8 +4,8 @@ Stacks of real texture (the sections of `--sections`, mirrored over and over alo
 known smooth warps are made band by band, written as folders of PNGs, and aligned by `hyper align`
 on a local cluster of two workers. Figures of each: CPU seconds a megapixel of the whole system
 (etcd, object store, services, workers), by stage the seconds of its tasks, the most memory that all
-processes held at once (shared pages counted once), and the result object's quality, beside what
-the same tissue scores without warps (`cpc94_unwarped`).
+processes held at once (shared pages counted once) and that each part held, and the result object's
+quality, beside what the same tissue scores without warps (`cpc94_unwarped`).
 
 `--stacks EDGExDEPTH,...`: the sizes, px and sections; 8192x20 takes three quarters of an hour.
 """
@@ -19,6 +19,9 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections import defaultdict
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +33,7 @@ from benchmarks.matcher.sections import read_stack
 from benchmarks.scheduler.cluster import ROOT, hyper
 from hyper.client import Client
 from hyper.images import write_png
+from hyper.usage import UsageSampler
 from hyper_matcher.align.metrics import chunked_correlation
 
 STACKS, QUICK = "1024x20,2048x20,4096x20,1024x100", "512x4"
@@ -97,11 +101,12 @@ def measure(texture: Texture, edge: int, depth: int, workers: int) -> dict[str, 
             environment = {k: v for k, v in os.environ.items() if k != "HYPER_ENDPOINT"}
             environment |= {"HYPER_HOME": str(home), "PYTHONPATH": str(ROOT)}
             start = time.perf_counter()
-            subprocess.run(
-                [sys.executable, "-m", "hyper.cli.main", "align", str(folder), "scale/aligned",
-                 "--result", str(file)],
-                env=environment, check=False, stdout=subprocess.DEVNULL,
-            )  # fmt: skip
+            with samplers(home) as parts:
+                subprocess.run(
+                    [sys.executable, "-m", "hyper.cli.main", "align", str(folder), "scale/aligned",
+                     "--result", str(file)],
+                    env=environment, check=False, stdout=subprocess.DEVNULL,
+                )  # fmt: skip
             wall_s = time.perf_counter() - start
             result = json.loads(file.read_text())
             stages = stage_seconds(home)
@@ -113,9 +118,20 @@ def measure(texture: Texture, edge: int, depth: int, workers: int) -> dict[str, 
         "cpu_s_a_megapixel": round(result["cpu_seconds"] / megapixels, 3),
         "tasks_s_a_megapixel": {k: round(v / megapixels, 3) for k, v in stages.items()},
         **{key: result[key] for key in _KEPT},
+        "peak_rss_mb_by_part": {role: round(each.peak_rss_mb) for role, each in parts.items()},
         "cpc94_unwarped": round(texture.unwarped_cpc(min(depth, 20)), 4),
         "command_s": round(wall_s, 1),
     }
+
+
+@contextmanager
+def samplers(home: Path) -> Iterator[dict[str, UsageSampler]]:
+    """One for each part of the cluster."""
+    pids: dict[str, list[int]] = defaultdict(list)
+    for each in json.loads((home / "cluster.json").read_text())["processes"]:
+        pids[each["role"]].append(int(each["pid"]))
+    with ExitStack() as stack:
+        yield {role: stack.enter_context(UsageSampler(roots)) for role, roots in pids.items()}
 
 
 def stage_seconds(home: Path) -> dict[str, float]:

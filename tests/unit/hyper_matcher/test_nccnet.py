@@ -176,26 +176,30 @@ def test_it_learns_to_look_past_what_does_not_go_on_from_section_to_section() ->
     assert not trained.net.training
 
 
-@pytest.mark.parametrize("weak", [True, False])
+@pytest.mark.parametrize(("weak", "enough"), [(True, -0.1), (False, 2.0)])
 @pytest.mark.parametrize("response", [9.0, -9.0])
-def test_a_net_whose_features_have_no_contrast_left_gets_it_back(
-    weak: bool, response: float
+def test_a_net_whose_features_have_no_contrast_left_learns_again(
+    weak: bool, enough: float, response: float
 ) -> None:
+    """Without contrast the losses are 0 and 5.05, and have no gradient."""
     torch.manual_seed(0)
-    sections, section = stack(), stack()[0]
+    sections = stack()
     net = NCCNet(SMALL.net, mean=128, spread=40)
     torch.nn.init.constant_(net.heads[0].bias, response)
-    assert features(net, section).std() < 1e-3
+    assert features(net, sections[0]).std() < 1e-3
     optimizer = torch.optim.Adam(net.parameters(), lr=0.05)
+    losses = []
     for step in range(150):
         pairs = batch(
             sections, SMALL.samples, seed=0, step=step, size=2, members=[0, 1], mean=128,
             spread=40, related=True,
         )  # fmt: skip
         optimizer.zero_grad()
-        batch_loss(net, pairs, SMALL, weak=weak).backward()
+        loss = batch_loss(net, pairs, SMALL, weak=weak)
+        loss.backward()
         optimizer.step()
-    assert features(net, section).std() > 0.1
+        losses.append(loss.item())
+    assert np.mean(losses[-20:]) < enough
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")

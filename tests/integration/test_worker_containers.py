@@ -22,6 +22,7 @@ from hyper_worker.__main__ import build
 from hyper_worker.config import WorkerSettings
 from hyperapi.worker.v1 import agent_service_pb2 as wire
 from tests.support.fake_scheduler import FakeScheduler, task_key
+from tests.support.registry import registry
 
 IMAGE = os.environ.get("HYPER_TEST_IMAGE", "python:3.11-slim-bookworm")
 pytestmark = [
@@ -171,6 +172,28 @@ async def test_stop_with_grace(
         assert (await scheduler.ended(1)).outcome == wire.OUTCOME_STOPPED
         assert "timeout" in (await scheduler.ended(2)).message
         assert ours(api, tmp_path) == []
+
+
+async def test_an_image_is_fetched_before_it_is_needed(
+    scheduler: FakeScheduler, tmp_path: Path, api: docker.APIClient
+) -> None:
+    """While the only slot is taken."""
+    folder = tmp_path / "image"
+    folder.mkdir()
+    with registry(folder, IMAGE, "") as served:
+        try:
+            async with agent(scheduler, tmp_path / "work", slots=1):
+                scheduler.assign(0, command="echo up; sleep 600")
+                await scheduler.logged(0, b"up")
+                scheduler.assign(1, image=served.image, command="echo here")
+                async with asyncio.timeout(60):
+                    while not api.images(served.image):  # noqa: ASYNC110  (the daemon's)
+                        await asyncio.sleep(0.1)
+                assert scheduler.end_of(0) is None
+                scheduler.stop_tasks(task_key(0))
+                assert (await scheduler.ended(1, 60)).outcome == wire.OUTCOME_SUCCEEDED
+        finally:
+            api.remove_image(served.image, force=True)
 
 
 async def test_no_such_image(scheduler: FakeScheduler, tmp_path: Path) -> None:

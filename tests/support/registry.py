@@ -34,7 +34,10 @@ class Registry:
 
 @contextmanager
 def registry(folder: Path, source: str, login: str) -> Iterator[Registry]:
-    """Serve the local image `source` under another name to who shows `login` ("user:password")."""
+    """Serve the local image `source` under another name to who shows `login` ("user:password").
+
+    An empty `login` lets everybody in.
+    """
     archive = folder / "image.tar"
     subprocess.run(["docker", "save", "-o", str(archive), source], check=True)
     subprocess.run(["tar", "-xf", str(archive), "-C", str(folder)], check=True)
@@ -60,7 +63,7 @@ def registry(folder: Path, source: str, login: str) -> Iterator[Registry]:
         protocol_version = "HTTP/1.1"
 
         def _answer(self) -> None:
-            allowed = self.headers.get("Authorization") == expected
+            allowed = not login or self.headers.get("Authorization") == expected
             state.asked.append((self.path, allowed))
             last = self.path.rpartition("/")[2]
             if not allowed:

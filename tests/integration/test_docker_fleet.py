@@ -19,6 +19,7 @@ from hyper.client import Client
 from hyper_scheduler.providers.base import CLUSTER_TAG
 from hyper_servicekit.config import S3Settings
 from tests.support import placed
+from tests.support.containers import NEEDS_DOCKER
 from tests.support.proxy import fault_proxy
 from tests.support.scheduler_process import Make, make_scheduler
 
@@ -26,16 +27,7 @@ __all__ = ["make_scheduler"]
 
 IMAGE = os.environ.get("HYPER_TEST_WORKER_IMAGE", "hyper/worker:latest")
 TASKS = 90
-pytestmark = [
-    pytest.mark.docker,
-    pytest.mark.skipif(
-        os.environ.get("HYPER_TEST_DOCKER") != "1",
-        reason="containers are opt-in: HYPER_TEST_DOCKER=1 with a Docker daemon",
-    ),
-    pytest.mark.timeout(400),
-    # docker's client leaves closing its own sockets to the collector
-    pytest.mark.filterwarnings("default::pytest.PytestUnraisableExceptionWarning"),
-]
+pytestmark = [*NEEDS_DOCKER, pytest.mark.timeout(400)]
 
 
 def bridge() -> str:

@@ -21,20 +21,11 @@ from hyper_servicekit.server import Running
 from hyper_worker.__main__ import build
 from hyper_worker.config import WorkerSettings
 from hyperapi.worker.v1 import agent_service_pb2 as wire
+from tests.support.containers import IMAGE, NEEDS_DOCKER
 from tests.support.fake_scheduler import FakeScheduler, task_key
 from tests.support.registry import registry
 
-IMAGE = os.environ.get("HYPER_TEST_IMAGE", "python:3.11-slim-bookworm")
-pytestmark = [
-    pytest.mark.docker,
-    pytest.mark.skipif(
-        os.environ.get("HYPER_TEST_DOCKER") != "1",
-        reason="containers are opt-in: HYPER_TEST_DOCKER=1 with a Docker daemon",
-    ),
-    pytest.mark.timeout(120),
-    # docker's client leaves closing its own sockets to the collector; ours are counted below
-    pytest.mark.filterwarnings("default::pytest.PytestUnraisableExceptionWarning"),
-]
+pytestmark = [*NEEDS_DOCKER, pytest.mark.timeout(120)]
 
 
 @pytest.fixture

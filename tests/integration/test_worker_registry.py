@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import os
 import secrets
 import subprocess
 from pathlib import Path
@@ -13,20 +12,13 @@ import pytest
 
 from hyper import running
 from hyper.status import RunState
+from tests.support.containers import IMAGE, NEEDS_DOCKER
 from tests.support.registry import registry
 from tests.support.servers import EtcdServer, S3Server
 from tests.support.services import run_services
 
-IMAGE = os.environ.get("HYPER_TEST_IMAGE", "python:3.11-slim-bookworm")
 LOGIN = "ada:in the clear nowhere"
-pytestmark = [
-    pytest.mark.docker,
-    pytest.mark.skipif(
-        os.environ.get("HYPER_TEST_DOCKER") != "1",
-        reason="containers are opt-in: HYPER_TEST_DOCKER=1 with a Docker daemon",
-    ),
-    pytest.mark.timeout(240),
-]
+pytestmark = [*NEEDS_DOCKER, pytest.mark.timeout(240)]
 
 
 def test_a_registry_gets_the_secret_that_the_recipe_names(

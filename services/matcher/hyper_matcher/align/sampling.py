@@ -28,7 +28,7 @@ def sample_patches(
     """Patches read through local affine maps.
 
     Args:
-        image: (H, W); read as the nearest border pixel outside.
+        image: (H, W), at least 2 px each way; read as the nearest border pixel outside.
         centers: (n, 2), what lies in the middle of each patch, at (size - 1) / 2.
         matrices: (n, 2, 2); a step in the patch is `matrix @ step` in the image.
         size: edge of a patch, px.
@@ -38,6 +38,8 @@ def sample_patches(
     """
     n = len(centers)
     h, w = image.shape
+    if h < 2 or w < 2:
+        raise ValueError("an image to sample has at least two pixels each way")
     half = (size - 1) / 2.0
     patches = np.empty((n, size, size), np.float32)
     for k in range(n):

@@ -136,27 +136,29 @@ def errors(
     return wrong
 
 
+def resampled(values: NDArray[Any], pair: NDArray[np.int64], seed: int) -> tuple[float, float]:
+    """95% interval of the mean, resampling pairs of sections."""
+    rng = np.random.default_rng(seed)
+    number = int(pair.max()) + 1
+    means = np.array([values[pair == p].mean() for p in range(number)])
+    drawn = means[rng.integers(0, number, (BOOTSTRAPS, number))].mean(axis=1)
+    low, high = np.quantile(drawn, [0.025, 0.975])
+    return float(low), float(high)
+
+
 def worse_by(
     wrong: NDArray[np.bool_], other: NDArray[np.bool_], pair: NDArray[np.int64], seed: int
 ) -> dict[str, float]:
     """How much higher a rate is than another on the same templates, and its 95% interval."""
-    rng = np.random.default_rng(seed)
-    number = int(pair.max()) + 1
-    each = np.array([wrong[pair == p].mean() - other[pair == p].mean() for p in range(number)])
-    drawn = each[rng.integers(0, number, (BOOTSTRAPS, number))].mean(axis=1)
-    low, high = np.quantile(drawn, [0.025, 0.975])
-    return {"rate": float(wrong.mean() - other.mean()), "low": float(low), "high": float(high)}
+    low, high = resampled(wrong.astype(float) - other, pair, seed)
+    return {"rate": float(wrong.mean() - other.mean()), "low": low, "high": high}
 
 
 def interval(wrong: NDArray[np.bool_], pair: NDArray[np.int64], seed: int) -> dict[str, Any]:
     """Rate and its 95% interval, resampling pairs of sections."""
-    rng = np.random.default_rng(seed)
-    number = int(pair.max()) + 1
-    rates = np.array([wrong[pair == p].mean() for p in range(number)])
-    drawn = rates[rng.integers(0, number, (BOOTSTRAPS, number))].mean(axis=1)
-    low, high = np.quantile(drawn, [0.025, 0.975])
+    low, high = resampled(wrong, pair, seed)
     return {
-        "rate": float(wrong.mean()), "low": float(low), "high": float(high),
+        "rate": float(wrong.mean()), "low": low, "high": high,
         "n": len(wrong), "errors": int(wrong.sum()),
     }  # fmt: skip
 

@@ -33,12 +33,12 @@ def aligned(stack: NDArray[Any]) -> NDArray[Any]:
     whole = found.valid.all(axis=0)
     top, left, (bottom, right) = 0, 0, whole.shape
     while not (inside := whole[top:bottom, left:right]).all():
-        if 0 in inside.shape:
-            raise ValueError("the aligned sections have no place in common")
         missing = [1 - edge.mean() for edge in (inside[0], inside[-1], inside[:, 0], inside[:, -1])]
         worst = int(np.argmax(missing))
         top, bottom = top + (worst == 0), bottom - (worst == 1)
         left, right = left + (worst == 2), right - (worst == 3)
         if max(missing) == 0:  # a hole inside
             top, bottom, left, right = top + 1, bottom - 1, left + 1, right - 1
+    if inside.size == 0:
+        raise ValueError("the aligned sections have no place in common")
     return np.ascontiguousarray(found.sections[:, top:bottom, left:right])

@@ -1,7 +1,8 @@
 """What `hyper align` costs as sections and stacks grow: `python -m benchmarks.matcher.scale`.
 
-Stacks of real texture (the sections of `--sections`, mirrored over and over along all axes) under
-known smooth warps are made band by band, written as folders of PNGs, and aligned by `hyper align`
+Stacks of real texture (the sections of `--sections`, aligned first and cut to the place they have
+in common unless `--as-they-are`, mirrored over and over along all axes) under known smooth warps
+are made band by band, written as folders of PNGs, and aligned by `hyper align`
 on a local cluster of two workers. Figures of each: CPU seconds a megapixel of the whole system
 (etcd, object store, services, workers), by stage the seconds of its tasks, the most memory that all
 processes held at once (shared pages counted once) and that each part held, and the result object's
@@ -29,7 +30,7 @@ import numpy as np
 import scipy.ndimage
 from numpy.typing import NDArray
 
-from benchmarks.matcher.sections import read_stack
+from benchmarks.matcher.sections import aligned, read_stack
 from benchmarks.scheduler.cluster import ROOT, hyper
 from hyper.client import Client
 from hyper.images import write_png
@@ -39,8 +40,11 @@ from hyper_matcher.align.metrics import chunked_correlation
 STACKS, QUICK = "1024x20,2048x20,4096x20,1024x100", "512x4"
 RMS_PX, ANGLE_RAD, SHIFT_PX = 4.0, 0.002, 8.0
 _CELL_PX, _SMOOTH_CELLS, _BAND_PX = 16, 6.0, 256
-_KEPT = ("cpc94_before", "cpc94", "residual_z1_p95", "residual_z2_p99", "tissue_kept", "sharpness",
-         "flagged_sections", "seconds", "cpu_seconds", "peak_rss_mb")  # fmt: skip
+_KEPT = (
+    "cpc94_before", "cpc94", "residual_z1_p50", "residual_z1_p95", "residual_z2_p99",
+    "tissue_kept", "sharpness", "jacobian_min", "jacobian_max", "flagged_sections", "seconds",
+    "cpu_seconds", "peak_rss_mb",
+)  # fmt: skip
 
 
 class Texture:
@@ -157,13 +161,15 @@ def main(argv: list[str] | None = None) -> int:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     data = Path(os.environ.get("HYPER_DATA_DIR", "../shared/data"))
-    parser.add_argument("--sections", default=str(data / "em" / "vnc_stack1"), help="DIR[:a-b]")
+    parser.add_argument("--sections", default=str(data / "em" / "aligntk_raw"), help="DIR[:a-b]")
+    parser.add_argument("--as-they-are", action="store_true", help="sections are aligned already")
     parser.add_argument("--stacks", default=STACKS, help="EDGExDEPTH,...")
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--quick", action="store_true", help=f"{QUICK} alone")
     parser.add_argument("--json", action="store_true", help="end with the object")
     arguments = parser.parse_args(argv)
-    texture = Texture(read_stack(arguments.sections))
+    sections = read_stack(arguments.sections)
+    texture = Texture(sections if arguments.as_they_are else aligned(sections))
     rows = []
     for size in (QUICK if arguments.quick else arguments.stacks).split(","):
         edge, depth = (int(part) for part in size.split("x"))

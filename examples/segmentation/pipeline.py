@@ -8,7 +8,7 @@ from hyper import TaskContext, align, align_source
 
 
 def start(context: TaskContext, *, source: str, destination: str) -> dict[str, Any]:
-    """Open the alignment's session; returns it, and the sections and pairs to work on."""
+    """Open the alignment's session; returns it, and the sections, pairs and blocks."""
     client = context.client
     stack = align_source.inspect_array(client, source)
     options = align.AlignOptions()
@@ -18,6 +18,7 @@ def start(context: TaskContext, *, source: str, destination: str) -> dict[str, A
     sections = stack.shape[0]
     return {
         "session": session.name,
-        "z": list(range(sections)),
-        "pairs": list(range(sections - 1)),
+        "z": {"range": [0, sections]},
+        "pairs": {"range": [0, sections - 1]},
+        "blocks": {"range": [0, len(align.blocks(stack.shape))]},
     }

@@ -55,8 +55,8 @@ def begin(
     depth_step = job["membranes"].shards[0]
     return {
         "session": job.name,
-        "slabs": list(range(0, array.shape[0], depth_step)),
-        "blocks": list(range(len(_blocks(asked)))),
+        "slabs": {"range": [0, array.shape[0], depth_step]},
+        "blocks": {"range": [0, len(_blocks(asked))]},
     }
 
 

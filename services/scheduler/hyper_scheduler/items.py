@@ -54,11 +54,12 @@ def _in_page(lines: Mapping[int, Mapping[str, Any]], source: Items) -> list[str]
 
 
 def values(index: int, result_json: str, source: Items) -> Iterator[str]:
-    """The items in the result of one task: those of a list, or the value itself; nothing of null,
-    and nothing of a task that was stopped early.
+    """The items in the result of one task: those of a list, the numbers of `{"range": [a, b]}` or
+    `[a, b, step]`, or the value itself; nothing of null, and nothing of a task that was stopped
+    early.
 
     Raises:
-        InvalidArgumentError: the result has no such key.
+        InvalidArgumentError: the result has no such key, or the range is not one.
     """
     result = json.loads(result_json) if result_json else None
     if isinstance(result, dict) and result.get("stopped_early") is True:
@@ -74,6 +75,27 @@ def values(index: int, result_json: str, source: Items) -> Iterator[str]:
         result = result[source.key]
     if result is None:
         return
-    each: Iterable[object] = result if isinstance(result, list) else [result]
+    each: Iterable[object] = [result]
+    if isinstance(result, list):
+        each = result
+    elif isinstance(result, dict) and result.keys() == {"range"}:
+        each = _range(index, result["range"], source)
     for item in each:
         yield json.dumps(item)
+
+
+def _range(index: int, ends: object, source: Items) -> range:
+    """As in a recipe: up to but without the end."""
+    whole = isinstance(ends, list) and all(type(end) is int for end in ends)
+    if not (isinstance(ends, list) and whole and len(ends) in (2, 3)) or ends[2:] == [0]:
+        raise InvalidArgumentError(
+            f"the result of task {index} of {source.experiment} has a range that is not "
+            "[a, b] or [a, b, step] of whole numbers"
+        )
+    numbers = range(*ends)
+    if len(numbers[: MAX_ITEMS + 1]) > MAX_ITEMS:
+        raise InvalidArgumentError(
+            f"the result of task {index} of {source.experiment} has a range of more than "
+            f"{MAX_ITEMS} numbers; let each stand for several"
+        )
+    return numbers

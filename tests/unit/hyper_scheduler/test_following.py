@@ -115,6 +115,18 @@ def test_items_in_results() -> None:
             list(values(4, result, Items("p", "k")))
 
 
+def test_a_range_in_a_result_is_its_numbers() -> None:
+    assert list(values(0, '{"range": [2, 5]}', Items("p"))) == ["2", "3", "4"]
+    assert list(values(0, '{"k": {"range": [0, 100, 40]}}', Items("p", "k"))) == ["0", "40", "80"]
+    assert list(values(0, '{"k": {"range": [3, 3]}}', Items("p", "k"))) == []
+    assert list(values(0, '{"range": [1, 2], "more": 0}', Items("p"))) != ["1"]  # a value, as it is
+    for ends in ("[1]", "[0, 2.5]", "[0, 9, 0]", "[true, 9]", "[0, 1, 2, 3]", '"0-9"', "[]"):
+        with pytest.raises(InvalidArgumentError, match="a range that is not"):
+            list(values(4, f'{{"range": {ends}}}', Items("p")))
+    with pytest.raises(InvalidArgumentError, match="more than 1000000 numbers"):
+        list(values(0, '{"range": [0, 1000000000000000000000000]}', Items("p")))
+
+
 @settings(max_examples=60, deadline=None)
 @given(st.lists(st.tuples(st.booleans(), st.integers(0, 20_000)), max_size=60))
 def test_a_task_set_is_a_sorted_set(steps: list[tuple[bool, int]]) -> None:

@@ -87,6 +87,7 @@ def fresh_residuals(
     far_px: int = 48,
     spacing_px: int = 61,
     whole_pixels: bool = False,
+    within: NDArray[np.bool_] | None = None,
 ) -> Residuals:
     """Match 160-px templates afresh on a grid of its own; peak filters only, no consensus.
 
@@ -102,6 +103,7 @@ def fresh_residuals(
         far_px: of the second one: largest displacement seen (less where sections are small).
         spacing_px: of the grid.
         whole_pixels: round displacements to pixels, as matching without refinement gives them.
+        within: (H, W), where the sections are themselves; elsewhere they are mirrored.
     """
     height, width = first.shape
     half = template_px // 2
@@ -113,6 +115,8 @@ def fresh_residuals(
     xs = np.linspace(margin, width - margin, counts[1]).round()
     points = np.stack(np.meshgrid(ys, xs, indexing="ij"), -1).reshape(-1, 2) - 0.5
     tissue = (first > 0) & (second > 0)
+    if within is not None:
+        tissue &= within
     table = np.zeros((height + 1, width + 1))
     np.cumsum(np.cumsum(tissue, axis=0), axis=1, out=table[1:, 1:])
 

@@ -19,7 +19,8 @@ from hyper_matcher.align.metrics import (
 _FAR_PX = 10.0
 _WINDOW_PX = 24 * CPC_TILE_PX
 _TEMPLATE_PX = 160
-_TEMPLATE_ROOM_PX = 96  # half a template and the search round it
+_SEARCH_PX = 16  # round a template
+_TEMPLATE_ROOM_PX = _TEMPLATE_PX // 2 + _SEARCH_PX
 _SPACING_PX = 61
 _WIDE_SPACING_PX = 122  # of large sections, which have points enough; templates still overlap
 
@@ -75,17 +76,30 @@ def measure_pair(
     """Score two sections as they are: (H, W) each, 0 where there is no tissue."""
     tiles = chunked_correlation(first, second)
     cpc = float(tiles.mean()) if len(tiles) else None
-    fresh = _fresh(first, second, _SPACING_PX) if residuals else ((), 0, 0.0)
+    fresh: tuple[tuple[float, ...], int, float] = (), 0, 0.0
+    if residuals:
+        fresh = _fresh(
+            np.pad(first, _SEARCH_PX, "reflect"),
+            np.pad(second, _SEARCH_PX, "reflect"),
+            np.pad(np.ones(first.shape, bool), _SEARCH_PX),
+            _SPACING_PX,
+        )
     return PairQuality(source_z, target_z, cpc, len(tiles), *fresh)
 
 
 def _fresh(
-    first: NDArray[Any], second: NDArray[Any], spacing_px: int
+    first: NDArray[Any], second: NDArray[Any], within: NDArray[np.bool_], spacing_px: int
 ) -> tuple[tuple[float, ...], int, float]:
-    """Lengths of fresh residuals, points tried, coverage; none where there is no room for them."""
-    if min(first.shape) < 1.5 * _TEMPLATE_PX:
+    """Lengths of fresh residuals, points tried, coverage; none where there is no room for them.
+
+    Templates keep a search's width from the edges of what is given, which the sections' own edges
+    are mirrored by.
+    """
+    if min(first.shape) < 1.5 * _TEMPLATE_PX + 2 * _SEARCH_PX:
         return (), 0, 0.0
-    found = fresh_residuals(first, second, template_px=_TEMPLATE_PX, spacing_px=spacing_px)
+    found = fresh_residuals(
+        first, second, template_px=_TEMPLATE_PX, spacing_px=spacing_px, within=within
+    )
     return tuple(float(value) for value in found.lengths), found.tried, found.coverage
 
 
@@ -112,16 +126,24 @@ def measure_windows(
     tiles, correlated = 0, 0.0
     lengths: list[float] = []
     tried, covered, areas = 0, 0.0, 0
-    room_px = _TEMPLATE_ROOM_PX if residuals else 0
     ys, xs = _spans(shape[0]), _spans(shape[1])
     spacing_px = _SPACING_PX if len(ys) * len(xs) == 1 else _WIDE_SPACING_PX
     for y in ys:
         for x in xs:
             rows, columns = (
-                slice(max(0, s.start - room_px), min(edge, s.stop + room_px))
+                slice(
+                    max(-_SEARCH_PX, s.start - _TEMPLATE_ROOM_PX),
+                    min(edge + _SEARCH_PX, s.stop + _TEMPLATE_ROOM_PX),
+                )
+                if residuals
+                else s
                 for s, edge in zip((y, x), shape, strict=True)
             )
-            views = _views(read, source_z, target_z, rows, columns)
+            within = [slice(max(0, s.start), min(edge, s.stop))
+                      for s, edge in zip((rows, columns), shape, strict=True)]  # fmt: skip
+            around = [(own.start - s.start, s.stop - own.stop)
+                      for s, own in zip((rows, columns), within, strict=True)]  # fmt: skip
+            views = [np.pad(read(z, *within), around, "reflect") for z in (source_z, target_z)]
             inner = np.s_[
                 y.start - rows.start : y.stop - rows.start,
                 x.start - columns.start : x.stop - columns.start,
@@ -129,8 +151,9 @@ def measure_windows(
             found = chunked_correlation(views[0][inner], views[1][inner])
             tiles, correlated = tiles + len(found), correlated + float(found.sum())
             if residuals:
-                fresh, count, coverage = _fresh(*views, spacing_px)
-                area = int(((views[0] > 0) & (views[1] > 0)).sum())
+                own = np.pad(np.ones([s.stop - s.start for s in within], bool), around)
+                fresh, count, coverage = _fresh(views[0], views[1], own, spacing_px)
+                area = int(((views[0] > 0) & (views[1] > 0) & own).sum())
                 lengths += fresh
                 tried, covered, areas = tried + count, covered + coverage * area, areas + area
     cpc = correlated / tiles if tiles else None
@@ -144,12 +167,6 @@ def _spans(edge: int) -> list[slice]:
     count = max(1, round(edge / _WINDOW_PX))
     starts = [k * _WINDOW_PX for k in range(count)]
     return [slice(a, b) for a, b in zip(starts, [*starts[1:], edge], strict=True)]
-
-
-def _views(
-    read: Callable[[int, slice, slice], NDArray[Any]], first: int, second: int, y: slice, x: slice
-) -> tuple[NDArray[Any], NDArray[Any]]:
-    return read(first, y, x), read(second, y, x)
 
 
 @dataclass(frozen=True, slots=True)

@@ -112,13 +112,14 @@ def _table(data: str) -> Table:
     return make_data()
 
 
-_read_tables: dict[str, Table] = {}  # a warm process reads each table once
+_read_tables: dict[str, Table] = {}  # a warm process reads each version of a table once
 
 
 def _read(context: TaskContext, address: str) -> Table:
-    if address not in _read_tables:
-        tenant, name, path = address.removeprefix("hyper://").split("/", 2)
-        content = context.client.open_dataset(f"{tenant}/{name}").read(path)
-        with np.load(io.BytesIO(content), allow_pickle=False) as file:
-            _read_tables[address] = file["x"], file["y"].astype(np.int8)
-    return _read_tables[address]
+    tenant, name, path = address.removeprefix("hyper://").split("/", 2)
+    dataset = context.client.open_dataset(f"{tenant}/{name}")
+    key = f"{dataset.name}/{path}"
+    if key not in _read_tables:
+        with np.load(io.BytesIO(dataset.read(path)), allow_pickle=False) as file:
+            _read_tables[key] = file["x"], file["y"].astype(np.int8)
+    return _read_tables[key]

@@ -11,14 +11,14 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scenes import CLASSES, all_labels, name_of, read_image
+from scenes import all_labels, name_of, read_image
 
 from hyper import TaskContext
 
 PRIOR = 0.25  # as in model.py, which needs torch
 _CONFIDENCE = 0.3
 _OVERLAP = 0.5
-_SHARED: dict[str, bytes] = {}  # a warm process reads each model once
+_SHARED: dict[str, bytes] = {}  # a warm process reads each version of a model once
 
 
 def detect(
@@ -39,15 +39,16 @@ def detect(
     """
     job = context.client.attach(session)
     tree = context.client.open_dataset(source) if source else job
-    if model not in _SHARED:
-        _SHARED[model] = context.client.open_dataset(model).read("detector.onnx")
+    trained = context.client.open_dataset(model)
+    if trained.name not in _SHARED:
+        _SHARED[trained.name] = trained.read("detector.onnx")
     infos = list(itertools.islice(tree.files("images/"), shard, None, shards))
     lines, count = [], 0
     pending: list[tuple[str, NDArray[np.float32]]] = []
     for info, data in tree.read_many(infos):
         pending.append((name_of(info.path), read_image(data, edge, info.path)))
         if len(pending) == batch or info is infos[-1]:
-            for name, found in _run(_SHARED[model], pending):
+            for name, found in _run(_SHARED[trained.name], pending):
                 count += len(found)
                 lines.append(json.dumps({"image": name, "boxes": found}))
             pending = []
@@ -131,10 +132,8 @@ def mean_average_precision(
 ) -> float:
     """Mean over classes of the average precision at an overlap of a half (all-point, VOC 2010)."""
     scores = []
-    for kind in range(len(CLASSES)):
+    for kind in sorted({int(box[0]) for boxes in truth.values() for box in boxes}):
         total = sum(box[0] == kind for boxes in truth.values() for box in boxes)
-        if total == 0:
-            continue
         ranked = sorted(
             (
                 (box[1], name, box)

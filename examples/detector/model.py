@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 PRIOR = 0.25  # size that an output of 0 stands for, as a share of the image
-BOXES_MAX = 64  # of an image
+BOXES_MAX = 256  # of an image
 _SLOPE = 0.1
 _EMPTY_WEIGHT = 0.5
 _BOX_WEIGHT = 5.0
@@ -55,7 +55,13 @@ class Detector(nn.Module):
 
 
 def encode(boxes: list[Box]) -> NDArray[np.float32]:
-    """(BOXES_MAX, 5) of class, x, y, width, height; class -1 where there is none."""
+    """(BOXES_MAX, 5) of class, x, y, width, height; class -1 where there is none.
+
+    Raises:
+        ValueError: there are more.
+    """
+    if len(boxes) > BOXES_MAX:
+        raise ValueError(f"an image with {len(boxes)} boxes: at most {BOXES_MAX}")
     rows = np.full((BOXES_MAX, 5), -1, np.float32)
     for row, box in zip(rows, boxes, strict=False):
         row[:] = box.kind, box.x, box.y, box.width, box.height

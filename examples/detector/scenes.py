@@ -88,12 +88,24 @@ def read_labels(text: str, path: str) -> list[Box]:
     return boxes
 
 
-def all_labels(tree: Tree) -> dict[str, list[Box]]:
-    """Boxes by the name of their image, without suffix."""
-    return {
-        info.path[len("labels/") : -len(".txt")]: read_labels(data.decode(), info.path)
-        for info, data in tree.read_many(tree.files("labels/"))
-    }
+def all_labels(tree: Tree, classes: int | None = None) -> dict[str, list[Box]]:
+    """Boxes by the name of their image, without suffix.
+
+    Raises:
+        ValueError: a file is not as it ought to be, or has a class that is not of so many.
+    """
+    found = {}
+    for info, data in tree.read_many(tree.files("labels/")):
+        boxes = read_labels(data.decode(), info.path)
+        for number, box in enumerate(boxes, 1):
+            if box.kind < 0 or (classes is not None and box.kind >= classes):
+                raise ValueError(
+                    f"{info.path}, line {number}: class {box.kind}, but there are "
+                    f"{'classes from 0 on' if classes is None else classes}; "
+                    "give the recipe's training `classes: N`"
+                )
+        found[info.path[len("labels/") : -len(".txt")]] = boxes
+    return found
 
 
 def read_image(data: bytes, edge: int, path: str) -> NDArray[np.float32]:

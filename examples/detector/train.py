@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from data import CHECKPOINT
 from model import Detector, encode, loss_sum, pack, to_onnx, unpack
-from scenes import all_labels, name_of, read_image
+from scenes import CLASSES, all_labels, name_of, read_image
 from torch import Tensor, distributed
 
 from hyper import TaskContext
@@ -29,6 +29,7 @@ LOSSES = "losses.json"
 def train(
     context: TaskContext, *, session: str, source: str, edge: int, batch_size: int, steps: int,
     rate: float, width: int, seed: int, save_every: int, device: str = "cpu",
+    classes: int = len(CLASSES),
 ) -> dict[str, Any]:  # fmt: skip
     """Train, or go on training.
 
@@ -44,6 +45,10 @@ def train(
         seed: of weights and order.
         save_every: steps between checkpoints.
         device: "cpu" or "cuda"; a rank has the GPU that its worker gave it.
+        classes: of objects; labels name them 0 to `classes` - 1.
+
+    Raises:
+        ValueError: the batch cannot be shared, or a label is not of one of the classes.
     """
     rank, world = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
     if batch_size % world:
@@ -58,7 +63,7 @@ def train(
             losses, spent_s = _steps(
                 context, job, tree, cache, edge=edge, batch_size=batch_size, steps=steps, rate=rate,
                 width=width, seed=seed, save_every=save_every, rank=rank, world=world,
-                device=device,
+                device=device, classes=classes,
             )  # fmt: skip
     finally:
         if world > 1:
@@ -70,10 +75,10 @@ def train(
 def _steps(
     context: TaskContext, job: Any, tree: Any, cache: str, *, edge: int, batch_size: int,
     steps: int, rate: float, width: int, seed: int, save_every: int, rank: int, world: int,
-    device: str,
+    device: str, classes: int,
 ) -> tuple[list[float], float]:  # fmt: skip
     """All steps that are left; returns the losses of all, and the seconds of these."""
-    labels = all_labels(tree)
+    labels = all_labels(tree, classes)
     loader = tree.torch(
         "images/", batch_size=batch_size // world, shuffle=True, seed=seed, rank=rank, world=world,
         drop_last=True, cache=cache,
@@ -82,7 +87,7 @@ def _steps(
         ),
     )  # fmt: skip
     torch.manual_seed(seed)
-    net = Detector(width).to(device)
+    net = Detector(width, classes).to(device)
     optimizer = torch.optim.Adam(net.parameters(), lr=rate)
     losses: list[float] = []
     try:

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 from metrics import Agreement, agreement
 from numpy.typing import NDArray
-from partition import Settings, cut, join, overlaps
+from partition import Settings, cut, first_of, overlaps
 from PIL import Image
 from scipy import ndimage
 from segment import cells
@@ -83,7 +83,7 @@ def in_depth(sections: NDArray[np.int64]) -> NDArray[np.int64]:
     for z in range(1, len(named)):
         named[z][named[z] > 0] += int(named[z - 1].max())
     names = np.unique(named[named > 0])
-    table = join(names, [overlaps(a, b, 0.3) for a, b in itertools.pairwise(named)])
+    table = first_of(names, [overlaps(a, b, 0.3) for a, b in itertools.pairwise(named)])
     joined = np.zeros_like(named)
     joined[named > 0] = table[np.searchsorted(names, named[named > 0])]
     return joined

@@ -195,11 +195,13 @@ def overlaps(one: NDArray[np.int64], other: NDArray[np.int64], share: float) -> 
     return names_a[row[good]], names_b[column[good]]
 
 
-def join(names: NDArray[np.int64], edges: list[Edges]) -> NDArray[np.int64]:
-    """For each of the sorted `names` the number, from 1 on, of what it is part of."""
+def first_of(names: NDArray[np.int64], edges: list[Edges]) -> NDArray[np.int64]:
+    """For each of the sorted `names` the first name of all that edges join it with."""
     first = np.concatenate([np.zeros(0, np.int64), *(a for a, _ in edges)])
     second = np.concatenate([np.zeros(0, np.int64), *(b for _, b in edges)])
     row, column = np.searchsorted(names, first), np.searchsorted(names, second)
     graph = sparse.coo_array((np.ones(len(row), np.int8), (row, column)), (len(names),) * 2)
-    _, component = csgraph.connected_components(graph, directed=False)
-    return np.asarray(component + 1, np.int64)
+    count, component = csgraph.connected_components(graph, directed=False)
+    least = np.full(count, len(names))
+    np.minimum.at(least, component, np.arange(len(names)))
+    return np.asarray(names[least[component]] if len(names) else names, np.int64)

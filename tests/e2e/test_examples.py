@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from examples.workloads import WORKLOADS, code_of
@@ -77,6 +79,8 @@ def check_whole(client: Client, page: str) -> None:
     labels = client.open_array("default/brain-segmented-small/segmentation")
     assert labels.shape == aligned.shape
     assert labels[...].min() >= 1
+    (counted,) = re.findall(r"<td>objects</td><td[^>]*>(\d+)</td>", page)
+    assert int(counted) == len(np.unique(labels[...]))
 
 
 CHECKS = {

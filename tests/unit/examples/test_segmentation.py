@@ -63,10 +63,13 @@ def test_links_need_both_to_agree(partition: ModuleType) -> None:
     assert list(zip(a.tolist(), b.tolist(), strict=True)) == [(1, 7), (2, 8)]
 
 
-def test_joined_names_are_numbers_without_gaps(partition: ModuleType) -> None:
+def test_what_is_joined_has_the_name_of_its_first(partition: ModuleType) -> None:
     names = np.array([3, 5, 9, 11])
-    edges = [(np.array([3]), np.array([11])), (np.array([], int), np.array([], int))]
-    assert partition.join(names, edges).tolist() == [1, 2, 3, 1]
+    edges = [(np.array([11]), np.array([3])), (np.array([], int), np.array([], int))]
+    assert partition.first_of(names, edges).tolist() == [3, 5, 9, 3]
+    chain = [(np.array([11, 5]), np.array([9, 9]))]
+    assert partition.first_of(names, chain).tolist() == [3, 5, 5, 5]
+    assert partition.first_of(names[:0], []).tolist() == []
 
 
 labels_of = st.lists(st.integers(0, 5), min_size=2, max_size=40)

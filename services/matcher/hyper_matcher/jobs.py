@@ -30,7 +30,7 @@ from hyper_matcher.align.metrics import mean_gradient
 from hyper_matcher.align.order import swapped_sections
 from hyper_matcher.align.pipeline import pairs_of
 from hyper_matcher.align.quality import measure_windows
-from hyper_matcher.align.relax import RelaxedStack, RelaxOptions
+from hyper_matcher.align.relax import RelaxedStack
 from hyper_matcher.align.relax import relax as relax_stack
 from hyper_matcher.align.render import (
     Canvas,
@@ -40,6 +40,7 @@ from hyper_matcher.align.render import (
     render_section,
     tissue_kept,
 )
+from hyper_matcher.align.springs import RelaxOptions
 from hyper_matcher.bandpass import bandpass_onnx
 from hyper_matcher.before_commit import before_commit
 from hyper_matcher.job_files import (

@@ -12,7 +12,7 @@ from hyper_matcher.align.match import MatchOptions
 from hyper_matcher.align.metrics import chunked_correlation
 from hyper_matcher.align.order import failed_pairs
 from hyper_matcher.align.pipeline import AlignedStack, AlignOptions, align_stack, pairs_of
-from hyper_matcher.align.relax import RelaxOptions
+from hyper_matcher.align.springs import RelaxOptions
 from tests.support.sections import pull, real_stack, smooth_field, texture
 
 _SMALL = AlignOptions(

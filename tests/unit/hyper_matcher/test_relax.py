@@ -6,7 +6,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from hyper_matcher.align import relax as relax_module
+from hyper_matcher.align import springs as springs_module
 from hyper_matcher.align.geometry import (
     Affine,
     PairMatches,
@@ -15,7 +15,8 @@ from hyper_matcher.align.geometry import (
     lattice,
     point_pairs,
 )
-from hyper_matcher.align.relax import RelaxedStack, RelaxOptions, relax
+from hyper_matcher.align.relax import RelaxedStack, relax
+from hyper_matcher.align.springs import RelaxOptions
 from hyper_matcher.jobs import why_nothing
 
 _SHAPE = (400, 500)
@@ -153,10 +154,10 @@ def test_without_any_match_sections_stay_where_they_are() -> None:
 def test_a_factorisation_gives_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     places = [_bent(z) for z in range(3)]
     iterated = relax(_SHAPE, 3, _all_pairs(places), _OPTIONS)
-    monkeypatch.setattr(relax_module, "_SOON", 1)
+    monkeypatch.setattr(springs_module, "_SOON", 1)
     direct = relax(_SHAPE, 3, _all_pairs(places), _OPTIONS)
     assert np.abs(direct.positions - iterated.positions).max() < 0.01
-    monkeypatch.setattr(relax_module, "_BAND_BYTES", 0)
+    monkeypatch.setattr(springs_module, "_BAND_BYTES", 0)
     patient = relax(_SHAPE, 3, _all_pairs(places), _OPTIONS)
     assert np.abs(direct.positions - patient.positions).max() < 0.01
 

@@ -74,6 +74,12 @@ RESIDUAL_FILTER = PeakFilter(
     min_peak=0.1, min_distinctness=0.07, max_ratio=1.0, min_dynamic_range=0.2, max_width=1.0,
     edge=1.0, max_kurtosis=float("inf"),
 )  # fmt: skip
+_TISSUE, _TISSUE_AROUND = 0.99, 0.8  # of a template, of where it is searched
+_FILL_PX, _COARSE, _WORTH = (
+    16,
+    8,
+    0.08,
+)  # of tries to cover the rest; steps of px; share that is new
 _CERTAIN = 0.15  # P1 - P2 of a near match that needs no second look
 _NEAR = 0.6  # of the near radius: what lies further off is looked at again
 
@@ -93,7 +99,8 @@ def fresh_residuals(
 
     Templates whose near match is missing or not certain are looked for again further off, and that
     verdict stands: a place that is 40 px off shows as such, at the price of the doubtful few.
-    A template is used where at least 90% of it, and 80% of the window it is searched in, is tissue.
+    A template is used where all but a hundredth of it, and 80% of the window it is searched in, is
+    tissue: the edge of the tissue would match itself.
 
     Args:
         first: (H, W), rendered, 0 where there is no tissue.
@@ -110,28 +117,23 @@ def fresh_residuals(
     margin = half + radius_px
     if min(height, width) < 2 * margin:
         raise ValueError(f"sections of {first.shape} have no room for {template_px}-px templates")
-    counts = [max(1, -(-(edge - 2 * margin) // spacing_px)) + 1 for edge in (height, width)]
-    ys = np.linspace(margin, height - margin, counts[0]).round()
-    xs = np.linspace(margin, width - margin, counts[1]).round()
-    points = np.stack(np.meshgrid(ys, xs, indexing="ij"), -1).reshape(-1, 2) - 0.5
     tissue = (first > 0) & (second > 0)
     if within is not None:
         tissue &= within
     table = np.zeros((height + 1, width + 1))
     np.cumsum(np.cumsum(tissue, axis=0), axis=1, out=table[1:, 1:])
 
-    def share(extent: int) -> NDArray[np.float64]:
-        y0 = np.clip((points[:, 0] + 0.5).astype(int) - extent, 0, height)
-        x0 = np.clip((points[:, 1] + 0.5).astype(int) - extent, 0, width)
-        y1, x1 = np.clip(y0 + 2 * extent, 0, height), np.clip(x0 + 2 * extent, 0, width)
-        inside = table[y1, x1] - table[y0, x1] - table[y1, x0] + table[y0, x0]
-        return np.asarray(inside / (2 * extent) ** 2)
+    def usable(step_px: int) -> NDArray[np.int64]:
+        """Of a grid of such steps the points that can be matched."""
+        counts = [max(1, -(-(edge - 2 * margin) // step_px)) + 1 for edge in (height, width)]
+        ys = np.linspace(margin, height - margin, counts[0]).round().astype(int)
+        xs = np.linspace(margin, width - margin, counts[1]).round().astype(int)
+        grid = np.stack(np.meshgrid(ys, xs, indexing="ij"), -1).reshape(-1, 2)
+        own, around = (_share(table, grid, extent) for extent in (half, margin))
+        return np.asarray(grid[(own >= _TISSUE) & (around >= _TISSUE_AROUND)])
 
-    points = points[(share(half) >= 0.9) & (share(margin) >= 0.8)]
-    covered = np.zeros(first.shape, bool)
-    for y, x in (points + 0.5).astype(int).tolist():
-        covered[y - half : y + half, x - half : x + half] = True
-    coverage = float((covered & tissue).sum() / max(int(tissue.sum()), 1))
+    corners, coverage = _cover(tissue, usable(spacing_px), usable(_FILL_PX), half)
+    points = np.asarray(corners - 0.5, np.float64)
     if len(points) == 0:
         return Residuals(np.zeros((0, 2)), np.zeros((0, 2)), 0, 0.0)
     images = SearchImage(first), SearchImage(second)
@@ -148,6 +150,40 @@ def fresh_residuals(
     places = np.concatenate([found.source[kept] for found, kept in parts])
     vectors = np.concatenate([(found.target - found.source)[kept] for found, kept in parts])
     return Residuals(places, np.rint(vectors) if whole_pixels else vectors, len(points), coverage)
+
+
+def _share(table: NDArray[np.float64], grid: NDArray[np.int64], extent: int) -> Any:
+    """(n,) of boxes round points of the grid: how much of each is tissue, by its integral image."""
+    y0, x0 = np.maximum(grid - extent, 0).T
+    y1, x1 = np.minimum(grid + extent, np.array(table.shape) - 1).T
+    inside = table[y1, x1] - table[y0, x1] - table[y1, x0] + table[y0, x0]
+    return inside / (2 * extent) ** 2
+
+
+def _cover(
+    tissue: NDArray[np.bool_], grid: NDArray[np.int64], more: NDArray[np.int64], half: int
+) -> tuple[NDArray[np.int64], float]:
+    """The grid, and those of `more` that reach tissue that no template has shown; and the coverage.
+
+    A grid leaves out the strips along edges that are not parallel to it.
+    """
+    bare = tissue[::_COARSE, ::_COARSE].copy()  # not yet covered
+    everything = max(1, int(bare.sum()))
+    reach = half // _COARSE
+    places = [tuple(point) for point in grid.tolist()]
+
+    def box(y: int, x: int) -> Any:
+        top, left = max(0, y // _COARSE - reach), max(0, x // _COARSE - reach)
+        return np.s_[top : y // _COARSE + reach, left : x // _COARSE + reach]
+
+    for place in places:
+        bare[box(*place)] = False
+    for y, x in more.tolist():
+        if bare[box(y, x)].sum() >= _WORTH * (2 * reach) ** 2:
+            places.append((y, x))
+            bare[box(y, x)] = False
+    chosen = np.array(places, np.int64).reshape(-1, 2)
+    return chosen, 1.0 - int(bare.sum()) / everything if tissue.any() else 0.0
 
 
 def _look(

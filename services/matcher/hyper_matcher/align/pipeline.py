@@ -16,7 +16,7 @@ from hyper_matcher.align.match import MatchOptions, PreparedSection, match_pair
 from hyper_matcher.align.metrics import mean_gradient
 from hyper_matcher.align.order import swapped_sections
 from hyper_matcher.align.quality import Facts, PairQuality, measure_pair, result_object
-from hyper_matcher.align.relax import RelaxedStack, RelaxOptions, relax
+from hyper_matcher.align.relax import RelaxedStack, relax
 from hyper_matcher.align.render import (
     Canvas,
     choose_canvas,
@@ -24,6 +24,7 @@ from hyper_matcher.align.render import (
     render_section,
     tissue_kept,
 )
+from hyper_matcher.align.springs import RelaxOptions
 from hyper_matcher.bandpass import bandpass
 
 

@@ -11,6 +11,7 @@ import signal
 import subprocess
 import time
 import urllib.request
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,8 @@ import pytest
 from PIL import Image
 
 import hyper
+from hyper import align, align_source
+from hyper.client import Client
 from tests.support.local_cluster import LocalCluster
 
 pytestmark = pytest.mark.timeout(420)
@@ -361,3 +364,27 @@ def test_fields_are_kept_and_render_again_with_a_pyramid(
         assert np.isfinite(np.asarray(fields[:, 0])).all() and np.asarray(fields[:, 0]).any()
     wrong = local_cluster.run("align", str(small_stack), "lab/no", "--from-fields", "lab/calm/raw")
     assert wrong.returncode == 1 and "needed are fields" in wrong.stderr
+
+
+def test_a_stack_relaxed_tile_by_tile_is_aligned_alike(
+    local_cluster: LocalCluster, small_stack: Path
+) -> None:
+    with Client(local_cluster.endpoint) as client:
+        source = align_source.inspect_folder(small_stack)
+        options = align.AlignOptions(spacing_px=10.0, relax_vertices=1000)
+        job = align.submit(client, source, "lab/tiled", options, say=print)
+        result = align.finish(client, job)
+        tasks = {each.id: each.tasks.total for each in job.workflow.status.experiments}
+        assert tasks["settle-1-1"] == tasks["settle-1-2"] > 3 and tasks["place"] >= 1
+        job = align.submit(
+            client, source, "lab/whole", replace(options, relax_vertices=10**6), say=print
+        )
+        whole = align.finish(client, job)
+        assert "place" not in {each.id for each in job.workflow.status.experiments}
+        tiled, at_once = (
+            client.open_array(f"lab/{each}/fields")[...] for each in ("tiled", "whole")
+        )
+    assert result["cpc94"] == pytest.approx(whole["cpc94"], abs=0.01)
+    assert result["residual_z1_p95"] < whole["residual_z1_p95"] + 0.1
+    off = (tiled - at_once) - (tiled - at_once).mean(axis=1, keepdims=True)  # what sections share
+    assert np.percentile(np.linalg.norm(off, axis=0), 95) < 1.0

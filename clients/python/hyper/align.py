@@ -10,7 +10,7 @@ from __future__ import annotations
 import itertools
 import json
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -32,6 +32,9 @@ RESULT_FILE = "align/result.json"
 REPORT_FILE = "align/report.html"
 METHODS = ("elastic", "deep")
 BLOCK_PX = 2048  # sections of more than half as much again are matched block by block
+RELAX_FACTOR = 8.0  # at most, between the spacings of two meshes of one section
+RELAX_TURNS = 2  # of exchange between the tiles of a mesh
+_SMALL_TEMPLATE_PX = 96
 Say = Callable[[str], None]
 # What the matcher service takes (hyper_matcher.align.match).
 _LIMITS_PX = {"template_px": (16, 4096), "search_px": (1, 4096), "spacing_px": (4, 65536)}
@@ -54,6 +57,8 @@ class AlignOptions:
         points: pairs of points known to be the same tissue: (z, y, x, z, y, x), px.
         method: "elastic", or "deep": refined by displacement fields; workers need torch.
         from_fields: `tenant/name[@version]/fields` of an alignment, used in place of matches.
+        relax_vertices: the mesh of all sections has more: it is relaxed tile by tile, about so many
+            vertices a task, from a coarser mesh of about so many.
     """
 
     voxel_size_nm: tuple[float, float, float] | None = None
@@ -68,12 +73,15 @@ class AlignOptions:
     points: tuple[tuple[float, ...], ...] = ()
     method: str = "elastic"
     from_fields: str = ""
+    relax_vertices: int = 200_000
 
     def __post_init__(self) -> None:
         if self.method not in METHODS:
             raise InvalidArgumentError(
                 f"{self.method}: no such method; choose {' or '.join(METHODS)}", field="method"
             )
+        if self.relax_vertices < 1000:
+            raise InvalidArgumentError("relax_vertices: at least 1000", field="relax_vertices")
         if not 1 <= self.neighbours <= 8:
             raise InvalidArgumentError("neighbours must be from 1 to 8", field="neighbours")
         for name, (low, high) in _LIMITS_PX.items():
@@ -181,7 +189,17 @@ def recipe(session: str, source: Source, options: AlignOptions, *, name: str) ->
         }
         experiments["match"] = stage("match", ["features"], parts)
         experiments["relax"] = stage("relax", ["match"], {})
-        experiments["render"] = stage("render", ["relax"], each)
+        before = "relax"
+        for level in range(1, relax_levels(source.shape, asdict(options)) + 1):
+            for turn in range(1, RELAX_TURNS + 1):
+                name_of = f"settle-{level}-{turn}"
+                tiles = {"level": level, "turn": turn, "tile": {"from": f"relax/level-{level}"}}
+                experiments[name_of] = stage("settle", [before], tiles)
+                before = name_of
+        if before != "relax":
+            experiments["place"] = stage("place", [before], {"part": {"from": "relax/parts"}})
+            before = "place"
+        experiments["render"] = stage("render", [before], each)
     placed = "render"
     if options.method == "deep":
         experiments["refine"] = stage("refine", ["render"], each)
@@ -203,6 +221,51 @@ def blocks(shape: tuple[int, int, int]) -> list[tuple[int, int, int, int]]:
         ends = np.linspace(0, edge, count + 1).round().astype(int).tolist()
         spans.append(list(itertools.pairwise(ends)))
     return [(y0, x0, y1, x1) for y0, y1 in spans[0] for x0, x1 in spans[1]]
+
+
+def relax_levels(shape: Sequence[int], options: Mapping[str, Any]) -> int:
+    """How many meshes, at most, are relaxed tile by tile: none where all fit one task.
+
+    Args:
+        shape: (z, y, x).
+        options: `AlignOptions` as a mapping.
+    """
+    template_px = options["template_px"] or _SMALL_TEMPLATE_PX  # the job may choose a larger one
+    mesh_px = mesh_spacing_px(float(options["spacing_px"]) or matches_every_px(template_px))
+    return len(mesh_spacings(shape, mesh_px, options["relax_vertices"])) - 1
+
+
+def matches_every_px(template_px: int) -> float:
+    """The usual spacing of matches."""
+    return max(8.0, 0.3 * template_px)
+
+
+def mesh_spacing_px(matches_px: float) -> float:
+    """The mesh's, a little finer than the matches'."""
+    return max(8.0, matches_px * 40.0 / 48.0)
+
+
+def mesh_spacings(
+    shape: Sequence[int], spacing_px: float, relax_vertices: int
+) -> tuple[float, ...]:
+    """Spacings of the meshes that are relaxed, from the coarsest to the finest, px.
+
+    Args:
+        shape: (z, y, x).
+        spacing_px: of the finest.
+        relax_vertices: of all sections, that the coarsest has at most, if it can.
+    """
+    coarsest = spacing_px
+
+    def vertices() -> int:
+        rows, columns = (max(2, round((edge - 1) / coarsest) + 1) for edge in shape[1:])
+        return shape[0] * rows * columns
+
+    while vertices() > relax_vertices and coarsest < min(shape[1:]):
+        coarsest *= 1.25
+    steps = math.ceil(math.log(coarsest / spacing_px, RELAX_FACTOR) - 1e-9)
+    ratio = (spacing_px / coarsest) ** (1 / max(1, steps))
+    return (*(coarsest * ratio**k for k in range(steps)), spacing_px)
 
 
 def check_destination(destination: str) -> Address:

@@ -5,23 +5,27 @@ from __future__ import annotations
 import io
 import json
 import uuid
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from hyper import images
-from hyper.align import SETTINGS_FILE, blocks
+from hyper.align import SETTINGS_FILE, blocks, mesh_spacings
 from hyper.arrays import Array
 from hyper.context import TaskContext
 from hyper.sessions import Session
 from hyper_matcher.align.blocks import join_blocks
+from hyper_matcher.align.facts import PairFacts, facts_of, join_facts, thin
 from hyper_matcher.align.geometry import Affine, Mesh, PairMatches
+from hyper_matcher.align.levels import Tiling
 from hyper_matcher.align.pipeline import pairs_of
 from hyper_matcher.align.relax import RelaxedStack
 from hyper_matcher.align.render import Canvas
+from hyper_matcher.align.settle import Patch
+from hyper_matcher.align.tiled import patch_of
 from hyper_matcher.job_plan import Plan
 
 RAW, FEATURES, ALIGNED = "raw", "features", "aligned"
@@ -29,7 +33,7 @@ ELASTIC = "elastic"  # what `--method deep` starts from
 VALID, FIELDS = "valid", "fields"
 MODEL_FILE = "align/bandpass.onnx"
 _PLAN_FILE = "align/plan.json"
-_RELAXED_FILE = "align/relaxed.npz"
+_COARSE_FILE = "align/coarse.npz"
 _CHUNK_PX = 512
 _MAX_SHARD_PX = 4096
 _NAMESPACE = uuid.UUID("5f0a1c86-6f0b-4f0f-9e5e-2f2f5a8f7f10")
@@ -40,6 +44,26 @@ def match_file(source_z: int, target_z: int, block: int) -> str:
     return f"align/matches/{source_z:06d}-{target_z:06d}-{block:06d}.npz"
 
 
+def facts_file(source_z: int, target_z: int, block: int) -> str:
+    """Where their counts are."""
+    return f"align/facts/{source_z:06d}-{target_z:06d}-{block:06d}.json"
+
+
+def thin_file(source_z: int, target_z: int, block: int) -> str:
+    """Where few of them are, for a coarser mesh."""
+    return f"align/thin/{source_z:06d}-{target_z:06d}-{block:06d}.npz"
+
+
+def tile_file(level: int, turn: int, tile: int) -> str:
+    """Where a tile's vertices are after a turn of its level, both from 1 on."""
+    return f"align/tiles/{level}-{turn}/{tile:09d}.npz"
+
+
+def placed_file(part: int) -> str:
+    """Says that some sections' tiles have been put together."""
+    return f"align/placed/{part:06d}.json"
+
+
 def section_file(z: int) -> str:
     """Facts of a rendered section."""
     return f"align/sections/{z:06d}.json"
@@ -48,6 +72,25 @@ def section_file(z: int) -> str:
 def measure_file(z: int) -> str:
     """Scores of a section with its next ones."""
     return f"align/measures/{z:06d}.json"
+
+
+@dataclass(frozen=True, slots=True)
+class Coarse:
+    """A stack relaxed with a coarse mesh.
+
+    Args:
+        rigid: placement of each section.
+        frame: what is done to the stack as a whole at the end.
+        mesh: the coarse one.
+        patch: its vertices.
+        counts: of each pair: points, those tried, those accepted.
+    """
+
+    rigid: tuple[Affine, ...]
+    frame: Affine
+    mesh: Mesh
+    patch: Patch
+    counts: Mapping[tuple[int, int], tuple[int, ...]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -179,37 +222,100 @@ class Job:
 
     # Matches and meshes
 
-    def load_matches(self) -> list[PairMatches]:
-        """All pairs, in order; none where the fields of another alignment are used."""
-        if self.settings["options"]["from_fields"]:
-            return []
-        pairs = pairs_of(self.shape[0], self.plan.neighbours)
-        count = len(blocks(self.shape))
-        names = [match_file(*pair, block) for pair in pairs for block in range(count)]
-        parts = [load_pair(content) for content in self.read_files(names)]
-        return [join_blocks(parts[k : k + count]) for k in range(0, len(parts), count)]
+    @property
+    def levels(self) -> tuple[float, ...]:
+        """Spacings of the meshes that are relaxed, the coarsest first, px."""
+        budget = int(self.settings["options"]["relax_vertices"])
+        return mesh_spacings(self.shape, self.plan.mesh_spacing_px, budget)
 
-    def write_relaxed(self, relaxed: RelaxedStack, canvas: Canvas, flagged: dict[int, str]) -> None:
-        """Keep where the meshes came to rest."""
+    @property
+    def tiled(self) -> bool:
+        """Whether the stack is too large to be relaxed as one."""
+        return not self.settings["options"]["from_fields"] and len(self.levels) > 1
+
+    def tiling(self, level: int, rigid: Sequence[Affine]) -> Tiling:
+        """The tiles of a level above the coarsest."""
+        mesh = Mesh.over(self.shape[1:], self.levels[level])
+        return Tiling.of(mesh, rigid, int(self.settings["options"]["relax_vertices"]))
+
+    def write_matches(self, pair: PairMatches, block: int) -> None:
+        """A pair's matches in a block, their counts, and, for a coarser mesh, few of them."""
+        ends = pair.source_z, pair.target_z, block
+        files = [
+            (match_file(*ends), pack_pair(pair)),
+            (facts_file(*ends), json.dumps(asdict(facts_of(pair))).encode()),
+        ]
+        if len(self.levels) > 1:
+            files.append((thin_file(*ends), pack_pair(thin(pair, self.levels[0]))))
+        self.session.write_many(files)
+
+    def _of_pairs(self, file_of: Callable[[int, int, int], str]) -> Iterator[list[bytes]]:
+        """For each pair the files of its blocks; none where another alignment's fields are used."""
+        if self.settings["options"]["from_fields"]:
+            return
+        count = len(blocks(self.shape))
+        for pair in pairs_of(self.shape[0], self.plan.neighbours):
+            yield self.read_files([file_of(*pair, block) for block in range(count)])
+
+    def load_matches(self, *, thinned: bool = False) -> list[PairMatches]:
+        """All pairs, in order."""
+        found = self._of_pairs(thin_file if thinned else match_file)
+        return [join_blocks([load_pair(content) for content in parts]) for parts in found]
+
+    def load_facts(self) -> list[PairFacts]:
+        """The counts of all pairs, in order."""
+        found = self._of_pairs(facts_file)
+        return [join_facts([PairFacts(**json.loads(each)) for each in parts]) for parts in found]
+
+    def write_fields(self, z: int, moved: NDArray[np.float64]) -> None:
+        """Keep the displacements (sections, n, 2) of the vertices from section z on, px."""
+        array = self.session[FIELDS]
+        plane = moved.transpose(2, 0, 1).reshape(2, len(moved), *array.shape[2:])
+        array[:, z : z + len(moved)] = plane.astype(np.float32)
+
+    def load_placed(self, z: int) -> tuple[Mesh, NDArray[np.float64], Canvas]:
+        """The mesh, the vertices of section z (n, 2) in the common frame, and the canvas."""
+        array = self.session[FIELDS]
+        height, width = array.attributes["section_shape_px"]
+        y, x, rows, columns = (int(value) for value in array.attributes["canvas_px"])
+        mesh = Mesh((int(height), int(width)), int(array.shape[2]), int(array.shape[3]))
+        moved = np.asarray(array[:, z : z + 1], np.float64)[:, 0]
+        return mesh, mesh.vertices + moved.reshape(2, -1).T, Canvas((y, x), (rows, columns))
+
+    def write_coarse(self, relaxed: RelaxedStack, facts: Sequence[PairFacts]) -> None:
+        """Keep what the tiles of finer meshes need of the whole stack."""
+        coarse = patch_of(relaxed)
         buffer = io.BytesIO()
-        mesh = relaxed.mesh
         np.savez_compressed(
             buffer,
-            positions=relaxed.positions,
-            mesh=np.array([*mesh.shape, mesh.rows, mesh.columns]),
-            canvas=np.array([*canvas.origin, *canvas.shape]),
+            matrices=np.stack([each.matrix for each in relaxed.rigid]),
+            offsets=np.stack([each.offset for each in relaxed.rigid]),
+            frame_matrix=relaxed.frame.matrix,
+            frame_offset=relaxed.frame.offset,
+            mesh=np.array([relaxed.mesh.rows, relaxed.mesh.columns]),
+            displacement=coarse.displacement.astype(np.float32),
+            pairs=np.array([(f.source_z, f.target_z, f.total, f.tried, f.accepted) for f in facts]),
         )
-        self.session.write(_RELAXED_FILE, buffer.getvalue())
-        self.write_json("align/flagged.json", {str(z): why for z, why in flagged.items()})
+        self.session.write(_COARSE_FILE, buffer.getvalue())
 
-    def load_relaxed(self, z: int) -> tuple[Mesh, NDArray[np.float64], Canvas]:
-        """The mesh, the vertices of section z (n, 2) in the common frame, and the canvas."""
-        with np.load(io.BytesIO(self.session.read(_RELAXED_FILE)), allow_pickle=False) as stored:
-            height, width, rows, columns = (int(value) for value in stored["mesh"])
-            y, x, canvas_height, canvas_width = (int(value) for value in stored["canvas"])
-            positions = np.asarray(stored["positions"][z], np.float64)
-        mesh = Mesh((height, width), rows, columns)
-        return mesh, positions, Canvas((y, x), (canvas_height, canvas_width))
+    def load_coarse(self) -> Coarse:
+        """The way back."""
+        with np.load(io.BytesIO(self.session.read(_COARSE_FILE)), allow_pickle=False) as stored:
+            rigid = tuple(map(Affine, stored["matrices"], stored["offsets"]))
+            rows, columns = (int(value) for value in stored["mesh"])
+            mesh = Mesh(self.shape[1:], rows, columns)
+            count = rows * columns
+            patch = Patch(
+                np.repeat(np.arange(len(rigid)), count), np.tile(np.arange(count), len(rigid)),
+                stored["displacement"].astype(np.float64),
+            )  # fmt: skip
+            counts = {(int(a), int(b)): tuple(map(int, rest)) for a, b, *rest in stored["pairs"]}
+            frame = Affine(stored["frame_matrix"], stored["frame_offset"])
+            return Coarse(rigid, frame, mesh, patch, counts)
+
+    def write_flagged(self, flagged: Mapping[int, str]) -> None:
+        """Keep which sections are flagged, and why."""
+        self.write_json("align/flagged.json", {str(z): why for z, why in flagged.items()})
 
     def flagged(self) -> dict[int, str]:
         """Flagged sections, and why."""

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from hyper.align import matches_every_px, mesh_spacing_px
 from hyper_matcher.bandpass import bandpass
 
 _SIGMA_LOW_PX, _SIGMA_HIGH_PX = 2.0, 10.0
@@ -84,9 +85,9 @@ def choose_plan(settings: Mapping[str, Any], sample: Sequence[NDArray[Any]]) -> 
         )
     spacing = float(options["spacing_px"])
     if not spacing:
-        spacing = max(8.0, 0.3 * template)
+        spacing = matches_every_px(template)
         reasons.append(f"matches every {spacing:g} px: 0.3 of a template")
-    mesh_spacing = max(8.0, spacing * 40.0 / 48.0)
+    mesh_spacing = mesh_spacing_px(spacing)
     reasons.append(f"mesh of {mesh_spacing:.3g} px: a little finer than the matches")
     reasons.append(
         f"sections z to z + {options['neighbours']} are matched, so that a bad one is bridged"

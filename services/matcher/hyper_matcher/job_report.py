@@ -15,7 +15,7 @@ from hyper.align import REPORT_FILE, RESULT_FILE
 from hyper.arrays import Array
 from hyper.context import TaskContext
 from hyper.workflows import Workflow
-from hyper_matcher.align.geometry import PairMatches
+from hyper_matcher.align.facts import PairFacts
 from hyper_matcher.align.order import failed_pairs
 from hyper_matcher.align.quality import Facts, PairQuality, result_object
 from hyper_matcher.job_files import ALIGNED, Job, measure_file, section_file
@@ -41,7 +41,7 @@ def write_report(context: TaskContext, job: Job) -> dict[str, Any]:
     """Write the result object and the report into the session; returns the result object."""
     workflow = context.client.workflow(context.task.partition("/experiments/")[0])
     before, after = _measures(job)
-    pairs = job.load_matches()
+    pairs = job.load_facts()
     sections = [json.loads(content) for content in job.read_files(_each(job, section_file))]
     flagged = job.flagged()
     result = result_object(before, after, _facts(job, workflow, sections, pairs, flagged))
@@ -77,13 +77,13 @@ def _facts(
     job: Job,
     workflow: Workflow,
     sections: Sequence[Mapping[str, Any]],
-    pairs: Sequence[PairMatches],
+    pairs: Sequence[PairFacts],
     flagged: Mapping[int, str],
 ) -> Facts:
     tissue = [facts for facts in sections if not facts["blank"]]
     rejected: Counter[str] = Counter()
     for pair in pairs:
-        rejected.update(pair.counts())
+        rejected.update(pair.rejected)
     source = float(np.mean([facts["gradient_before"] for facts in tissue]))
     rendered = float(np.mean([facts["gradient_after"] for facts in tissue]))
     started = workflow.status.create_time
@@ -92,7 +92,7 @@ def _facts(
         sharpness=rendered / source if source > 0 else 0.0,
         jacobian_min=min(facts["jacobian_min"] for facts in sections),
         jacobian_max=max(facts["jacobian_max"] for facts in sections),
-        matches=sum(int(pair.accepted.sum()) for pair in pairs),
+        matches=sum(pair.accepted for pair in pairs),
         rejected=dict(sorted(rejected.items())),
         flagged=flagged,
         seconds=(datetime.now(UTC) - started).total_seconds() if started else 0.0,
@@ -109,7 +109,7 @@ def _report_data(
     result: Mapping[str, Any],
     before: Sequence[PairQuality],
     after: Sequence[PairQuality],
-    pairs: Sequence[PairMatches],
+    pairs: Sequence[PairFacts],
     flagged: Mapping[int, str],
 ) -> ReportData:
     settings = job.settings
@@ -197,7 +197,7 @@ def _meshes(job: Job, neighbours: Mapping[int, PairQuality]) -> list[SectionMesh
     )
     shown = []
     for pair in worst[:_MESHES]:
-        mesh, positions, _ = job.load_relaxed(pair.source_z)
+        mesh, positions, _ = job.load_placed(pair.source_z)
         p95 = float(np.percentile(pair.residuals, 95))
         note = f"residual to section {pair.target_z}: p95 {p95:.2f} px"
         shown.append(SectionMesh(pair.source_z, mesh, positions, note))

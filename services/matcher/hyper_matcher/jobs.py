@@ -18,19 +18,15 @@ from hyper import pyramids
 from hyper.align import blocks
 from hyper.context import TaskContext
 from hyper.errors import InvalidArgumentError
+from hyper_matcher import job_tiles
 from hyper_matcher.align.blocks import Means, grown, render_window, within_block
-from hyper_matcher.align.geometry import (
-    NOTHING_TO_MATCH,
-    Affine,
-    Mesh,
-    PairMatches,
-    point_pairs,
-)
+from hyper_matcher.align.facts import PairFacts
+from hyper_matcher.align.geometry import NOTHING_TO_MATCH, Mesh, point_pairs
+from hyper_matcher.align.levels import options_at
 from hyper_matcher.align.metrics import mean_gradient
 from hyper_matcher.align.order import swapped_sections
 from hyper_matcher.align.pipeline import pairs_of
 from hyper_matcher.align.quality import measure_windows
-from hyper_matcher.align.relax import RelaxedStack
 from hyper_matcher.align.relax import relax as relax_stack
 from hyper_matcher.align.render import (
     Canvas,
@@ -52,9 +48,8 @@ from hyper_matcher.job_files import (
     RAW,
     VALID,
     Job,
-    match_file,
     measure_file,
-    pack_pair,
+    placed_file,
     section_file,
     shards,
 )
@@ -63,6 +58,8 @@ from hyper_matcher.job_plan import choose_plan
 _FEATURE_GAIN = 127.0  # tanh's -1..1 becomes 1..255; 128 is no feature
 _FEATURE_ZERO = 128.0
 _MIN_KEPT = 0.97
+PLACED = 16  # sections that a task puts together
+_MESHES = 6  # finer than the coarsest: more than any stack needs
 
 
 def prepare(context: TaskContext, *, session: str) -> dict[str, Any]:
@@ -134,33 +131,69 @@ def match(context: TaskContext, *, session: str, z: int, block: int = 0) -> dict
         accepted += int((kept.rejection == 0).sum())
         if kept.flag:
             context.log(f"{kept.source_z} - {kept.target_z}: {kept.flag}")
-        job.session.write(match_file(kept.source_z, kept.target_z, block), pack_pair(kept))
+        job.write_matches(kept, block)
     return {"accepted": accepted}
 
 
 def relax(context: TaskContext, *, session: str) -> dict[str, Any]:
-    """Bring all meshes to rest at once; decide the canvas; make array `aligned`."""
+    """Bring all meshes to rest at once, or a coarser mesh of each; decide the canvas.
+
+    Returns, for what follows, the tiles of each finer mesh, and the parts of the stack to `place`.
+    """
     job = Job.open(context, session)
     depth, height, width = job.shape
-    pairs = job.load_matches()
+    plan, facts = job.plan, job.load_facts()
+    options = RelaxOptions(spacing_px=plan.mesh_spacing_px)
     points = point_pairs(job.settings["options"]["points"])
-    relaxed = relax_stack(
-        (height, width), depth, pairs, RelaxOptions(spacing_px=job.plan.mesh_spacing_px), points
-    )
-    flagged = swapped_sections(depth, pairs) | relaxed.flagged
+    levels = job.levels
+    if len(levels) == 1:
+        pairs = job.load_matches()
+        relaxed = relax_stack((height, width), depth, pairs, options, points, facts)
+    else:
+        coarse = options_at(levels[0], options)
+        pairs = job.load_matches(thinned=True)
+        relaxed = relax_stack((height, width), depth, pairs, coarse, points, facts)
+    flagged = swapped_sections(depth, facts) | relaxed.flagged
     for bad in job.settings["bad"]:
         flagged[int(bad["z"])] = f"left blank: {bad['reason']}"
     if len(flagged) == depth:
         raise InvalidArgumentError(
-            f"nothing can be aligned: {why_nothing(relaxed.flagged, pairs)}",
+            f"nothing can be aligned: {why_nothing(relaxed.flagged, facts)}",
             reason="INVALID_IMAGE",
         )
     canvas = choose_canvas(relaxed.positions, relaxed.mesh, _MIN_KEPT, tuple(flagged))
-    job.write_relaxed(relaxed, canvas, flagged)
-    _make_outputs(job, relaxed.mesh, canvas)
+    job.write_flagged(flagged)
+    _make_outputs(job, Mesh.over((height, width), levels[-1]), canvas)
+    if len(levels) == 1:
+        job.write_fields(0, relaxed.positions - relaxed.mesh.vertices)
+    else:
+        job.write_coarse(relaxed, facts)
+        context.log(f"the mesh is relaxed tile by tile at {levels[1:]} px, from {levels[0]:.3g} px")
     for z, why in sorted(flagged.items()):
         context.log(f"section {z} is flagged: {why}")
-    return {"flagged": len(flagged), "canvas": list(canvas.shape)}
+    counts = [len(job.tiling(k, relaxed.rigid)) for k in range(1, len(levels))]
+    counts += [0] * (_MESHES - len(counts))
+    tiles = {f"level-{k}": {"range": [0, count]} for k, count in enumerate(counts, 1)}
+    parts = -(-depth // PLACED) if len(levels) > 1 else 0
+    found = {"flagged": len(flagged), "canvas": list(canvas.shape)}
+    return {**found, "parts": {"range": [0, parts]}, **tiles}
+
+
+def settle(
+    context: TaskContext, *, session: str, level: int, turn: int, tile: int
+) -> dict[str, Any]:
+    """Relax one tile of a finer mesh, from where the coarser one, or the last turn, has left it."""
+    job = Job.open(context, session)
+    return {"vertices": job_tiles.settle(job, level, turn, tile)}
+
+
+def place(context: TaskContext, *, session: str, part: int) -> dict[str, Any]:
+    """Put together the tiles of some sections: their displacement fields."""
+    job = Job.open(context, session)
+    sections = range(part * PLACED, min((part + 1) * PLACED, job.shape[0]))
+    job.write_fields(sections.start, job_tiles.fields(job, sections))
+    job.write_json(placed_file(part), {"sections": [sections.start, sections.stop]})
+    return {"sections": len(sections)}
 
 
 def _make_outputs(job: Job, mesh: Mesh, canvas: Canvas) -> None:
@@ -187,23 +220,22 @@ def take_fields(context: TaskContext, *, session: str) -> dict[str, Any]:
             reason="SHAPE_MISMATCH",
         )
     mesh = Mesh((shape[0], shape[1]), int(fields.shape[2]), int(fields.shape[3]))
-    moved = np.asarray(fields[...], np.float64).transpose(1, 2, 3, 0).reshape(depth, -1, 2)
     y, x, height, width = (int(value) for value in known["canvas_px"])
     canvas = Canvas((y, x), (height, width))
-    rigid = tuple(Affine.fit_rigid(mesh.vertices, mesh.vertices + one) for one in moved)
-    flagged = {int(bad["z"]): f"left blank: {bad['reason']}" for bad in job.settings["bad"]}
-    job.write_relaxed(
-        RelaxedStack(mesh, mesh.vertices + moved, rigid, flagged, ()), canvas, flagged
+    job.write_flagged(
+        {int(bad["z"]): f"left blank: {bad['reason']}" for bad in job.settings["bad"]}
     )
     _make_outputs(job, mesh, canvas)
+    for z in range(depth):
+        job.session[FIELDS][:, z : z + 1] = fields[:, z : z + 1]
     return {"canvas": [height, width]}
 
 
-def why_nothing(flagged: Mapping[int, str], pairs: Sequence[PairMatches]) -> str:
+def why_nothing(flagged: Mapping[int, str], pairs: Sequence[PairFacts]) -> str:
     """One line on a stack none of whose sections can be trusted."""
     rejected: Counter[str] = Counter()
     for pair in pairs:
-        rejected.update(pair.counts())
+        rejected.update(pair.rejected)
     for nothing in NOTHING_TO_MATCH:
         del rejected[nothing.name.lower()]
     if not rejected:
@@ -220,9 +252,12 @@ def why_nothing(flagged: Mapping[int, str], pairs: Sequence[PairMatches]) -> str
 def render(context: TaskContext, *, session: str, z: int) -> dict[str, Any]:
     """Render one section into array `aligned`, or into what the refinement starts from."""
     job = Job.open(context, session)
-    placed = mesh, positions, canvas = job.load_relaxed(z)
-    moved = (positions - mesh.vertices).T.reshape(2, 1, mesh.rows, mesh.columns)
-    job.session[FIELDS][:, z : z + 1] = moved.astype(np.float32)
+    if job.tiled and not job.session.exists(placed_file(z // PLACED)):
+        raise InvalidArgumentError(
+            f"section {z} has not been placed: the recipe lacks the stages `settle` and `place` that "
+            "a stack of this size needs; see hyper.align.recipe"
+        )
+    placed = mesh, positions, canvas = job.load_placed(z)
     if job.settings["options"]["method"] == "deep":
         whole = job.source_window(z, slice(0, mesh.shape[0]), slice(0, mesh.shape[1]))
         job.session[ELASTIC][z] = render_section(whole, positions, mesh, canvas)[0]
@@ -240,7 +275,7 @@ def refine(context: TaskContext, *, session: str, z: int) -> dict[str, Any]:
     field = deep.refine_section(np.asarray(elastic[z]), others)
     length = np.linalg.norm(field, axis=-1)
     moved = {"refined_px_p99": round(float(np.percentile(length, 99)), 2)}
-    return _store(job, z, job.load_relaxed(z), lambda maps: deep.compose(maps, field)) | moved
+    return _store(job, z, job.load_placed(z), lambda maps: deep.compose(maps, field)) | moved
 
 
 def _deep() -> ModuleType:

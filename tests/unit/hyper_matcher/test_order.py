@@ -5,12 +5,13 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from hyper_matcher.align.facts import PairFacts, facts_of
 from hyper_matcher.align.geometry import Affine, PairMatches, Rejection
 from hyper_matcher.align.order import failed_pairs, resemblance, swapped_sections
 from hyper_matcher.align.pipeline import pairs_of
 
 
-def _pair(a: int, b: int, p1: float, accepted: int = 90, tried: int = 100) -> PairMatches:
+def _matched(a: int, b: int, p1: float, accepted: int = 90, tried: int = 100) -> PairMatches:
     rejection = np.where(np.arange(tried) < accepted, 0, 10).astype(np.uint8)
     points = np.zeros((tried, 2))
     return PairMatches(
@@ -19,7 +20,11 @@ def _pair(a: int, b: int, p1: float, accepted: int = 90, tried: int = 100) -> Pa
     )  # fmt: skip
 
 
-def _stack(order: list[int], bad: int = -1) -> list[PairMatches]:
+def _pair(a: int, b: int, p1: float, accepted: int = 90, tried: int = 100) -> PairFacts:
+    return facts_of(_matched(a, b, p1, accepted, tried))
+
+
+def _stack(order: list[int], bad: int = -1) -> list[PairFacts]:
     """Pairs of sections that lie at the depths `order`; the `bad` one resembles all less."""
     found = []
     for a, b in pairs_of(len(order), 3):
@@ -63,8 +68,8 @@ def test_nothing_resembles_nothing() -> None:
 
 
 def test_a_small_overlap_that_few_blocks_agree_on_is_no_proof() -> None:
-    pair = _pair(0, 1, 0.5, accepted=20, tried=20)
+    pair = _matched(0, 1, 0.5, accepted=20, tried=20)
     far = np.concatenate([pair.rejection, np.full(80, Rejection.OUTSIDE, np.uint8)])
-    few = replace(pair, rejection=far, p1=np.full(100, 0.5), coarse_score=0.4)
+    few = facts_of(replace(pair, rejection=far, p1=np.full(100, 0.5), coarse_score=0.4))
     assert "share 20% alone" in failed_pairs(2, [few])[0][2]
     assert failed_pairs(2, [replace(few, coarse_score=0.8)]) == []

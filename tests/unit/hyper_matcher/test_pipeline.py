@@ -7,6 +7,7 @@ import pytest
 import scipy.ndimage
 from numpy.typing import NDArray
 
+from hyper_matcher.align.facts import facts_of
 from hyper_matcher.align.geometry import Affine
 from hyper_matcher.align.match import MatchOptions
 from hyper_matcher.align.metrics import chunked_correlation
@@ -107,7 +108,7 @@ def test_swapped_and_turned_sections_of_real_tissue_are_named_and_aligned() -> N
     stack = align_stack(volume, _SMALL, measure=False)
     assert set(stack.relaxed.flagged) == {2, 3}
     assert "looks swapped with section 3" in stack.relaxed.flagged[2]
-    assert failed_pairs(7, stack.pairs) == []
+    assert failed_pairs(7, [facts_of(pair) for pair in stack.pairs]) == []
     turn = Affine.fit_rigid(stack.relaxed.mesh.vertices, stack.relaxed.positions[5]).angle_rad
     others = Affine.fit_rigid(stack.relaxed.mesh.vertices, stack.relaxed.positions[4]).angle_rad
     assert abs(np.cos(turn - others)) > 0.95 and np.cos(turn - others) < 0

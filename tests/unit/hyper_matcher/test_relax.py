@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from hyper_matcher.align import springs as springs_module
+from hyper_matcher.align.facts import facts_of
 from hyper_matcher.align.geometry import (
     Affine,
     PairMatches,
@@ -183,8 +184,8 @@ def test_a_stack_of_nothing_says_so_in_a_line() -> None:
         for k in (Rejection.LOW_PEAK, Rejection.BLANK_TEMPLATE)
     )
     flagged = relax(_SHAPE, 3, strangers, _OPTIONS).flagged
-    assert "failed for low peak" in why_nothing(flagged, strangers)
-    assert "has any contrast" in why_nothing(flagged, blanks)
+    assert "failed for low peak" in why_nothing(flagged, [facts_of(p) for p in strangers])
+    assert "has any contrast" in why_nothing(flagged, [facts_of(p) for p in blanks])
 
 
 def test_known_points_join_what_matches_do_not() -> None:

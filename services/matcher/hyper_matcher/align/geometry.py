@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import IntEnum
 from typing import Any
 
@@ -142,6 +142,13 @@ class PairMatches:
         """(n,) which matches count."""
         return np.asarray(self.rejection == Rejection.ACCEPTED)
 
+    def part(self, chosen: NDArray[np.bool_]) -> PairMatches:
+        """Some of its points, (n,)."""
+        return replace(
+            self, source=self.source[chosen], displacement=self.displacement[chosen],
+            p1=self.p1[chosen], p2=self.p2[chosen], rejection=self.rejection[chosen],
+        )  # fmt: skip
+
     @property
     def tried(self) -> int:
         """How many points had tissue to be matched in both sections."""
@@ -211,6 +218,10 @@ class Mesh:
         y = np.linspace(0, self.shape[0] - 1, self.rows)
         x = np.linspace(0, self.shape[1] - 1, self.columns)
         return np.stack(np.meshgrid(y, x, indexing="ij"), -1).reshape(-1, 2)
+
+    def places(self, numbers: NDArray[np.int64]) -> Points:
+        """(n, 2) of some vertices."""
+        return np.asarray(np.stack(np.divmod(numbers, self.columns), -1) * np.array(self.pitch))
 
     @property
     def triangles(self) -> NDArray[np.int64]:

@@ -5,9 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterable, Mapping, Sequence
 
-import numpy as np
-
-from hyper_matcher.align.geometry import PairMatches, Rejection
+from hyper_matcher.align.facts import PairFacts
 
 _FEWEST = 6  # accepted matches below which two neighbours are not joined
 _CHANCE = 0.3  # of those tried: so many agree with their neighbours by chance, in small sections
@@ -15,15 +13,12 @@ _OUTSIDE, _SURE = 0.7, 0.6  # chance finds small overlaps; most blocks agree onl
 _MARGIN = 1.06  # by what the other order must be better
 
 
-def resemblance(pair: PairMatches) -> float:
+def resemblance(pair: PairFacts) -> float:
     """How alike two sections are: median correlation of the matches, times the share accepted."""
-    if not pair.accepted.any():
-        return 0.0
-    share = float(pair.accepted.sum()) / max(1, pair.tried)
-    return float(np.median(pair.p1[pair.accepted])) * share
+    return pair.p1 * pair.accepted / max(1, pair.tried)
 
 
-def swapped_sections(depth: int, pairs: Iterable[PairMatches]) -> dict[int, str]:
+def swapped_sections(depth: int, pairs: Iterable[PairFacts]) -> dict[int, str]:
     """Neighbours that would fit the sections before and after them better the other way round.
 
     Sections further apart resemble each other less. Of four in a row, a b c d, the outer two tell
@@ -55,13 +50,13 @@ def swapped_sections(depth: int, pairs: Iterable[PairMatches]) -> dict[int, str]
     return found
 
 
-def _outside(pair: PairMatches) -> float:
+def _outside(pair: PairFacts) -> float:
     """Share of the points that the pair's fit puts outside of the other section."""
-    return float((pair.rejection == Rejection.OUTSIDE).mean()) if len(pair.rejection) else 0.0
+    return pair.outside / max(1, pair.total)
 
 
 def failed_pairs(
-    depth: int, pairs: Sequence[PairMatches], left_out: Mapping[int, str] | Iterable[int] = ()
+    depth: int, pairs: Sequence[PairFacts], left_out: Mapping[int, str] | Iterable[int] = ()
 ) -> list[tuple[int, int, str]]:
     """Neighbours that could not be joined, and why; those over sections left out count as one.
 
@@ -78,8 +73,8 @@ def failed_pairs(
         pair = known.get((a, b))
         if pair is None:
             failed.append((a, b, "too far apart to be matched; raise --neighbours"))
-        elif pair.accepted.sum() < max(_FEWEST, _CHANCE * pair.tried):
-            failed.append((a, b, pair.flag or f"only {int(pair.accepted.sum())} matches"))
+        elif pair.accepted < max(_FEWEST, _CHANCE * pair.tried):
+            failed.append((a, b, pair.flag or f"only {pair.accepted} matches"))
         elif (outside := _outside(pair)) > _OUTSIDE and pair.coarse_score < _SURE:
             failed.append((a, b, f"a fit in which they share {1 - outside:.0%} alone is no proof"))
     return failed

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from hyper_matcher.align.facts import facts_of
 from hyper_matcher.align.geometry import PairMatches
 from hyper_matcher.align.match import MatchOptions, PreparedSection, match_pair
 from hyper_matcher.align.metrics import mean_gradient
@@ -107,7 +108,9 @@ def align_stack(
     depth, shape = len(volume), (volume.shape[1], volume.shape[2])
     pairs = _match(volume, options, clock)
     relaxed = relax(shape, depth, pairs, options.relax)
-    relaxed = replace(relaxed, flagged=swapped_sections(depth, pairs) | relaxed.flagged)
+    relaxed = replace(
+        relaxed, flagged=swapped_sections(depth, map(facts_of, pairs)) | relaxed.flagged
+    )
     clock.lap("relax")
     canvas = choose_canvas(
         relaxed.positions, relaxed.mesh, options.min_kept, tuple(relaxed.flagged)

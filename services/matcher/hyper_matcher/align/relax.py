@@ -21,6 +21,7 @@ import numpy as np
 import scipy.sparse as sp
 from numpy.typing import NDArray
 
+from hyper_matcher.align.facts import PairFacts, facts_of
 from hyper_matcher.align.geometry import Affine, Mesh, PairMatches, Points
 from hyper_matcher.align.springs import RelaxOptions, all_springs, ends, inner_springs, solve
 
@@ -54,12 +55,13 @@ def relax(
     pairs: Sequence[PairMatches],
     options: RelaxOptions | None = None,
     points: Sequence[PairMatches] = (),
+    facts: Sequence[PairFacts] = (),
 ) -> RelaxedStack:
     """Place the meshes of `depth` sections of `shape` so that their matches meet.
 
     Sections without enough matches are flagged; those without any keep the placement of their
     nearest neighbour. `points`, few and known to be right (`point_pairs`), pull harder than all
-    matches near them, and are never doubted.
+    matches near them, and are never doubted. `facts` are of the pairs before they were thinned out.
     """
     options = options or RelaxOptions()
     mesh = Mesh.over(shape, options.spacing_px)
@@ -95,7 +97,7 @@ def relax(
     trusted = connected if connected.any() else np.ones(depth, bool)
     frame = _center(positions.reshape(depth, count, 2), vertices, trusted)
     placed = frame(positions).reshape(depth, count, 2)
-    flagged = flags(depth, pairs, options)
+    flagged = flags(depth, facts or [facts_of(pair) for pair in pairs], options)
     for z in np.flatnonzero(part > 0).tolist():
         flagged.setdefault(z, "no pair of sections joins it to the stack's main part")
     return RelaxedStack(mesh, placed, tuple(rigid), flagged, residuals, frame)
@@ -145,14 +147,14 @@ def _nearest(placed: dict[int, Affine], z: int) -> Affine:
     return placed[min(placed, key=lambda other: abs(other - z))]
 
 
-def flags(depth: int, pairs: Sequence[PairMatches], options: RelaxOptions) -> dict[int, str]:
+def flags(depth: int, pairs: Sequence[PairFacts], options: RelaxOptions) -> dict[int, str]:
     """Sections that cannot be trusted, and why."""
     accepted, tried = np.zeros(depth, np.int64), np.zeros(depth, np.int64)
     linked = np.zeros(depth, np.int64)
     touched = np.zeros(depth, np.int64)
     for pair in pairs:
         for z in (pair.source_z, pair.target_z):
-            accepted[z] += int(pair.accepted.sum())
+            accepted[z] += pair.accepted
             tried[z] += pair.tried
             linked[z] += pair.flag == ""
             touched[z] += 1

@@ -371,7 +371,7 @@ def test_a_stack_relaxed_tile_by_tile_is_aligned_alike(
 ) -> None:
     with Client(local_cluster.endpoint) as client:
         source = align_source.inspect_folder(small_stack)
-        options = align.AlignOptions(spacing_px=10.0, relax_vertices=1000)
+        options = align.AlignOptions(spacing_px=9.6, relax_vertices=1000)
         job = align.submit(client, source, "lab/tiled", options, say=print)
         result = align.finish(client, job)
         tasks = {each.id: each.tasks.total for each in job.workflow.status.experiments}

@@ -57,8 +57,8 @@ class AlignOptions:
         points: pairs of points known to be the same tissue: (z, y, x, z, y, x), px.
         method: "elastic", or "deep": refined by displacement fields; workers need torch.
         from_fields: `tenant/name[@version]/fields` of an alignment, used in place of matches.
-        relax_vertices: the mesh of all sections has more: it is relaxed tile by tile, about so many
-            vertices a task, from a coarser mesh of about so many.
+        relax_vertices: if the mesh of all sections has more, a coarser one of so many is relaxed as
+            one, and the finer ones tile by tile, about four times so many a task.
     """
 
     voxel_size_nm: tuple[float, float, float] | None = None

@@ -33,6 +33,7 @@ ELASTIC = "elastic"  # what `--method deep` starts from
 VALID, FIELDS = "valid", "fields"
 MODEL_FILE = "align/bandpass.onnx"
 _PLAN_FILE = "align/plan.json"
+TILE_SHARE = 4  # a tile starts near its rest, and costs less a vertex than the coarsest mesh
 _COARSE_FILE = "align/coarse.npz"
 _CHUNK_PX = 512
 _MAX_SHARD_PX = 4096
@@ -236,7 +237,8 @@ class Job:
     def tiling(self, level: int, rigid: Sequence[Affine]) -> Tiling:
         """The tiles of a level above the coarsest."""
         mesh = Mesh.over(self.shape[1:], self.levels[level])
-        return Tiling.of(mesh, rigid, int(self.settings["options"]["relax_vertices"]))
+        budget = TILE_SHARE * int(self.settings["options"]["relax_vertices"])
+        return Tiling.of(mesh, rigid, budget)
 
     def write_matches(self, pair: PairMatches, block: int) -> None:
         """A pair's matches in a block, their counts, and, for a coarser mesh, few of them."""

@@ -254,7 +254,7 @@ def render(context: TaskContext, *, session: str, z: int) -> dict[str, Any]:
     job = Job.open(context, session)
     if job.tiled and not job.session.exists(placed_file(z // PLACED)):
         raise InvalidArgumentError(
-            f"section {z} has not been placed: the recipe lacks the stages `settle` and `place` that "
+            f"section {z} has not been placed: the recipe lacks stages `settle` and `place`, which "
             "a stack of this size needs; see hyper.align.recipe"
         )
     placed = mesh, positions, canvas = job.load_placed(z)

@@ -18,7 +18,8 @@ from hyper_matcher.align.springs import RelaxOptions
 
 OVERLAP = 8  # vertices that a tile is relaxed beyond its own
 RING = 3  # more, which are held where they are
-_RUN, _RUN_OVERLAP = 256, 32  # sections
+_RUNS, _RUN_OVERLAP = (16, 32, 64, 128, 256), 32  # sections
+_LEAST = OVERLAP + RING + 1  # vertices across a tile, so that it meets its neighbours alone
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +48,7 @@ class Tiling:
         size_px: of a tile.
         grid: tiles down and across.
         run: sections of a tile.
+        times: how often a vertex is relaxed in one turn, as tiles overlap.
     """
 
     depth: int
@@ -55,6 +57,7 @@ class Tiling:
     size_px: float
     grid: tuple[int, int]
     run: int
+    times: float
 
     @classmethod
     def of(cls, mesh: Mesh, rigid: Sequence[Affine], budget: int) -> Tiling:
@@ -66,19 +69,23 @@ class Tiling:
             budget: at least what a tile of a vertex needs.
         """
         depth = len(rigid)
-        run = min(depth, _RUN)
-        thick = min(depth, run + 2 * _RUN_OVERLAP) if run < depth else depth
+        best = (math.inf, depth, _LEAST)
+        for run in {min(run, depth) for run in (*_RUNS, depth)}:
+            thick = min(depth, run + 2 * _RUN_OVERLAP)
+            edge = max(_LEAST, int(math.sqrt(budget / thick)) - 2 * OVERLAP)
+            if edge > _LEAST or run == min(_RUNS[0], depth):
+                twice = (1 + 2 * OVERLAP / edge) ** 2 * thick / run  # how often a vertex is solved
+                best = min(best, (twice, run, edge))
+        times, run, edge = best
         pitch = max(mesh.pitch)
-        edge = max(OVERLAP + RING + 1, int(math.sqrt(budget / thick)) - 2 * OVERLAP)
         height, width = mesh.shape
         corners = np.array([(0, 0), (0, width), (height, 0), (height, width)], np.float64)
         reached = np.concatenate([placement(corners) for placement in rigid])
         low, high = reached.min(axis=0) - 1, reached.max(axis=0) + 1
         size = edge * pitch
         counts = np.maximum(1, np.ceil((high - low) / size)).astype(int)
-        return cls(
-            depth, mesh, (float(low[0]), float(low[1])), size, (int(counts[0]), int(counts[1])), run
-        )
+        origin, grid = (float(low[0]), float(low[1])), (int(counts[0]), int(counts[1]))
+        return cls(depth, mesh, origin, size, grid, run, times)
 
     @property
     def runs(self) -> int:

@@ -90,6 +90,8 @@ def test_the_highest_price_and_spot_false_are_kept_to():
     assert set(sure.launches) == {("b", False)}
     cheap = plan(demand(hardware=Hardware(max_usd_h=0.05)), offers, {}, (), {}, 0.0, 100)
     assert set(cheap.launches) == {("b", True)}
+    free = plan(demand(hardware=Hardware(max_usd_h=0.0)), offers, {}, (), {}, 0.0, 100)
+    assert (free.launches, free.rows[0].reason) == ((), "not sold so, or above the highest price")
     none = plan(demand(hardware=Hardware(cpus=99)), offers, {}, (), {}, 0.0, 100)
     assert not none.launches
     assert "no offer fits" in none.message

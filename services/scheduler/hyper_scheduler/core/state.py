@@ -17,6 +17,7 @@ from hyper_scheduler.core.taskset import TaskSet
 
 SLOT = 512  # a slot is shared in this many parts
 PREFETCH_S = 0.5  # of short work waits at a worker for each slot
+NOMINAL = 1.1  # kernel and firmware keep up to a tenth of the memory that a machine is sold with
 SUSPECT = 3  # a task whose attempts lost their worker so often in a row runs alone
 
 
@@ -245,6 +246,17 @@ class Capacity:
     offer: str = ""  # what it was launched as; "": it was not launched by this cluster
     host: str = ""  # where other workers reach it
     ports: tuple[int, ...] = ()  # for gangs
+
+    @property
+    def for_tasks_bytes(self) -> int:
+        """Memory that tasks may ask for: what a launched machine was sold with."""
+        return int(self.memory_bytes * NOMINAL) if self.offer else self.memory_bytes
+
+    @property
+    def zone(self) -> tuple[str, str, str]:
+        """Its failure domain; clouds and regions give their zones the same names."""
+        labels = dict(self.labels)
+        return labels.get("cloud", ""), labels.get("region", ""), labels.get("zone", "")
 
 
 @dataclass(slots=True)

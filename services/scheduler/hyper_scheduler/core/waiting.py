@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections import Counter
+
 from hyper_scheduler.core.dispatch import at_quota
-from hyper_scheduler.core.model import Experiment
+from hyper_scheduler.core.model import Experiment, Spot
 from hyper_scheduler.core.state import SLOT, ExperimentRun, RunState, State, WorkerRun, WorkflowRun
 from hyper_scheduler.core.tasks import places_when_empty, wrong_labels
 
@@ -57,13 +59,15 @@ def _waits(run: ExperimentRun) -> bool:
 def _no_place(usable: list[WorkerRun], run: ExperimentRun) -> str:
     """What no worker has, however idle; empty when some could run it."""
     spec = run.spec
-    places = 0
+    places: Counter[tuple[str, str, str]] = Counter()
     for each in usable:  # of thousands the first has a place, as a rule
-        places += places_when_empty(each, spec)
-        if places >= spec.gang:
+        zone = each.capacity.zone
+        places[zone] += places_when_empty(each, spec)
+        if places[zone] >= spec.gang:
             return ""
-    if places:
-        return f"a gang of {spec.gang} needs as many places at once, and all workers have {places}"
+    if largest := max(places.values()):
+        what = f"a gang of {spec.gang} needs as many places at once in one zone"
+        return f"{what}, and none has more than {largest}"
     kind = [each for each in usable if not wrong_labels(each, spec)]
     if not kind:
         return f"none of {len(usable)} workers has the labels {_labels(spec)}"
@@ -72,7 +76,7 @@ def _no_place(usable: list[WorkerRun], run: ExperimentRun) -> str:
         ("CPUs", need.cpus, max(each.capacity.cpus for each in kind)),
         ("GPUs", need.gpus, max(each.capacity.gpus for each in kind)),
         ("GiB of memory", need.memory_bytes / 2**30,
-         max(each.capacity.memory_bytes for each in kind) / 2**30),
+         max(each.capacity.for_tasks_bytes for each in kind) / 2**30),
     ):  # fmt: skip
         if wanted > most:
             return f"a task needs {wanted:g} {what}, and no worker has more than {most:.4g}"
@@ -80,7 +84,11 @@ def _no_place(usable: list[WorkerRun], run: ExperimentRun) -> str:
 
 
 def _labels(spec: Experiment) -> str:
-    wanted = dict(spec.labels)
-    if spec.hardware.gpu:
-        wanted["gpu"] = spec.hardware.gpu
+    wanted, need = dict(spec.labels), spec.hardware
+    for key, value in (
+        ("gpu", need.gpu), ("instance_type", need.instance_type),
+        ("cloud", " or ".join(need.clouds)), ("spot", "false" * (need.spot is Spot.NEVER)),
+    ):  # fmt: skip
+        if value:
+            wanted[key] = value
     return ", ".join(f"{key}={value}" for key, value in wanted.items())

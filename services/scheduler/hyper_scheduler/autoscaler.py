@@ -25,7 +25,8 @@ from hyper_scheduler.core.state import ExperimentRun, RunState, State, WorkerRun
 from hyper_scheduler.core.tasks import places_when_empty
 from hyper_scheduler.measured import Prometheus
 from hyper_scheduler.placement.backoff import Refusal, accepted, refused
-from hyper_scheduler.placement.fleet import Demand, Held, Known, Plan, plan, refusal_key
+from hyper_scheduler.placement.demand import Demand, Held, Known, Plan, refusal_key
+from hyper_scheduler.placement.fleet import plan
 from hyper_scheduler.placement.hazard import Hazard
 from hyper_scheduler.placement.ledger import Ledger, Machine
 from hyper_scheduler.placement.offers import Offer

@@ -15,7 +15,8 @@ from hyper_scheduler.autoscaler import Autoscaler
 from hyper_scheduler.core.model import Recipe
 from hyper_scheduler.core.state import ExperimentRun, experiment_runs
 from hyper_scheduler.driver import Driver
-from hyper_scheduler.placement.fleet import UNKNOWN_TASK_S, Demand, Known, plan, view_of
+from hyper_scheduler.placement.demand import Demand, Known
+from hyper_scheduler.placement.fleet import UNKNOWN_TASK_S, plan, view_of
 from hyper_scheduler.placement.forecast import Spread, forecast
 from hyper_scheduler.placement.ledger import Account, Machine
 from hyper_scheduler.placement.simulation import Outcome

@@ -88,7 +88,7 @@ def autoscaler(
 
 async def test_a_provider_that_is_away_stops_no_other() -> None:
     core = Core()
-    core.submit(recipe(replace(experiment("a", 3), workers=3)))
+    core.submit(recipe(replace(experiment("a", 30), workers=3)))
     broken, good = Provider(away=True), Provider()
     scaler, beside = autoscaler(core, broken=broken, good=good)
     for _ in range(3):
@@ -161,6 +161,7 @@ async def test_workers_that_are_there_take_what_fits_them(gpus: int, launched: i
         work = experiment("a", 2 if name == "first" else 1)
         work = replace(work, hardware=Hardware(gpus=gpus))
         core.submit(recipe(work), f"tenants/t/workflows/{name}", name)
+        core.state.workflows[f"tenants/t/workflows/{name}"].experiments["a"].mean_s = 3600.0
     with_gpus = OFFERS.replace("max: 2", "max: 9, gpu: T4")
     scaler, _ = autoscaler(core, with_gpus, broken=Provider(), good=Provider())
     await scaler.look()

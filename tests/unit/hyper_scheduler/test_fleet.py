@@ -14,7 +14,8 @@ from hyper.errors import InvalidArgumentError
 from hyper_scheduler.catalogue import parse_catalogue
 from hyper_scheduler.core.model import Hardware, Spot
 from hyper_scheduler.placement.backoff import FIRST_S, MOST_S, accepted, refused
-from hyper_scheduler.placement.fleet import Demand, Held, Known, plan, refusal_key, view_of
+from hyper_scheduler.placement.demand import Demand, Held, Known, refusal_key
+from hyper_scheduler.placement.fleet import plan, view_of
 from hyper_scheduler.placement.forecast import forecast
 from hyper_scheduler.placement.hazard import Hazard
 from hyper_scheduler.placement.ledger import Ledger, Machine

@@ -201,8 +201,7 @@ def _plan_one(
             each.usd *= view.lanes / few
         sure = view.cheapest_on_demand()
         if sure is not None:
-            market = view.markets[sure]
-            sure_usd = view.work_h / market.throughput * market.usd_h
+            sure_usd = view.work_h / view.useful(sure) * view.markets[sure].usd_h
     found.cost_usd.CopyFrom(_estimate([each.usd for each in outcomes]))
     found.finish_s.CopyFrom(_estimate([each.end_h * 3600 for each in outcomes]))
     return found, outcomes, sure_usd

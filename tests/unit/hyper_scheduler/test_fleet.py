@@ -187,6 +187,19 @@ def test_a_forecast_has_a_spread(deadline_s: float):
     assert [each.usd for each in again] == usd
 
 
+def test_a_forecast_uses_all_that_is_sold_on_demand_and_all_of_a_large_machine():
+    def ends_h(*racks: Offer) -> float:
+        what = demand(hardware=Hardware(spot=Spot.NEVER), limit=6, tasks=60, total=60)
+        view, _ = view_of(what, racks, {}, {}, 0.0, 100)
+        (outcome,) = forecast(view, [], 1, random.Random(1))
+        return outcome.end_h
+
+    three = [offer(each, spot_usd_h=None, most=2) for each in "abc"]
+    assert ends_h(*three) == pytest.approx(10 / 6 + 0.05, rel=0.02)
+    large = offer("large", spot_usd_h=None, slots=4, on_demand_usd_h=0.5, most=1)
+    assert ends_h(*three[:1], large) == pytest.approx(10 / 6 + 0.05, rel=0.02)
+
+
 def test_recordings_of_both_kinds_are_read(tmp_path: Path):
     for zone, data in (("us-1a", [0, 1, 1]), ("us-1b", [2, 2, 0])):
         content = {"metadata": {"gap_seconds": 600}, "data": data}

@@ -1,7 +1,7 @@
 """Machines for what waits: looks, plans (`placement.fleet`), launches, drains, terminates.
 
-Runs while this replica leads. What is paid for is in the ledger, one key of etcd that is written
-before a machine is launched; after a leader's death the next one finds every machine by its tag
+Runs while this replica leads. What is paid for is in the ledger, which is written to etcd before a
+machine is launched; after a leader's death the next one finds every machine by its tag
 and adopts it, or ends it when nobody needs it.
 """
 
@@ -157,7 +157,7 @@ class Autoscaler:
             )
         self.plans = plans
         await self._carry_out(plans, now)
-        await self._store.save_ledger(self.ledger.plain(), self._term.fence)
+        await self._store.save_ledger(self.ledger.parts(), self._term.fence)
 
     def _offers(self, demand: Demand) -> list[Offer]:
         """The catalogue, less what others have of each offer's most."""
@@ -393,7 +393,7 @@ class Autoscaler:
             offer.slots, now, now,
         )  # fmt: skip
         self.ledger.open(machine, entry)
-        await self._store.save_ledger(self.ledger.plain(), self._term.fence)
+        await self._store.save_ledger(self.ledger.parts(), self._term.fence)
         order = Order(
             machine=machine,
             offer=offer.name,

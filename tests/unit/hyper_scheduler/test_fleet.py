@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import random
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -157,7 +158,7 @@ def test_the_ledger_pays_by_the_second_and_keeps_what_was_lost():
     ledger = Ledger()
     ledger.open("m", Machine("a", "w", "e", "p", True, 3.6, 10.8, 2, 0.0, 0.0))
     ledger.see("m", 1000.0, busy_slots=1)
-    ledger = Ledger.of(json.loads(json.dumps(ledger.plain())))  # the next leader's
+    ledger = Ledger.of(json.loads(json.dumps(ledger.parts())))  # the next leader's
     ledger.see("m", 1500.0, busy_slots=2)
     ledger.close("m", preempted=True)
     ledger.rework("m", 100.0)
@@ -170,6 +171,17 @@ def test_the_ledger_pays_by_the_second_and_keeps_what_was_lost():
     assert ledger.rework("unknown", 1.0) is None
     ledger.forget(set())
     assert ledger.accounts == {}
+
+
+def test_no_part_of_a_ledger_outgrows_a_value_of_etcd():
+    ledger = Ledger()
+    for i in range(5_000):
+        machine = Machine("offer", f"tenants/t/workflows/{i % 1_000:040}", "e", "p", True, 1 / 3,
+                          1.0, 4, 1.7e9 + i / 3, 1.7e9)  # fmt: skip
+        ledger.open(f"m-{i:012}", replace(machine, offer=f"offer-{i % 7}"))
+    parts = ledger.parts()
+    assert max(len(json.dumps(each)) for each in parts.values()) < 1_000_000
+    assert Ledger.of(json.loads(json.dumps(parts))) == ledger
 
 
 @pytest.mark.parametrize("deadline_s", [math.inf, 40_000.0])

@@ -419,6 +419,9 @@ class State:
     worked: dict[tuple[str, str], list[float]] = field(default_factory=dict)  # count, seconds
     rework_s: dict[str, float] = field(default_factory=dict)  # lost with machines, by worker
 
+    over_budget: Mapping[str, str] = field(default_factory=dict)  # workflow -> what that means
+    placement: Mapping[str, str] = field(default_factory=dict)  # workflow -> why no machine comes
+
     def experiment(self, task: TaskId) -> ExperimentRun | None:
         """The experiment of a task that exists."""
         workflow = self.workflows.get(task.workflow)

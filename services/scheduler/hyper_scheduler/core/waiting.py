@@ -16,19 +16,23 @@ def why_waiting(state: State, workflow: WorkflowRun) -> str:
         return ""
     if workflow.paused:
         return f"paused: `hyper resume {workflow.name.rpartition('/')[2]}` goes on"
+    usable = [each for each in state.workers.values() if each.session and not each.draining]
+    budget = state.over_budget.get(workflow.name, "")
+    if budget and _has_more(workflow) and all(each.capacity.offer for each in usable):
+        return budget
     waiting = [run for run in workflow.experiments.values() if _waits(run)]
     if not waiting:
         return ""
     if workflow.name in state.held:
         return "a new scheduler leads: it waits for the workers that it knows of, a few seconds"
-    usable = [each for each in state.workers.values() if each.session and not each.draining]
+    note = budget or state.placement.get(workflow.name, "")
     if not usable:
         gone = len(state.workers) - len(usable)
         rest = f" ({gone} silent or draining)" if gone else ""
-        return f"no worker is connected{rest}: `hyper nodes` lists them"
+        return f"no worker is connected{rest}: {note or '`hyper nodes` lists them'}"
     for run in waiting:
         if text := _no_place(usable, run):
-            return f"{run.spec.name}: {text}"
+            return f"{run.spec.name}: {text}" + (f"; {note}" if note else "")
     if any(run.running for run in waiting):
         return ""  # it gets on
     if at_quota(state, workflow.tenant):
@@ -43,6 +47,15 @@ def why_waiting(state: State, workflow: WorkflowRun) -> str:
     if run.suspects:
         return f"{run.spec.name}: waits for a worker that runs nothing else"
     return f"{run.spec.name}: waits for a free slot ({busy} of {slots} busy)" if busy else ""
+
+
+def _has_more(workflow: WorkflowRun) -> bool:
+    """Whether something is left to do when what runs is done."""
+    runs = [run for run in workflow.experiments.values() if not run.state.ended]
+    return any(
+        run.state is RunState.PENDING or run.succeeded + run.failed + run.running < run.total
+        for run in runs
+    )
 
 
 def _waits(run: ExperimentRun) -> bool:

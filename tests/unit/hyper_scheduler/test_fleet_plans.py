@@ -12,6 +12,7 @@ from hyper_scheduler.core.model import Hardware, Spot
 from hyper_scheduler.placement.backoff import Refusal, refused
 from hyper_scheduler.placement.demand import Demand, Held, Known, Plan, refusal_key
 from hyper_scheduler.placement.fleet import plan
+from hyper_scheduler.placement.hazard import Hazard
 from hyper_scheduler.placement.offers import Offer
 
 HOUR = 3600.0
@@ -45,6 +46,7 @@ def machine(name: str, of: str, *, busy: int = 0, spot: bool = True, age_h: floa
 
 
 NEVER = Hardware(spot=Spot.NEVER)
+CALM = Hazard().seen(0.0, 1000.0)
 
 
 # Who is ended
@@ -114,6 +116,30 @@ def test_noise_moves_no_machine(faster: float) -> None:
     known = {"a": Known(throughput=10.0), "b": Known(throughput=10.0 * faster)}
     held = [machine(f"m-{i}", "a", busy=1, spot=False) for i in range(4)]
     found = drawn(offers, held, known, limit=4, hardware=NEVER)
+    assert (found.launches, found.ends) == ((), ())
+
+
+def test_an_offer_that_was_not_measured_is_tried_with_one_machine() -> None:
+    offers = [sure("a", 0.3), sure("b", 0.3)]
+    known = {"a": Known(throughput=10.0)}
+    found = drawn(offers, (), known, limit=6, hardware=NEVER)
+    assert Counter(found.launches) == {("a", False): 5, ("b", False): 1}
+    held = [machine(f"m-{i}", "a", busy=1, spot=False) for i in range(6)]
+    assert drawn(offers, held, known, limit=6, hardware=NEVER).launches == (("b", False),)
+    held[5] = machine("n", "b", busy=1, spot=False)
+    again = drawn(offers, held, known, limit=6, hardware=NEVER)
+    assert (again.launches, again.ends) == ((), ())
+
+
+@pytest.mark.parametrize("faster", [0.93, 1.0, 1.07])
+def test_noise_moves_nothing_between_spot_and_on_demand(faster: float) -> None:
+    offers = [sure("rack", 0.1), offer("cloud", on_demand_usd_h=None)]
+    known = {
+        "rack": Known(throughput=10.0 * faster, hazard=CALM),
+        "cloud": Known(throughput=10.0, hazard=CALM),
+    }
+    held = [machine(f"m-{i}", "rack", busy=1, spot=False) for i in range(4)]
+    found = drawn(offers, held, known, limit=4, task_s=60.0)
     assert (found.launches, found.ends) == ((), ())
 
 

@@ -203,7 +203,8 @@ def _markets(
         group, lanes = _group(offer, demand), places[i] / min(places)
         usd_h = offer.usd_h(spot=spot)
         assert usd_h is not None  # `sorts` has looked
-        speed = (fact.throughput or best * OPTIMISM) / best if best else 1.0
+        optimism = OPTIMISM if best and not fact.throughput else 1.0
+        speed = fact.throughput / best if best and fact.throughput else optimism
         capacity = mine if away else min(offer.most, max(1, mine)) if doubtful else offer.most
         found.append(
             Market(
@@ -216,7 +217,7 @@ def _markets(
                 capacity=capacity // group,
                 egress_usd=demand.egress_gb * offer.egress_usd_gb / task_h,
                 lanes=lanes,
-                measured=bool(fact.throughput) or not best,
+                optimism=optimism,
             )
         )
     return tuple(found)

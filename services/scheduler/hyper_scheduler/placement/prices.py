@@ -52,7 +52,10 @@ class Prices:
         if not spot:
             return frozenset()
         most = max(map(self.score, spot))  # the deadline is not weighed yet
-        return frozenset(i for i in self.sure if self.score(i) <= most)
+        held = {each.market for each in self.view.units}
+        return frozenset(
+            i for i in self.sure if self.score(i) * (1.0 - NOISE if i in held else 1.0) <= most
+        )
 
     @property
     def sure_lanes(self) -> float:

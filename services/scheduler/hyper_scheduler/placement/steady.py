@@ -130,19 +130,33 @@ def _filled_up(
         options = [i for i in order if room(i) > 0]
         if not options:
             return wanted
-        # of a machine with more places than are wanted the others are paid for nothing
-        best = min(options, key=lambda i: prices.score(i) * max(1.0, view.fills(i) / rest))
+        best = min(options, key=_score_of_more(prices, wanted, rest))
         spare = rest - max(map(view.fills, options))  # while there is some, the choice is the same
         count = min(room(best), 1 + max(0, int(spare / view.fills(best) + _ROUNDING)))
+        if view.markets[best].optimism > 1.0 and best not in wanted:
+            count = 1
         wanted += [best] * count
         rest -= count * view.fills(best)
     if kept and not starting and len(wanted) == len(kept):
         room = _room(view, wanted, cap, elsewhere)
-        better = (i for i in order if room(i) > 0 and (i not in wanted or view.markets[i].measured))
-        i = next(better, None)
+        tried = {i for i in wanted if view.markets[i].optimism > 1.0}
+        i = next((i for i in order if room(i) > 0 and i not in tried), None)
         if i is not None and prices.worth_moving(kept[-1], i):
             wanted.append(i)
     return wanted
+
+
+def _score_of_more(prices: Prices, wanted: Sequence[int], rest: float) -> Callable[[int], float]:
+    """What one more unit's work costs, where `rest` lanes are to be filled."""
+    markets, there = prices.view.markets, frozenset(wanted)
+
+    def score(i: int) -> float:
+        # of a machine with more places than are wanted the others are paid for nothing
+        usd = prices.score(i) * max(1.0, prices.view.fills(i) / rest)
+        again = markets[i].optimism if i in there else 1.0
+        return usd * again * (1.0 + _ROUNDING if again > 1.0 else 1.0)  # equal: what is known
+
+    return score
 
 
 def _room(

@@ -24,7 +24,7 @@ class Market:
         egress_usd: to move one unit-hour's data there.
         usual_losses_per_h: over days, where `losses_per_h` is of today; None: the same.
         lanes: that one unit fills: large machines run more tasks at once than small ones.
-        measured: its throughput is; one that is not is tried with a single unit.
+        optimism: how many times its throughput is taken for what it may be: a single unit is tried.
     """
 
     key: str
@@ -37,7 +37,7 @@ class Market:
     egress_usd: float = 0.0
     usual_losses_per_h: float | None = None
     lanes: float = 1.0
-    measured: bool = True
+    optimism: float = 1.0
 
     def expected_losses_per_h(self, ahead_h: float) -> float:
         """Losses an hour on average over the next hours: today's, then what is usual."""

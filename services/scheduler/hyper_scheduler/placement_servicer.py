@@ -14,6 +14,7 @@ from hyper_scheduler import convert
 from hyper_scheduler.autoscaler import Autoscaler
 from hyper_scheduler.core.model import Recipe
 from hyper_scheduler.core.state import ExperimentRun, experiment_runs
+from hyper_scheduler.demands import tail_s
 from hyper_scheduler.driver import Driver
 from hyper_scheduler.placement.demand import Demand, Known
 from hyper_scheduler.placement.fleet import UNKNOWN_TASK_S, plan, view_of
@@ -138,8 +139,9 @@ def _plan(
     for name, run in runs.items():
         starts = [max((finish[each][i] for each in run.spec.depends_on), default=0.0)
                   for i in range(samples)]  # fmt: skip
+        begins_s = sum(starts) / samples
         planned, outcomes, sure_usd = _plan_one(
-            autoscaler, recipe, run, tasks.get(name, 0), task_s, samples
+            autoscaler, recipe, runs, name, tasks.get(name, 0), task_s, samples, begins_s
         )
         response.experiments.append(planned)
         finish[name] = [
@@ -157,18 +159,23 @@ def _plan(
 
 
 def _plan_one(
-    autoscaler: Autoscaler, recipe: Recipe, run: ExperimentRun, tasks: int, task_s: float,
-    samples: int,
+    autoscaler: Autoscaler, recipe: Recipe, runs: Mapping[str, ExperimentRun], name: str,
+    tasks: int, task_s: float, samples: int, begins_s: float,
 ) -> tuple[pb.ExperimentPlan, list[Outcome], float]:  # fmt: skip
+    run = runs[name]
     count = tasks or run.total or 1
     known = autoscaler.known(run.kind)
     measured = max((each.throughput for each in known.values()), default=0.0)
     seconds = task_s or (3600 / measured if measured else UNKNOWN_TASK_S)
-    deadline_s = math.inf if recipe.deadline_s is None else recipe.deadline_s
+    left_s = deadline_s = math.inf
+    if recipe.deadline_s is not None:
+        deadline_s = recipe.deadline_s
+        left_s = deadline_s - begins_s - tail_s(runs, run, seconds, autoscaler.max_machines)
     demand = Demand(
         workflow="", experiment=run.spec.name, tasks=count, total=count,
         hardware=run.spec.hardware, limit=run.spec.workers, gang=run.spec.gang, task_s=seconds,
-        step_s=run.spec.around.checkpoint_every_s, left_s=deadline_s, deadline_s=deadline_s,
+        step_s=run.spec.around.checkpoint_every_s, left_s=left_s, deadline_s=deadline_s,
+        labels=run.spec.labels,
     )  # fmt: skip
     offers, refusals, now = autoscaler.catalogue.offers, autoscaler.refusals, autoscaler.now()
     most = autoscaler.max_machines

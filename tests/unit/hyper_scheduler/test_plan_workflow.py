@@ -18,7 +18,8 @@ name: staged
 deadline: {deadline}
 experiments:
   first: {{command: "true", parameters: {{i: {{range: [0, 10]}}}}, workers: 1}}
-  second: {{command: "true", parameters: {{i: {{range: [0, 10]}}}}, workers: 1, depends_on: [first]}}
+  second: {{command: "true", parameters: {{i: {{range: [0, 10]}}}}, workers: 1,
+            depends_on: [first]}}
 """
 
 

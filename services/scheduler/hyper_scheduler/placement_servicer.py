@@ -14,8 +14,10 @@ from hyper_scheduler import convert
 from hyper_scheduler.autoscaler import Autoscaler
 from hyper_scheduler.core.model import Recipe
 from hyper_scheduler.core.state import ExperimentRun, experiment_runs
+from hyper_scheduler.demands import tail_s
 from hyper_scheduler.driver import Driver
-from hyper_scheduler.placement.fleet import UNKNOWN_TASK_S, Demand, Known, plan, view_of
+from hyper_scheduler.placement.demand import Demand, Known
+from hyper_scheduler.placement.fleet import UNKNOWN_TASK_S, plan, view_of
 from hyper_scheduler.placement.forecast import Spread, forecast
 from hyper_scheduler.placement.ledger import Account, Machine
 from hyper_scheduler.placement.simulation import Outcome
@@ -137,8 +139,9 @@ def _plan(
     for name, run in runs.items():
         starts = [max((finish[each][i] for each in run.spec.depends_on), default=0.0)
                   for i in range(samples)]  # fmt: skip
+        begins_s = sum(starts) / samples
         planned, outcomes, sure_usd = _plan_one(
-            autoscaler, recipe, run, tasks.get(name, 0), task_s, samples
+            autoscaler, recipe, runs, name, tasks.get(name, 0), task_s, samples, begins_s
         )
         response.experiments.append(planned)
         finish[name] = [
@@ -156,18 +159,23 @@ def _plan(
 
 
 def _plan_one(
-    autoscaler: Autoscaler, recipe: Recipe, run: ExperimentRun, tasks: int, task_s: float,
-    samples: int,
+    autoscaler: Autoscaler, recipe: Recipe, runs: Mapping[str, ExperimentRun], name: str,
+    tasks: int, task_s: float, samples: int, begins_s: float,
 ) -> tuple[pb.ExperimentPlan, list[Outcome], float]:  # fmt: skip
+    run = runs[name]
     count = tasks or run.total or 1
     known = autoscaler.known(run.kind)
     measured = max((each.throughput for each in known.values()), default=0.0)
     seconds = task_s or (3600 / measured if measured else UNKNOWN_TASK_S)
-    deadline_s = math.inf if recipe.deadline_s is None else recipe.deadline_s
+    left_s = deadline_s = math.inf
+    if recipe.deadline_s is not None:
+        deadline_s = recipe.deadline_s
+        left_s = deadline_s - begins_s - tail_s(runs, run, seconds, autoscaler.max_machines)
     demand = Demand(
         workflow="", experiment=run.spec.name, tasks=count, total=count,
         hardware=run.spec.hardware, limit=run.spec.workers, gang=run.spec.gang, task_s=seconds,
-        step_s=run.spec.around.checkpoint_every_s, left_s=deadline_s, deadline_s=deadline_s,
+        step_s=run.spec.around.checkpoint_every_s, left_s=left_s, deadline_s=deadline_s,
+        labels=run.spec.labels,
     )  # fmt: skip
     offers, refusals, now = autoscaler.catalogue.offers, autoscaler.refusals, autoscaler.now()
     most = autoscaler.max_machines
@@ -200,8 +208,7 @@ def _plan_one(
             each.usd *= view.lanes / few
         sure = view.cheapest_on_demand()
         if sure is not None:
-            market = view.markets[sure]
-            sure_usd = view.work_h / market.throughput * market.usd_h
+            sure_usd = view.work_h / view.useful(sure) * view.markets[sure].usd_h
     found.cost_usd.CopyFrom(_estimate([each.usd for each in outcomes]))
     found.finish_s.CopyFrom(_estimate([each.end_h * 3600 for each in outcomes]))
     return found, outcomes, sure_usd

@@ -9,7 +9,8 @@ Under `{etcd_prefix}/scheduler/`:
     requests/{request_id}                    what was done for it; under a lease
     forgotten/{tenant}/{workflow}            its results are being deleted; all else of it is gone
     drained/{worker}
-    placement/ledger                         machines that are paid for, and sums
+    placement/machines/{n}                   machines that are paid for, a thousand a key
+    placement/accounts/{workflow}            what each workflow's have cost
 
 Every write carries the fence of the leadership it was decided under.
 """
@@ -18,8 +19,8 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
 from typing import Any
 
 from hyper.errors import HyperError, NotFoundError
@@ -85,6 +86,7 @@ class Store:
         self._lease: tuple[Lease, float] | None = None
         self._cache: dict[str, dict[int, dict[str, Any]]] = {}
         self._recipes: dict[str, Recipe] = {}
+        self._ledger: dict[str, bytes] = {}  # as it was read and written last
 
     @property
     def leader_key(self) -> str:
@@ -186,18 +188,26 @@ class Store:
         await self._cut_history(size, result.revision)
 
     async def load_ledger(self) -> dict[str, Any]:
-        """What machines have cost, as `Ledger.plain` had it; empty at first."""
-        found = await self._etcd.get(f"{self._root}placement/ledger")
-        return {} if found is None else dict(json.loads(found.value))
+        """What machines have cost, in the parts that `Ledger.parts` had; empty at first."""
+        root = f"{self._root}placement/"
+        items, _ = await self._etcd.get_prefix(root)
+        self._ledger = {item.key.removeprefix(root): item.value for item in items}
+        return {name: json.loads(value) for name, value in self._ledger.items()}
 
-    async def save_ledger(self, plain: dict[str, Any], fence: Compare) -> None:
-        """Durable on return.
+    async def save_ledger(self, parts: Mapping[str, Any], fence: Compare) -> None:
+        """Durable on return. Parts that have not changed are not written again.
 
         Raises:
             DeposedError: another scheduler leads.
         """
-        value = json.dumps(plain, separators=(",", ":")).encode()
-        await self.write([Put("placement/ledger", value)], fence)
+        new = {
+            name: json.dumps(part, separators=(",", ":")).encode() for name, part in parts.items()
+        }
+        puts = [Put(name, value) for name, value in new.items() if self._ledger.get(name) != value]
+        puts += [Put(name, None) for name in self._ledger.keys() - new.keys()]
+        for batch in transactions((replace(put, key=f"placement/{put.key}"),) for put in puts):
+            await self.write(batch, fence)
+        self._ledger = new
 
     async def _cut_history(self, size: int, revision: int) -> None:
         """Pages are written again and again: their old revisions would fill etcd between its own

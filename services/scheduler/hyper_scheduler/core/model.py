@@ -97,7 +97,7 @@ class Objective:
 class Spot(StrEnum):
     """On which machines: those that may vanish, others, or those that may where there are any."""
 
-    ONLY = "true"  # on-demand before a deadline that would be missed
+    ONLY = "true"  # on-demand where it costs no more, and before a deadline that would be missed
     PREFER = "prefer"
     NEVER = "false"
 
@@ -110,7 +110,7 @@ class Hardware:
         spot: on which kind of machines.
         instance_type: as a cloud names it; "": any.
         clouds: on which; none: on any.
-        max_usd_h: of a machine; 0: any price.
+        max_usd_h: of a machine; None: any price.
     """
 
     cpus: float = 0.0
@@ -120,7 +120,7 @@ class Hardware:
     spot: Spot = Spot.ONLY
     instance_type: str = ""
     clouds: tuple[str, ...] = ()
-    max_usd_h: float = 0.0
+    max_usd_h: float | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,15 +1,19 @@
 """What machines cost: by workflow and offer, with rework, idle time and what on-demand would cost.
 
 A machine belongs to the workflow it was launched for. What is open is kept too, so that a new
-leader finds machines that ended while nobody looked.
+leader finds machines that ended while nobody looked. It is stored in parts, for no value of etcd
+may exceed 1.5 MiB: machines by the thousand, and one account a workflow.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
 ENDED = 500
+MACHINES_A_PART = 1_000
+_MACHINES, _ACCOUNTS = "machines/", "accounts/"
 
 
 @dataclass(slots=True)
@@ -29,6 +33,7 @@ class Machine:
     ready: float = 0.0  # when its worker came; 0: it has not
     provider_id: str = ""  # "": the launch has not been answered
     ending: bool = False
+    noticed: bool = False  # its provider has said that it takes it away
 
 
 @dataclass(slots=True)
@@ -113,17 +118,28 @@ class Ledger:
         for name in self.accounts.keys() - workflows - owned:
             del self.accounts[name]
 
-    def plain(self) -> dict[str, Any]:
-        """As JSON has it."""
-        return {name: value for name, value in asdict(self).items() if name != "ended"}
+    def parts(self) -> dict[str, Any]:
+        """As JSON has it, by name; accounts first: a machine's are paid twice rather than not."""
+        found: dict[str, Any] = {
+            f"{_ACCOUNTS}{workflow}": {offer: asdict(each) for offer, each in offers.items()}
+            for workflow, offers in self.accounts.items()
+        }
+        names = list(self.machines)
+        for start in range(0, len(names), MACHINES_A_PART):
+            batch = names[start : start + MACHINES_A_PART]
+            part = {name: asdict(self.machines[name]) for name in batch}
+            found[f"{_MACHINES}{start // MACHINES_A_PART}"] = part
+        return found
 
     @staticmethod
-    def of(plain: dict[str, Any]) -> Ledger:
-        """What `plain` gave."""
-        return Ledger(
-            {name: Machine(**each) for name, each in plain.get("machines", {}).items()},
-            {
-                workflow: {offer: Account(**each) for offer, each in offers.items()}
-                for workflow, offers in plain.get("accounts", {}).items()
-            },
-        )
+    def of(parts: Mapping[str, Any]) -> Ledger:
+        """What `parts` gave."""
+        ledger = Ledger()
+        for part, plain in sorted(parts.items()):
+            if part.startswith(_MACHINES):
+                ledger.machines |= {name: Machine(**each) for name, each in plain.items()}
+            elif part.startswith(_ACCOUNTS):
+                ledger.accounts[part.removeprefix(_ACCOUNTS)] = {
+                    offer: Account(**each) for offer, each in plain.items()
+                }
+        return ledger

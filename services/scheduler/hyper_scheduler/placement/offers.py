@@ -96,12 +96,12 @@ def mismatch(offer: Offer, need: Hardware) -> str:
 def sorts(offer: Offer, need: Hardware) -> list[bool]:
     """How a fitting machine may be bought: spot (True), on demand (False), or both.
 
-    With `spot: true` on-demand is there as the net before a deadline.
+    With `spot: true` on-demand is there where it costs no more, and as the net before a deadline.
     """
     wanted = [False] if need.spot is Spot.NEVER else [True, False]
     found = []
     for spot in wanted:
         usd_h = offer.usd_h(spot=spot)
-        if usd_h is not None and (not need.max_usd_h or usd_h <= need.max_usd_h):
+        if usd_h is not None and (need.max_usd_h is None or usd_h <= need.max_usd_h):
             found.append(spot)
     return found

@@ -47,12 +47,12 @@ class Services(
     log = b"first line\n"
     asked_tail = 0
 
-    def GetCluster(self, request: Any, context: Any) -> Any:  # noqa: N802
+    def GetCluster(self, request: Any, context: Any) -> Any:
         response = cluster.GetClusterResponse()
         response.instances.add(service="storage-gateway", instance="s", address=self.address)
         return response
 
-    def ListWorkflows(self, request: Any, context: Any) -> Any:  # noqa: N802
+    def ListWorkflows(self, request: Any, context: Any) -> Any:
         start = int(request.page_token or 0)
         stop = min(start + request.page_size, self.count)
         return workflow.ListWorkflowsResponse(
@@ -63,25 +63,25 @@ class Services(
             next_page_token=str(stop) if stop < self.count else "",
         )
 
-    def GetWorkflow(self, request: Any, context: Any) -> Any:  # noqa: N802
+    def GetWorkflow(self, request: Any, context: Any) -> Any:
         found = nouns.Workflow(name=request.name, state=nouns.RUN_STATE_RUNNING)
         found.experiments.add(name=EXPERIMENT, state=nouns.RUN_STATE_RUNNING)
         return workflow.GetWorkflowResponse(workflow=found)
 
-    def ListTasks(self, request: Any, context: Any) -> Any:  # noqa: N802
+    def ListTasks(self, request: Any, context: Any) -> Any:
         return workflow.ListTasksResponse(
             tasks=[nouns.Task(name=f"{EXPERIMENT}/tasks/0", state=nouns.TASK_STATE_RUNNING)]
         )
 
-    def GetTask(self, request: Any, context: Any) -> Any:  # noqa: N802
+    def GetTask(self, request: Any, context: Any) -> Any:
         return workflow.GetTaskResponse(
             task=nouns.Task(name=request.name, state=nouns.TASK_STATE_RUNNING)
         )
 
-    def ListWorkers(self, request: Any, context: Any) -> Any:  # noqa: N802
+    def ListWorkers(self, request: Any, context: Any) -> Any:
         return workflow.ListWorkersResponse()
 
-    def GetCost(self, request: Any, context: Any) -> Any:  # noqa: N802
+    def GetCost(self, request: Any, context: Any) -> Any:
         response = placement.GetCostResponse()
         response.workflows.add(
             name=WORKFLOW.format(0), usd=1.5, on_demand_usd=4.5, budget_usd=40,
@@ -92,7 +92,7 @@ class Services(
         )
         return response
 
-    def ReadLog(self, request: Any, context: Any) -> Iterator[Any]:  # noqa: N802
+    def ReadLog(self, request: Any, context: Any) -> Iterator[Any]:
         self.asked_tail = request.tail
         data = self.log[-request.tail :]
         yield storage.ReadLogResponse(data=data, offset=len(self.log) - len(data))

@@ -151,14 +151,9 @@ class Workflow:
         end = None if timeout_s is None else time.monotonic() + timeout_s
         while not self._watch_until(end, on_update):
             if end is not None and time.monotonic() >= end:
-                raise DeadlineError(
-                    f"{self.name} still runs after {timeout_s:g} s; it goes on: see `hyper ps`"
-                )
-        if check and self.state is not RunState.SUCCEEDED:
-            raise WorkFailedError(
-                f"{self.name} {self.state.lower()}: {self._status.message or 'no reason given'}; "
-                f"see `hyper logs {self.name}`"
-            )
+                raise still_runs(self.name, timeout_s)
+        if check:
+            check_succeeded(self)
         return self._status
 
     def _watch_until(
@@ -289,6 +284,24 @@ class Workflow:
             if experiment.tasks.failed:
                 return next(self.tasks(experiment.id, TaskState.FAILED), None)
         return None
+
+
+def still_runs(name: str, timeout_s: float | None) -> DeadlineError:
+    """That a workflow has not ended in so long."""
+    return DeadlineError(f"{name} still runs after {timeout_s:g} s; it goes on: see `hyper ps`")
+
+
+def check_succeeded(workflow: Workflow) -> None:
+    """Look at how it ended.
+
+    Raises:
+        WorkFailedError: it failed or was cancelled.
+    """
+    if workflow.state is not RunState.SUCCEEDED:
+        reason = workflow.status.message or "no reason given"
+        raise WorkFailedError(
+            f"{workflow.name} {workflow.state.lower()}: {reason}; see `hyper logs {workflow.name}`"
+        )
 
 
 def submit(

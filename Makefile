@@ -82,8 +82,9 @@ docker-test: .stamps/dev .stamps/etcd ## tasks and machines as containers; needs
 dashboards: .stamps/dev  ## render deploy/grafana/dashboards from scripts/dashboards.py
 	@.venv/bin/python -m scripts.dashboards
 
-docs: .stamps/dev        ## docs/api.md, from the SDK's docstrings
+docs: .stamps/dev        ## docs/api.md and docs/cli.md, from the SDK's docstrings and the commands' help
 	@.venv/bin/python -m scripts.api_docs
+	@.venv/bin/python -m scripts.cli_docs
 
 constraints: .stamps/dev ## renew constraints.txt
 	@.venv/bin/python scripts/constraints.py

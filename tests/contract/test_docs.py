@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from examples.workloads import WORKLOADS
-from scripts import api_docs, run_tutorial
+from scripts import api_docs, cli_docs, run_tutorial
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = sorted([*(ROOT / "docs").glob("*.md"), *(ROOT / "examples").rglob("*.md"),
@@ -18,6 +18,10 @@ _LINK = re.compile(r"\]\(([^)#:]+)\)")
 
 def test_the_api_reference_is_fresh() -> None:
     assert api_docs.PAGE.read_text() == api_docs.render(), "run `make docs`"
+
+
+def test_the_page_of_the_command_line_is_fresh() -> None:
+    assert cli_docs.PAGE.read_text() == cli_docs.render(), "run `make docs`"
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))

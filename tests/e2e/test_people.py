@@ -19,6 +19,7 @@ import numpy as np
 import pytest
 
 import hyper
+from hyper.cli import complete
 from hyper.client import Client
 from hyper.datasets import delete_dataset
 from hyper.errors import InvalidArgumentError, WorkFailedError
@@ -217,6 +218,21 @@ def test_addresses_alone_suffice(local_cluster: LocalCluster, client: Client) ->
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines()[0] == "8"
+
+
+def test_the_shell_completes_names(
+    local_cluster: LocalCluster, client: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HYPER_ENDPOINT", local_cluster.endpoint)
+    assert "default/people" in complete.datasets("")
+    assert complete.datasets("default/peo") == ["default/people"]
+    assert complete.datasets("nobody/") == []
+    recipe = {"version": 1, "name": "c", "experiments": {"first": {"command": "true"}}}
+    name = client.submit(recipe).status.id
+    assert name in complete.workflows("") and complete.workflows(name[:-1] + "?") == []
+    assert complete.workflows(f"{name}/f") == [f"{name}/first"]
+    monkeypatch.setenv("HYPER_ENDPOINT", "127.0.0.1:1")
+    assert complete.workflows("") == complete.datasets("x/") == []
 
 
 def test_logs_by_source_and_time(local_cluster: LocalCluster, client: Client) -> None:

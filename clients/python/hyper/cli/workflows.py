@@ -14,7 +14,7 @@ from typing import Annotated, Any
 
 import typer
 
-from hyper.cli import output
+from hyper.cli import complete, output
 from hyper.cli.targets import Target, parse_target
 from hyper.cli.watch import duration, note, watch
 from hyper.client import Client, connect
@@ -35,7 +35,10 @@ from hyper.status import (
 from hyper.workflows import LOG_SOURCES, Workflow, read_log
 
 Json = Annotated[bool, typer.Option("--json", help="print JSON on the last line")]
-Name = Annotated[str, typer.Argument(help="a workflow, as `hyper ps` names it")]
+Name = Annotated[
+    str,
+    typer.Argument(help="a workflow, as `hyper ps` names it", autocompletion=complete.workflows),
+]
 _FOLLOW_POLL_S = 1.0
 _MESSAGE_CHARS = 120  # of a row; `hyper ps WORKFLOW` and --json show all of it
 
@@ -85,7 +88,9 @@ def _submit(client: Client, recipe: Path, request_id: str) -> Workflow:
 
 
 def ps(
-    workflow: Annotated[str | None, typer.Argument(help="show its experiments")] = None,
+    workflow: Annotated[
+        str | None, typer.Argument(help="show its experiments", autocompletion=complete.workflows)
+    ] = None,
     watching: Annotated[
         bool, typer.Option("--watch", "-w", help="show progress until it ends")
     ] = False,
@@ -115,7 +120,12 @@ def ps(
 
 
 def tasks(
-    target: Annotated[str, typer.Argument(help="WORKFLOW or WORKFLOW/EXPERIMENT[/INDEX]")],
+    target: Annotated[
+        str,
+        typer.Argument(
+            help="WORKFLOW or WORKFLOW/EXPERIMENT[/INDEX]", autocompletion=complete.workflows
+        ),
+    ],
     state: Annotated[
         str | None, typer.Option(help="pending, running, succeeded, failed or cancelled")
     ] = None,
@@ -144,7 +154,11 @@ def tasks(
 
 def logs(
     target: Annotated[
-        str, typer.Argument(help="WORKFLOW/EXPERIMENT/INDEX, or WORKFLOW for all of its tasks")
+        str,
+        typer.Argument(
+            help="WORKFLOW/EXPERIMENT/INDEX, or WORKFLOW for all of its tasks",
+            autocompletion=complete.workflows,
+        ),
     ],
     follow: Annotated[bool, typer.Option("--follow", "-f", help="go on while they grow")] = False,
     limit: Annotated[int, typer.Option(help="of tasks", min=1)] = 100,

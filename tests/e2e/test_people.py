@@ -356,7 +356,7 @@ async def test_the_page_in_a_browser(
 async def test_an_array_in_the_viewer(
     local_cluster: LocalCluster, client: Client, tmp_path: Path
 ) -> None:
-    pytest.importorskip("neuroglancer", reason="pip install 'hyper-dl[view]'")
+    pytest.importorskip("neuroglancer", reason="pip install -e '.[view]'")
     grey = np.zeros((4, 64, 64), np.uint8)
     grey[:, :, 32:] = 255
     with client.session("default/seen") as session:

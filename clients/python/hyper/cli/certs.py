@@ -10,6 +10,7 @@ import typer
 
 from hyper.cli import output
 from hyper.errors import FailedPreconditionError
+from hyper.installed import install_command
 
 
 def certs(
@@ -25,7 +26,7 @@ def certs(
 ) -> None:
     """Make a private authority, and certificates for services or for those who call them."""
     if importlib.util.find_spec("cryptography") is None:
-        raise FailedPreconditionError("not installed: pip install 'hyper-dl[certs]'")
+        raise FailedPreconditionError(f"not installed: {install_command('certs')}")
     from hyper import certificates
 
     certificates.make_authority(folder)

@@ -16,6 +16,7 @@ from hyper.cli.targets import parse_target
 from hyper.client import connect
 from hyper.config import split_endpoint
 from hyper.errors import FailedPreconditionError, InvalidArgumentError
+from hyper.installed import install_command
 
 Json = Annotated[bool, typer.Option("--json", help="print JSON on the last line")]
 secret_app = typer.Typer(
@@ -105,7 +106,7 @@ def join(
     address = endpoint.removeprefix("hyper://").removeprefix("grpc://").rstrip("/")
     split_endpoint(address)
     if importlib.util.find_spec("hyper_worker") is None:
-        raise FailedPreconditionError("the worker is not installed: pip install 'hyper-dl[worker]'")
+        raise FailedPreconditionError(f"the worker is not installed: {install_command('worker')}")
     labels = dict(each.partition("=")[::2] for each in label or ())
     environment = {
         **os.environ,

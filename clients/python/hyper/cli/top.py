@@ -152,7 +152,7 @@ def _spent(now: Sample, status: WorkflowStatus) -> float:
 
 
 def _machines(workers: Sequence[workflow_pb2.Worker]) -> str:
-    rows = []
+    rows: list[tuple[str, ...]] = []
     for worker in workers:
         use = worker.usage
         rows.append(
@@ -188,7 +188,7 @@ def _workflows(now: Sample, before: Sample | None) -> str:
 
 
 def _tasks(workers: Sequence[workflow_pb2.Worker]) -> list[tuple[str, ...]]:
-    rows = []
+    rows: list[tuple[str, ...]] = []
     for worker in workers:
         for task in worker.usage.tasks:
             parts = task.task.split("/")

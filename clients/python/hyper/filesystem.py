@@ -316,7 +316,7 @@ class HyperFileSystem(AbstractFileSystem):  # type: ignore[misc]  # fsspec has n
             array, key = in_array
             if key == zarr_view.METADATA:
                 return _file(name, len(zarr_view.encode(zarr_view.array_document(array))))
-            if _has_key(array, key):
+            if zarr_view.has_chunk(array, key):
                 return _file(name, zarr_view.chunk_bytes(array))
             return None
         dataset = self._dataset(place)
@@ -358,19 +358,13 @@ class HyperFileSystem(AbstractFileSystem):  # type: ignore[misc]  # fsspec has n
             size = len(zarr_view.encode(zarr_view.array_document(array)))
             return [_file(f"{base}/{zarr_view.METADATA}", size), _folder(f"{base}/c")]
         size = zarr_view.chunk_bytes(array)
-        children: dict[str, bool] = {}
-        for each in zarr_view.chunk_keys(array):
-            if each == key:
-                return [_file(base, size)]
-            if each.startswith(f"{key}/"):
-                name, more, _ = each[len(key) + 1 :].partition("/")
-                children[name] = bool(more)
-        if not children:
+        if zarr_view.has_chunk(array, key):
+            return [_file(base, size)]
+        below = zarr_view.children(array, key)
+        if below is None:
             raise FileNotFoundError(base)
-        return [
-            _folder(f"{base}/{name}") if deeper else _file(f"{base}/{name}", size)
-            for name, deeper in children.items()
-        ]
+        numbers, chunks = below
+        return [_file(f"{base}/{n}", size) if chunks else _folder(f"{base}/{n}") for n in numbers]
 
 
 class _Reading(AbstractBufferedFile):  # type: ignore[misc]  # fsspec has no types
@@ -406,17 +400,6 @@ class _Writing(io.BytesIO):
 
     def __del__(self) -> None:  # an abandoned file is not written
         io.BytesIO.close(self)
-
-
-def _has_key(array: Array, key: str) -> bool:
-    """Whether `key` is one of the array's chunks."""
-    head, *index = key.split("/")
-    counts = [-(-n // c) for n, c in zip(array.shape, array.chunks, strict=True)]
-    return (
-        head == "c"
-        and len(index) == len(counts)
-        and all(part.isdecimal() and int(part) < n for part, n in zip(index, counts, strict=True))
-    )
 
 
 def _folder(name: str) -> dict[str, Any]:

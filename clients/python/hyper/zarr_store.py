@@ -186,7 +186,7 @@ class HyperStore(Store):  # type: ignore[misc]  # zarr is not followed
     def _has(self, key: str) -> bool:
         found = self._split(key)
         if found is not None and found[1] != zarr_view.METADATA:
-            return found[1] in set(zarr_view.chunk_keys(found[0]))
+            return zarr_view.has_chunk(*found)
         return self._read(key) is not None
 
 

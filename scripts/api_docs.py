@@ -16,6 +16,7 @@ MORE = (
     ("hyper.datasets", "Dataset"),
     ("hyper.sessions", "Session"),
     ("hyper.workflows", "Workflow"),
+    ("hyper.sessions", "TransferProgress"),
     ("hyper.status", "ExperimentStatus"),
     ("hyper.status", "TaskCounts"),
     ("hyper.status", "WorkerInfo"),

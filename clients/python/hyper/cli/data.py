@@ -218,13 +218,9 @@ def _upload(
         raise InvalidArgumentError("a version never changes: write hyper://tenant/name without @")
     with output.progress() as progress, client.session(str(place.address)) as session:
         task = progress.add_task("uploading", total=len(files))
-
-        def counted() -> Iterator[tuple[str, Path]]:
-            for item in files:
-                yield item
-                progress.advance(task)
-
-        session.write_many(counted())
+        session.write_many(
+            files, on_progress=lambda now: progress.update(task, completed=now.files)
+        )
         version = session.commit(message)
     value = {"dataset": str(place.address), "version": version.number, "files": len(files)}
     text = f"{len(files)} file(s) are in {place.address}@{version.number}"

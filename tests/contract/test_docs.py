@@ -30,6 +30,18 @@ def test_links_lead_somewhere(page: Path) -> None:
     assert not [target for target in targets if not (page.parent / target).exists()]
 
 
+def test_the_diagrams_name_calls_that_there_are() -> None:
+    protos = (ROOT / "protos" / "hyperapi").rglob("*.proto")
+    calls = {call for file in protos for call in re.findall(r"rpc (\w+)\(", file.read_text())}
+    page = (ROOT / "docs" / "diagrams.md").read_text()
+    diagrams = re.findall(r"```mermaid\n(.*?)```", page, re.DOTALL)
+    named = {word for each in diagrams for word in re.findall(r"\b(?:[A-Z][a-z]+){2,}\b", each)}
+    assert len(diagrams) >= 3 and len(named) > 15
+    assert named <= calls
+    for each in diagrams:
+        assert each.split()[0] in ("flowchart", "stateDiagram-v2", "sequenceDiagram")
+
+
 @pytest.mark.parametrize("name", sorted(WORKLOADS))
 def test_every_workload_has_its_sizes(name: str) -> None:
     for size in ("machine", "test", "full"):

@@ -216,6 +216,13 @@ def test_a_wrong_command_line_is_one_line_and_2(
     assert text.count("\n") == 1
 
 
+def test_certs_name_what_they_made(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.run(["certs", str(tmp_path / "c"), "--client", "ada", "--json"]) == 0
+    made = json.loads(capsys.readouterr().out)
+    assert all(Path(name).is_file() for name in [made["authority"], *made["made"]])
+    assert [Path(name).name for name in made["made"]] == ["ada.pem", "ada.key"]
+
+
 def test_version(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.run(["--version"]) == 0
     assert capsys.readouterr().out.startswith("hyper 0.")

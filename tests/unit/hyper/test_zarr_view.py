@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from types import SimpleNamespace
 from typing import Any
 
@@ -35,6 +36,21 @@ async def test_a_chunk_is_told_from_the_shape(key: str, there: bool) -> None:
     store._split = lambda asked: (huge, asked)  # type: ignore[method-assign]
     if key != "zarr.json":
         assert await store.exists(key) is there
+
+
+async def test_the_first_key_of_a_huge_array_is_had_at_once() -> None:
+    store = Chunks(array(HUGE, (1, 1, 1)))
+    assert await anext(store.list_prefix("c/")) == "c/0/0/0"
+    assert [key async for key in Chunks(array((3, 2), (1, 1))).list_prefix("c/2")] == [
+        "c/2/0", "c/2/1"
+    ]  # fmt: skip
+
+
+class Chunks(HyperStore):
+    """The keys of the chunks alone."""
+
+    def _keys(self, *, chunks: bool = True) -> Iterator[str]:
+        yield from zarr_view.chunk_keys(self._source)  # type: ignore[arg-type]  # a stand-in
 
 
 def test_what_is_below_a_key_is_told_from_the_shape() -> None:

@@ -104,7 +104,7 @@ def chunk_bytes(array: Array) -> int:
 
 def chunk_keys(array: Array) -> Iterator[str]:
     """Every key of a chunk."""
-    for index in np.ndindex(*_counts(array)):
+    for index in _indices(_counts(array)):
         yield "/".join(("c", *map(str, index)))
 
 
@@ -116,6 +116,16 @@ def encode(document: dict[str, Any]) -> bytes:
 def _counts(array: Array) -> list[int]:
     """Chunks along each axis."""
     return [-(-n // c) for n, c in zip(array.shape, array.chunks, strict=True)]
+
+
+def _indices(counts: list[int]) -> Iterator[tuple[int, ...]]:
+    """As `numpy.ndindex`, which takes seconds to begin where there are very many."""
+    if not counts:
+        yield ()
+        return
+    for first in range(counts[0]):
+        for rest in _indices(counts[1:]):
+            yield first, *rest
 
 
 def _index(key: str, ndim: int) -> tuple[int, ...] | None:

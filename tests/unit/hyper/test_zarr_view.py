@@ -53,6 +53,14 @@ class Chunks(HyperStore):
         yield from zarr_view.chunk_keys(self._source)  # type: ignore[arg-type]  # a stand-in
 
 
+def test_the_keys_of_an_array() -> None:
+    assert list(zarr_view.chunk_keys(array((3, 4), (2, 2)))) == [
+        "c/0/0", "c/0/1", "c/1/0", "c/1/1"
+    ]  # fmt: skip
+    assert list(zarr_view.chunk_keys(array((), ()))) == ["c"]
+    assert list(zarr_view.chunk_keys(array((0, 4), (2, 2)))) == []
+
+
 def test_what_is_below_a_key_is_told_from_the_shape() -> None:
     small = array((5, 4), (2, 4))
     assert zarr_view.children(small, "c") == (range(3), False)

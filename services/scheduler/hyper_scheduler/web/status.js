@@ -100,7 +100,7 @@ async function overview(target) {
   const costs = new Map((found.cost.workflows || []).map((each) => [each.name, each]));
   const machines = (found.cost.machines || []).map((each) => row(each.machine, [
     each.machine || "", each.offer || "", each.spot ? "spot" : "on demand", usd(each.usd_h),
-    link({ workflow: each.workflow }, last(each.workflow || "")), each.ending ? "ending" : "",
+    link({ workflow: each.workflow }, last(each.workflow || "")), each.ending ? "ending" : "runs",
   ]));
   const workflows = (found.workflows || []).map((each) => row(each.name, [
     link({ workflow: each.name }, last(each.name)),
@@ -134,7 +134,7 @@ async function overview(target) {
         found.next_page_token ? link({ ...(limit ? { limit } : {}), page: found.next_page_token }, "Older") : "")
       : null,
     machines.length ? make("h2", {}, "Machines that are paid for now") : null,
-    machines.length ? table("launched by Hyper", ["Machine", "Offer", "Sort", "USD an hour", "For", ""], machines) : null,
+    machines.length ? table("launched by Hyper", ["Machine", "Offer", "Sort", "USD an hour", "For", "State"], machines) : null,
     make("h2", {}, "Workers"),
     table(`${workers.length} machines`, ["Worker", "State", "Busy", "CPUs", "Memory, GiB", "GPUs", "Labels"], workers),
     make("h2", {}, "Services"),

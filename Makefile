@@ -8,7 +8,7 @@ PIP := .venv/bin/python -m pip --disable-pip-version-check install -q --no-compi
 export PYTHONDONTWRITEBYTECODE :=
 export HYPER_DATA_DIR ?= $(shell test -d ../shared/data && cd ../shared/data && pwd)
 
-.PHONY: help demo test lint protos bench simulate faults fault-matrix compose-env compose-test docker-test dashboards docs constraints clean
+.PHONY: help demo test lint protos bench simulate faults fault-matrix compose-env compose-test docker-test dashboards docs release constraints clean
 
 help:            ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## */\t/' | expand -t 14
@@ -82,8 +82,15 @@ docker-test: .stamps/dev .stamps/etcd ## tasks and machines as containers; needs
 dashboards: .stamps/dev  ## render deploy/grafana/dashboards from scripts/dashboards.py
 	@.venv/bin/python -m scripts.dashboards
 
-docs: .stamps/dev        ## docs/api.md, from the SDK's docstrings
+docs: .stamps/dev        ## docs/api.md and docs/cli.md, from the SDK's docstrings and the commands' help
 	@.venv/bin/python -m scripts.api_docs
+	@.venv/bin/python -m scripts.cli_docs
+
+release: .stamps/dev .stamps/etcd ## dist/: sdist, the wheel made from it, their sums; tried in clean environments
+	@rm -rf dist
+	@.venv/bin/python -m build --no-isolation --outdir dist
+	@HYPER_TEST_WHEEL=1 HYPER_DIST=$(CURDIR)/dist .venv/bin/python -m pytest tests/e2e/test_wheel.py -q -n0 -p no:randomly $(PYTEST_ARGS)
+	@cd dist && sha256sum hyper_dl-* > SHA256SUMS && cat SHA256SUMS
 
 constraints: .stamps/dev ## renew constraints.txt
 	@.venv/bin/python scripts/constraints.py

@@ -1,12 +1,15 @@
-"""`python -m examples.run NAME`: run an example on a local cluster and write its report.
+"""`python -m examples.run NAME`: run an example on your cluster and write its report.
 
-The cluster of `--home` is started if it does not run, and stopped again in that case.
+Yours is the one of `--home`, else of HYPER_ENDPOINT, else of HYPER_HOME (~/.hyper). A local one
+that does not run is started, and stopped again at the end, unless `--keep` is given; its datasets
+stay.
 """
 
 from __future__ import annotations
 
 import argparse
 import os
+import shlex
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
@@ -24,7 +27,8 @@ from hyper.run_report import Run, collect, render
 if TYPE_CHECKING:
     from hyper.workflows import Workflow
 
-USD_PER_SLOT_HOUR = 0.1014 / 4  # a core of a c7a.xlarge on the spot market: benchmarks/inference
+# Where no machines were launched: a core of a c7a.xlarge on the spot market (benchmarks/inference).
+USD_PER_SLOT_HOUR = 0.1014 / 4
 
 
 def load(workload: Workload, size: str, workers: int | None = None) -> dict[str, Any]:
@@ -85,26 +89,34 @@ def report(client: Client, name: str, workflows: Sequence[Workflow], out: Path) 
 
 
 @contextmanager
-def cluster(home: Path, workers: int, *, keep: bool) -> Iterator[Client]:
-    """A client of the cluster in `home`, which is started, and stopped again, if need be."""
-    environment = {**os.environ, "HYPER_HOME": str(home)}
-    environment.pop("HYPER_ENDPOINT", None)
-
-    def hyper(*arguments: str) -> int:
-        command = [sys.executable, "-m", "hyper.cli.main", *arguments]
-        return subprocess.run(command, env=environment, check=False).returncode
-
-    running = hyper("status", "--quiet") in (0, 1)
-    if not running and hyper("up", "--workers", str(workers)) != 0:
+def cluster(home: Path | None, workers: int, *, keep: bool) -> Iterator[Client]:
+    """A client of the user's cluster; a local one is started, and stopped again, if need be."""
+    if home is not None:
+        os.environ["HYPER_HOME"] = str(home.absolute())
+        os.environ.pop("HYPER_ENDPOINT", None)
+    if os.environ.get("HYPER_ENDPOINT") or _hyper("status", "--quiet") in (0, 1):
+        with Client() as client:
+            yield client
+        return
+    if _hyper("up", "--workers", str(workers)) != 0:
         raise SystemExit(1)
-    os.environ["HYPER_HOME"] = str(home)
-    os.environ.pop("HYPER_ENDPOINT", None)
     try:
         with Client() as client:
             yield client
     finally:
-        if not running and not keep:
-            hyper("down")
+        again = "hyper up" if home is None else f"HYPER_HOME={shlex.quote(str(home))} hyper up"
+        if keep:
+            print(f"the cluster goes on: `{again.replace(' up', ' down')}` stops it", flush=True)
+        else:
+            _hyper("down")
+            print(f"its datasets stay: `{again}` starts the cluster again, and --keep would have "
+                  "left it running", flush=True)  # fmt: skip
+
+
+def _hyper(*arguments: str) -> int:
+    """The exit status of a command on the cluster of this process's environment."""
+    command = [sys.executable, "-m", "hyper.cli.main", *arguments]
+    return subprocess.run(command, check=False).returncode
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -114,13 +126,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--size", choices=("machine", "test"), default="machine")
     parser.add_argument("--workers", help="tasks at once; several, such as 1,2, one after another")
     parser.add_argument("--speedup", action="store_true", help="the same as --workers 1,2")
-    parser.add_argument("--home", type=Path, default=Path("demo/.hyper"), help="HYPER_HOME")
+    parser.add_argument("--home", type=Path, help="HYPER_HOME of another cluster than yours")
     parser.add_argument("--out", type=Path, help="folder of the report (demo/NAME)")
     parser.add_argument("--keep", action="store_true", help="leave a started cluster running")
     asked = parser.parse_args(arguments)
     counts = [int(n) for n in (asked.workers or ("1,2" if asked.speedup else "")).split(",") if n]
     try:
-        with cluster(asked.home.absolute(), max([2, *counts]), keep=asked.keep) as client:
+        with cluster(asked.home, max([2, *counts]), keep=asked.keep) as client:
             workflows = [
                 run_workload(client, asked.name, asked.size, count) for count in counts or [None]
             ]

@@ -11,6 +11,7 @@ import sys
 import time
 import urllib.error
 import urllib.request
+import uuid
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,9 @@ import numpy as np
 import pytest
 
 import hyper
+from hyper.cli import complete
 from hyper.client import Client
+from hyper.datasets import delete_dataset
 from hyper.errors import InvalidArgumentError, WorkFailedError
 from hyper.filesystem import HyperFileSystem
 from hyper.zarr_store import open_store
@@ -169,6 +172,40 @@ def test_what_fsspec_writes_is_versions(client: Client) -> None:
     assert fs.cat("default/written@1/one.txt") == b"first"
 
 
+def test_fsspec_sees_what_others_commit(client: Client) -> None:
+    name = "default/shared"
+
+    def commit(text: str, value: int) -> None:  # as another process would
+        with client.session(name) as session:
+            session.write("t/x.csv", text)
+            if value > 1:
+                session.delete_array("a")
+            shape = (value, 2)
+            array = session.create_array("a", shape, "uint8", chunks=(1, 2), shards=(1, 2))
+            array[...] = np.full(shape, value, np.uint8)
+
+    fs = HyperFileSystem(client=client, skip_instance_cache=True)
+    with pytest.raises(FileNotFoundError):
+        fs.cat_file(f"{name}/t/x.csv")
+    commit("old", 1)
+    assert fs.cat_file(f"{name}/t/x.csv") == b"old"
+    opened = fs.open(f"{name}/t/x.csv", block_size=1, cache_type="none")
+    assert (fs.cat_file(f"{name}/a/c/0/0"), fs.info(f"{name}/t/x.csv")["size"]) == (b"\1\1", 3)
+    commit("newer", 2)
+    assert opened.read() == b"old"  # a file that is read stays what it was when it was opened
+    assert fs.cat_file(f"{name}/t/x.csv") == b"newer"
+    assert fs.info(f"{name}/t/x.csv")["size"] == 5
+    assert fs.open(f"{name}/t/x.csv").read() == b"newer"
+    assert json.loads(fs.cat_file(f"{name}/a/zarr.json"))["shape"] == [2, 2]
+    assert fs.cat_file(f"{name}/a/c/1/0") == b"\2\2"
+    commit("third", 3)
+    assert [each["name"] for each in fs.ls(f"{name}/a/c")][-1] == f"{name}/a/c/2"
+    assert fs.cat_file(f"{name}@1/t/x.csv") == b"old"
+    delete_dataset(client, name, request_id=str(uuid.uuid4()))
+    with pytest.raises(FileNotFoundError):
+        fs.info(f"{name}/t/x.csv")
+
+
 def test_addresses_alone_suffice(local_cluster: LocalCluster, client: Client) -> None:
     code = (
         "import pandas, zarr\n"
@@ -181,6 +218,43 @@ def test_addresses_alone_suffice(local_cluster: LocalCluster, client: Client) ->
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines()[0] == "8"
+
+
+def test_the_shell_completes_names(
+    local_cluster: LocalCluster, client: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HYPER_ENDPOINT", local_cluster.endpoint)
+    assert "default/people" in complete.datasets("")
+    assert complete.datasets("default/peo") == ["default/people"]
+    assert complete.datasets("nobody/") == []
+    recipe = {"version": 1, "name": "c", "experiments": {"first": {"command": "true"}}}
+    name = client.submit(recipe).status.id
+    assert name in complete.workflows("") and complete.workflows(name[:-1] + "?") == []
+    assert complete.workflows(f"{name}/f") == [f"{name}/first"]
+    monkeypatch.setenv("HYPER_ENDPOINT", "127.0.0.1:1")
+    assert complete.workflows("") == complete.datasets("x/") == []
+
+
+def test_logs_by_source_and_time(local_cluster: LocalCluster, client: Client) -> None:
+    work = {"command": "printf 'one\\n'; exit 3", "retries": 0}  # a failure is told of as an event
+    workflow = client.submit({"version": 1, "name": "l", "experiments": {"e": work}})
+    assert workflow.wait(timeout_s=60).state == "FAILED"
+    name = workflow.name.rpartition("/")[2]
+    end = time.monotonic() + 30
+    while b"ended" not in b"".join(workflow.logs("e/0", source="os")):
+        assert time.monotonic() < end
+        time.sleep(0.1)
+    for target in (f"{name}/e/0", name):
+        (program,) = local_cluster.json("logs", target)
+        assert (program["source"], program["log"]) == ("program", "one\n")
+        (events,) = local_cluster.json("logs", target, "--source", "os")
+        assert json.loads(events["log"].splitlines()[-1])["event"] == "ended"
+        (nothing,) = local_cluster.json("logs", target, "--since", "0s")
+        assert nothing["log"] == ""
+        assert "one" not in local_cluster.run("logs", target, "--since", "0s").stdout
+        assert "one" in local_cluster.run("logs", target, "--since", "1h").stdout
+        wrong = local_cluster.run("logs", target, "--source", "nonsense")
+        assert wrong.returncode == 2 and "program, os, usage" in wrong.stderr
 
 
 # The status page
@@ -282,7 +356,7 @@ async def test_the_page_in_a_browser(
 async def test_an_array_in_the_viewer(
     local_cluster: LocalCluster, client: Client, tmp_path: Path
 ) -> None:
-    pytest.importorskip("neuroglancer", reason="pip install 'hyper-dl[view]'")
+    pytest.importorskip("neuroglancer", reason="pip install -e '.[view]'")
     grey = np.zeros((4, 64, 64), np.uint8)
     grey[:, :, 32:] = 255
     with client.session("default/seen") as session:

@@ -1,10 +1,11 @@
-"""`python -m build`: a wheel that holds everything, and runs where it is installed."""
+"""`python -m build`: an sdist, and from it a wheel that holds everything and runs elsewhere."""
 
 from __future__ import annotations
 
 import os
 import subprocess
 import sys
+import tarfile
 import venv
 import zipfile
 from pathlib import Path
@@ -18,16 +19,43 @@ PACKAGES = (
     "hyper_scheduler", "hyper_storage", "hyper_worker",
 )  # fmt: skip
 
+SERVICES = ("scheduler", "worker", "storage", "inference", "matcher")
+
 
 @pytest.fixture(scope="module")
-def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def dist(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a release: `HYPER_DIST` (`make release`), else one that is built now."""
+    if given := os.environ.get("HYPER_DIST"):
+        return Path(given)
     out = tmp_path_factory.mktemp("dist")
     subprocess.run(
-        [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", str(out)],
+        [sys.executable, "-m", "build", "--no-isolation", "--outdir", str(out)],
         cwd=ROOT, check=True, capture_output=True,
     )  # fmt: skip
-    (found,) = out.glob("hyper_dl-*.whl")
+    return out
+
+
+@pytest.fixture(scope="module")
+def wheel(dist: Path) -> Path:
+    """Made from the sdist, as `python -m build` does."""
+    (found,) = dist.glob("hyper_dl-*.whl")
     return found
+
+
+def test_the_sdist_is_the_source_and_nothing_else(dist: Path) -> None:
+    (found,) = dist.glob("hyper_dl-*.tar.gz")
+    with tarfile.open(found) as archive:
+        names = {name.partition("/")[2] for name in archive.getnames()}
+    assert {"pyproject.toml", "README.md", "LICENSE", "CHANGELOG.md", "constraints.txt"} <= names
+    tracked = subprocess.run(
+        ["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True
+    ).stdout.splitlines()
+    sources = {name for name in tracked if name.startswith(("clients/", "services/", "protos/"))}
+    assert sources <= names
+    strange = names - set(tracked) - {"PKG-INFO"}
+    assert not [name for name in strange if not (ROOT / name).is_file()]
+    for built in ("clients/node/node_modules", "clients/cpp/build"):
+        assert not [name for name in names if name.startswith(built)]
 
 
 def test_everything_is_in_it(wheel: Path) -> None:
@@ -53,10 +81,41 @@ def test_it_runs_from_where_it_is_unpacked(wheel: Path, tmp_path: Path) -> None:
     assert done.stdout.startswith(str(tmp_path))
 
 
-@pytest.mark.skipif(
+@pytest.mark.parametrize("service", SERVICES)
+def test_every_service_starts_from_the_wheel(service: str, wheel: Path, tmp_path: Path) -> None:
+    zipfile.ZipFile(wheel).extractall(tmp_path)
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
+    assert _import_main(sys.executable, service, environment).startswith(str(tmp_path))
+
+
+def _import_main(python: str, service: str, environment: dict[str, str]) -> str:
+    """Import what `python -m hyper_SERVICE` runs; returns where it lies."""
+    code = f"import hyper_{service}.__main__ as m; print(m.__file__)"
+    done = subprocess.run(
+        [python, "-P", "-c", code], env=environment, cwd="/", capture_output=True, text=True,
+        check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+in_clean_environments = pytest.mark.skipif(
     os.environ.get("HYPER_TEST_WHEEL") != "1",
     reason="installs a clean environment: HYPER_TEST_WHEEL=1",
 )
+
+
+@in_clean_environments
+@pytest.mark.parametrize("service", SERVICES)
+def test_the_extra_of_a_service_is_all_it_needs(service: str, wheel: Path, tmp_path: Path) -> None:
+    venv.create(tmp_path / "venv", with_pip=True)
+    python = str(tmp_path / "venv" / "bin" / "python")
+    pip = [python, "-m", "pip", "install", "-q", "-c", str(ROOT / "constraints.txt")]
+    subprocess.run([*pip, f"{wheel}[{service}]"], check=True)
+    assert str(tmp_path) in _import_main(python, service, {"HOME": str(tmp_path)})
+
+
+@in_clean_environments
 def test_it_runs_in_a_clean_environment(wheel: Path, tmp_path: Path) -> None:
     """Client alone first; then with the services, a cluster and a workflow."""
     venv.create(tmp_path / "venv", with_pip=True)

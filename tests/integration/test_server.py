@@ -26,6 +26,7 @@ from hyper import _transport
 from hyper._wire_errors import from_rpc_error
 from hyper.errors import InternalError
 from tests.support.echo_service import FULL_NAME, SECRET, caller
+from tests.support.reflected import Reflected
 
 ROOT = Path(__file__).parents[2]
 START_TIMEOUT_S = 20
@@ -129,6 +130,18 @@ def test_health_reflection_metrics(running: Child) -> None:
     assert 'hyper_rpc_total{code="OK",method="Unary",service="Echo"} 1.0' in text
     assert "hyper_rpc_duration_seconds_bucket" in text
     assert running.fetch("/else")[0] == 404
+
+
+@pytest.mark.parametrize("version", ["v1", "v1alpha"])
+def test_a_call_is_made_from_reflection_alone(running: Child, version: str) -> None:
+    with running.channel() as channel:
+        seen = Reflected(channel, version)
+        health = "grpc.health.v1.Health"
+        assert health in seen.services()
+        assert seen.call(f"{health}/Check", {"service": FULL_NAME}) == {"status": "SERVING"}
+        assert seen.call(f"{health}/Watch", {"service": FULL_NAME}) == {"status": "SERVING"}
+        with pytest.raises(LookupError, match="no such symbol"):
+            seen.call("nobody.knows.It/Unary", {})
 
 
 def test_a_bug_is_logged_with_its_stack_and_request_id(running: Child) -> None:

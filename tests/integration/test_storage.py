@@ -17,6 +17,7 @@ import pytest
 import zarr
 import zarr.storage
 
+from hyper._files import TransferProgress
 from hyper.client import Client
 from hyper.config import STORAGE
 from hyper.datasets import Dataset, list_datasets, list_versions
@@ -91,6 +92,24 @@ def test_files_round_trip(client: Client, name: str, tmp_path: Path) -> None:
     assert len(objects) == 1  # packed
     with pytest.raises(NotFoundError):
         dataset.read("a/none")
+
+
+def test_transfers_tell_how_far_they_are(client: Client, name: str, tmp_path: Path) -> None:
+    small = [(f"{i}.txt", b"x" * 100) for i in range(50)]
+    large = bytes(18 * 2**20)
+    up: list[TransferProgress] = []
+    with client.session(name) as session:
+        session.write_many([*small, ("large.bin", large), ("empty", b"")], on_progress=up.append)
+    assert up == sorted(up, key=lambda each: (each.files, each.bytes)) and len(up) > 1
+    assert (up[-1].files, up[-1].bytes) == (52, len(large) + 5000)
+    down: list[TransferProgress] = []
+    _dataset(client, name).download("large.bin", tmp_path, on_progress=down.append)
+    assert [each.bytes for each in down] == sorted(each.bytes for each in down)
+    assert {each.total_bytes for each in down} == {len(large)}
+    assert (down[0].files, down[-1].files, down[-1].bytes) == (0, 1, len(large))
+    empty: list[TransferProgress] = []
+    _dataset(client, name).download("empty", tmp_path, on_progress=empty.append)
+    assert empty[-1] == TransferProgress(1, 0, 0)
 
 
 def test_versions_are_immutable_and_listed_newest_first(client: Client, name: str) -> None:

@@ -373,6 +373,9 @@ def test_looking_at_a_live_task(
     capfd.readouterr()
     assert cli.run(["exec", target, "--", "sh", "-c", "cat note; echo $COLOUR; exit 5"]) == 5
     assert capfd.readouterr().out == "from the work foldergreen\n"
+    assert cli.run(["exec", target, "--json", "--", "sh", "-c", "echo $COLOUR; exit 5"]) == 5
+    ran = json.loads(capfd.readouterr().out)
+    assert ran == {"exit_code": 5, "output": "green\n", "truncated": False}
     assert cli.run(["exec", target, "--timeout", "0.2", "--", "sleep", "60"]) == 2
     assert "has not ended in 0.2 s" in capfd.readouterr().err
     until(lambda: "e/0" in top(capfd), "the task's use")

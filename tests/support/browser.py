@@ -68,7 +68,7 @@ class Page:
 @asynccontextmanager
 async def open_page(url: str, folder: Path) -> AsyncIterator[Page]:
     """A page that shows `url`; the browser ends with the block."""
-    websocket = pytest.importorskip("tornado.websocket", reason="pip install 'hyper-dl[view]'")
+    websocket = pytest.importorskip("tornado.websocket", reason="pip install -e '.[view]'")
     log = folder / "chromium.log"
     process = _start(log, folder / "profile")
     try:

@@ -26,7 +26,9 @@ if TYPE_CHECKING:
     from hyper.context import TaskContext, report, result
     from hyper.datasets import Dataset
     from hyper.errors import HyperError
+    from hyper.placement import Cost, Plan
     from hyper.sessions import Session
+    from hyper.status import TaskInfo, WorkflowStatus
     from hyper.tasks import MapRun, TaskFunction, task
     from hyper.workflows import Workflow
 
@@ -34,13 +36,17 @@ __all__ = [
     "Array",
     "AsyncClient",
     "Client",
+    "Cost",
     "Dataset",
     "HyperError",
     "MapRun",
+    "Plan",
     "Session",
     "TaskContext",
     "TaskFunction",
+    "TaskInfo",
     "Workflow",
+    "WorkflowStatus",
     "connect",
     "connect_async",
     "errors",
@@ -57,13 +63,17 @@ _LAZY = {
     "Array": "hyper.arrays:Array",
     "AsyncClient": "hyper.aio:AsyncClient",
     "Client": "hyper.client:Client",
+    "Cost": "hyper.placement:Cost",
     "Dataset": "hyper.datasets:Dataset",
     "HyperError": "hyper.errors:HyperError",
     "MapRun": "hyper.tasks:MapRun",
+    "Plan": "hyper.placement:Plan",
     "Session": "hyper.sessions:Session",
     "TaskContext": "hyper.context:TaskContext",
     "TaskFunction": "hyper.tasks:TaskFunction",
+    "TaskInfo": "hyper.status:TaskInfo",
     "Workflow": "hyper.workflows:Workflow",
+    "WorkflowStatus": "hyper.status:WorkflowStatus",
     "connect": "hyper.client:connect",
     "connect_async": "hyper.aio:connect_async",
     "errors": "hyper.errors",

@@ -60,6 +60,24 @@ class FileInfo:
     offset: int
 
 
+@dataclass(frozen=True, slots=True)
+class TransferProgress:
+    """How far a transfer is; every number only grows.
+
+    Args:
+        files: that are through.
+        bytes: of them; of a single file, as far as it is through.
+        total_bytes: of all, where that is known before.
+    """
+
+    files: int
+    bytes: int
+    total_bytes: int | None = None
+
+
+OnProgress = Callable[[TransferProgress], None]
+
+
 class Tree:
     """Files and arrays under one resource name."""
 
@@ -258,14 +276,19 @@ class Tree:
             return self.read_file(info)[start:stop]
         return self._fetch(info, start, min(stop, info.size_bytes))
 
-    def download(self, path: str, to: str | Path) -> Path:
-        """Write a file to `to` (or into it, if it is a folder), complete or not at all."""
+    def download(self, path: str, to: str | Path, *, on_progress: OnProgress | None = None) -> Path:
+        """Write a file to `to` (or into it, if it is a folder), complete or not at all.
+
+        `on_progress` is called after each part, in this thread.
+        """
         target = Path(to)
         if target.is_dir():
             target = target / path.rpartition("/")[2]
-        return self.download_file(self.file(path), target)
+        return self.download_file(self.file(path), target, on_progress=on_progress)
 
-    def download_file(self, info: FileInfo, target: Path) -> Path:
+    def download_file(
+        self, info: FileInfo, target: Path, *, on_progress: OnProgress | None = None
+    ) -> Path:
         """Write a file that `files` has listed to `target`, complete or not at all."""
         partial = target.with_name(f".{target.name[:200]}.partial")
         digest = hashlib.sha256()
@@ -274,9 +297,13 @@ class Tree:
                 for data in self.read_parts(info):
                     digest.update(data)
                     file.write(data)
+                    if on_progress is not None:
+                        on_progress(TransferProgress(0, file.tell(), info.size_bytes))
             if digest.hexdigest() != info.sha256:
                 raise _damaged(self._name, info)
             partial.replace(target)
+            if on_progress is not None:
+                on_progress(TransferProgress(1, info.size_bytes, info.size_bytes))
         finally:
             partial.unlink(missing_ok=True)
         return target

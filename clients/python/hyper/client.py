@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from hyper.arrays import Array
     from hyper.compute_matching import PairMatches
     from hyper.datasets import Dataset
+    from hyper.placement import Cost, Plan
     from hyper.sessions import Session
     from hyper.tasks import MapRun
     from hyper.workflows import ClusterInfo, WorkerInfo, Workflow, WorkflowStatus
@@ -390,6 +391,25 @@ class Client:
         from hyper import workflows
 
         return workflows.check(self, recipe)
+
+    def plan(
+        self,
+        recipe: str | Path | Mapping[str, Any],
+        *,
+        task_s: float | None = None,
+        tasks: Mapping[str, int] | None = None,
+        samples: int = 0,
+    ) -> Plan:
+        """What a recipe would run on and cost, nothing is launched; see `hyper.placement.plan`."""
+        from hyper import placement
+
+        return placement.plan(self, recipe, task_s=task_s, tasks=tasks, samples=samples)
+
+    def cost(self) -> Cost:
+        """What the tenant's workflows have spent on machines, and what is paid for now."""
+        from hyper import placement
+
+        return placement.cost(self)
 
     def map(
         self,

@@ -10,6 +10,10 @@ dask.array.from_zarr("hyper://lab/brain/aligned")
 Paths are `tenant/name[@version]/path`. A dataset's files are there as they are; its arrays as Zarr
 v3 (`hyper.zarr_view`). Every file that is written is a new version; within a transaction
 (`with fs.transaction:`) all of them are one version a dataset, at its end, or none.
+
+Without `@version` every call sees the newest version, whoever made it, and an open file keeps the
+one it was opened in. Chunks of an array are of the version whose `zarr.json` was read last: a lazy
+computation that must see one version throughout names it, `hyper://tenant/name@3/...`.
 """
 
 from __future__ import annotations
@@ -92,7 +96,7 @@ class HyperFileSystem(AbstractFileSystem):  # type: ignore[misc]  # fsspec has n
         Raises:
             FileNotFoundError: there is no such thing.
         """
-        place = self._place(path)
+        place = self._newest(path)
         entries = self._list(place)
         return entries if detail else [entry["name"] for entry in entries]
 
@@ -102,7 +106,9 @@ class HyperFileSystem(AbstractFileSystem):  # type: ignore[misc]  # fsspec has n
         Raises:
             FileNotFoundError: there is no such thing.
         """
-        place = self._place(path)
+        return self._info(path, self._newest(path))
+
+    def _info(self, path: str, place: _Place) -> dict[str, Any]:
         name = self._strip_protocol(path)
         if not place.path:
             if place.dataset:
@@ -119,14 +125,14 @@ class HyperFileSystem(AbstractFileSystem):  # type: ignore[misc]  # fsspec has n
         self, path: str, start: int | None = None, end: int | None = None, **options: Any
     ) -> bytes:
         """A file's bytes, or a range of them; checked."""
-        place = self._place(path)
+        place = self._newest(path)
         in_array = self._in_array(place)
         if in_array is None and start is None and end is None:
             try:
                 return self._dataset(place).read(place.path)
             except NotFoundError as error:
                 raise FileNotFoundError(path) from error
-        size = self.info(path)["size"]
+        size = self._info(path, place)["size"]
         first, stop, _ = slice(start, end).indices(size or 0)
         if in_array is not None:
             data = self._array_value(*in_array)
@@ -141,13 +147,14 @@ class HyperFileSystem(AbstractFileSystem):  # type: ignore[misc]  # fsspec has n
 
     def modified(self, path: str) -> Any:
         """When it was written."""
-        entry = self.info(path)
+        place = self._newest(path)
+        entry = self._info(path, place)
         if "modified" in entry:
             return entry["modified"]
-        return self._dataset(self._place(path)).created
+        return self._dataset(place).created
 
     def invalidate_cache(self, path: str | None = None) -> None:
-        """Look newest versions up anew."""
+        """Forget what is kept of versions and arrays."""
         self._versions.clear()
         self._arrays.clear()
         super().invalidate_cache(path)
@@ -158,12 +165,16 @@ class HyperFileSystem(AbstractFileSystem):  # type: ignore[misc]  # fsspec has n
         options.pop("autocommit", None)
         options.pop("cache_options", None)
         if mode == "rb":
-            size = self.info(path)["size"]
+            place = self._newest(path)
+            size = self._info(path, place)["size"]
             if size is None:
                 raise IsADirectoryError(path)
-            if self._in_array(self._place(path)) is not None:
-                return io.BytesIO(self.cat_file(path))
-            return _Reading(self, path, mode, block_size or "default", size=size, **options)
+            in_array = self._in_array(place)
+            if in_array is not None:
+                return io.BytesIO(self._array_value(*in_array) or b"")
+            reading = _Reading(self, path, mode, block_size or "default", size=size, **options)
+            reading.read_from(self._dataset(place), place.path)
+            return reading
         if mode in ("wb", "xb"):
             if mode == "xb" and self.exists(path):
                 raise FileExistsError(path)
@@ -249,15 +260,35 @@ class HyperFileSystem(AbstractFileSystem):  # type: ignore[misc]  # fsspec has n
             raise InvalidArgumentError(f"{path!r} names no file: write hyper://tenant/name/path")
         return place
 
+    def _newest(self, path: str) -> _Place:
+        """A path's place, its dataset looked up anew unless the path names a version or a chunk."""
+        place = self._place(path)
+        known = self._versions.get(place.dataset)
+        if known is None or "@" in place.dataset:
+            return place
+        if any(place.path.startswith(f"{array}/c/") for array in known.arrays()):
+            return place  # a look-up a chunk costs too much: the array's metadata were looked up
+        newest = self._look_up(place)
+        if (newest.name, newest.root) == (known.name, known.root):
+            self._versions[place.dataset] = known  # with what it has read of its manifests
+        else:
+            for key in [key for key in self._arrays if key.startswith(f"{known.name}/")]:
+                self._arrays.pop(key, None)
+        return place
+
     def _dataset(self, place: _Place) -> Dataset:
-        if place.dataset not in self._versions:
-            if len(self._versions) >= _VERSIONS_KEPT:
-                self._versions.clear()
-            try:
-                self._versions[place.dataset] = self.client.open_dataset(place.dataset)
-            except NotFoundError as error:
-                raise FileNotFoundError(place.dataset) from error
-        return self._versions[place.dataset]
+        return self._versions.get(place.dataset) or self._look_up(place)
+
+    def _look_up(self, place: _Place) -> Dataset:
+        if len(self._versions) >= _VERSIONS_KEPT:
+            self._versions.clear()
+        try:
+            found = self.client.open_dataset(place.dataset)
+        except NotFoundError as error:
+            self._versions.pop(place.dataset, None)
+            raise FileNotFoundError(place.dataset) from error
+        self._versions[place.dataset] = found
+        return found
 
     def _in_array(self, place: _Place) -> tuple[Array, str] | None:
         """The array that a path lies in, and the key within it; else None."""
@@ -285,7 +316,7 @@ class HyperFileSystem(AbstractFileSystem):  # type: ignore[misc]  # fsspec has n
             array, key = in_array
             if key == zarr_view.METADATA:
                 return _file(name, len(zarr_view.encode(zarr_view.array_document(array))))
-            if _has_key(array, key):
+            if zarr_view.has_chunk(array, key):
                 return _file(name, zarr_view.chunk_bytes(array))
             return None
         dataset = self._dataset(place)
@@ -327,27 +358,24 @@ class HyperFileSystem(AbstractFileSystem):  # type: ignore[misc]  # fsspec has n
             size = len(zarr_view.encode(zarr_view.array_document(array)))
             return [_file(f"{base}/{zarr_view.METADATA}", size), _folder(f"{base}/c")]
         size = zarr_view.chunk_bytes(array)
-        children: dict[str, bool] = {}
-        for each in zarr_view.chunk_keys(array):
-            if each == key:
-                return [_file(base, size)]
-            if each.startswith(f"{key}/"):
-                name, more, _ = each[len(key) + 1 :].partition("/")
-                children[name] = bool(more)
-        if not children:
+        if zarr_view.has_chunk(array, key):
+            return [_file(base, size)]
+        below = zarr_view.children(array, key)
+        if below is None:
             raise FileNotFoundError(base)
-        return [
-            _folder(f"{base}/{name}") if deeper else _file(f"{base}/{name}", size)
-            for name, deeper in children.items()
-        ]
+        numbers, chunks = below
+        return [_file(f"{base}/{n}", size) if chunks else _folder(f"{base}/{n}") for n in numbers]
 
 
 class _Reading(AbstractBufferedFile):  # type: ignore[misc]  # fsspec has no types
-    """A file that is read, range by range."""
+    """A file that is read, range by range, in the version it was opened in."""
+
+    def read_from(self, dataset: Dataset, name: str) -> None:
+        """Say where it lies."""
+        self._dataset, self._name = dataset, name
 
     def _fetch_range(self, start: int, end: int) -> bytes:
-        data: bytes = self.fs.cat_file(self.path, start, end)
-        return data
+        return self._dataset.read_range(self._name, start, end)
 
 
 class _Writing(io.BytesIO):
@@ -372,17 +400,6 @@ class _Writing(io.BytesIO):
 
     def __del__(self) -> None:  # an abandoned file is not written
         io.BytesIO.close(self)
-
-
-def _has_key(array: Array, key: str) -> bool:
-    """Whether `key` is one of the array's chunks."""
-    head, *index = key.split("/")
-    counts = [-(-n // c) for n, c in zip(array.shape, array.chunks, strict=True)]
-    return (
-        head == "c"
-        and len(index) == len(counts)
-        and all(part.isdecimal() and int(part) < n for part, n in zip(index, counts, strict=True))
-    )
 
 
 def _folder(name: str) -> dict[str, Any]:

@@ -1,7 +1,8 @@
-"""What workflows, arrays and datasets look like in a notebook: HTML, with every value escaped."""
+"""What workflows, arrays, plans and more look like in a notebook: HTML, every value escaped."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from html import escape
 from typing import TYPE_CHECKING, Any
@@ -9,11 +10,13 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from hyper.arrays import Array
     from hyper.datasets import Dataset
+    from hyper.placement import Cost, Plan
     from hyper.status import ExperimentStatus, WorkflowStatus
 
 _CELL = "text-align:left;padding:.15em 1em .15em 0"
 _COLOURS = {"succeeded": "#3b7d3b", "failed": "#a8324a", "running": "#2563a8"}
 _MOST_ROWS = 50
+_OFFERS = 8
 
 
 def workflow(status: WorkflowStatus) -> str:
@@ -61,6 +64,56 @@ def dataset(value: Dataset) -> str:
         ("arrays", shown or "none"),
     ]
     return f"<b>{escape(value.name)}</b>" + _table((), rows)
+
+
+def plan(value: Plan) -> str:
+    """What it would cost and take, and the best offers of each experiment."""
+    usd, end = value.cost_usd, value.finish_s
+    facts = [
+        ("cost, USD", f"{usd.mean:.4g} ({usd.p10:.4g} to {usd.p90:.4g})"),
+        ("all on demand, USD", f"{value.on_demand_usd:.4g}"),
+        ("finish, s", f"{end.mean:.4g} ({end.p10:.4g} to {end.p90:.4g})"),
+        ("misses its deadline", f"{value.late_probability:.0%}"),
+        ("prices of", escape(value.catalogue_date)),
+    ]
+    parts = ["<b>Plan</b>" + _table((), facts)]
+    for each in value.experiments[:_MOST_ROWS]:
+        how = "measured" if each.measured else "assumed"
+        note = f": {escape(each.message)}" if each.message else ""
+        parts.append(f"<b>{escape(each.experiment)}</b>, {each.tasks} tasks of {each.task_s:.4g} s "
+                     f"({how}){note}")  # fmt: skip
+        rows = [
+            (
+                escape(one.offer), "spot" if one.spot else "on demand", f"{one.usd_h:.4g}",
+                "does not fit" if math.isinf(one.usd_per_unit) else f"{one.usd_per_unit:.4g}",
+                str(one.machines or ""), escape(one.reason),
+            )
+            for one in each.offers[:_OFFERS]
+        ]  # fmt: skip
+        parts.append(_table(("offer", "sort", "USD/h", "USD/unit of work", "first", "why"), rows))
+    return "".join(parts)
+
+
+def cost(value: Cost) -> str:
+    """A row a workflow, then the machines that are paid for now."""
+    rows = [
+        (
+            escape(each.name), f"{each.usd:.4g}",
+            "" if each.budget_usd is None else f"{each.budget_usd:.4g}",
+            f"{each.on_demand_usd:.4g}", f"{each.rework_usd:.4g}", escape(each.message),
+        )
+        for each in value.workflows[:_MOST_ROWS]
+    ]  # fmt: skip
+    heads = ("workflow", "USD", "budget", "on demand", "rework", "")
+    text = f"<b>{value.usd:.4g} USD spent</b>" + _table(heads, rows)
+    machines = [
+        (escape(each.machine), escape(each.offer), "spot" if each.spot else "on demand",
+         f"{each.usd_h:.4g}", escape(each.workflow))
+        for each in value.machines[:_MOST_ROWS]
+    ]  # fmt: skip
+    if machines:
+        text += _table(("machine paid for now", "offer", "sort", "USD/h", "for"), machines)
+    return text
 
 
 def _state(state: Any) -> str:

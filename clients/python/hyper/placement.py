@@ -96,6 +96,100 @@ class Plan:
     late_probability: float
     catalogue_date: str
 
+    def _repr_html_(self) -> str:
+        from hyper import notebooks
+
+        return notebooks.plan(self)
+
+
+@dataclass(frozen=True, slots=True)
+class OfferCost:
+    """What a workflow has spent on one offer.
+
+    Args:
+        offer: its name in the catalogue.
+        usd: spent.
+        machine_h: hours of machines.
+        on_demand_usd: what the same hours cost on demand.
+        rework_usd: of it, work that was done again.
+        idle_usd: of it, machines that waited.
+        launches: of machines.
+        preemptions: machines that were taken away.
+    """
+
+    offer: str
+    usd: float
+    machine_h: float
+    on_demand_usd: float
+    rework_usd: float
+    idle_usd: float
+    launches: int
+    preemptions: int
+
+
+@dataclass(frozen=True, slots=True)
+class WorkflowCost:
+    """What one workflow has spent on machines.
+
+    Args:
+        name: resource name.
+        usd: spent.
+        on_demand_usd: what the same hours cost on demand.
+        rework_usd: of it, work that was done again.
+        idle_usd: of it, machines that waited.
+        budget_usd: of its recipe; None: it has none.
+        message: that the budget is used up; "".
+        offers: the same, offer by offer.
+    """
+
+    name: str
+    usd: float
+    on_demand_usd: float
+    rework_usd: float
+    idle_usd: float
+    budget_usd: float | None
+    message: str
+    offers: tuple[OfferCost, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class PaidMachine:
+    """A machine that is paid for now.
+
+    Args:
+        machine: its name.
+        offer: in the catalogue.
+        spot: whether it may be taken away.
+        usd_h: price of an hour.
+        workflow: resource name of the workflow it was launched for.
+        ending: whether it is about to be given back.
+    """
+
+    machine: str
+    offer: str
+    spot: bool
+    usd_h: float
+    workflow: str
+    ending: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Cost:
+    """What a tenant's workflows have spent, and what is paid for now."""
+
+    workflows: tuple[WorkflowCost, ...]
+    machines: tuple[PaidMachine, ...]
+
+    @property
+    def usd(self) -> float:
+        """Spent by all."""
+        return sum(each.usd for each in self.workflows)
+
+    def _repr_html_(self) -> str:
+        from hyper import notebooks
+
+        return notebooks.cost(self)
+
 
 def plan(
     client: Client,
@@ -141,12 +235,38 @@ def plan(
     )
 
 
-def cost(client: Client) -> pb.GetCostResponse:
+def cost(client: Client) -> Cost:
     """What the tenant's workflows have spent, and the machines that are paid for now.
 
     Raises:
         FailedPreconditionError: the cluster launches no machines.
     """
+    response = cost_message(client)
+    workflows = tuple(
+        WorkflowCost(
+            each.name, each.usd, each.on_demand_usd, each.rework_usd, each.idle_usd,
+            each.budget_usd if each.HasField("budget_usd") else None, each.message,
+            tuple(
+                OfferCost(
+                    one.offer, one.usd, one.machine_h, one.on_demand_usd, one.rework_usd,
+                    one.idle_usd, one.launches, one.preemptions,
+                )
+                for one in each.offers
+            ),
+        )
+        for each in response.workflows
+    )  # fmt: skip
+    machines = tuple(
+        PaidMachine(
+            each.machine, each.offer, each.spot, each.usd_h, each.workflow, each.ending
+        )
+        for each in response.machines
+    )  # fmt: skip
+    return Cost(workflows, machines)
+
+
+def cost_message(client: Client) -> pb.GetCostResponse:
+    """The same as the scheduler says it, for `hyper cost --json`."""
     request = pb.GetCostRequest(parent=f"tenants/{client.tenant}")
     response: pb.GetCostResponse = client.call(SCHEDULER, PlacementServiceStub, "GetCost", request)
     return response

@@ -10,6 +10,9 @@ from dataclasses import dataclass
 from html import escape
 from typing import TYPE_CHECKING, Any
 
+from hyper import placement
+from hyper.errors import FailedPreconditionError, PermissionDeniedError
+
 if TYPE_CHECKING:
     from hyper.workflows import Workflow
 
@@ -54,6 +57,7 @@ class Run:
         experiments: names in topological order, with the number of tasks.
         spans: tasks that ran, at most `SPANS_MAX`.
         losses: attempts that ended with their node and were run again.
+        usd: spent on machines that were launched for it; None: none were.
     """
 
     name: str
@@ -63,18 +67,19 @@ class Run:
     experiments: Mapping[str, int]
     spans: tuple[Span, ...]
     losses: int = 0
+    usd: float | None = None
 
     @property
     def busy_s(self) -> float:
         """Seconds of work, over all tasks."""
         return sum(span.end_s - span.start_s for span in self.spans)
 
-    def peak(self, experiment: str) -> int:
-        """How many tasks of an experiment ran at once."""
+    def peak(self, experiment: str | None = None) -> int:
+        """How many tasks of an experiment, or of all together, ran at once."""
         edges = sorted(
             edge
             for span in self.spans
-            if span.experiment == experiment
+            if experiment in (None, span.experiment)
             for edge in ((span.start_s, 1), (span.end_s, -1))
         )
         most = now = 0
@@ -92,7 +97,7 @@ class Run:
 
 
 def collect(workflow: Workflow) -> Run:
-    """Ask for the tasks of a workflow that has ended."""
+    """Ask for the tasks of a workflow that has ended, and for what its machines have cost."""
     status = workflow.refresh()
     begun = status.create_time
     every = (task for each in status.experiments for task in workflow.tasks(each.id))
@@ -113,8 +118,18 @@ def collect(workflow: Workflow) -> Run:
     counts = {each.id: each.tasks.total for each in status.experiments}
     return Run(
         status.name, status.display_name, str(status.state), wall_s, counts, tuple(spans),
-        losses=status.tasks.lost,
+        losses=status.tasks.lost, usd=_spent(workflow),
     )  # fmt: skip
+
+
+def _spent(workflow: Workflow) -> float | None:
+    """What the scheduler's ledger has for it; None where no machines were launched."""
+    try:
+        every = placement.cost(workflow._client).workflows
+    except (FailedPreconditionError, PermissionDeniedError):
+        return None
+    mine = [each for each in every if each.name == workflow.name]
+    return mine[0].usd if mine and any(each.launches for each in mine[0].offers) else None
 
 
 def timeline(run: Run) -> str:
@@ -268,21 +283,30 @@ def table(headings: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
 
 
 def _cost(runs: Sequence[Run], usd_per_hour: float) -> str:
+    launched = any(run.usd is not None for run in runs)
     rows = []
     for run in runs:
-        slots = max((run.peak(name) for name in run.experiments), default=0)
+        slots = run.peak()
         paid_s = slots * run.wall_s
         share = run.busy_s / paid_s if paid_s else 0.0
         row = [slots, f"{run.wall_s:.1f}", f"{paid_s:.1f}", f"{run.busy_s:.1f}", f"{share:.0%}",
                run.losses]  # fmt: skip
-        if usd_per_hour:
+        if launched:
+            row.append("none launched" if run.usd is None else f"{run.usd:.6g}")
+        elif usd_per_hour:
             row.append(f"{paid_s / 3600 * usd_per_hour:.6f}")
         rows.append(row)
     heads = ["slots", "seconds", "slot-seconds paid", "of work", "in use", "attempts lost"]
-    if usd_per_hour:
+    note = "No price of a slot was given."
+    if launched:
+        heads.append("USD spent on machines")
+        note = "What the ledger of the scheduler has: `hyper cost` shows it offer by offer."
+    elif usd_per_hour:
         heads.append(f"USD at {usd_per_hour:g} a slot-hour")
-    note = "" if usd_per_hour else '<p class="note">No price of a slot was given.</p>'
-    return table(heads, rows) + note
+        note = (
+            "Slots are those of the busiest moment, paid from submission to end at the price given."
+        )
+    return table(heads, rows) + f'<p class="note">{escape(note)}</p>'
 
 
 def _heaviest(run: Run) -> str:

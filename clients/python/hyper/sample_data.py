@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hyper.errors import FailedPreconditionError, UnavailableError
+from hyper.installed import install_command
 
 SAMPLE = "em/aligntk_raw"
 _ORIGIN = (
@@ -64,7 +65,7 @@ def fetch(*, progress: bool = True) -> Path:
         import pooch
     except ImportError as error:
         raise FailedPreconditionError(
-            "fetching data needs pooch: pip install 'hyper-dl[local]'", reason="NOT_FOUND"
+            f"fetching data needs pooch: {install_command('local')}", reason="NOT_FOUND"
         ) from error
     folder = cache_folder() / SAMPLE
     for name, digest in _SHA256.items():

@@ -7,7 +7,7 @@ import json
 import math
 import uuid
 from collections import deque
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +17,7 @@ import google_crc32c
 import numpy as np
 
 from hyper import _s3
-from hyper._files import FileInfo, Tree
+from hyper._files import FileInfo, TransferProgress, Tree
 from hyper._s3 import array_call, service_call
 from hyper.arrays import Array
 from hyper.errors import HyperError, InvalidArgumentError
@@ -209,9 +209,17 @@ class Session(Tree):
         """
         self.write_many([(path, data)])
 
-    def write_many(self, files: Iterable[tuple[str, Contents]]) -> int:
-        """Write files; small ones are packed together. Returns how many, all durable on return."""
-        uploader = _Uploader(self._client, self._remote, self.name, self._id)
+    def write_many(
+        self,
+        files: Iterable[tuple[str, Contents]],
+        *,
+        on_progress: Callable[[TransferProgress], None] | None = None,
+    ) -> int:
+        """Write files; small ones are packed together. Returns how many, all durable on return.
+
+        `on_progress` is called in this thread whenever more of them are in the bucket.
+        """
+        uploader = _Uploader(self._client, self._remote, self.name, self._id, on_progress)
         count = 0
         for path, data in files:
             check_path(path)
@@ -309,9 +317,18 @@ class Session(Tree):
 class _Uploader:
     """Packs files into objects, uploads a few at a time, and records them in the session."""
 
-    def __init__(self, client: Client, remote: _s3.Remote, session: str, session_id: str) -> None:
+    def __init__(
+        self,
+        client: Client,
+        remote: _s3.Remote,
+        session: str,
+        session_id: str,
+        on_progress: Callable[[TransferProgress], None] | None = None,
+    ) -> None:
         self._client = client
         self._remote = remote
+        self._on_progress = on_progress
+        self._through = TransferProgress(0, 0)
         self._session = session
         self._prefix = f"blobs/{session_id}/"
         self._pack = bytearray()
@@ -389,6 +406,11 @@ class _Uploader:
         self._note(files)
 
     def _note(self, files: list[dataset_pb2.File]) -> None:
+        if self._on_progress is not None:
+            size = sum(file.size_bytes for file in files)
+            before = self._through
+            self._through = TransferProgress(before.files + len(files), before.bytes + size)
+            self._on_progress(self._through)
         for file in files:
             self._ready.append(file)
             self._ready_bytes += file.ByteSize()

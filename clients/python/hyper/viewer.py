@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from hyper.errors import FailedPreconditionError, InvalidArgumentError
+from hyper.installed import install_command
 
 if TYPE_CHECKING:
     from hyper.arrays import Array
@@ -40,7 +41,7 @@ def open_viewer(arrays: Sequence[Array], *, bind: str = "127.0.0.1", port: int =
         import neuroglancer
     except ImportError as error:
         raise FailedPreconditionError(
-            "the viewer is not installed: pip install 'hyper-dl[view]'", reason="NOT_FOUND"
+            f"the viewer is not installed: {install_command('view')}", reason="NOT_FOUND"
         ) from error
     for array in arrays:
         if not 2 <= array.ndim <= 4:

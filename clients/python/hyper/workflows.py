@@ -66,6 +66,7 @@ __all__ = [
 ]
 
 RECIPE_BYTES_MAX = 1 << 20
+_TAIL_BYTES = 65_536
 LOG_SOURCES = ("program", "os", "usage")
 PAGE_SIZE = 500
 _FOLLOW_POLL_S = 0.5
@@ -150,14 +151,9 @@ class Workflow:
         end = None if timeout_s is None else time.monotonic() + timeout_s
         while not self._watch_until(end, on_update):
             if end is not None and time.monotonic() >= end:
-                raise DeadlineError(
-                    f"{self.name} still runs after {timeout_s:g} s; it goes on: see `hyper ps`"
-                )
-        if check and self.state is not RunState.SUCCEEDED:
-            raise WorkFailedError(
-                f"{self.name} {self.state.lower()}: {self._status.message or 'no reason given'}; "
-                f"see `hyper logs {self.name}`"
-            )
+                raise still_runs(self.name, timeout_s)
+        if check:
+            check_succeeded(self)
         return self._status
 
     def _watch_until(
@@ -249,25 +245,35 @@ class Workflow:
         return get_task(self._client, f"{self.name}/experiments/{experiment}/tasks/{index}")
 
     def logs(
-        self, task: TaskInfo | str, follow: bool = False, source: str = "program"
+        self,
+        task: TaskInfo | str,
+        follow: bool = False,
+        source: str = "program",
+        *,
+        since: datetime | None = None,
+        tail_bytes: int = 0,
     ) -> Iterator[bytes]:
         """The output of a task's newest attempt, in parts; with `follow`, while it grows.
 
-        `task` is a `TaskInfo`, a full resource name, or "experiment/index".
+        `task` is a `TaskInfo`, a full resource name, or "experiment/index"; `source` is "program",
+        "os" (events) or "usage"; parts that were stored before `since` are left out; with
+        `tail_bytes`, all but so many bytes of what there is.
         """
         name = task.name if isinstance(task, TaskInfo) else task
         if not name.startswith("tenants/"):
             experiment, _, index = name.partition("/")
             name = f"{self.name}/experiments/{check_part(experiment, 'experiment')}/tasks/{index}"
-        return read_log(self._client, name, follow=follow, source=source)
+        return read_log(
+            self._client, name, follow=follow, source=source, since=since, tail_bytes=tail_bytes
+        )
 
     def log_tail(self, task: TaskInfo | str, lines: int = 10) -> list[str]:
         """The last lines of a task's output, once a task that has just ended has shipped it."""
         end = time.monotonic() + _LOG_LAG_S
         while True:
             tail = b""
-            for part in self.logs(task):
-                tail = (tail + part)[-65_536:]
+            for part in self.logs(task, tail_bytes=_TAIL_BYTES):
+                tail = (tail + part)[-_TAIL_BYTES:]
             if tail or time.monotonic() > end:
                 return tail.decode(errors="replace").splitlines()[-lines:]
             time.sleep(0.2)
@@ -278,6 +284,24 @@ class Workflow:
             if experiment.tasks.failed:
                 return next(self.tasks(experiment.id, TaskState.FAILED), None)
         return None
+
+
+def still_runs(name: str, timeout_s: float | None) -> DeadlineError:
+    """That a workflow has not ended in so long."""
+    return DeadlineError(f"{name} still runs after {timeout_s:g} s; it goes on: see `hyper ps`")
+
+
+def check_succeeded(workflow: Workflow) -> None:
+    """Look at how it ended.
+
+    Raises:
+        WorkFailedError: it failed or was cancelled.
+    """
+    if workflow.state is not RunState.SUCCEEDED:
+        reason = workflow.status.message or "no reason given"
+        raise WorkFailedError(
+            f"{workflow.name} {workflow.state.lower()}: {reason}; see `hyper logs {workflow.name}`"
+        )
 
 
 def submit(
@@ -408,6 +432,7 @@ def read_log(
     follow: bool = False,
     source: str = "program",
     since: datetime | None = None,
+    tail_bytes: int = 0,
 ) -> Iterator[bytes]:
     """The output of the newest attempt of `task`; none if it has written nothing.
 
@@ -420,11 +445,15 @@ def read_log(
         source: "program" for stdout and stderr; "os" for how it started and ended, signals, lack
             of memory; "usage" for CPU, memory and I/O over time: both JSON lines.
         since: parts of up to 1 MiB that were stored before are left out.
+        tail_bytes: only so many bytes before the end that it has now; 0: all.
     """
     if source not in LOG_SOURCES:
         raise InvalidArgumentError(f"source {source!r} is none of {', '.join(LOG_SOURCES)}")
     request = ReadLogRequest(
-        task=task, follow=follow, source=LogSource.Value(f"LOG_SOURCE_{source.upper()}")
+        task=task,
+        follow=follow,
+        source=LogSource.Value(f"LOG_SOURCE_{source.upper()}"),
+        tail=tail_bytes,
     )
     if since is not None:
         request.since.FromDatetime(since)
@@ -434,7 +463,7 @@ def read_log(
             response: ReadLogResponse
             for response in client.stream(STORAGE, LogServiceStub, "ReadLog", request):
                 request.epoch, request.number = response.epoch, response.number
-                request.offset = response.offset + len(response.data)
+                request.offset, request.tail = response.offset + len(response.data), 0
                 if response.data:
                     yield response.data
             if not follow or request.offset or ended:

@@ -17,6 +17,7 @@ from __future__ import annotations
 import asyncio
 import builtins
 from collections.abc import AsyncIterator, Iterable
+from itertools import islice
 from typing import TYPE_CHECKING
 
 from zarr.abc.store import (
@@ -35,6 +36,9 @@ from hyper.errors import InvalidArgumentError
 
 if TYPE_CHECKING:
     from zarr.core.buffer import Buffer, BufferPrototype
+
+
+_KEYS_AT_ONCE = 1000  # of a listing; who asks whether there is any key takes the first
 
 
 class HyperStore(Store):  # type: ignore[misc]  # zarr is not followed
@@ -117,10 +121,10 @@ class HyperStore(Store):  # type: ignore[misc]  # zarr is not followed
 
     async def list_prefix(self, prefix: str) -> AsyncIterator[str]:
         """Every key that begins with `prefix`."""
-        for key in await asyncio.to_thread(
-            lambda: [k for k in self._keys() if k.startswith(prefix)]
-        ):
-            yield key
+        found = (key for key in self._keys() if key.startswith(prefix))
+        while some := await asyncio.to_thread(lambda: list(islice(found, _KEYS_AT_ONCE))):
+            for key in some:
+                yield key
 
     async def list_dir(self, prefix: str) -> AsyncIterator[str]:
         """What is directly under `prefix`."""
@@ -186,7 +190,7 @@ class HyperStore(Store):  # type: ignore[misc]  # zarr is not followed
     def _has(self, key: str) -> bool:
         found = self._split(key)
         if found is not None and found[1] != zarr_view.METADATA:
-            return found[1] in set(zarr_view.chunk_keys(found[0]))
+            return zarr_view.has_chunk(*found)
         return self._read(key) is not None
 
 

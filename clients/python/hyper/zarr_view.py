@@ -74,6 +74,29 @@ def chunk(array: Array, key: str) -> bytes | None:
     return np.ascontiguousarray(found, array.dtype.newbyteorder("<")).tobytes()
 
 
+def has_chunk(array: Array, key: str) -> bool:
+    """Whether `key` is one of the array's chunks; told from its shape, whatever their number."""
+    index = _index(key, array.ndim)
+    return index is not None and all(i < n for i, n in zip(index, _counts(array), strict=True))
+
+
+def children(array: Array, key: str) -> tuple[range, bool] | None:
+    """What is directly below "c", "c/0", ...: its numbers, and whether they are chunks.
+
+    None where nothing is below it.
+    """
+    if not array.ndim or key.split("/")[0] != "c":
+        return None
+    counts = _counts(array)
+    depth = key.count("/")
+    if depth >= array.ndim or not all(counts):
+        return None
+    index = _index(key, depth)
+    if index is None or any(i >= n for i, n in zip(index, counts[:depth], strict=True)):
+        return None
+    return range(counts[depth]), depth == array.ndim - 1
+
+
 def chunk_bytes(array: Array) -> int:
     """The size of every chunk's value."""
     return int(np.prod(array.chunks, dtype=object)) * array.dtype.itemsize
@@ -81,14 +104,28 @@ def chunk_bytes(array: Array) -> int:
 
 def chunk_keys(array: Array) -> Iterator[str]:
     """Every key of a chunk."""
-    counts = [-(-n // c) for n, c in zip(array.shape, array.chunks, strict=True)]
-    for index in np.ndindex(*counts):
+    for index in _indices(_counts(array)):
         yield "/".join(("c", *map(str, index)))
 
 
 def encode(document: dict[str, Any]) -> bytes:
     """Metadata as they are stored."""
     return json.dumps(document).encode()
+
+
+def _counts(array: Array) -> list[int]:
+    """Chunks along each axis."""
+    return [-(-n // c) for n, c in zip(array.shape, array.chunks, strict=True)]
+
+
+def _indices(counts: list[int]) -> Iterator[tuple[int, ...]]:
+    """As `numpy.ndindex`, which takes seconds to begin where there are very many."""
+    if not counts:
+        yield ()
+        return
+    for first in range(counts[0]):
+        for rest in _indices(counts[1:]):
+            yield first, *rest
 
 
 def _index(key: str, ndim: int) -> tuple[int, ...] | None:

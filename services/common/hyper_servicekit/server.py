@@ -22,7 +22,6 @@ from typing import Any
 import grpc
 import grpc.aio
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
-from grpc_reflection.v1alpha import reflection
 
 from hyper.errors import HyperError
 from hyper_servicekit import failpoints
@@ -33,6 +32,7 @@ from hyper_servicekit.interceptor import CallInterceptor
 from hyper_servicekit.logs import configure_logs, get_logger
 from hyper_servicekit.metrics import MetricsServer, Pages
 from hyper_servicekit.owned import owned
+from hyper_servicekit.reflecting import enable_reflection
 from hyper_servicekit.tls import server_context, server_credentials
 from hyper_servicekit.tracing import start_tracing, stop_tracing
 
@@ -212,9 +212,7 @@ async def _start_grpc(
     for part in served:
         part.add(part.servicer, server)
     names = [part.full_name for part in served]
-    reflection.enable_server_reflection(
-        [*names, health.SERVICE_NAME, reflection.SERVICE_NAME], server
-    )
+    enable_reflection([*names, health.SERVICE_NAME], server)
     running.address = _bind(server, settings)
     await server.start()
     running.stack.push_async_callback(server.stop, settings.drain_grace_s)

@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from hyper.errors import UnavailableError
+from hyper.installed import install_command
 
 if TYPE_CHECKING:
     from opentelemetry.sdk.trace import TracerProvider
@@ -173,7 +174,7 @@ def start_tracing(endpoint: str, service: str, instance: str) -> Tracing:
         from opentelemetry.sdk.trace.export import BatchSpanProcessor
     except ImportError as error:
         raise UnavailableError(
-            f"traces need OpenTelemetry ({error}): pip install 'hyper-dl[traces]', or leave "
+            f"traces need OpenTelemetry ({error}): {install_command('traces')}, or leave "
             "TRACES_ENDPOINT out"
         ) from error
     resource = Resource.create(

@@ -18,6 +18,7 @@ from hyper import pyramids
 from hyper.align import blocks
 from hyper.context import TaskContext
 from hyper.errors import InvalidArgumentError
+from hyper.installed import install_command
 from hyper_matcher import job_tiles
 from hyper_matcher.align.blocks import Means, grown, render_window, within_block
 from hyper_matcher.align.facts import PairFacts
@@ -283,7 +284,7 @@ def _deep() -> ModuleType:
         from hyper_matcher.align import deep
     except ImportError as error:
         raise InvalidArgumentError(
-            "--method deep needs torch: this worker has none; install hyper-dl[torch] there"
+            f"--method deep needs torch: this worker has none; there, {install_command('torch')}"
         ) from error
     return deep
 

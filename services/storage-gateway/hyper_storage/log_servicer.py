@@ -59,6 +59,7 @@ class LogServicer(api_grpc.LogServiceServicer):
             follow=request.follow,
             source=_source(request.source),
             since=_since(request),
+            tail=_bounded(request.tail, "tail"),
         )
         async for part in parts:
             yield api.ReadLogResponse(

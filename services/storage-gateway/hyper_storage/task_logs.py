@@ -86,6 +86,7 @@ class TaskLogs:
         follow: bool,
         source: str = "",
         since: datetime | None = None,
+        tail: int = 0,
     ) -> AsyncIterator[Part]:
         """The log from `offset` on; with `follow` until it is complete.
 
@@ -96,6 +97,7 @@ class TaskLogs:
             follow: wait for more.
             source: "" for the program's output, "os" or "usage".
             since: parts that were stored before are left out.
+            tail: bytes before the end that is there at first, and no more; 0: all.
         """
         if follow:
             if self._following >= self._followers:
@@ -105,7 +107,7 @@ class TaskLogs:
             self._following += 1
         try:
             chosen = attempt or await self._newest(task, source, wait=follow)
-            async for part in self._parts(task, chosen, offset, follow, source, since):
+            async for part in self._parts(task, chosen, offset, follow, source, since, tail):
                 yield part
         finally:
             self._following -= follow
@@ -118,6 +120,7 @@ class TaskLogs:
         follow: bool,
         source: str,
         since: datetime | None,
+        tail: int,
     ) -> AsyncIterator[Part]:
         prefix = attempt.prefix(task, source)
         while True:
@@ -128,6 +131,11 @@ class TaskLogs:
                     if start_text.isdecimal() and info.modified < since:
                         offset = max(offset, int(start_text) + info.size)
             found = [(info.key, info.size) for info in listed]
+            if tail:
+                starts = [(key.removeprefix(prefix), size) for key, size in found]
+                ends = [int(text) + size for text, size in starts if text.isdecimal()]
+                offset = max([offset, *(end - tail for end in ends)])
+                tail = 0
             complete = any(key == prefix + _END for key, _ in found)
             for key, size in found:
                 start_text = key.removeprefix(prefix)

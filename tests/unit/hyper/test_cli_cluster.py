@@ -6,8 +6,10 @@ import errno
 import json
 import os
 import shutil
+import socket
 import stat
 import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -179,9 +181,48 @@ def test_doctor_knows_what_is_missing(
     assert cli.run(["doctor", "--json"]) == 0
     findings = json.loads(capsys.readouterr().out)["findings"]
     assert {"python", "etcd", "s3", "disk", "fuse", "docker"} <= set(findings)
+    assert {"gpu", "node", "chromium"} <= set(findings)
     monkeypatch.setattr("hyper.cluster.doctor.find_etcds", list)
     assert cli.run(["doctor"]) == 1
     assert "apt-get install etcd-server" in capsys.readouterr().out
+
+
+def found(capsys: pytest.CaptureFixture[str], name: str) -> dict[str, str]:
+    cli.run(["doctor", "--json"])
+    finding: dict[str, str] = json.loads(capsys.readouterr().out)["findings"][name]
+    return finding
+
+
+def test_doctor_tries_the_docker_that_is_named(
+    home: Home, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    place = tmp_path / "docker.sock"
+    monkeypatch.setenv("DOCKER_HOST", f"unix://{place}")
+    assert found(capsys, "docker")["state"] == "optional"
+    with socket.socket(socket.AF_UNIX) as listening:
+        listening.bind(str(place))
+        refused = found(capsys, "docker")
+        assert refused["state"] == "optional" and "does not answer" in refused["found"]
+        listening.listen()
+        assert found(capsys, "docker")["state"] == "ok"
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        port = listening.getsockname()[1]
+        monkeypatch.setenv("DOCKER_HOST", f"tcp://127.0.0.1:{port}")
+        assert found(capsys, "docker")["state"] == "ok"
+    assert "does not answer" in found(capsys, "docker")["found"]
+
+
+def test_doctor_looks_for_all_that_mounting_needs(
+    home: Home, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    if not os.access("/dev/fuse", os.R_OK | os.W_OK):
+        assert found(capsys, "fuse")["state"] == "optional"
+        return
+    monkeypatch.setattr("hyper.cluster.doctor.libfuse.find", lambda: None)
+    assert found(capsys, "fuse")["found"] == "no libfuse 3"
+    monkeypatch.setattr("hyper.cluster.doctor.libfuse.find", lambda: "libfuse3.so.3")
+    monkeypatch.setitem(sys.modules, "mfusepy", None)
+    assert "[mount]" in found(capsys, "fuse")["advice"]
 
 
 # Files

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import errno
+import json
 import os
 import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Annotated, Any
 
 import pytest
 import typer
@@ -17,6 +19,7 @@ from hyper.cli import output
 from hyper.cluster.home import Home
 from hyper.config import CLUSTER_FILE
 from hyper.errors import InvalidArgumentError, UnavailableError, WorkFailedError
+from scripts import cli_docs
 
 
 @pytest.fixture
@@ -24,7 +27,9 @@ def failing() -> Iterator[list[BaseException]]:
     """A command `fail` that raises what the test puts into the list."""
     errors: list[BaseException] = []
 
-    def fail() -> None:
+    def fail(json_output: Annotated[bool, typer.Option("--json")] = False) -> None:
+        if len(errors) > 1:
+            output.emit([1], "", as_json=json_output)
         raise errors[0]
 
     cli.app.command("fail")(fail)
@@ -51,6 +56,73 @@ def test_an_error_is_one_line_and_its_status(
     captured = capsys.readouterr()
     assert captured.err == f"error: {error}\n"
     assert captured.out == ""
+
+
+COMMANDS = dict(cli_docs.commands(typer.main.get_command(cli.app)))
+
+
+@pytest.mark.parametrize("path", sorted(COMMANDS))
+def test_every_command_speaks_json_and_fails_in_it(
+    path: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = [option for each in COMMANDS[path].params for option in each.opts]
+    assert "--json" in options
+    assert cli.run([*path.split(), "--json", "--no-such-option"]) == 2
+    captured = capsys.readouterr()
+    error = json.loads(captured.out.splitlines()[-1])["error"]
+    assert (error["exit_status"], error["code"]) == (2, "USAGE")
+    assert f"see `hyper {path} --help`" in error["message"]
+    assert captured.err == f"error: {error['message']}\n"
+    assert cli.run([*path.split(), "--no-such-option"]) == 2
+    assert capsys.readouterr().out == ""
+
+
+def error_of(capsys: pytest.CaptureFixture[str]) -> Any:
+    (line,) = capsys.readouterr().out.splitlines()
+    return json.loads(line)["error"]
+
+
+def test_errors_as_json(
+    failing: list[BaseException],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    refused = InvalidArgumentError(
+        "no: do this", reason="INVALID_RECIPE", metadata={"line": "3"}, field="recipe"
+    )
+    failing.append(refused)
+    assert cli.run(["fail", "--json"]) == 2
+    assert error_of(capsys) == {
+        "exit_status": 2, "code": "INVALID_ARGUMENT", "reason": "INVALID_RECIPE",
+        "message": "no: do this", "metadata": {"line": "3"}, "field": "recipe",
+        "retry_after_s": None,
+    }  # fmt: skip
+    for error, status, code in (
+        (UnavailableError("x"), 3, "UNAVAILABLE"),
+        (KeyboardInterrupt(), 130, "INTERRUPTED"),
+        (OSError(errno.ENOSPC, "full", "/f"), 2, "FAILED_PRECONDITION"),
+        (RuntimeError("a bug"), 1, "INTERNAL"),
+        (typer.Exit(1), 1, "FAILED"),
+    ):
+        failing[0] = error
+        assert cli.run(["fail", "--json"]) == status
+        found = error_of(capsys)
+        assert (found["exit_status"], found["code"]) == (status, code)
+        assert found["message"]
+    failing[0] = typer.Exit(0)
+    assert cli.run(["fail", "--json"]) == 0
+    assert capsys.readouterr().out == ""
+
+
+def test_a_result_that_was_printed_stays_the_last_line(
+    failing: list[BaseException], capsys: pytest.CaptureFixture[str]
+) -> None:
+    failing += [WorkFailedError("after all"), KeyError("a result")]
+    assert cli.run(["fail", "--json"]) == 1
+    captured = capsys.readouterr()
+    assert captured.out == "[1]\n" and captured.err == "error: after all\n"
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt(), typer.Abort()])
@@ -142,6 +214,13 @@ def test_a_wrong_command_line_is_one_line_and_2(
     assert text.startswith("error: ")
     assert said in text
     assert text.count("\n") == 1
+
+
+def test_certs_name_what_they_made(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.run(["certs", str(tmp_path / "c"), "--client", "ada", "--json"]) == 0
+    made = json.loads(capsys.readouterr().out)
+    assert all(Path(name).is_file() for name in [made["authority"], *made["made"]])
+    assert [Path(name).name for name in made["made"]] == ["ada.pem", "ada.key"]
 
 
 def test_version(capsys: pytest.CaptureFixture[str]) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from hyper.run_report import Run, Span, chart, render, speedup, timeline
@@ -23,6 +25,21 @@ def test_speed_up() -> None:
     found = speedup([run(2, 1.0), run(1, 1.0), run(4, 1.0)], "stage")
     assert found == [(1, 4.0, 1.0), (2, 2.0, 2.0), (4, 1.0, 4.0)]
     assert speedup([run(1, 1.0)], "nothing") == []
+
+
+def test_what_two_experiments_use_at_once_is_paid_for() -> None:
+    spans = (Span("a", 0, "w0", 0, 10), Span("b", 0, "w1", 0, 10))
+    both = Run("n", "t", "SUCCEEDED", 10.0, {"a": 1, "b": 1}, spans)
+    assert (both.peak("a"), both.peak()) == (1, 2)
+    page = render("t", [both], usd_per_hour=3.6)
+    assert "<td>100%</td>" in page and "<td>0.020000</td>" in page  # 20 slot-seconds
+
+
+def test_the_ledgers_sum_beats_a_price() -> None:
+    spent = replace(run(1, 1.0), usd=1.25)
+    page = render("t", [run(1, 1.0), spent], usd_per_hour=3.6)
+    assert "<td>1.25</td>" in page and "<td>none launched</td>" in page
+    assert "slot-hour" not in page and "hyper cost" in page
 
 
 def test_everything_is_escaped() -> None:

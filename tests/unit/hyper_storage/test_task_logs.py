@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from typing import Any
 
 import pytest
 
@@ -31,6 +32,31 @@ async def test_parts_join_in_order_of_offset() -> None:
     assert await _read(logs) == b"abcdef"
     assert await _read(logs, offset=2) == b"cdef"
     assert await _read(logs, offset=99) == b""
+
+
+async def test_the_end_of_a_long_log_is_read_alone() -> None:
+    class Counting(MemoryStore):
+        read = 0
+
+        async def get(self, *args: Any, **kwargs: Any) -> bytes:
+            self.read += 1
+            return await super().get(*args, **kwargs)
+
+    store = Counting()
+    logs = TaskLogs(store, ManualClock(), poll_s=1.0, followers=1)
+    for number in range(50):
+        await logs.append(TASK, FIRST, 10 * number, b"0123456789", last=number == 49)
+
+    async def tail(count: int) -> list[Part]:
+        store.read = 0
+        return [part async for part in logs.read(TASK, None, 0, follow=False, tail=count)]
+
+    parts = await tail(13)
+    assert [(part.offset, part.data) for part in parts] == [(487, b"789"), (490, b"0123456789")]
+    assert store.read == 2  # not the 48 before them
+    assert len(await tail(9_999)) == 50
+    followed = [part async for part in logs.read(TASK, FIRST, 0, follow=True, tail=4)]
+    assert [(part.offset, part.data) for part in followed] == [(496, b"6789")]
 
 
 async def test_overlapping_parts_are_cut() -> None:

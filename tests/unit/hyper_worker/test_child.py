@@ -14,6 +14,7 @@ from hyper_worker.core.model import Job, Key
 from hyper_worker.runner.child import (
     FILE,
     INLINE,
+    _sentence,
     encode_result,
     pack_request,
     packet_number,
@@ -47,6 +48,21 @@ def test_a_long_call_travels_as_a_file(tmp_path: Path) -> None:
 def test_wrong_functions_are_named(name: str, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         resolve(name)
+
+
+@pytest.mark.parametrize(
+    ("module", "advice"),
+    [
+        ("torch", "pip install -e"), ("lightgbm.basic", "[examples]"),
+        ("nobody_knows", "install it where the workers run"),
+    ],
+)  # fmt: skip
+def test_what_a_function_lacks_is_named_with_what_brings_it(module: str, advice: str) -> None:
+    text = _sentence(ModuleNotFoundError(f"No module named {module!r}", name=module))
+    assert text.startswith(f"ModuleNotFoundError: No module named {module!r}: ")
+    assert advice in text and "`setup`" in text
+    said = ModuleNotFoundError("bring it yourself", name=module)
+    assert _sentence(said) == "ModuleNotFoundError: bring it yourself"
 
 
 def test_functions_are_found() -> None:

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from hyper.cli import output
+from hyper.cli import complete, output
 from hyper.errors import InvalidArgumentError
 from hyper.names import parse_address
 
@@ -27,9 +27,15 @@ def register(app: typer.Typer) -> None:
 
 
 def publish(
-    source: Annotated[str, typer.Argument(help="tenant/name[@version]/array")],
+    source: Annotated[
+        str, typer.Argument(help="tenant/name[@version]/array", autocompletion=complete.datasets)
+    ],
     target: Annotated[
-        str | None, typer.Argument(help="tenant/name/array; by default the source's own name")
+        str | None,
+        typer.Argument(
+            help="tenant/name/array; by default the source's own name",
+            autocompletion=complete.datasets,
+        ),
     ] = None,
     message: Annotated[str, typer.Option("-m", "--message", help="of the new version")] = "",
     json_output: _Json = False,
@@ -58,7 +64,9 @@ def publish(
 def register_(
     store: Annotated[str, typer.Argument(help="name of a store (`hyper store ls`)")],
     path: Annotated[str, typer.Argument(help="of a Zarr, N5 or precomputed array in it")],
-    target: Annotated[str, typer.Argument(help="tenant/name/array")],
+    target: Annotated[
+        str, typer.Argument(help="tenant/name/array", autocompletion=complete.datasets)
+    ],
     scale: Annotated[str, typer.Option("--scale", help="of precomputed, by its key")] = "",
     message: Annotated[str, typer.Option("-m", "--message", help="of the new version")] = "",
     json_output: _Json = False,

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from hyper.cli import output
+from hyper.cli import complete, output
 from hyper.errors import InvalidArgumentError, NotFoundError
 from hyper.names import Address, check_path, parse_address
 
@@ -44,7 +44,10 @@ def register(app: typer.Typer) -> None:
 
 
 def ls(
-    what: Annotated[str, typer.Argument(help="tenant, or tenant/name[@version]")] = "default",
+    what: Annotated[
+        str,
+        typer.Argument(help="tenant, or tenant/name[@version]", autocompletion=complete.datasets),
+    ] = "default",
     json_output: _Json = False,
 ) -> None:
     """List a tenant's datasets, or what a dataset holds."""
@@ -114,7 +117,7 @@ def _short(array: Array) -> str:
 
 
 def versions(
-    dataset: Annotated[str, typer.Argument(help="tenant/name")],
+    dataset: Annotated[str, typer.Argument(help="tenant/name", autocompletion=complete.datasets)],
     json_output: _Json = False,
 ) -> None:
     """List a dataset's versions, newest first."""
@@ -215,13 +218,9 @@ def _upload(
         raise InvalidArgumentError("a version never changes: write hyper://tenant/name without @")
     with output.progress() as progress, client.session(str(place.address)) as session:
         task = progress.add_task("uploading", total=len(files))
-
-        def counted() -> Iterator[tuple[str, Path]]:
-            for item in files:
-                yield item
-                progress.advance(task)
-
-        session.write_many(counted())
+        session.write_many(
+            files, on_progress=lambda now: progress.update(task, completed=now.files)
+        )
         version = session.commit(message)
     value = {"dataset": str(place.address), "version": version.number, "files": len(files)}
     text = f"{len(files)} file(s) are in {place.address}@{version.number}"
@@ -276,7 +275,9 @@ def _wanted(dataset: Dataset, place: _Place) -> list[FileInfo]:
 
 
 def export(
-    source: Annotated[str, typer.Argument(help="tenant/name[@version]/array")],
+    source: Annotated[
+        str, typer.Argument(help="tenant/name[@version]/array", autocompletion=complete.datasets)
+    ],
     folder: Annotated[Path, typer.Argument(help="for the sections; made if it does not exist")],
     form: Annotated[
         str, typer.Option("--format", help="png, tiff, zarr (OME-Zarr), precomputed, n5 or hdf5")
@@ -362,7 +363,9 @@ def import_(
             help="of PNG or TIFF sections; or a volume: Zarr, N5, precomputed, HDF5, TIFF"
         ),
     ],
-    target: Annotated[str, typer.Argument(help="tenant/name/array")],
+    target: Annotated[
+        str, typer.Argument(help="tenant/name/array", autocompletion=complete.datasets)
+    ],
     voxel_size: Annotated[
         str | None, typer.Option("--voxel-size", help="z,y,x in nm, such as 40,4,4")
     ] = None,
@@ -464,7 +467,7 @@ def _slabs(array: Array, sections: int) -> Iterator[tuple[int, Any]]:
 
 
 def rm(
-    dataset: Annotated[str, typer.Argument(help="tenant/name")],
+    dataset: Annotated[str, typer.Argument(help="tenant/name", autocompletion=complete.datasets)],
     yes: Annotated[bool, typer.Option("--yes", "-y", help="do not ask")] = False,
     json_output: _Json = False,
 ) -> None:

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from hyper.cli import output
+from hyper.cli import complete, output
 from hyper.errors import DataLossError, InvalidArgumentError
 from hyper.names import parse_address
 
@@ -24,7 +24,9 @@ def register(app: typer.Typer) -> None:
 
 
 def tag(
-    dataset: Annotated[str, typer.Argument(help="tenant/name[@version]")],
+    dataset: Annotated[
+        str, typer.Argument(help="tenant/name[@version]", autocompletion=complete.datasets)
+    ],
     name: Annotated[
         str | None, typer.Argument(help="of the tag; without it tags are listed")
     ] = None,
@@ -56,8 +58,12 @@ def tag(
 
 
 def diff(
-    base: Annotated[str, typer.Argument(help="tenant/name@version")],
-    target: Annotated[str, typer.Argument(help="tenant/name[@version]")],
+    base: Annotated[
+        str, typer.Argument(help="tenant/name@version", autocompletion=complete.datasets)
+    ],
+    target: Annotated[
+        str, typer.Argument(help="tenant/name[@version]", autocompletion=complete.datasets)
+    ],
     prefix: Annotated[str, typer.Option("--prefix", help="only names that begin so")] = "",
     json_output: _Json = False,
 ) -> None:
@@ -106,7 +112,9 @@ def gc(
 
 
 def scrub(
-    dataset: Annotated[str, typer.Argument(help="tenant/name[@version]")],
+    dataset: Annotated[
+        str, typer.Argument(help="tenant/name[@version]", autocompletion=complete.datasets)
+    ],
     json_output: _Json = False,
 ) -> None:
     """Read everything that a version holds and compare it with its checksums."""

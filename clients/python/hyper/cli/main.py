@@ -1,7 +1,9 @@
 """`hyper`: the command line. Commands live in the modules beside this one.
 
-Exit status: 0 done, 1 the work failed, 2 bad input, usage or set-up, 3 a service cannot be
-reached, 130 interrupted. Every failure is one line, `error: ...`, on stderr.
+Exit status: see `_EPILOG`. Every failure is one line, `error: ...`, on stderr; with `--json` it is
+also an object on stdout, unless the command has printed its result: `error` with `exit_status`,
+`code` (of gRPC, or USAGE, INTERRUPTED, FAILED), `message` (which says what to do), and for what a
+service refused `reason`, `metadata`, `field` and `retry_after_s`.
 """
 
 from __future__ import annotations
@@ -25,6 +27,7 @@ _COMMAND_MODULES = (
     "hyper.cli.cluster",
     "hyper.cli.workflows",
     "hyper.cli.running",
+    "hyper.cli.top",
     "hyper.cli.placement",
     "hyper.cli.certs",
     "hyper.cli.tokens",
@@ -46,8 +49,16 @@ _USAGE = 2
 # typer carries its own click since 0.2x and the real one before; its public names tell which.
 _UsageProblem: Any = next(k for k in typer.BadParameter.__mro__ if k.__name__ == "ClickException")
 
+_EPILOG = (
+    "Exit status: 0 done; 1 the work failed; 2 bad input, usage or set-up; 3 a service cannot be "
+    "reached, or there is no cluster; 130 interrupted. With --json the last line of standard "
+    "output is the result or, where there is none, an object `error`. Completion: "
+    "`hyper --install-completion`. All commands: docs/cli.md."
+)
+
 app = typer.Typer(
     name="hyper",
+    epilog=_EPILOG,
     help="Hyper: from sections of a brain to an aligned volume, on machines that may vanish.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
@@ -89,26 +100,65 @@ for _name in _COMMAND_MODULES:
 
 def run(arguments: list[str] | None = None) -> int:
     """Run one command line; returns the exit status and lets no exception out."""
+    given = sys.argv[1:] if arguments is None else arguments
+    as_json = "--json" in given[: given.index("--") if "--" in given else None]
+    output.Said.result, output.Said.last = False, ""
+    status, facts = _run(arguments)
+    if as_json and facts is not None and not output.Said.result:
+        facts = {"exit_status": status, **facts}
+        try:
+            output.emit({"error": facts}, "", as_json=True)
+        except BrokenPipeError:
+            _leave_pipe()
+    return status
+
+
+def _run(arguments: list[str] | None) -> tuple[int, dict[str, Any] | None]:
+    """The exit status, and the facts of a failure."""
     try:
         status = app(arguments, standalone_mode=False, prog_name="hyper")
         sys.stdout.flush()
     except (KeyboardInterrupt, typer.Abort):
         output.say("interrupted")
-        return _INTERRUPTED
+        return _INTERRUPTED, _facts("INTERRUPTED", "interrupted")
     except typer.Exit as leave:
-        return leave.exit_code
+        return leave.exit_code, _left(leave.exit_code)
     except _UsageProblem as error:
         return _usage(error)
     except HyperError as error:
         error = _cause(error)
         output.fail(str(error))
-        return error.exit_code
+        more = {
+            "reason": error.reason, "metadata": error.metadata, "field": error.field,
+            "retry_after_s": error.retry_after_s,
+        }  # fmt: skip
+        return error.exit_code, _facts(error.code, str(error)) | more
     except BrokenPipeError:  # the reader of our output has left, as `head` does
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 1
+        _leave_pipe()
+        return 1, None
     except Exception as error:  # noqa: BLE001  (the last resort: one line and a file to report)
-        return _unexpected(error)
-    return status if isinstance(status, int) else 0
+        status = _unexpected(error)
+        code = "FAILED_PRECONDITION" if status == _USAGE else "INTERNAL"
+        return status, _facts(code, output.Said.last.removeprefix("error: "))
+    status = status if isinstance(status, int) else 0
+    return status, _left(status)
+
+
+def _leave_pipe() -> None:
+    """Let nothing complain at the end that nobody reads our output."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _facts(code: str, message: str) -> dict[str, Any]:
+    return {"code": code, "message": message}
+
+
+def _left(status: int) -> dict[str, Any] | None:
+    """The facts of a command that ends with a status of its own; it has said why."""
+    if status == 0:
+        return None
+    code = "INTERRUPTED" if status == _INTERRUPTED else "FAILED"
+    return _facts(code, output.Said.last or f"ended with exit status {status}")
 
 
 def _cause(error: HyperError) -> HyperError:
@@ -123,15 +173,16 @@ def _cause(error: HyperError) -> HyperError:
     return disk_full(home.root) if home.free_bytes() < _SCANT_BYTES else error
 
 
-def _usage(error: Any) -> int:
+def _usage(error: Any) -> tuple[int, dict[str, Any]]:
     """A mistake on the command line, in one line."""
     context = getattr(error, "ctx", None)
     if type(error).__name__ == "NoArgsIsHelpError":
         output.say(error.format_message())
-        return _USAGE
+        return _USAGE, _facts("USAGE", "no command was given; see `hyper --help`")
     path = context.command_path if context is not None else "hyper"
-    output.fail(f"{error.format_message().rstrip('.')}; see `{path} --help`")
-    return _USAGE
+    message = f"{error.format_message().rstrip('.')}; see `{path} --help`"
+    output.fail(message)
+    return _USAGE, _facts("USAGE", message)
 
 
 def _unexpected(error: Exception) -> int:

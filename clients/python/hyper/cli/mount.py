@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from hyper.cli import output
+from hyper.cli import complete, output
 from hyper.errors import InvalidArgumentError
 
 _Json = Annotated[bool, typer.Option("--json", help="print JSON")]
@@ -24,7 +24,9 @@ def register(app: typer.Typer) -> None:
 
 
 def mount(
-    address: Annotated[str, typer.Argument(help="tenant/name[@version]")],
+    address: Annotated[
+        str, typer.Argument(help="tenant/name[@version]", autocompletion=complete.datasets)
+    ],
     folder: Annotated[Path, typer.Argument(help="an empty folder")],
     write: Annotated[
         bool, typer.Option("--write", help="take changes; they are committed at the unmount")

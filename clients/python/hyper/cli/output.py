@@ -1,6 +1,7 @@
 """What commands print: results on stdout, everything else on stderr.
 
-A result is text for people or, with `--json`, one JSON value on the last line.
+A result is text for people or, with `--json`, one JSON value on the last line. A command that fails
+before it has a result prints `{"error": {...}}` there instead (`hyper.cli.main`).
 """
 
 from __future__ import annotations
@@ -17,13 +18,22 @@ if TYPE_CHECKING:
     from rich.progress import Progress
 
 
+class Said:
+    """What this process has printed so far."""
+
+    result = False  # as JSON
+    last = ""  # to people
+
+
 def emit(value: Any, text: str, *, as_json: bool) -> None:
     """Print a result: `value` as JSON on one line, or `text`."""
+    Said.result = Said.result or as_json
     print(json.dumps(value, ensure_ascii=False) if as_json else text, flush=True)
 
 
 def say(text: str) -> None:
     """Tell people what happens; goes to stderr, so that results stay clean."""
+    Said.last = text.strip() or Said.last
     print(text, file=sys.stderr, flush=True)
 
 

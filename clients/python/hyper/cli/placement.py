@@ -86,7 +86,7 @@ def _plan_text(found: placement.Plan) -> str:
 def cost(json_output: Json = False) -> None:
     """Show what workflows have spent on machines, and what is paid for now."""
     with connect(notice=output.say) as client:
-        found = placement.cost(client)
+        found = placement.cost_message(client)
     facts = MessageToDict(
         found, preserving_proto_field_name=True, always_print_fields_with_no_presence=True
     )  # fmt: skip

@@ -7,12 +7,16 @@ from typing import Annotated
 
 import typer
 
-from hyper.cli import output
+from hyper.cli import complete, output
 
 
 def report(
     workflows: Annotated[
-        list[str], typer.Argument(help="as `hyper ps` names them; the last one is shown in full")
+        list[str],
+        typer.Argument(
+            help="as `hyper ps` names them; the last one is shown in full",
+            autocompletion=complete.workflows,
+        ),
     ],
     out: Annotated[Path, typer.Option(help="the page's file")] = Path("report.html"),
     stage: Annotated[

@@ -33,11 +33,12 @@ def create(
 @tokens_app.command("revoke")
 def revoke(
     token: Annotated[str, typer.Argument(help="the token, or its id")],
+    json_output: Annotated[bool, typer.Option("--json", help="print a JSON object")] = False,
 ) -> None:
     """Have every service refuse a token, in streams that are open, too."""
     with connect(notice=output.say) as client:
         access.revoke_token(client, token)
-    output.say("revoked")
+    output.emit({"revoked": access.token_id(token)}, "revoked", as_json=json_output)
 
 
 def register(app: typer.Typer) -> None:

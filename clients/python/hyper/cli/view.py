@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from hyper.cli import output
+from hyper.cli import complete, output
 
 if TYPE_CHECKING:
     from hyper.arrays import Array
@@ -20,7 +20,10 @@ _SHOWN_FIRST = ("aligned", "segmentation", "raw")
 def view(
     addresses: Annotated[
         list[str],
-        typer.Argument(help="tenant/name[@version][/array]; of a dataset, its best arrays"),
+        typer.Argument(
+            help="tenant/name[@version][/array]; of a dataset, its best arrays",
+            autocompletion=complete.datasets,
+        ),
     ],
     bind: Annotated[str, typer.Option(help="address the page is served on")] = "127.0.0.1",
     port: Annotated[int, typer.Option(help="its port; 0: a free one", min=0, max=65535)] = 0,

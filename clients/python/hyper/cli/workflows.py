@@ -14,7 +14,7 @@ from typing import Annotated, Any
 
 import typer
 
-from hyper.cli import output
+from hyper.cli import complete, output
 from hyper.cli.targets import Target, parse_target
 from hyper.cli.watch import duration, note, watch
 from hyper.client import Client, connect
@@ -32,10 +32,13 @@ from hyper.status import (
     WorkflowStatus,
     to_json,
 )
-from hyper.workflows import Workflow, read_log
+from hyper.workflows import LOG_SOURCES, Workflow, read_log
 
 Json = Annotated[bool, typer.Option("--json", help="print JSON on the last line")]
-Name = Annotated[str, typer.Argument(help="a workflow, as `hyper ps` names it")]
+Name = Annotated[
+    str,
+    typer.Argument(help="a workflow, as `hyper ps` names it", autocompletion=complete.workflows),
+]
 _FOLLOW_POLL_S = 1.0
 _MESSAGE_CHARS = 120  # of a row; `hyper ps WORKFLOW` and --json show all of it
 
@@ -85,7 +88,9 @@ def _submit(client: Client, recipe: Path, request_id: str) -> Workflow:
 
 
 def ps(
-    workflow: Annotated[str | None, typer.Argument(help="show its experiments")] = None,
+    workflow: Annotated[
+        str | None, typer.Argument(help="show its experiments", autocompletion=complete.workflows)
+    ] = None,
     watching: Annotated[
         bool, typer.Option("--watch", "-w", help="show progress until it ends")
     ] = False,
@@ -115,7 +120,12 @@ def ps(
 
 
 def tasks(
-    target: Annotated[str, typer.Argument(help="WORKFLOW or WORKFLOW/EXPERIMENT[/INDEX]")],
+    target: Annotated[
+        str,
+        typer.Argument(
+            help="WORKFLOW or WORKFLOW/EXPERIMENT[/INDEX]", autocompletion=complete.workflows
+        ),
+    ],
     state: Annotated[
         str | None, typer.Option(help="pending, running, succeeded, failed or cancelled")
     ] = None,
@@ -144,7 +154,11 @@ def tasks(
 
 def logs(
     target: Annotated[
-        str, typer.Argument(help="WORKFLOW/EXPERIMENT/INDEX, or WORKFLOW for all of its tasks")
+        str,
+        typer.Argument(
+            help="WORKFLOW/EXPERIMENT/INDEX, or WORKFLOW for all of its tasks",
+            autocompletion=complete.workflows,
+        ),
     ],
     follow: Annotated[bool, typer.Option("--follow", "-f", help="go on while they grow")] = False,
     limit: Annotated[int, typer.Option(help="of tasks", min=1)] = 100,
@@ -152,25 +166,27 @@ def logs(
         str, typer.Option(help="program (output), os (events), usage (CPU, memory, I/O)")
     ] = "program",
     since: Annotated[
-        str | None, typer.Option(help="of one task: 90s, 5m, 2h ago, or an ISO time")
+        str | None, typer.Option(help="only what is newer: 90s, 5m, 2h ago, or an ISO time")
     ] = None,
     json_output: Json = False,
 ) -> None:
     """Print what tasks have written."""
     start = None if since is None else _moment(since)
+    if source not in LOG_SOURCES:
+        raise InvalidArgumentError(f"--source {source!r} is none of {', '.join(LOG_SOURCES)}")
     if follow and json_output:
         raise typer.BadParameter("--follow prints as it goes, --json once: choose one")
     with _connect() as client:
         place = parse_target(target)
         handle = client.workflow(place.workflow)
         if json_output:
-            output.emit(_logs_plain(handle, place, limit), "", as_json=True)
+            output.emit(_logs_plain(handle, place, limit, source, start), "", as_json=True)
             return
         if place.index is not None and place.experiment is not None:
             name = f"{handle.name}/experiments/{place.experiment}/tasks/{place.index}"
             _copy(read_log(client, name, follow=follow, source=source, since=start))
             return
-        _many_logs(handle, place, follow=follow, limit=limit, source=source)
+        _many_logs(handle, place, follow=follow, limit=limit, source=source, since=start)
 
 
 def cancel(
@@ -373,7 +389,15 @@ def _moment(text: str) -> datetime:
     return found if found.tzinfo else found.astimezone()
 
 
-def _many_logs(workflow: Workflow, place: Target, *, follow: bool, limit: int, source: str) -> None:
+def _many_logs(
+    workflow: Workflow,
+    place: Target,
+    *,
+    follow: bool,
+    limit: int,
+    source: str,
+    since: datetime | None,
+) -> None:
     """The logs of many tasks, each under a heading; with `follow`, each as it ends."""
     printed: set[str] = set()
     while True:
@@ -386,7 +410,7 @@ def _many_logs(workflow: Workflow, place: Target, *, follow: bool, limit: int, s
                 output.say(f"only the first {limit} tasks; see --limit, `hyper tasks`")
                 return
             printed.add(task.name)
-            _print_log(workflow, task, source)
+            _print_log(workflow, task, source, since)
         if ended or not follow:
             break
         time.sleep(_FOLLOW_POLL_S)
@@ -394,8 +418,10 @@ def _many_logs(workflow: Workflow, place: Target, *, follow: bool, limit: int, s
         output.say("no task has started yet")
 
 
-def _logs_plain(workflow: Workflow, place: Target, limit: int) -> list[dict[str, Any]]:
-    """Task, state and output (undecodable bytes replaced) of tasks that have begun."""
+def _logs_plain(
+    workflow: Workflow, place: Target, limit: int, source: str, since: datetime | None
+) -> list[dict[str, Any]]:
+    """Task, state and log (undecodable bytes replaced) of tasks that have begun."""
     if place.index is not None and place.experiment is not None:
         found: Iterable[TaskInfo] = [workflow.task(place.experiment, place.index)]
     else:
@@ -403,17 +429,18 @@ def _logs_plain(workflow: Workflow, place: Target, limit: int) -> list[dict[str,
     rows = []
     for task in itertools.islice(found, limit):
         try:
-            text = b"".join(workflow.logs(task)).decode(errors="replace")
+            parts = workflow.logs(task, source=source, since=since)
+            text = b"".join(parts).decode(errors="replace")
         except NotFoundError:  # nothing was written
             text = ""
-        rows.append({"task": task.id, "state": str(task.state), "log": text})
+        rows.append({"task": task.id, "state": str(task.state), "source": source, "log": text})
     return rows
 
 
-def _print_log(workflow: Workflow, task: TaskInfo, source: str) -> None:
+def _print_log(workflow: Workflow, task: TaskInfo, source: str, since: datetime | None) -> None:
     output.say(f"==> {task.id} {task.state.lower()} <==")
     try:
-        _copy(workflow.logs(task, source=source))
+        _copy(workflow.logs(task, source=source, since=since))
     except NotFoundError:
         return
     except HyperError as error:

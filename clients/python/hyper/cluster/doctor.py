@@ -6,6 +6,7 @@ import importlib.util
 import os
 import platform
 import shutil
+import socket
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +16,8 @@ import psutil
 from hyper.cluster.home import MIN_FREE_BYTES, Home
 from hyper.cluster.programs import find_etcds, find_prometheus, find_weed
 from hyper.errors import HyperError
+from hyper.installed import install_command
+from hyper.mount import libfuse
 
 _MIN_PYTHON = (3, 11)
 _COMFORTABLE_FREE_BYTES = 5_000_000_000
@@ -25,6 +28,8 @@ _EXTRAS = (
     ("fsspec", "fsspec", "fsspec", "hyper:// in pandas, xarray, dask"),
     ("lightgbm", "lightgbm", "examples", "the example `boosting`"),
 )
+_DOCKER_HOST = "unix:///var/run/docker.sock"
+_DOCKER_S = 1.0
 OK = "ok"
 MISSING = "missing"
 OPTIONAL = "optional"
@@ -59,6 +64,9 @@ def examine(home: Home) -> list[Finding]:
         _prometheus(),
         _fuse(),
         _docker(),
+        _gpu(),
+        _node(),
+        _chromium(),
         *_extras(),
     ]
 
@@ -85,7 +93,7 @@ def _services() -> Finding:
     ]
     if missing:
         return Finding(
-            "services", MISSING, f"without {', '.join(missing)}", "pip install 'hyper-dl[local]'"
+            "services", MISSING, f"without {', '.join(missing)}", install_command("local")
         )
     return Finding("services", OK, "installed")
 
@@ -93,7 +101,7 @@ def _services() -> Finding:
 def _etcd() -> Finding:
     every = find_etcds()
     if not every:
-        advice = "apt-get install etcd-server, or pip install 'hyper-dl[local]'"
+        advice = f"apt-get install etcd-server, or {install_command('local')}"
         return Finding("etcd", MISSING, "none", advice)
     found = ", ".join(f"{p.version} ({p.source}: {p.path})" for p in every)
     advice = ""
@@ -138,7 +146,7 @@ def _extras() -> list[Finding]:
     found = []
     for name, module, extra, use in _EXTRAS:
         if importlib.util.find_spec(module) is None:
-            advice = f"pip install 'hyper-dl[{extra}]', for {use}"
+            advice = f"{install_command(extra)}, for {use}"
             found.append(Finding(name, OPTIONAL, "none", advice))
         else:
             found.append(Finding(name, OK, "installed"))
@@ -157,17 +165,67 @@ def _fuse() -> Finding:
     device = Path("/dev/fuse")
     if not device.exists() or not os.access(device, os.R_OK | os.W_OK):
         return Finding("fuse", OPTIONAL, "no usable /dev/fuse", "load it, to mount datasets")
-    if shutil.which("fusermount3") is None and shutil.which("fusermount") is None:
+    if os.geteuid() != 0 and shutil.which("fusermount3") is None:
         return Finding(
-            "fuse", OPTIONAL, "no fusermount", "apt-get install fuse3, to mount datasets"
+            "fuse", OPTIONAL, "no fusermount3", "apt-get install fuse3, to mount datasets"
         )
-    return Finding("fuse", OK, str(device))
+    library = libfuse.find()
+    if library is None:
+        advice = "apt-get install fuse3, or as root `python -m hyper.mount.libfuse --fetch`"
+        return Finding("fuse", OPTIONAL, "no libfuse 3", f"{advice}, to mount datasets")
+    if importlib.util.find_spec("mfusepy") is None:
+        advice = f"{install_command('mount')}, to mount datasets"
+        return Finding("fuse", OPTIONAL, "no mfusepy", advice)
+    return Finding("fuse", OK, f"{device}, {library}")
 
 
 def _docker() -> Finding:
-    socket = Path("/var/run/docker.sock")
-    if not socket.exists():
-        return Finding("docker", OPTIONAL, "none", "install docker, to run tasks in containers")
-    if not os.access(socket, os.R_OK | os.W_OK):
-        return Finding("docker", OPTIONAL, f"{socket} is closed to you", "join the group `docker`")
-    return Finding("docker", OK, str(socket))
+    """The daemon that workers would use: that of DOCKER_HOST, or this machine's."""
+    host = os.environ.get("DOCKER_HOST") or _DOCKER_HOST
+    kind, _, place = host.partition("://")
+    if kind == "unix" and not Path(place).exists():
+        advice = "install docker, to run tasks in containers"
+        return Finding("docker", OPTIONAL, f"none at {place}", advice)
+    if kind == "unix" and not os.access(place, os.R_OK | os.W_OK):
+        return Finding("docker", OPTIONAL, f"{place} is closed to you", "join the group `docker`")
+    if kind not in ("unix", "tcp"):  # ssh and others: the docker SDK's business
+        return Finding("docker", OK, f"{host} (not tried)")
+    try:
+        with socket.socket(socket.AF_UNIX) if kind == "unix" else socket.socket() as tried:
+            tried.settimeout(_DOCKER_S)
+            tried.connect(place if kind == "unix" else _address(place))
+    except (OSError, ValueError) as error:
+        advice = "start the docker daemon, or set DOCKER_HOST to where one runs"
+        return Finding("docker", OPTIONAL, f"{host} does not answer: {error}", advice)
+    return Finding("docker", OK, host)
+
+
+def _address(place: str) -> tuple[str, int]:
+    name, _, port = place.rstrip("/").rpartition(":")
+    return name.strip("[]"), int(port)
+
+
+def _gpu() -> Finding:
+    """GPUs by their driver's files; nothing is loaded."""
+    found = sorted(path.name for path in Path("/dev").glob("nvidia[0-9]*"))
+    if not found:
+        return Finding("gpu", OPTIONAL, "none", "nothing needs one; nets train on processors")
+    if importlib.util.find_spec("pynvml") is None:
+        advice = f"{install_command('worker')}, for workers to see it"
+        return Finding("gpu", OPTIONAL, f"{', '.join(found)}, no nvidia-ml-py", advice)
+    return Finding("gpu", OK, ", ".join(found))
+
+
+def _node() -> Finding:
+    path = shutil.which("node")
+    if path is None:
+        return Finding("node", OPTIONAL, "none", "apt-get install nodejs npm, for the Node client")
+    return Finding("node", OK, path)
+
+
+def _chromium() -> Finding:
+    path = shutil.which("chromium") or shutil.which("chromium-browser")
+    if path is None:
+        advice = "apt-get install chromium, for the tests of the status page and of `hyper view`"
+        return Finding("chromium", OPTIONAL, "none", advice)
+    return Finding("chromium", OK, path)

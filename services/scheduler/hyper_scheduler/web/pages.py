@@ -25,6 +25,8 @@ from hyper.names import check_part
 from hyper_servicekit.metrics import Answer
 from hyperapi.scheduler.v1 import cluster_service_pb2 as cluster
 from hyperapi.scheduler.v1 import cluster_service_pb2_grpc as cluster_grpc
+from hyperapi.scheduler.v1 import placement_service_pb2 as placement
+from hyperapi.scheduler.v1 import placement_service_pb2_grpc as placement_grpc
 from hyperapi.scheduler.v1 import workflow_pb2 as nouns
 from hyperapi.scheduler.v1 import workflow_service_pb2 as workflow
 from hyperapi.scheduler.v1 import workflow_service_pb2_grpc as workflow_grpc
@@ -54,7 +56,6 @@ _CALL_S = 10.0
 _WORKFLOWS = 100
 _TASKS = 100
 _LOG_BYTES = 256 << 10  # the end of a log
-_LOG_READ_BYTES = 64 << 20  # that are looked through for it
 
 
 class StatusPages:
@@ -109,11 +110,15 @@ class StatusPages:
     # What the page asks for
 
     def _overview(self, asked: Mapping[str, str], metadata: Any) -> dict[str, Any]:
-        """Workflows of a tenant; machines and services, where the caller may see them."""
+        """Workflows of a tenant and their cost; machines and services, for who may see them."""
         parent = f"tenants/{check_part(asked.get('tenant', 'default'), 'tenant')}"
-        request = workflow.ListWorkflowsRequest(parent=parent, page_size=_WORKFLOWS)
+        request = workflow.ListWorkflowsRequest(
+            parent=parent, page_size=_limit(asked.get("limit", "")),
+            page_token=asked.get("page", ""),
+        )  # fmt: skip
         listed = self._call(workflow_grpc.WorkflowServiceStub, "ListWorkflows", request, metadata)
-        found = {"workflows": [_message(each) for each in listed.workflows]}
+        found: dict[str, Any] = _message(listed)
+        found["cost"] = self._cost(parent, metadata)
         found["services"] = [_message(each) for each in self._services(metadata).instances]
         try:
             machines = self._call(
@@ -130,7 +135,21 @@ class StatusPages:
     def _workflow(self, asked: Mapping[str, str], metadata: Any) -> dict[str, Any]:
         request = workflow.GetWorkflowRequest(name=_needed(asked, "name"))
         found = self._call(workflow_grpc.WorkflowServiceStub, "GetWorkflow", request, metadata)
-        return _message(found.workflow)
+        tenant = "/".join(found.workflow.name.split("/")[:2])
+        spent = self._cost(tenant, metadata).get("workflows", [])
+        cost = next((each for each in spent if each["name"] == found.workflow.name), None)
+        return {**_message(found.workflow), "cost": cost}
+
+    def _cost(self, parent: str, metadata: Any) -> dict[str, Any]:
+        """What `hyper cost` says; nothing where no machines are launched, or it is not yours."""
+        request = placement.GetCostRequest(parent=parent)
+        try:
+            found = self._call(placement_grpc.PlacementServiceStub, "GetCost", request, metadata)
+        except HyperError as error:
+            if error.code in ("FAILED_PRECONDITION", "PERMISSION_DENIED"):
+                return {}
+            raise
+        return _message(found)
 
     def _tasks(self, asked: Mapping[str, str], metadata: Any) -> dict[str, Any]:
         request = workflow.ListTasksRequest(
@@ -152,22 +171,21 @@ class StatusPages:
         if not gateways:
             raise UnavailableError("no storage gateway runs, so logs cannot be read")
         stub = storage_grpc.LogServiceStub(self._channel(gateways[0].address))
-        request = storage.ReadLogRequest(task=_needed(asked, "task"))
-        tail, size = b"", 0
+        request = storage.ReadLogRequest(task=_needed(asked, "task"), tail=_LOG_BYTES)
+        tail, first = b"", 0
         responses = stub.ReadLog(request, timeout=_CALL_S, metadata=metadata)
         try:
             for response in responses:
-                size += len(response.data)
-                tail = (tail + response.data)[-_LOG_BYTES:]
-                if size > _LOG_READ_BYTES:
-                    break
+                first = first if tail else response.offset
+                tail += response.data
         except grpc.RpcError as error:
             translated = from_rpc_error(error, peer="storage-gateway")
             if translated.code != "NOT_FOUND":
                 raise translated from error
         finally:
             responses.cancel()
-        return {"text": tail.decode(errors="replace"), "cut": size > len(tail)}
+        cut = first > 0 or len(tail) > _LOG_BYTES  # a gateway of before `tail` sends all
+        return {"text": tail[-_LOG_BYTES:].decode(errors="replace"), "cut": cut}
 
     def _services(self, metadata: Any) -> cluster.GetClusterResponse:
         found: cluster.GetClusterResponse = self._call(
@@ -176,11 +194,19 @@ class StatusPages:
         return found
 
     def _call(self, stub: Any, method: str, request: Message, metadata: Any) -> Any:
-        handle = getattr(stub(self._channel(self._address())), method)
-        try:
-            return handle(request, timeout=_CALL_S, metadata=metadata)
-        except grpc.RpcError as error:
-            raise from_rpc_error(error, peer="scheduler") from error
+        address = self._address()
+        while True:
+            handle = getattr(stub(self._channel(address)), method)
+            try:
+                return handle(request, timeout=_CALL_S, metadata=metadata)
+            except grpc.RpcError as error:
+                translated = from_rpc_error(error, peer="scheduler")
+                leader = translated.metadata.get("leader", "")
+                if translated.reason != "NOT_LEADER" or leader in ("", address):
+                    raise translated from error
+                if address != self._address():  # two of them disagree for a while
+                    raise translated from error
+                address = leader
 
     def _channel(self, address: str) -> grpc.Channel:
         if not address:
@@ -207,6 +233,11 @@ def _needed(asked: Mapping[str, str], key: str) -> str:
     if not asked.get(key):
         raise InvalidArgumentError(f"`{key}` is missing in the address")
     return asked[key]
+
+
+def _limit(text: str) -> int:
+    """How many workflows a page shows."""
+    return min(max(int(text), 1), _WORKFLOWS) if text.isdecimal() else _WORKFLOWS
 
 
 def _state(text: str) -> nouns.TaskState.ValueType:

@@ -70,42 +70,71 @@ function bar(counts) {
 
 function table(caption, heads, rows) {
   const head = make("tr", {}, ...heads.map((text) => make("th", { scope: "col" }, text)));
-  const body = rows.map((row) => make("tr", {}, ...row.map((cell) => make("td", {}, cell))));
+  const body = rows.map((row) => make("tr", row.key ? { "data-key": row.key } : {},
+    ...row.map((cell) => make("td", {}, cell))));
   return make("div", { className: "scroll" },
     make("table", {}, make("caption", {}, caption), make("thead", {}, head), make("tbody", {}, ...body)));
 }
+
+// A row that is told apart from others, so that it stays itself when rows come before it.
+function row(key, cells) { return Object.assign(cells, { key }); }
 
 function link(target, text) {
   return make("a", { href: `#${new URLSearchParams(target)}` }, text);
 }
 
-async function overview() {
-  const found = await ask("overview", { tenant: tenantField.value });
-  const workflows = (found.workflows || []).map((each) => [
+function usd(value) {
+  const sum = number(value);
+  return sum === 0 ? "0" : sum < 0.01 ? sum.toPrecision(2) : sum.toFixed(2);
+}
+
+function spent(cost) {
+  if (!cost) return "";
+  return cost.budget_usd === undefined ? usd(cost.usd) : `${usd(cost.usd)} of ${usd(cost.budget_usd)}`;
+}
+
+async function overview(target) {
+  const page = target.get("page") || "";
+  const limit = target.get("limit") || "";
+  const found = await ask("overview", { tenant: tenantField.value, page, limit });
+  const costs = new Map((found.cost.workflows || []).map((each) => [each.name, each]));
+  const machines = (found.cost.machines || []).map((each) => row(each.machine, [
+    each.machine || "", each.offer || "", each.spot ? "spot" : "on demand", usd(each.usd_h),
+    link({ workflow: each.workflow }, last(each.workflow || "")), each.ending ? "ending" : "runs",
+  ]));
+  const workflows = (found.workflows || []).map((each) => row(each.name, [
     link({ workflow: each.name }, last(each.name)),
     each.display_name || "",
     stateCell(each.state, each.paused ? " (paused)" : ""),
     bar(each.tasks || {}),
     lasted(each.create_time, each.end_time),
+    ...(costs.size ? [spent(costs.get(each.name))] : []),
     each.message || each.waiting || "",
-  ]);
+  ]));
+  const heads = ["Workflow", "Recipe", "State", "Tasks", "Time", ...(costs.size ? ["Spent, USD"] : []), "Message"];
   const workers = (found.workers || []).map((each) => {
     const use = each.usage || {};
     const gpus = (use.gpus || []).map((gpu) => `${gpu.index || 0}: ${Math.round(100 * number(gpu.utilization))}%`);
-    return [
+    return row(each.name, [
       last(each.name), stateCell(each.state), `${number(each.running)}/${number(each.slots)}`,
       use.cpus_total ? `${number(use.cpus).toFixed(1)}/${use.cpus_total}` : "",
       use.memory_total_bytes ? `${gigabytes(use.memory_bytes)}/${gigabytes(use.memory_total_bytes)}` : "",
       gpus.join(" "),
       Object.entries(each.labels || {}).map(([key, value]) => `${key}=${value}`).join(" "),
-    ];
+    ]);
   });
   const services = (found.services || []).map((each) => [each.service, each.instance || "", each.address || ""]);
   return [
     make("h2", {}, "Workflows"),
     workflows.length
-      ? table(`of tenant ${tenantField.value}, newest first`, ["Workflow", "Recipe", "State", "Tasks", "Time", "Message"], workflows)
-      : make("p", { className: "soft" }, "No workflows yet; start one with `hyper submit RECIPE`."),
+      ? table(`of tenant ${tenantField.value}, newest first`, heads, workflows)
+      : make("p", { className: "soft" }, page ? "No older workflows." : "No workflows yet; start one with `hyper submit RECIPE`."),
+    page || found.next_page_token
+      ? make("p", {}, page ? link(limit ? { limit } : {}, "Newest") : "", page && found.next_page_token ? " " : "",
+        found.next_page_token ? link({ ...(limit ? { limit } : {}), page: found.next_page_token }, "Older") : "")
+      : null,
+    machines.length ? make("h2", {}, "Machines that are paid for now") : null,
+    machines.length ? table("launched by Hyper", ["Machine", "Offer", "Sort", "USD an hour", "For", "State"], machines) : null,
     make("h2", {}, "Workers"),
     table(`${workers.length} machines`, ["Worker", "State", "Busy", "CPUs", "Memory, GiB", "GPUs", "Labels"], workers),
     make("h2", {}, "Services"),
@@ -153,19 +182,36 @@ function graph(workflow) {
   return make("div", { className: "scroll" }, svg);
 }
 
+// What a workflow has cost, beside what the same hours cost on demand.
+function costOf(cost) {
+  if (!cost) return [];
+  const offers = (cost.offers || []).map((each) => row(each.offer, [
+    each.offer || "", usd(each.usd), number(each.machine_h).toPrecision(3), usd(each.on_demand_usd),
+    usd(each.rework_usd), usd(each.idle_usd), number(each.launches), number(each.preemptions),
+  ]));
+  const budget = cost.budget_usd === undefined ? "" : ` of a budget of ${usd(cost.budget_usd)} USD`;
+  return [
+    make("h2", {}, "Cost"),
+    make("p", {}, `${usd(cost.usd)} USD spent${budget}; on demand it would have been ${usd(cost.on_demand_usd)} USD. `,
+      cost.message || ""),
+    table("by offer, USD", ["Offer", "Spent", "Machine hours", "On demand", "Rework", "Idle", "Launched", "Taken away"], offers),
+  ];
+}
+
 async function oneWorkflow(target) {
   const found = await ask("workflow", { name: target.get("workflow") });
-  const rows = (found.experiments || []).map((each) => [
+  const rows = (found.experiments || []).map((each) => row(each.name, [
     link({ workflow: found.name, experiment: each.name }, last(each.name)),
     stateCell(each.state), bar(each.tasks || {}), lasted(each.start_time, each.end_time),
     (each.depends_on || []).join(", "), each.message || "",
-  ]);
+  ]));
   return [
     make("h2", {}, `${last(found.name)} (${found.display_name || ""})`),
     make("p", {}, stateCell(found.state, found.paused ? " (paused)" : ""), ` after ${lasted(found.create_time, found.end_time)}. `,
       found.message || "", found.waiting ? ` Waiting: ${found.waiting}` : ""),
     graph(found),
     table("experiments", ["Experiment", "State", "Tasks", "Time", "Depends on", "Message"], rows),
+    ...costOf(found.cost),
     make("details", {}, make("summary", {}, "Recipe"), make("pre", {}, found.recipe_yaml || "")),
   ];
 }
@@ -175,14 +221,14 @@ async function tasks(target) {
   const state = target.get("state") || "";
   const found = await ask("tasks", { parent, state, page: target.get("page") || "" });
   const base = { workflow: target.get("workflow"), experiment: parent };
-  const rows = (found.tasks || []).map((each) => [
+  const rows = (found.tasks || []).map((each) => row(each.name, [
     link({ ...base, task: each.name }, String(number(each.index))),
     stateCell(each.state, each.stopped_early ? " (stopped early)" : ""),
     last(each.worker || ""), number(each.failures), number(each.losses),
     lasted(each.start_time, each.end_time),
     each.objective === undefined ? "" : Number(each.objective).toPrecision(5),
     each.parameters_json || "", each.message || "",
-  ]);
+  ]));
   const filter = make("select", { "aria-label": "state of tasks",
     onchange: (event) => { location.hash = new URLSearchParams({ ...base, state: event.target.value }); } },
   ...["", "running", "pending", "succeeded", "failed", "cancelled"].map((word) => {
@@ -217,6 +263,60 @@ async function oneTask(target) {
   ];
 }
 
+// Makes `old` what `next` is, changing only what differs, so that focus, selected text, scroll
+// positions and opened details stay as the reader has them.
+function renew(old, next) {
+  if (old.nodeType === Node.TEXT_NODE) {
+    if (old.data === next.data) return;
+    if (next.data.startsWith(old.data)) old.appendData(next.data.slice(old.length));
+    else if (!selected(old)) old.data = next.data;
+    return;
+  }
+  for (const { name } of [...old.attributes]) {
+    if (!next.hasAttribute(name) && name !== "open") old.removeAttribute(name);
+  }
+  for (const { name, value } of [...next.attributes]) {
+    if (name === "style") continue; // the page's policy forbids it as an attribute
+    if (old.getAttribute(name) !== value) old.setAttribute(name, value);
+  }
+  if (old.style.cssText !== next.style.cssText) old.style.cssText = next.style.cssText;
+  if (old.localName === "select" && old.value !== next.value) old.value = next.value;
+  const bottom = old.localName === "pre" && old.scrollTop + old.clientHeight >= old.scrollHeight - 4;
+  renewChildren(old, [...next.childNodes]);
+  if (bottom) old.scrollTop = old.scrollHeight;
+}
+
+function renewChildren(old, wanted) {
+  const keys = new Set(wanted.map(keyOf).filter((key) => key));
+  const kept = new Map();
+  for (const child of [...old.childNodes]) {
+    const key = keyOf(child);
+    if (key && !keys.has(key)) child.remove();
+    else if (key) kept.set(key, child);
+  }
+  let place = old.firstChild;
+  for (const next of wanted) {
+    const key = keyOf(next);
+    const same = key ? kept.get(key) : place && !keyOf(place) && alike(place, next) ? place : null;
+    if (same) renew(same, next);
+    if (same && same === place) place = place.nextSibling;
+    else old.insertBefore(same || next, place);
+  }
+  while (place) {
+    const after = place.nextSibling;
+    place.remove();
+    place = after;
+  }
+}
+
+function keyOf(node) { return node.nodeType === Node.ELEMENT_NODE ? node.getAttribute("data-key") : null; }
+function alike(a, b) { return a.nodeType === b.nodeType && a.nodeName === b.nodeName; }
+function selected(node) {
+  const selection = document.getSelection();
+  return !selection.isCollapsed && selection.containsNode(node, true);
+}
+
+let place = "";
 async function show() {
   clearTimeout(timer);
   const mine = ++turn;
@@ -226,21 +326,22 @@ async function show() {
   try {
     const nodes = (await view(target)).filter((node) => node !== null);
     if (mine !== turn) return;
-    const open = main.querySelector("details[open]") !== null;
-    const focused = main.contains(document.activeElement) ? document.activeElement.getAttribute("href") : null;
+    const first = main.firstChild === null;
+    renewChildren(main, nodes);
     const log = main.querySelector("pre[tabindex]");
-    const kept = log && log.scrollTop + log.clientHeight < log.scrollHeight - 4 ? log.scrollTop : null;
-    main.replaceChildren(...nodes);
-    if (open) main.querySelector("details")?.setAttribute("open", "");
-    if (focused) for (const a of main.querySelectorAll("a")) if (a.getAttribute("href") === focused) a.focus();
-    const next = main.querySelector("pre[tabindex]");
-    if (next) next.scrollTop = kept === null ? next.scrollHeight : kept;
+    if (first && log) log.scrollTop = log.scrollHeight;
     say("live", false);
   } catch (error) {
     if (mine !== turn) return;
     say(error.message, true);
   }
   if (!document.hidden) timer = setTimeout(show, POLL_MS);
+}
+
+// What is looked at; another state or page of the same thing is not another place.
+function placeNow() {
+  const target = new URLSearchParams(location.hash.slice(1));
+  return JSON.stringify(["workflow", "experiment", "task"].map((name) => target.get(name)));
 }
 
 function say(text, bad) {
@@ -254,6 +355,15 @@ document.getElementById("access").addEventListener("submit", (event) => {
   sessionStorage.setItem("token", tokenField.value);
   show();
 });
-window.addEventListener("hashchange", () => { main.replaceChildren(); main.focus(); show(); });
+window.addEventListener("hashchange", () => {
+  const before = place;
+  place = placeNow();
+  if (place !== before) {
+    main.replaceChildren();
+    main.focus();
+  }
+  show();
+});
+place = placeNow();
 document.addEventListener("visibilitychange", () => { if (!document.hidden) show(); });
 show();

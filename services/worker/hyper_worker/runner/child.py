@@ -262,8 +262,19 @@ def _is_permanent(error: BaseException) -> bool:
 
 def _sentence(error: BaseException) -> str:
     first_line = str(error).partition("\n")[0]
+    if isinstance(error, ModuleNotFoundError) and first_line == f"No module named {error.name!r}":
+        first_line += f": {_how_to_get(str(error.name).partition('.')[0])}"
     text = f"{type(error).__name__}: {first_line}" if first_line else type(error).__name__
     return text[:MESSAGE_CHARS_MAX]
+
+
+def _how_to_get(module: str) -> str:
+    """What brings a module that a function imports; Hyper's own extras where it is one of those."""
+    from hyper.installed import EXTRAS, install_command  # most functions never need it
+
+    extra = EXTRAS.get(module)
+    how = install_command(extra) if extra else "install it"
+    return f"{how} where the workers run, or let the experiment's `setup` or `image` bring it"
 
 
 def _waits(descriptor: int) -> bool:

@@ -1060,6 +1060,7 @@ class ReadLogRequest(google.protobuf.message.Message):
     FOLLOW_FIELD_NUMBER: builtins.int
     SOURCE_FIELD_NUMBER: builtins.int
     SINCE_FIELD_NUMBER: builtins.int
+    TAIL_FIELD_NUMBER: builtins.int
     task: builtins.str
     epoch: builtins.int
     """epoch and number 0: the newest attempt"""
@@ -1067,6 +1068,8 @@ class ReadLogRequest(google.protobuf.message.Message):
     offset: builtins.int
     follow: builtins.bool
     source: Global___LogSource.ValueType
+    tail: builtins.int
+    """only so many bytes before the end that it has now; 0: all"""
     @property
     def since(self) -> google.protobuf.timestamp_pb2.Timestamp:
         """parts that were stored before are left out"""
@@ -1081,9 +1084,10 @@ class ReadLogRequest(google.protobuf.message.Message):
         follow: builtins.bool = ...,
         source: Global___LogSource.ValueType = ...,
         since: google.protobuf.timestamp_pb2.Timestamp | None = ...,
+        tail: builtins.int = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["since", b"since"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["epoch", b"epoch", "follow", b"follow", "number", b"number", "offset", b"offset", "since", b"since", "source", b"source", "task", b"task"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["epoch", b"epoch", "follow", b"follow", "number", b"number", "offset", b"offset", "since", b"since", "source", b"source", "tail", b"tail", "task", b"task"]) -> None: ...
 
 Global___ReadLogRequest: typing_extensions.TypeAlias = ReadLogRequest
 

@@ -124,6 +124,28 @@ async def test_no_output_no_log(scheduler: FakeScheduler, tmp_path: Path) -> Non
     assert not scheduler.log_parts
 
 
+@pytest.mark.parametrize(
+    "spec",
+    [
+        {"command": "ls", "workdir": "hyper://bob/private@1"},
+        {"command": "ls", "workdir": "hyper://bob/private@1", "setup": "ls"},
+        {"function": f"{MODULE}:count", "workdir": "bob/private"},
+        {"command": "ls", "inputs": [wire.Binding(path="in", address="hyper://bob/private")]},
+        {"command": "ls", "outputs": [wire.Binding(path="out", address="hyper://bob/private")]},
+    ],
+    ids=["workdir", "setup", "function", "input", "output"],
+)
+async def test_nothing_of_another_tenant_is_touched(
+    scheduler: FakeScheduler, tmp_path: Path, spec: dict[str, Any]
+) -> None:
+    """The worker's token is good for all tenants: a recipe may name what is its own's alone."""
+    async with agent(scheduler, tmp_path, fetch_patience_s=0.1):
+        scheduler.assign(0, **spec)
+        end = await scheduler.ended(0)
+        assert end.outcome == wire.OUTCOME_FAILED
+        assert "bob/private" in end.message and "another tenant" in end.message
+
+
 async def test_functions_share_a_warm_process(scheduler: FakeScheduler, tmp_path: Path) -> None:
     async with agent(scheduler, tmp_path, slots=1):
         scheduler.assign(*range(5), function=f"{MODULE}:count")

@@ -51,7 +51,7 @@ class WorkflowServicer:
         """Validate a recipe and start it."""
         tenant = convert.tenant(request.parent)
         request_id = convert.request_id(request.request_id)
-        recipe = await asyncio.to_thread(parse_recipe, request.recipe_yaml)
+        recipe = await asyncio.to_thread(parse_recipe, request.recipe_yaml, tenant)
         name = convert.new_workflow_name(tenant, recipe.name, request_id)
         if request.validate_only:
             runs = experiment_runs(recipe)

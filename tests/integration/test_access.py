@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import secrets
+import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import grpc
 import pytest
 from google.protobuf import duration_pb2, timestamp_pb2
 from hypothesis import HealthCheck, given, settings
@@ -20,6 +23,7 @@ from hyper.client import Client
 from hyper.datasets import list_datasets
 from hyper.errors import (
     HyperError,
+    InvalidArgumentError,
     PermissionDeniedError,
     ResourceExhaustedError,
     UnauthenticatedError,
@@ -86,7 +90,8 @@ def cluster(
         with run_services(
             tmp_path_factory.mktemp("services"), etcd_server, s3_server.settings(name), f"/{name}",
             workers=1, compute=True,
-            common_settings={"AUTH_KEYS__K1": KEY, "MAX_CONCURRENT_RPCS": "64"},
+            common_settings={"AUTH_KEYS__K1": KEY, "MAX_CONCURRENT_RPCS": "64",
+                             "LOG_FORMAT": "json", "LOG_LEVEL": "WARNING"},
             scheduler_settings={"HEARTBEAT_S": "0.3", "LEASE_S": "2", "LEADER_TTL_S": "2"},
         ) as running:  # fmt: skip
             yield running, etcd_server, f"/{name}"
@@ -205,6 +210,113 @@ def test_a_revoked_worker_is_cut_off(
         patch.setenv("HYPER_TOKEN", token(ANY_TENANT, Role.WORKER))
         worker.start()
     until(ready, "another token lets it in")
+
+
+@pytest.mark.timeout(120)
+def test_an_open_stream_ends_when_its_token_is_revoked(
+    cluster: tuple[Services, EtcdServer, str], as_: Callable[[str], Client]
+) -> None:
+    """Streams that say nothing for now are the hard case: a log, and a workflow that waits."""
+    services = cluster[0]
+    lab = as_(token("lab"))
+    workflow = lab.submit(
+        {"version": 1, "name": "t", "experiments": {"t": {"command": "sleep 60"}}}
+    )
+    follow = dataset_service_pb2.ReadLogRequest(task=workflow.task("t", 0).name, follow=True)
+    watch = workflow_service_pb2.WatchWorkflowRequest(name=workflow.name)
+    asked = [
+        (services.storage, "hyperapi.storage.v1.LogService/ReadLog", follow,
+         dataset_service_pb2.ReadLogResponse),
+        (services.scheduler, "hyperapi.scheduler.v1.WorkflowService/WatchWorkflow", watch,
+         workflow_service_pb2.WatchWorkflowResponse),
+    ]  # fmt: skip
+    until(lambda: workflow.refresh().tasks.running == 1, "it runs")
+    admin = as_(token(ANY_TENANT))
+    for service, path, request, answer in asked:
+        made = access.create_token(admin, "lab", role="user", subject="", lifetime_s=600)
+        with _transport.plain_channel(_transport.target([service.address])) as channel:
+            call = channel.unary_stream(
+                f"/{path}",
+                request_serializer=type(request).SerializeToString,
+                response_deserializer=answer.FromString,
+            )(request, metadata=(("authorization", f"Bearer {made.text}"),), timeout=60)
+            errors: list[HyperError] = []
+
+            def read(call: Any = call, errors: list[HyperError] = errors) -> None:
+                try:
+                    for _ in call:
+                        pass
+                except grpc.RpcError as error:
+                    errors.append(from_rpc_error(error))
+
+            reading = threading.Thread(target=read)
+            reading.start()
+            reading.join(1.5)
+            assert reading.is_alive(), errors
+            access.revoke_token(admin, made.id)
+            reading.join(20)
+            if goes_on := reading.is_alive():
+                call.cancel()
+                reading.join()
+            assert not goes_on, path
+            assert isinstance(errors[0], UnauthenticatedError) and "revoked" in str(errors[0])
+    as_(token("lab"))
+    workflow.cancel()
+    until(lambda: workflow.refresh().state.ended, "nothing changes any more")
+
+
+def test_a_recipe_names_nothing_of_another_tenant(as_: Callable[[str], Client]) -> None:
+    bob = as_(token("bob"))
+    with bob.session("bob/code") as session:
+        session.write("secret.txt", b"of bob")
+    lab = as_(token("lab"))
+    for more in (
+        {"workdir": "hyper://bob/code@1"},
+        {"inputs": {"/in": "hyper://bob/code@1"}},
+        {"outputs": {"/out": "hyper://bob/code"}},
+    ):
+        work = {"command": "ls", **more}
+        with pytest.raises(InvalidArgumentError, match="another tenant"):
+            lab.submit({"version": 1, "name": "t", "experiments": {"t": work}})
+
+
+def test_every_change_is_a_line_that_says_who_and_what(
+    cluster: tuple[Services, EtcdServer, str], as_: Callable[[str], Client]
+) -> None:
+    services = cluster[0]
+    admin = as_(token(ANY_TENANT))
+    made = access.create_token(admin, "lab", role="user", subject="ada", lifetime_s=60)
+    lab = as_(made.text)
+    with lab.session("lab/audited") as session:
+        session.write("a.txt", b"a" * 100_000)
+        name = session.name
+    list(lab.open("lab/audited").files())
+    workflow = lab.submit({"version": 1, "name": "w", "experiments": {"t": {"command": "true"}}})
+    assert workflow.wait().state is RunState.SUCCEEDED
+    access.revoke_token(as_(token(ANY_TENANT)), made.id)
+
+    def lines(process: str) -> list[dict[str, Any]]:
+        written = services.process(process).log.read_text().splitlines()
+        found = [json.loads(line) for line in written if line.startswith("{")]
+        return [line for line in found if line["event"] == "audit"]
+
+    stored = [line for line in lines("storage") if line["token"] == made.id]
+    assert {line["subject"] for line in stored} == {"ada"}
+    of = {line["method"]: line["resources"] for line in stored}
+    assert {"CreateSession", "SignUrls", "AddFiles", "CommitSession"} <= of.keys()
+    assert not {"ListFiles", "GetVersion"} & of.keys()
+    assert of["CreateSession"] == ["tenants/lab/datasets/audited", name]
+    assert of["SignUrls"] == [name]
+    assert of["CommitSession"] == [name, "tenants/lab/datasets/audited/versions/1"]
+    scheduled = lines("scheduler")
+    (created,) = [line for line in scheduled if workflow.name in line["resources"]]
+    assert (created["method"], created["code"]) == ("CreateWorkflow", "OK")
+    about = {line["method"]: line for line in scheduled if line.get("id") == made.id}
+    assert about["CreateToken"]["role"] == "user"
+    assert about["CreateToken"]["resources"] == ["tenants/lab"]
+    assert about["RevokeToken"]["tenant"] == "*"
+    for process in ("scheduler", "storage"):
+        assert made.text not in services.process(process).log.read_text()
 
 
 def test_overload_is_refused_and_says_when_to_come_back(

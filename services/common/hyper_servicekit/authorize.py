@@ -91,17 +91,23 @@ class Authorizer:
             )
 
 
-def _tenants(message: Message) -> Iterator[str]:
-    """The tenants of all names in a request; "" for a name of another form."""
+def names(message: Message) -> Iterator[tuple[str, str]]:
+    """All names in a request, with the field that each is in."""
     for field, value in message.ListFields():
         if field.name in _NESTED and field.message_type is not None:
             nested = value if _repeated(value) else (value,)
             for part in nested:
-                yield from _tenants(part)
+                yield from names(part)
         elif field.name in _FIELDS and field.message_type is None:
             for text in value if _repeated(value) else (value,):
                 if isinstance(text, str):
-                    yield _tenant(text, address=field.name == "model")
+                    yield field.name, text
+
+
+def _tenants(message: Message) -> Iterator[str]:
+    """The tenants of all names in a request; "" for a name of another form."""
+    for field, text in names(message):
+        yield _tenant(text, address=field == "model")
 
 
 def _repeated(value: Any) -> bool:

@@ -30,6 +30,7 @@ from hyper.errors import UnauthenticatedError
 from hyper.names import check_part
 
 ANY_TENANT = "*"  # services, workers, operators
+TASK = "task"  # subject of the tokens that tasks call with
 
 
 class Role(StrEnum):

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from ipaddress import ip_address
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 from urllib.parse import urlsplit
@@ -37,6 +38,16 @@ def split_address(address: str) -> tuple[str, int]:
     if not colon or not port.isdecimal() or int(port) > 65535:
         raise ValueError(f"{address!r} is not host:port")
     return host.strip("[]"), int(port)
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only this machine reaches what listens on `host`."""
+    if host == "localhost":
+        return True
+    try:
+        return ip_address(host).is_loopback
+    except ValueError:  # a name, which may mean anything; "" is every address
+        return False
 
 
 def _checked_address(address: str) -> str:
@@ -102,6 +113,10 @@ class ServiceSettings(BaseSettings):
     auth_keys: dict[str, SecretStr] = Field(
         default_factory=dict,
         description="keys of tokens by their ids; calls need no token where there are none",
+    )
+    allow_anyone: bool = Field(
+        default=False,
+        description="without auth_keys, listen where other machines can call: they may do all",
     )
     max_concurrent_rpcs: int = Field(
         default=1000, gt=0, description="served at once; more are refused until some have ended"

@@ -213,6 +213,33 @@ def test_a_revoked_worker_is_cut_off(
 
 
 @pytest.mark.timeout(120)
+def test_what_a_worker_joined_with_may_expire_and_revoking_it_ends_the_worker(
+    cluster: tuple[Services, EtcdServer, str], as_: Callable[[str], Client]
+) -> None:
+    services = cluster[0]
+    join = token(ANY_TENANT, Role.WORKER, lifetime_s=-24)  # 30 s are allowed: 6 are left
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("HYPER_TOKEN", join)
+        joined = services.add_worker("joined")
+    try:
+        admin = as_(token(ANY_TENANT))
+        until(lambda: refused(lambda: as_(join).cluster(), UnauthenticatedError), "it has expired")
+        as_(token(ANY_TENANT))
+        time.sleep(1.5)  # by then its stream was looked at
+
+        def ready() -> bool:
+            return any(
+                "joined" in each.name and each.state is WorkerState.READY
+                for each in admin.workers()
+            )
+
+        until(ready, "it goes on with a token of its own")
+        access.revoke_token(admin, join)
+        until(lambda: not ready(), "its own went with what it joined with")
+    finally:
+        joined.destroy()
+
+
 def test_an_open_stream_ends_when_its_token_is_revoked(
     cluster: tuple[Services, EtcdServer, str], as_: Callable[[str], Client]
 ) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Container, Iterator, Mapping
+from contextvars import ContextVar
 from typing import Any
 
 from google.protobuf.message import Message
@@ -37,6 +38,10 @@ _WORKERS = frozenset({
     "LeaseShards", "ReleaseShards", "SignUrls", "ReadObject", "WriteObject",
     "AppendLog", "ReadLog", "GetModel", "Predict", "InferVolume", "Match", "MatchSections",
 })  # fmt: skip
+
+
+# Of the call that is being served, in its context; None where calls need no token.
+caller: ContextVar[Claims | None] = ContextVar("caller", default=None)
 
 
 class Authorizer:

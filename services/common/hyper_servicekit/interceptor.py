@@ -27,7 +27,7 @@ from hyper.errors import HyperError, InternalError, InvalidArgumentError
 from hyper_servicekit import tracing
 from hyper_servicekit.admission import Admission, counted_as
 from hyper_servicekit.audit import Said, is_change, write
-from hyper_servicekit.authorize import Authorizer
+from hyper_servicekit.authorize import Authorizer, caller
 from hyper_servicekit.logs import get_logger
 from hyper_servicekit.metrics import RPC_SECONDS, RPC_TOTAL
 from hyper_servicekit.open_streams import OpenStreams
@@ -152,8 +152,9 @@ class _Call:
         if authorizer is None:
             return request
         claims = self.claims = authorizer.caller(self.metadata)
-        if (caller := counted_as(claims, context.peer())) is not None:
-            self._admission.take(caller)
+        caller.set(claims)
+        if (counted := counted_as(claims, context.peer())) is not None:
+            self._admission.take(counted)
         structlog.contextvars.bind_contextvars(tenant=claims.tenant, subject=claims.subject)
         if isinstance(request, Message):
             self.said.request = request

@@ -80,16 +80,26 @@ class Signer:
             raise ValueError(f"a key has an id of letters and digits and {_MIN_KEY_BYTES} bytes")
         self._key_id, self._key = key_id, key.encode()
 
-    def sign(self, tenant: str, *, subject: str, expires_s: float, role: Role | None = None) -> str:
+    def sign(
+        self,
+        tenant: str,
+        *,
+        subject: str,
+        expires_s: float,
+        role: Role | None = None,
+        token_id: str = "",
+    ) -> str:
         """A token for `tenant` that is good until the Unix time `expires_s`.
 
-        Without a role it is a user's, and an admin's if it is for all tenants.
+        Without a role it is a user's, and an admin's if it is for all tenants; without an id it has
+        one of its own.
         """
         role = role or default_role(tenant)
         if tenant != ANY_TENANT:
             check_part(tenant, "tenant")
         claims = {
-            "t": tenant, "s": subject, "e": int(expires_s), "i": secrets.token_hex(8), "r": role,
+            "t": tenant, "s": subject, "e": int(expires_s),
+            "i": token_id or secrets.token_hex(8), "r": role,
         }  # fmt: skip
         body = _encode(json.dumps(claims, separators=(",", ":")).encode())
         head = f"{_FORM}.{self._key_id}.{body}"

@@ -8,7 +8,7 @@ PIP := .venv/bin/python -m pip --disable-pip-version-check install -q --no-compi
 export PYTHONDONTWRITEBYTECODE :=
 export HYPER_DATA_DIR ?= $(shell test -d ../shared/data && cd ../shared/data && pwd)
 
-.PHONY: help demo test lint protos bench simulate faults fault-matrix compose-env compose-test docker-test dashboards docs constraints clean
+.PHONY: help demo test lint protos bench simulate faults fault-matrix fuzz compose-env compose-test docker-test dashboards docs constraints clean
 
 help:            ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## */\t/' | expand -t 14
@@ -68,6 +68,10 @@ fault-matrix: .stamps/dev .stamps/etcd ## every part x every fault, into docs/fa
 	@HYPER_TEST_MATRIX=1 HYPER_FAULTS_RESULTS=$(CURDIR)/.stamps/faults.jsonl FAULT_REPEAT=$(REPEAT) \
 	  .venv/bin/python -m pytest tests/faults/test_matrix.py -q -rP --show-capture=stdout -p no:randomly $(PYTEST_ARGS)
 	@.venv/bin/python -m scripts.fault_table .stamps/faults.jsonl docs/faults.md
+
+fuzz: .stamps/dev .stamps/etcd ## hostile inputs to every RPC of real services, into docs/fuzz.md: make fuzz N=200
+	@HYPER_FUZZ_EXAMPLES=$(or $(N),50) HYPER_FUZZ_REPORT=$(CURDIR)/docs/fuzz.md .venv/bin/python -m pytest \
+	  tests/integration/test_access.py -q -n0 -rP --show-capture=stdout --timeout 3600 $(PYTEST_ARGS)
 
 compose-env: .stamps/local ## .env of docker-compose.yml, with keys and passwords of its own
 	@.venv/bin/python -m scripts.compose_env

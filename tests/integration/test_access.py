@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import secrets
 import threading
 import time
+import uuid
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -30,6 +32,7 @@ from hyper.errors import (
 )
 from hyper.status import RunState, WorkerState
 from hyper_servicekit.etcd import Etcd
+from hyper_servicekit.objects import S3Store
 from hyper_servicekit.tokens import ANY_TENANT, Role, Signer
 from hyperapi.inference.v1 import inference_service_pb2
 from hyperapi.matcher.v1 import matcher_service_pb2
@@ -72,7 +75,7 @@ TOLD = {
     "RESOURCE_EXHAUSTED", "PERMISSION_DENIED", "UNAUTHENTICATED", "CANCELLED",
     "DEADLINE_EXCEEDED",  # our own, of streams that have no end
 }  # fmt: skip
-TRIED: Counter[str] = Counter()
+TRIED: Counter[tuple[str, str]] = Counter()  # by method and answer
 
 
 def token(tenant: str, role: Role | None = None, *, lifetime_s: float = 3600) -> str:
@@ -94,8 +97,23 @@ def cluster(
                              "LOG_FORMAT": "json", "LOG_LEVEL": "WARNING"},
             scheduler_settings={"HEARTBEAT_S": "0.3", "LEASE_S": "2", "LEADER_TTL_S": "2"},
         ) as running:  # fmt: skip
+            pids = {each: running.process(each).pid for each in FILES}
             yield running, etcd_server, f"/{name}"
-    print(f"inputs tried: {sum(TRIED.values())}; answers: {dict(TRIED)}; crashes: 0")
+            found = fuzz.Found(TRIED, *crashes(running, pids))
+    print(found.in_short())
+    if report := os.environ.get("HYPER_FUZZ_REPORT"):
+        Path(report).write_text(found.table())
+
+
+def crashes(services: Services, pids: dict[str, int]) -> tuple[int, int]:
+    """How many services have ended or been started again, and how many bugs their logs tell of."""
+    ended = bugs = 0
+    for name, pid in pids.items():
+        process = services.process(name)
+        assert process.child is not None
+        ended += process.pid != pid or process.child.poll() is not None
+        bugs += process.log.read_text(errors="replace").count('"call failed"')
+    return ended, bugs
 
 
 @pytest.fixture
@@ -385,6 +403,16 @@ async def state_of(etcd: EtcdServer, prefix: str) -> dict[str, bytes]:
     return {item.key: item.value for item in items if not any(m in item.key for m in moving)}
 
 
+async def objects_of(s3: S3Server, prefix: str) -> dict[str, int]:
+    """All objects of the cluster; probes of the store, and what tasks have said, apart."""
+    async with S3Store(s3.settings(prefix.strip("/"))) as store:
+        return {
+            item.key: item.size
+            async for item in store.list()
+            if not item.key.startswith("logs/") and not item.key.endswith("/probe")
+        }
+
+
 @pytest.mark.parametrize(("process", "method"), METHODS, ids=NAMES)
 async def test_nobody_without_a_token_gets_an_answer(
     cluster: tuple[Services, EtcdServer, str], process: str, method: Any
@@ -404,7 +432,7 @@ async def test_nobody_without_a_token_gets_an_answer(
     request = naming(method, "lab")
     for what, text in shown.items():
         code, details = fuzz.call(address, method, [request.SerializeToString()], text)
-        TRIED[code] += 1
+        TRIED[method.name, code] += 1
         assert code == "UNAUTHENTICATED", (what, code, details)
         assert text is None or text not in details
     assert await state_of(etcd, prefix) == before
@@ -433,9 +461,109 @@ async def test_each_name_of_another_tenant_is_refused(
             services.process(process).address, method, [request.SerializeToString()],
             token("lab", Role.ADMIN),
         )  # fmt: skip
-        TRIED[code] += 1
+        TRIED[method.name, code] += 1
         assert code == "PERMISSION_DENIED", (path, code, details)
     assert await state_of(etcd, prefix) == before
+
+
+STRAY = [
+    "lab/..", "lab/../bob", "lab/datasets/a/../../../bob", "lab/datasets/a/versions/1/../../../bob",
+    "lab/./", "lab/", "lab//", "lab\0", "lab%2F..%2Fbob", "lab\\..\\bob", "lab/datasets/\u202e", "",
+    ".", "..",
+]  # fmt: skip
+REFUSED = {"INVALID_ARGUMENT", "NOT_FOUND", "PERMISSION_DENIED"}
+
+
+@pytest.mark.parametrize(
+    ("process", "method"),
+    [pytest.param(*each, id=name) for each, name in zip(METHODS, NAMES, strict=True)
+     if fuzz.name_paths(each[1].input_type)],
+)  # fmt: skip
+async def test_names_that_lead_astray_are_refused_and_change_nothing(
+    cluster: tuple[Services, EtcdServer, str], s3_server: S3Server, process: str, method: Any
+) -> None:
+    """By who may do everything in lab, with all else as it should be."""
+    services, etcd, prefix = cluster
+    before = await state_of(etcd, prefix), await objects_of(s3_server, prefix)
+    for path in fuzz.name_paths(method.input_type):
+        for stray in STRAY:
+            names = dict.fromkeys(fuzz.name_paths(method.input_type), "lab") | {path: stray}
+            request = fuzz.request_naming(method.input_type, names, filled=True)
+            code, details = fuzz.call(
+                services.process(process).address, method, [request.SerializeToString()],
+                token("lab", Role.ADMIN),
+            )  # fmt: skip
+            TRIED[method.name, code] += 1
+            assert code in REFUSED, (path, stray, code, details)
+    assert (await state_of(etcd, prefix), await objects_of(s3_server, prefix)) == before
+
+
+ELSEWHERE = ["../x", "/etc/passwd", "blobs/../../x", "manifests/x", "logs/x", "sessions/x/y",
+             "blobs/{other}/x", "blobs/{own}/../x", "blobs/{own}/", "{array}/v1/zarr.json",
+             "{array}/v1/c/../0", "{array}/v1/c/9/9/9", "\0", ""]  # fmt: skip
+
+
+async def test_keys_of_objects_lead_nowhere_else(
+    cluster: tuple[Services, EtcdServer, str], s3_server: S3Server, as_: Callable[[str], Client]
+) -> None:
+    """In an open session, and with an open session of somebody else beside it."""
+    services, etcd, prefix = cluster
+    theirs = as_(token("bob")).session("bob/keys")
+    array_of_bob = theirs.create_array("x", shape=(8, 8, 8), dtype="uint8")
+    mine = as_(token("lab")).session("lab/keys")
+    mine.create_array("x", shape=(8, 8, 8), dtype="uint8")
+    known = {
+        "own": mine.name.rpartition("/")[2], "other": theirs.name.rpartition("/")[2],
+        "array": array_of_bob.prefix.rpartition("/")[0],
+    }  # fmt: skip
+    methods = {method.name: method for _, method in METHODS}
+    pb = dataset_service_pb2
+    file = {"path": "a", "size_bytes": 1, "sha256": bytes(32), "offset": 0}
+    before = await state_of(etcd, prefix), await objects_of(s3_server, prefix)
+    for template in ELSEWHERE:
+        key = template.format(**known)
+        asked: list[Any] = [
+            pb.SignUrlsRequest(parent=mine.name, method=pb.METHOD_PUT, objects=[key]),
+            pb.SignUrlsRequest(parent=mine.name, method=pb.METHOD_GET, objects=[key]),
+            pb.ReadObjectRequest(parent=mine.name, object=key),
+            pb.WriteObjectRequest(session=mine.name, object=key, data=b"x", size_bytes=1),
+            pb.AddFilesRequest(session=mine.name, files=[{**file, "object": key}]),
+            pb.LeaseShardsRequest(session=mine.name, objects=[key], owner=str(uuid.uuid4())),
+        ]
+        for request in asked:
+            method = methods[type(request).__name__.removesuffix("Request")]
+            sent = [request.SerializeToString()]
+            code, details = fuzz.call(services.storage.address, method, sent, token("lab"))
+            TRIED[method.name, code] += 1
+            assert code in REFUSED, (method.name, template, code, details)
+    assert (await state_of(etcd, prefix), await objects_of(s3_server, prefix)) == before
+    as_(token(ANY_TENANT))
+    theirs.abort()
+    mine.abort()
+
+
+def test_a_request_that_another_tenant_repeats_is_another_request(
+    cluster: tuple[Services, EtcdServer, str],
+) -> None:
+    """Neither is the first one's result shown, nor is it touched; nor is the repeat refused."""
+    services = cluster[0]
+    again = str(uuid.uuid4())
+    recipe = "{version: 1, name: w, experiments: {e: {command: 'true'}}}"
+    asked = [
+        (services.scheduler, "CreateWorkflow", lambda tenant: workflow_service_pb2.
+         CreateWorkflowRequest(parent=f"tenants/{tenant}", request_id=again, recipe_yaml=recipe)),
+        (services.storage, "CreateSession", lambda tenant: dataset_service_pb2.
+         CreateSessionRequest(parent=f"tenants/{tenant}/datasets/r", request_id=again)),
+    ]  # fmt: skip
+    for service, name, make in asked:
+        (method,) = [each for _, each in METHODS if each.name == name]
+        made: dict[str, list[str]] = {}
+        for tenant in ("lab", "bob", "lab"):
+            answer = fuzz.answer(service.address, method, make(tenant), token(tenant))
+            ((_, part),) = answer.ListFields()
+            made.setdefault(tenant, []).append(part.name)
+            assert part.name.startswith(f"tenants/{tenant}/")
+        assert made["lab"][0] == made["lab"][1] and len(made["bob"]) == 1
 
 
 OPERATORS = {
@@ -475,7 +603,7 @@ def test_any_message_is_answered_politely(
     address = cluster[0].process(process).address
     messages = data.draw(st.lists(fuzz.payloads(method.input_type), min_size=1, max_size=3))
     code, details = fuzz.call(address, method, messages, token(ANY_TENANT), timeout_s=2.0)
-    TRIED[code] += 1
+    TRIED[method.name, code] += 1
     assert code in TOLD, (code, details, messages)
     for inner in ("Traceback", ".py", str(ROOT), "site-packages", KEY):
         assert inner not in details, details
@@ -514,5 +642,5 @@ def test_too_large_a_message_is_refused(
 ) -> None:
     address = cluster[0].process(process).address
     code, _ = fuzz.call(address, method, [b"\x0a" + b"\xff" * (5 << 20)], token(ANY_TENANT))
-    TRIED[code] += 1
+    TRIED[method.name, code] += 1
     assert code == "RESOURCE_EXHAUSTED"

@@ -25,7 +25,7 @@ from hyper_servicekit.etcd import Etcd
 from hyper_servicekit.logs import get_logger
 from hyper_servicekit.owned import owned
 from hyper_servicekit.revoked import revoke
-from hyper_servicekit.tokens import Signer
+from hyper_servicekit.tokens import ANY_TENANT, Signer
 from hyperapi.scheduler.v1 import cluster_service_pb2 as cluster
 from hyperapi.scheduler.v1 import workflow_service_pb2 as pb
 from hyperapi.worker.v1 import agent_service_pb2 as agent
@@ -67,7 +67,7 @@ class NodeServicer:
     ) -> pb.DrainWorkerResponse:
         """Give a worker nothing new."""
         name = convert.worker_name(request.name)
-        request_id = convert.request_id(request.request_id)
+        request_id = convert.request_id(request.request_id, ANY_TENANT)
         term = await self._driver.leading()
         await term.ask(DrainWorker(self._clock.now(), request_id, name))
         response = pb.DrainWorkerResponse()

@@ -543,7 +543,7 @@ async def test_keys_of_objects_lead_nowhere_else(
 
 
 def test_a_request_that_another_tenant_repeats_is_another_request(
-    cluster: tuple[Services, EtcdServer, str],
+    cluster: tuple[Services, EtcdServer, str], as_: Callable[[str], Client]
 ) -> None:
     """Neither is the first one's result shown, nor is it touched; nor is the repeat refused."""
     services = cluster[0]
@@ -564,6 +564,9 @@ def test_a_request_that_another_tenant_repeats_is_another_request(
             made.setdefault(tenant, []).append(part.name)
             assert part.name.startswith(f"tenants/{tenant}/")
         assert made["lab"][0] == made["lab"][1] and len(made["bob"]) == 1
+        if name == "CreateWorkflow":
+            for each in (made["lab"][0], *made["bob"]):
+                assert as_(token(ANY_TENANT)).workflow(each).wait().state is RunState.SUCCEEDED
 
 
 OPERATORS = {

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import shutil
 import subprocess
+import time
 import tomllib
 from pathlib import Path
 from typing import Any
@@ -136,6 +137,34 @@ def test_env_is_made_once_and_for_its_owner_alone(tmp_path: Path) -> None:
     path.write_text("\n".join(li for li in before.splitlines() if "GRAFANA" not in li) + "\n")
     assert compose_env.write(path) == ["HYPER_GRAFANA_PASSWORD"]
     assert compose_env.read(path)["HYPER_S3_SECRET_KEY"] == known["HYPER_S3_SECRET_KEY"]
+
+
+DAY_S = 86_400.0
+
+
+def test_tokens_that_end_soon_or_were_signed_with_another_key_are_made_anew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / ".env"
+    compose_env.write(path)
+    path.write_text(path.read_text() + "# mine\nHYPER_MINE=1\n")
+    tokens = {"HYPER_SERVICE_TOKEN", "HYPER_WORKER_TOKEN", "HYPER_TOKEN"}
+    before = compose_env.read(path)
+    now_s = time.time()
+    assert compose_env.complete(before, now_s + 334 * DAY_S) == {}
+    assert set(compose_env.complete(before, now_s + 336 * DAY_S)) == tokens
+
+    other = path.read_text().replace(before["HYPER_AUTH_KEY"], "o" * 40)
+    path.write_text(other)
+    assert set(compose_env.write(path)) == tokens
+    after = compose_env.read(path)
+    verifier = Verifier({compose_env.KEY_ID: "o" * 40})
+    for name in tokens:
+        assert verifier.read(after[name], now_s).tenant == "*"
+        assert path.read_text().count(f"\n{name}=") == 1
+    kept = before.keys() - tokens - {"HYPER_AUTH_KEY"}
+    assert {name: after[name] for name in kept} == {name: before[name] for name in kept}
+    assert "# mine\n" in path.read_text() and compose_env.write(path) == []
 
 
 KUBERNETES = ROOT / "deploy/kubernetes"

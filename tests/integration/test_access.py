@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import os
 import secrets
@@ -19,7 +20,7 @@ from google.protobuf import duration_pb2, timestamp_pb2
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from hyper import _transport, access
+from hyper import _transport, access, running, stores
 from hyper._wire_errors import from_rpc_error
 from hyper.client import Client
 from hyper.datasets import list_datasets
@@ -52,6 +53,7 @@ from tests.support.waiting import until
 ROOT = Path(__file__).parents[2]
 KEY = secrets.token_hex(32)
 SIGNER = Signer("k1", KEY)
+SECRETS_KEY = base64.b64encode(secrets.token_bytes(32)).decode()
 FILES = {
     "scheduler": (
         cluster_service_pb2, placement_service_pb2, secret_service_pb2, workflow_service_pb2,
@@ -75,12 +77,14 @@ TOLD = {
     "RESOURCE_EXHAUSTED", "PERMISSION_DENIED", "UNAUTHENTICATED", "CANCELLED",
     "DEADLINE_EXCEEDED",  # our own, of streams that have no end
 }  # fmt: skip
+MADE: list[str] = []  # every token that was shown
 TRIED: Counter[tuple[str, str]] = Counter()  # by method and answer
 
 
 def token(tenant: str, role: Role | None = None, *, lifetime_s: float = 3600) -> str:
     expires_s = time.time() + lifetime_s
-    return SIGNER.sign(tenant, subject="test", expires_s=expires_s, role=role)
+    MADE.append(SIGNER.sign(tenant, subject="test", expires_s=expires_s, role=role))
+    return MADE[-1]
 
 
 @pytest.fixture(scope="module")
@@ -94,12 +98,14 @@ def cluster(
             tmp_path_factory.mktemp("services"), etcd_server, s3_server.settings(name), f"/{name}",
             workers=1, compute=True,
             common_settings={"AUTH_KEYS__K1": KEY, "MAX_CONCURRENT_RPCS": "64",
-                             "LOG_FORMAT": "json", "LOG_LEVEL": "WARNING"},
-            scheduler_settings={"HEARTBEAT_S": "0.3", "LEASE_S": "2", "LEADER_TTL_S": "2"},
-        ) as running:  # fmt: skip
-            pids = {each: running.process(each).pid for each in FILES}
-            yield running, etcd_server, f"/{name}"
-            found = fuzz.Found(TRIED, *crashes(running, pids))
+                             "LOG_FORMAT": "json", "LOG_LEVEL": "DEBUG"},
+            worker_settings={"LOG_LEVEL": "DEBUG"},
+            scheduler_settings={"SECRETS_KEY": SECRETS_KEY, "HEARTBEAT_S": "0.3", "LEASE_S": "2",
+                                "LEADER_TTL_S": "2"},
+        ) as started:  # fmt: skip
+            pids = {each: started.process(each).pid for each in FILES}
+            yield started, etcd_server, f"/{name}"
+            found = fuzz.Found(TRIED, *crashes(started, pids))
     print(found.in_short())
     if report := os.environ.get("HYPER_FUZZ_REPORT"):
         Path(report).write_text(found.table())
@@ -362,6 +368,49 @@ def test_every_change_is_a_line_that_says_who_and_what(
     assert about["RevokeToken"]["tenant"] == "*"
     for process in ("scheduler", "storage"):
         assert made.text not in services.process(process).log.read_text()
+
+
+def test_no_log_tells_a_key_or_a_token(
+    cluster: tuple[Services, EtcdServer, str], s3_server: S3Server, as_: Callable[[str], Client]
+) -> None:
+    """Of services that say all they can, and of a task that prints its environment."""
+    services = cluster[0]
+    told = {name: secrets.token_hex(16) for name in ("secret", "key of a store")}
+    admin = as_(token(ANY_TENANT))
+    made = access.create_token(admin, "lab", role="user", subject="ada", lifetime_s=600)
+    expired = token("lab", lifetime_s=-100)
+    assert refused(lambda: list(as_(expired).workflows()), UnauthenticatedError)
+    assert refused(lambda: list(as_(made.text[:-3]).workflows()), UnauthenticatedError)
+    lab = as_(made.text)
+    running.put_secret(lab, "password", told["secret"])
+    stores.set_store(
+        lab, "elsewhere", endpoint="http://127.0.0.1:1", bucket="bucket", access_key="ada",
+        secret_key=told["key of a store"],
+    )  # fmt: skip
+    with lab.session("lab/told") as session:
+        session.write("a", b"a")
+        with pytest.raises(HyperError):
+            session.register_array("x", "elsewhere", "x")
+        session.commit()
+    work = {"command": "env | grep -v ^HYPER_TOKEN; test -n \"$PASSWORD\"",
+            "secrets": {"PASSWORD": "password"}}  # fmt: skip
+    workflow = lab.submit({"version": 1, "name": "w", "experiments": {"t": work}})
+    assert workflow.wait().state is RunState.SUCCEEDED
+    task = "\n".join(lab.workflow(workflow.name).log_tail(workflow.task("t", 0), 1000))
+    ours = {
+        "auth key": KEY, "key of secrets": SECRETS_KEY, "S3 access key": s3_server.access_key,
+        "S3 secret key": s3_server.secret_key,
+    }  # fmt: skip
+    tokens = {f"token {i}": text for i, text in enumerate([made.text, *MADE])}
+    assert told["secret"] in task  # the recipe asked for it
+    for what, text in {**ours, **tokens}.items():
+        assert text not in task, what
+    for process in (*map(services.process, FILES), *services.workers):
+        log = process.log.read_text(errors="replace")
+        assert "[debug" in log or '"debug"' in log, process.name
+        assert "X-Amz-Signature" not in log, process.name
+        for what, text in {**ours, **told, **tokens}.items():
+            assert text not in log, (process.name, what)
 
 
 def test_overload_is_refused_and_says_when_to_come_back(

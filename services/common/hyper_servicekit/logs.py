@@ -47,6 +47,8 @@ def configure_logs(service: str, instance: str, *, form: str, level: str) -> Non
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(level)
+    for name in ("urllib3", "botocore", "docker"):  # their DEBUG holds URLs with signatures in them
+        logging.getLogger(name).setLevel(logging.INFO if level == "DEBUG" else logging.NOTSET)
     logging.getLogger(AUDIT).setLevel(logging.INFO)  # whatever else is shown
     structlog.contextvars.bind_contextvars(service=service, instance=instance)
 

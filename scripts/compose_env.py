@@ -56,7 +56,7 @@ def complete(known: dict[str, str], now_s: float) -> dict[str, str]:
     signer, verifier = Signer(KEY_ID, key), Verifier({KEY_ID: key})
     expires_s = now_s + TOKEN_DAYS * 86_400
     for name, subject, role in (
-        ("HYPER_SERVICE_TOKEN", "service", Role.ADMIN),
+        ("HYPER_SERVICE_TOKEN", "service", Role.SERVICE),
         ("HYPER_WORKER_TOKEN", "worker", Role.WORKER),
         ("HYPER_TOKEN", "compose", Role.ADMIN),
     ):

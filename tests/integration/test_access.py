@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import grpc
+import numpy as np
 import pytest
 from google.protobuf import duration_pb2, timestamp_pb2
 from hypothesis import HealthCheck, given, settings
@@ -45,6 +46,7 @@ from hyperapi.scheduler.v1 import (
 )
 from hyperapi.storage.v1 import array_service_pb2, dataset_service_pb2, history_service_pb2
 from hyperapi.worker.v1 import agent_service_pb2
+from tests.compiler.nets import bandpass_model
 from tests.support import fuzz
 from tests.support.servers import EtcdServer, S3Server
 from tests.support.services import Services, run_services
@@ -96,7 +98,7 @@ def cluster(
         patch.setenv("HYPER_TOKEN", token(ANY_TENANT, Role.WORKER))
         with run_services(
             tmp_path_factory.mktemp("services"), etcd_server, s3_server.settings(name), f"/{name}",
-            workers=1, compute=True,
+            workers=1, compute=True, compute_token=token(ANY_TENANT, Role.SERVICE),
             common_settings={"AUTH_KEYS__K1": KEY, "MAX_CONCURRENT_RPCS": "64",
                              "LOG_FORMAT": "json", "LOG_LEVEL": "DEBUG"},
             worker_settings={"LOG_LEVEL": "DEBUG"},
@@ -199,6 +201,29 @@ def test_roles(as_: Callable[[str], Client]) -> None:
             PermissionDeniedError,
         )
     assert refused(lambda: access.revoke_token(local, made.id), PermissionDeniedError)
+
+
+def test_compute_services_may_do_what_they_need_and_no_more(as_: Callable[[str], Client]) -> None:
+    lab = as_(token("lab"))
+    volume = np.random.default_rng(1).integers(0, 255, (3, 300, 280)).astype("uint8")
+    session = lab.session("lab/computed")
+    source = session.create_array("raw", volume.shape, "uint8")
+    source[...] = volume
+    session.write("net.onnx", bandpass_model(9, 1.0, 2.0))
+    result = session.create_array("features", volume.shape, "uint8")
+    lab.infer_volume(f"{session.name}/files/net.onnx", source, result,
+                     output_scale=2.0, output_shift=128.0)  # fmt: skip
+    assert result[...].any()
+    (pair,) = lab.match_sections(source, [(0, 1)], template_px=64)
+    assert pair.source_z == 0
+    session.abort()
+    service = as_(token(ANY_TENANT, Role.SERVICE))
+    for forbidden in (
+        lambda: list(service.workflows()),
+        lambda: service.session("lab/x"),
+        lambda: access.create_token(service, "lab", role="user", subject="", lifetime_s=60),
+    ):
+        assert refused(forbidden, PermissionDeniedError)
 
 
 def test_a_revoked_token_is_refused_everywhere(as_: Callable[[str], Client]) -> None:

@@ -40,6 +40,15 @@ _WORKERS = frozenset({
 })  # fmt: skip
 
 
+# What the compute services call for those who call them.
+_SERVICES = frozenset({
+    "GetCluster", "GetDataset", "GetVersion", "ListFiles", "GetFiles", "GetSession", "GetArray",
+    "ListArrays", "ListShards", "LeaseShards", "ReleaseShards", "SignUrls", "ReadObject",
+    "WriteObject",
+})  # fmt: skip
+_ONLY = {Role.WORKER: _WORKERS, Role.SERVICE: _SERVICES}
+
+
 # Of the call that is being served, in its context; None where calls need no token.
 caller: ContextVar[Claims | None] = ContextVar("caller", default=None)
 
@@ -81,8 +90,8 @@ class Authorizer:
 
         Of a stream of requests the first one must name something, others may.
         """
-        if claims.role is Role.WORKER and method not in _WORKERS:
-            raise PermissionDeniedError(f"{method} is not for workers")
+        if claims.role in _ONLY and method not in _ONLY[claims.role]:
+            raise PermissionDeniedError(f"{method} is not for {claims.role}s")
         if claims.role is not Role.ADMIN and method in _ADMINS:
             raise PermissionDeniedError(f"{method} is for operators, with the role admin")
         if claims.tenant == ANY_TENANT:

@@ -39,6 +39,7 @@ class Role(StrEnum):
     ADMIN = "admin"  # everything, of its tenant; of any tenant: an operator, or a service
     USER = "user"  # what is its tenant's, but no tokens for others
     WORKER = "worker"  # an agent: the scheduler's stream, and data for its tasks
+    SERVICE = "service"  # inference, matcher: data that they compute on, and where they write it
 
 
 LIFETIME_MAX_S = 366 * 86_400.0  # of any token, and so of a revocation

@@ -21,6 +21,7 @@ import yaml
 
 from hyper.cluster.home import write_private
 from hyper.errors import UnauthenticatedError
+from hyper_servicekit.signing import new_key, public_key
 from hyper_servicekit.tokens import ANY_TENANT, Role, Signer, Verifier
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -51,8 +52,10 @@ def complete(known: dict[str, str], now_s: float) -> dict[str, str]:
     want("HYPER_GRAFANA_PASSWORD", secrets.token_urlsafe(18))
     want("HYPER_SECRETS_KEY", base64.b64encode(secrets.token_bytes(32)).decode())
     want("HYPER_CREDENTIALS_KEY", secrets.token_urlsafe(32))
-    want("HYPER_AUTH_KEY", secrets.token_urlsafe(32))
+    want("HYPER_AUTH_KEY", new_key())
     key = {**known, **made}["HYPER_AUTH_KEY"]
+    if known.get("HYPER_AUTH_PUBLIC_KEY") != public_key(key):
+        made["HYPER_AUTH_PUBLIC_KEY"] = public_key(key)
     signer, verifier = Signer(KEY_ID, key), Verifier({KEY_ID: key})
     expires_s = now_s + TOKEN_DAYS * 86_400
     for name, subject, role in (
@@ -112,6 +115,7 @@ def kubernetes(known: dict[str, str]) -> str:
         "secrets-key": "HYPER_SECRETS_KEY",
         "credentials-key": "HYPER_CREDENTIALS_KEY",
         "auth-key": "HYPER_AUTH_KEY",
+        "auth-public-key": "HYPER_AUTH_PUBLIC_KEY",
         "service-token": "HYPER_SERVICE_TOKEN",
         "worker-token": "HYPER_WORKER_TOKEN",
     }

@@ -35,6 +35,7 @@ from hyper.errors import (
 from hyper.status import RunState, WorkerState
 from hyper_servicekit.etcd import Etcd
 from hyper_servicekit.objects import S3Store
+from hyper_servicekit.signing import new_key, public_key
 from hyper_servicekit.tokens import ANY_TENANT, Role, Signer
 from hyperapi.inference.v1 import inference_service_pb2
 from hyperapi.matcher.v1 import matcher_service_pb2
@@ -53,7 +54,7 @@ from tests.support.services import Services, run_services
 from tests.support.waiting import until
 
 ROOT = Path(__file__).parents[2]
-KEY = secrets.token_hex(32)
+KEY = new_key()
 SIGNER = Signer("k1", KEY)
 SECRETS_KEY = base64.b64encode(secrets.token_bytes(32)).decode()
 FILES = {
@@ -99,11 +100,11 @@ def cluster(
         with run_services(
             tmp_path_factory.mktemp("services"), etcd_server, s3_server.settings(name), f"/{name}",
             workers=1, compute=True, compute_token=token(ANY_TENANT, Role.SERVICE),
-            common_settings={"AUTH_KEYS__K1": KEY, "MAX_CONCURRENT_RPCS": "64",
+            common_settings={"AUTH_KEYS__K1": public_key(KEY), "MAX_CONCURRENT_RPCS": "64",
                              "LOG_FORMAT": "json", "LOG_LEVEL": "DEBUG"},
             worker_settings={"LOG_LEVEL": "DEBUG"},
-            scheduler_settings={"SECRETS_KEY": SECRETS_KEY, "HEARTBEAT_S": "0.3", "LEASE_S": "2",
-                                "LEADER_TTL_S": "2"},
+            scheduler_settings={"AUTH_KEYS__K1": KEY, "SECRETS_KEY": SECRETS_KEY,
+                                "HEARTBEAT_S": "0.3", "LEASE_S": "2", "LEADER_TTL_S": "2"},
         ) as started:  # fmt: skip
             pids = {each: started.process(each).pid for each in FILES}
             yield started, etcd_server, f"/{name}"

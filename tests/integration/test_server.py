@@ -207,6 +207,7 @@ def test_two_services_never_share_a_port(running: Child, start: Start) -> None:
         ({"listen": "127.0.0.1:99999"}, "HYPER_ECHO__LISTEN"),
         ({"drain_grace_s": "-1"}, "HYPER_ECHO__DRAIN_GRACE_S"),
         ({"etcd_endpoints": '["nowhere"]'}, "HYPER_ECHO__ETCD_ENDPOINTS"),
+        ({"auth_keys__k1": "short"}, "HYPER_ECHO__AUTH_KEYS"),
         ({"log_format": "xml"}, "HYPER_ECHO__LOG_FORMAT"),
     ],
 )
@@ -328,6 +329,7 @@ def test_the_audit_log_is_not_silenced_and_names_what_was_changed(start: Start) 
         call(StringValue(value="echo"), metadata=metadata, timeout=10)
         with pytest.raises(grpc.RpcError):
             call(StringValue(value="raise NOT_FOUND"), metadata=metadata, timeout=10)
+    wait_until(lambda: child.log.read_text().count('"event": "audit"') == 2)  # after the answer
     written = [json.loads(line) for line in child.log.read_text().splitlines()]
     lines = [line for line in written if line["event"] == "audit"]
     assert [line["code"] for line in lines] == ["OK", "NOT_FOUND"]

@@ -18,6 +18,7 @@ import yaml
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, SecretStr, ValidationError
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
+from hyper_servicekit.signing import read_key
 from hyper_servicekit.tls import EtcdTlsSettings, TlsSettings
 
 
@@ -60,6 +61,15 @@ def _checked_endpoint(endpoint: str) -> str:
     if parts.scheme not in ("http", "https") or not parts.netloc or parts.path.strip("/"):
         raise ValueError(f"{endpoint!r} is not http(s)://host:port")
     return endpoint
+
+
+def _checked_keys(keys: dict[str, SecretStr]) -> dict[str, SecretStr]:
+    for name, key in keys.items():
+        try:
+            read_key(key.get_secret_value())
+        except ValueError as error:
+            raise ValueError(f"{name}: {error}") from None
+    return keys
 
 
 HostPort = Annotated[str, AfterValidator(_checked_address)]
@@ -110,9 +120,10 @@ class ServiceSettings(BaseSettings):
     log_format: str = Field(default="console", pattern="^(console|json)$")
     log_level: str = Field(default="INFO", pattern="^(DEBUG|INFO|WARNING|ERROR)$")
     drain_grace_s: float = Field(default=10.0, ge=0, description="for calls in flight on SIGTERM")
-    auth_keys: dict[str, SecretStr] = Field(
+    auth_keys: Annotated[dict[str, SecretStr], AfterValidator(_checked_keys)] = Field(
         default_factory=dict,
-        description="keys of tokens by their ids; calls need no token where there are none",
+        description="keys of tokens by their ids (`hyper_servicekit.signing`), of schedulers the "
+        "first signs; calls need no token where there are none",
     )
     allow_anyone: bool = Field(
         default=False,

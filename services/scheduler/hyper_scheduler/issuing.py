@@ -16,9 +16,17 @@ _TOKEN_ID = re.compile(r"[0-9a-f]{16}\Z")
 
 
 def signer_of(settings: SchedulerSettings) -> Signer | None:
-    """The first of the keys; None where calls need no token."""
+    """The first of the keys; None where calls need no token.
+
+    Raises:
+        InvalidArgumentError: that one signs nothing.
+    """
     for name, key in settings.auth_keys.items():
-        return Signer(name, key.get_secret_value())
+        try:
+            return Signer(name, key.get_secret_value())
+        except ValueError as error:
+            setting = f"HYPER_SCHEDULER__AUTH_KEYS__{name.upper()}"
+            raise InvalidArgumentError(f"{setting}: {error}") from error
     return None
 
 

@@ -24,12 +24,14 @@ class _Open:
         task: that serves it.
         waits: for its handler's next response: only then is there somebody to tell.
         refusal: why it ends.
+        cancels: how often its task was told: a wait that ends at that moment may miss it.
     """
 
     claims: Claims
     task: asyncio.Task[Any] | None
     waits: bool = False
     refusal: UnauthenticatedError | None = None
+    cancels: int = 0
 
 
 class OpenStreams:
@@ -68,7 +70,11 @@ class OpenStreams:
         try:
             return await anext(responses)
         except asyncio.CancelledError:
-            if stream.refusal is None or stream.task is None or stream.task.uncancel() > before:
+            if stream.refusal is None or stream.task is None:
+                raise
+            for _ in range(stream.cancels):
+                stream.task.uncancel()
+            if stream.task.cancelling() > before:
                 raise
             raise stream.refusal from None
         finally:
@@ -79,13 +85,13 @@ class OpenStreams:
 
     def _look(self) -> None:
         for stream in self._open:
-            if not stream.waits or stream.refusal is not None or stream.task is None:
+            if not stream.waits or stream.task is None:
                 continue
             try:
                 self._authorizer.still(stream.claims)
             except UnauthenticatedError as error:
                 stream.refusal = error
-                stream.task.cancel()
+                stream.cancels += stream.task.cancel()
         self._timer = None
         if self._open:
             self._wait()

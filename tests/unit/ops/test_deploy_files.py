@@ -168,6 +168,15 @@ def test_tokens_that_end_soon_or_were_signed_with_another_key_are_made_anew(
     assert "# mine\n" in path.read_text() and compose_env.write(path) == []
 
 
+def test_whatever_asks_for_tokens_bounds_the_calls_of_one() -> None:
+    compose = str(COMPOSE["services"])
+    kubernetes = str(manifests())
+    for name in set(re.findall(r"HYPER_([A-Z]+)__AUTH_KEYS", compose)):
+        assert (
+            f"HYPER_{name}__CALLS_PER_S" in compose and f"HYPER_{name}__CALLS_PER_S" in kubernetes
+        )
+
+
 def test_only_schedulers_hold_the_key_that_signs(tmp_path: Path) -> None:
     for name, service in COMPOSE["services"].items():
         values = " ".join(map(str, service.get("environment", {}).values()))

@@ -8,7 +8,7 @@ PIP := .venv/bin/python -m pip --disable-pip-version-check install -q --no-compi
 export PYTHONDONTWRITEBYTECODE :=
 export HYPER_DATA_DIR ?= $(shell test -d ../shared/data && cd ../shared/data && pwd)
 
-.PHONY: help demo test lint protos bench simulate faults fault-matrix compose-env compose-test docker-test dashboards docs release constraints clean
+.PHONY: help demo test lint protos bench simulate faults fault-matrix protos-baseline fuzz compose-env compose-test docker-test dashboards docs release constraints clean
 
 help:            ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## */\t/' | expand -t 14
@@ -45,8 +45,7 @@ lint: .stamps/dev        ## format, style, types, import rules, protos
 	@.venv/bin/mypy
 	@.venv/bin/lint-imports
 	@cd protos && ../.venv/bin/buf lint
-	@tag=$$(git tag --merged HEAD --list 'v*' --sort=-v:refname | head -1); if [ -n "$$tag" ]; then \
-	  cd protos && ../.venv/bin/buf breaking --against "../.git#tag=$$tag,subdir=protos"; fi
+	@cd protos && ../.venv/bin/buf breaking --against baseline.binpb
 	@for file in $(filter-out %kustomization.yaml %adapter-rules.yaml,$(wildcard deploy/kubernetes/*.yaml)); do \
 	  .venv/bin/kubernetes-validate --quiet --strict $$file; done
 	@if command -v promtool >/dev/null; then promtool check rules deploy/prometheus/rules/*.yml; fi
@@ -68,6 +67,15 @@ fault-matrix: .stamps/dev .stamps/etcd ## every part x every fault, into docs/fa
 	@HYPER_TEST_MATRIX=1 HYPER_FAULTS_RESULTS=$(CURDIR)/.stamps/faults.jsonl FAULT_REPEAT=$(REPEAT) \
 	  .venv/bin/python -m pytest tests/faults/test_matrix.py -q -rP --show-capture=stdout -p no:randomly $(PYTEST_ARGS)
 	@.venv/bin/python -m scripts.fault_table .stamps/faults.jsonl docs/faults.md
+
+protos-baseline: .stamps/dev ## what the wire must stay compatible with, from HEAD: once a release
+	@git diff --quiet HEAD -- protos/hyperapi || { echo "commit protos/hyperapi first"; exit 2; }
+	@cd protos && ../.venv/bin/buf build --exclude-source-info -o baseline.binpb
+	@git rev-parse HEAD > protos/BASELINE
+
+fuzz: .stamps/dev .stamps/etcd ## hostile inputs to every RPC of real services, into docs/fuzz.md: make fuzz N=200
+	@HYPER_FUZZ_EXAMPLES=$(or $(N),50) HYPER_FUZZ_REPORT=$(CURDIR)/docs/fuzz.md .venv/bin/python -m pytest \
+	  tests/integration/test_access.py -q -n0 -rP --show-capture=stdout --timeout 3600 $(PYTEST_ARGS)
 
 compose-env: .stamps/local ## .env of docker-compose.yml, with keys and passwords of its own
 	@.venv/bin/python -m scripts.compose_env

@@ -1,6 +1,7 @@
 """Make `.env` for docker-compose.yml, with keys and passwords of its own: `make compose-env`.
 
-A `.env` that is there is kept; only what it lacks is added. `--client` prints what clients of the
+A `.env` that is there is kept; what it lacks is added, and tokens are made anew that end within a
+month, or that its HYPER_AUTH_KEY has not signed (any more). `--client` prints what clients of the
 running cluster set, for a shell's `eval`.
 """
 
@@ -19,11 +20,14 @@ from pathlib import Path
 import yaml
 
 from hyper.cluster.home import write_private
-from hyper_servicekit.tokens import ANY_TENANT, Role, Signer
+from hyper.errors import UnauthenticatedError
+from hyper_servicekit.signing import new_key, public_key
+from hyper_servicekit.tokens import ANY_TENANT, Role, Signer, Verifier
 
 ROOT = Path(__file__).resolve().parents[1]
 KEY_ID = "k1"
 TOKEN_DAYS = 365
+RENEW_DAYS = 30  # before its end
 HEADER = "# Made by `make compose-env`. Secret: whoever reads it rules the cluster.\n"
 
 
@@ -36,7 +40,7 @@ def read(path: Path) -> dict[str, str]:
 
 
 def complete(known: dict[str, str], now_s: float) -> dict[str, str]:
-    """What is to be added so that nothing is missing."""
+    """What is to be added, or replaced, so that nothing is missing."""
     made: dict[str, str] = {}
 
     def want(name: str, value: str) -> None:
@@ -47,27 +51,33 @@ def complete(known: dict[str, str], now_s: float) -> dict[str, str]:
     want("HYPER_S3_SECRET_KEY", secrets.token_urlsafe(30))
     want("HYPER_GRAFANA_PASSWORD", secrets.token_urlsafe(18))
     want("HYPER_SECRETS_KEY", base64.b64encode(secrets.token_bytes(32)).decode())
-    want("HYPER_AUTH_KEY", secrets.token_urlsafe(32))
-    signer = Signer(KEY_ID, {**known, **made}["HYPER_AUTH_KEY"])
+    want("HYPER_CREDENTIALS_KEY", secrets.token_urlsafe(32))
+    want("HYPER_AUTH_KEY", new_key())
+    key = {**known, **made}["HYPER_AUTH_KEY"]
+    if known.get("HYPER_AUTH_PUBLIC_KEY") != public_key(key):
+        made["HYPER_AUTH_PUBLIC_KEY"] = public_key(key)
+    signer, verifier = Signer(KEY_ID, key), Verifier({KEY_ID: key})
     expires_s = now_s + TOKEN_DAYS * 86_400
     for name, subject, role in (
-        ("HYPER_SERVICE_TOKEN", "service", Role.ADMIN),
+        ("HYPER_SERVICE_TOKEN", "service", Role.SERVICE),
         ("HYPER_WORKER_TOKEN", "worker", Role.WORKER),
         ("HYPER_TOKEN", "compose", Role.ADMIN),
     ):
-        want(name, signer.sign(ANY_TENANT, subject=subject, expires_s=expires_s, role=role))
+        try:
+            verifier.read(known.get(name, ""), now_s + RENEW_DAYS * 86_400)
+        except UnauthenticatedError:
+            made[name] = signer.sign(ANY_TENANT, subject=subject, expires_s=expires_s, role=role)
     return made
 
 
 def write(path: Path) -> list[str]:
-    """Complete the file, readable by its owner alone; returns the names that were added."""
+    """Complete the file, readable by its owner alone; returns the names that have new values."""
     made = complete(read(path), time.time())
     if not made:
         return []
     text = path.read_text() if path.exists() else HEADER
-    if not text.endswith("\n"):
-        text += "\n"
-    text += "".join(f"{name}={value}\n" for name, value in made.items())
+    lines = [line for line in text.splitlines() if line.partition("=")[0].strip() not in made]
+    text = "\n".join([*lines, *(f"{name}={value}" for name, value in made.items())]) + "\n"
     write_private(path, text)
     return list(made)
 
@@ -103,7 +113,9 @@ def kubernetes(known: dict[str, str]) -> str:
         "s3-access-key": "HYPER_S3_ACCESS_KEY",
         "s3-secret-key": "HYPER_S3_SECRET_KEY",
         "secrets-key": "HYPER_SECRETS_KEY",
+        "credentials-key": "HYPER_CREDENTIALS_KEY",
         "auth-key": "HYPER_AUTH_KEY",
+        "auth-public-key": "HYPER_AUTH_PUBLIC_KEY",
         "service-token": "HYPER_SERVICE_TOKEN",
         "worker-token": "HYPER_WORKER_TOKEN",
     }

@@ -14,7 +14,7 @@ import urllib3
 
 from hyper.errors import InvalidArgumentError, NotFoundError, UnavailableError
 from hyper_servicekit.config import S3Settings
-from hyper_servicekit.objects import MemoryStore, ObjectStore, S3Store
+from hyper_servicekit.objects import MemoryStore, ObjectStore, S3Store, s3
 from tests.support.servers import S3Server
 
 DATA = bytes(range(256)) * 5
@@ -25,8 +25,8 @@ async def store(request: pytest.FixtureRequest) -> AsyncIterator[ObjectStore]:
     if request.param == "memory":
         yield MemoryStore()
         return
-    async with S3Store(request.getfixturevalue("s3_settings")) as s3:
-        yield s3
+    async with S3Store(request.getfixturevalue("s3_settings")) as made:
+        yield made
 
 
 async def keys(store: ObjectStore, prefix: str = "") -> list[str]:
@@ -152,6 +152,24 @@ async def test_a_large_object(store: ObjectStore) -> None:
 
 
 class TestS3:
+    async def test_a_large_file_goes_in_parts_and_is_there_when_all_is(
+        self, s3_settings: S3Settings, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(s3, "_LARGEST_PUT_BYTES", 6 << 20)
+        monkeypatch.setattr(s3, "_PART_BYTES", 5 << 20)
+        data = DATA * ((13 << 20) // len(DATA))
+        async with S3Store(s3_settings) as store:
+            with pytest.raises(UnavailableError):
+                await store.put_file("cut", io.BytesIO(data[: 7 << 20]), len(data))
+            assert await store.head("cut") is None
+            await store.put_file("large", io.BytesIO(data + b"not of it"), len(data))
+            info = await store.head("large")
+            assert info is not None and info.size == len(data)
+            assert (
+                await store.get("large", (10 << 20) - 3, (10 << 20) + 5)
+                == (data[(10 << 20) - 3 : (10 << 20) + 5])
+            )
+
     async def test_signed_urls_allow_one_method_on_one_object(
         self, s3_settings: S3Settings
     ) -> None:

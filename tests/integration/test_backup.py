@@ -6,6 +6,7 @@ import asyncio
 import secrets
 import subprocess
 import time
+from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
@@ -14,11 +15,12 @@ from hyper.cluster.programs import WHEEL, find_etcd
 from hyper.datasets import Dataset
 from hyper.errors import FailedPreconditionError
 from hyper.status import RunState
+from hyper_servicekit import backup
 from hyper_servicekit.backup import MANIFEST, OBJECTS, SNAPSHOT, restore, save
 from hyper_servicekit.config import S3Settings
 from hyper_servicekit.etcd import Etcd
-from hyper_servicekit.objects import MemoryStore, S3Store
-from tests.support.servers import S3Server, run_etcd
+from hyper_servicekit.objects import MemoryStore, ObjectInfo, S3Store
+from tests.support.servers import EtcdServer, S3Server, run_etcd
 from tests.support.services import run_services
 
 FAST = {"HEARTBEAT_S": "0.3", "LEASE_S": "2", "LEADER_TTL_S": "2"}
@@ -55,7 +57,7 @@ async def restored(s3: S3Settings, folder: Path) -> None:
 @pytest.mark.timeout(180)
 def test_a_cluster_comes_back_from_its_backup(s3_server: S3Server, tmp_path: Path) -> None:
     first, second = (s3_server.settings(f"test-{secrets.token_hex(8)}") for _ in range(2))
-    backup = tmp_path / "backup"
+    saved = tmp_path / "backup"
     program = find_etcd(source=WHEEL)
     for name in ("etcd", "new", "services", "again"):
         (tmp_path / name).mkdir()
@@ -74,12 +76,12 @@ def test_a_cluster_comes_back_from_its_backup(s3_server: S3Server, tmp_path: Pat
         going = client.submit(recipe(40, "sleep 0.3"))
         while going.refresh().tasks.succeeded < 2:
             time.sleep(0.05)
-        asyncio.run(save_twice(etcd.endpoint, first, backup))
+        asyncio.run(save_twice(etcd.endpoint, first, saved))
         with client.session("lab/data") as session:
             session.write("later.bin", b"after the backup")
     # All is lost but the folder.
-    restored_by_etcdctl(backup / SNAPSHOT, tmp_path / "new" / "data")
-    asyncio.run(restored(second, backup))
+    restored_by_etcdctl(saved / SNAPSHOT, tmp_path / "new" / "data")
+    asyncio.run(restored(second, saved))
     with (
         run_etcd(tmp_path / "new", program) as etcd,
         run_services(
@@ -95,6 +97,36 @@ def test_a_cluster_comes_back_from_its_backup(s3_server: S3Server, tmp_path: Pat
         assert client.workflow(going.name).wait().state is RunState.SUCCEEDED
         with client.session("lab/data") as session:
             session.write("new.bin", b"works again")
+
+
+class Shrinking(MemoryStore):
+    """Deletes an object as soon as it was listed, and never reads a large one whole."""
+
+    async def list(self, prefix: str = "") -> AsyncIterator[ObjectInfo]:
+        async for item in super().list(prefix):
+            if item.key.startswith("going/"):
+                await self.delete(item.key)
+            yield item
+
+    async def get(self, key: str, start: int | None = None, stop: int | None = None) -> bytes:
+        assert start is not None and stop is not None and stop - start <= 1000
+        return await super().get(key, start, stop)
+
+
+async def test_objects_may_go_while_they_are_saved_and_are_read_in_parts(
+    etcd_server: EtcdServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(backup, "_PART_BYTES", 1000)
+    store = Shrinking()
+    kept = {"a/large": secrets.token_bytes(2500), "a/empty": b"", "z/even": bytes(2000)}
+    for key, data in {**kept, "going/1": b"x", "going/2": b"y"}.items():
+        await store.put(key, data)
+    async with Etcd([etcd_server.endpoint]) as etcd:
+        saved = await save(etcd, store, tmp_path)
+    assert (saved.objects, saved.bytes, saved.copied, saved.gone) == (3, 4500, 3, 2)
+    found = {p.relative_to(tmp_path / OBJECTS).as_posix(): p.read_bytes()
+             for p in (tmp_path / OBJECTS).rglob("*") if p.is_file()}  # fmt: skip
+    assert found == kept
 
 
 async def test_what_is_no_backup_is_not_restored(tmp_path: Path) -> None:

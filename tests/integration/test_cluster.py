@@ -195,6 +195,8 @@ def test_up_says_what_it_does(running: Hyper) -> None:
     s3_ready = re.search(r"^S3 server .* is ready", text, re.M)
     assert s3_ready is not None
     assert s3_ready.start() < order[0] < order[1]
+    (line,) = [each for each in text.splitlines() if "access control is off" in each]
+    assert "127.0.0.1 alone" in line
 
 
 def test_status_gives_every_endpoint(running: Hyper) -> None:

@@ -57,6 +57,7 @@ async def test_a_workflow_outlives_a_kill_a_pause_and_a_cut(
         offers = [placed.offer(name, provider="docker", options={"image": IMAGE}) for name in "abc"]
         changes = placed.settings(tmp_path, offers, silent_s=5) | {
             "HYPER_SCHEDULER__LISTEN": f"{here}:0",
+            "HYPER_SCHEDULER__ALLOW_ANYONE": "true",  # on this machine's bridge
             "HYPER_SCHEDULER__S3__PUBLIC_ENDPOINT": f"http://{s3.endpoint}",
         }
         scheduler = await make_scheduler("s", changes)

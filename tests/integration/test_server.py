@@ -24,7 +24,8 @@ from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
 from hyper import _transport
 from hyper._wire_errors import from_rpc_error
-from hyper.errors import InternalError
+from hyper.errors import HyperError, InternalError, ResourceExhaustedError
+from hyper_servicekit.tokens import Signer
 from tests.support.echo_service import FULL_NAME, SECRET, caller
 from tests.support.reflected import Reflected
 
@@ -219,6 +220,7 @@ def test_two_services_never_share_a_port(running: Child, start: Start) -> None:
         ({"listen": "127.0.0.1:99999"}, "HYPER_ECHO__LISTEN"),
         ({"drain_grace_s": "-1"}, "HYPER_ECHO__DRAIN_GRACE_S"),
         ({"etcd_endpoints": '["nowhere"]'}, "HYPER_ECHO__ETCD_ENDPOINTS"),
+        ({"auth_keys__k1": "short"}, "HYPER_ECHO__AUTH_KEYS"),
         ({"log_format": "xml"}, "HYPER_ECHO__LOG_FORMAT"),
     ],
 )
@@ -242,6 +244,21 @@ def test_an_error_in_a_task_group_is_the_error_itself(start: Start) -> None:
     assert log.splitlines()[-1].startswith("error: echo: because of S3_UNREACHABLE")
 
 
+@pytest.mark.parametrize("listen", ["0.0.0.0:0", "[::]:0", ":0", "gateway.example.org:0"])
+def test_without_keys_it_listens_on_loopback_alone(start: Start, listen: str) -> None:
+    status, log = start(listen=listen).ended()
+    assert status == 2
+    line = log.splitlines()[-1]
+    assert line.startswith("error: echo: whoever reaches")
+    for fix in ("HYPER_ECHO__AUTH_KEYS__", "HYPER_ECHO__LISTEN", "HYPER_ECHO__ALLOW_ANYONE"):
+        assert fix in line
+
+
+def test_anyone_may_call_only_if_that_is_said_and_the_log_says_so(start: Start) -> None:
+    child = until_ready(start(listen="0.0.0.0:0", allow_anyone="true"))
+    assert "anyone who reaches this service may do everything" in child.log.read_text()
+
+
 def test_hooks_that_fail_or_hang_do_not_hold_up_the_end(start: Start) -> None:
     child = until_ready(start(break_drain="true", drain_grace_s="0.2", log_format="json"))
     child.process.terminate()
@@ -261,11 +278,74 @@ def test_a_bug_in_build_is_logged_with_its_stack(start: Start) -> None:
 
 
 def test_a_wildcard_is_announced_by_an_address_of_this_machine(start: Start) -> None:
-    child = until_ready(start(listen="0.0.0.0:0", metrics_listen="0.0.0.0:0"))
+    child = until_ready(start(listen="0.0.0.0:0", allow_anyone="true", metrics_listen="0.0.0.0:0"))
     for key in ("address", "metrics_address"):
         host, port = child.facts[key].rsplit(":", 1)
         assert host != "0.0.0.0"
         socket.create_connection((host, int(port)), timeout=5).close()
-    child = until_ready(start(listen="0.0.0.0:0", advertise="public.example.org:0"))
+    advertised = start(listen="0.0.0.0:0", allow_anyone="true", advertise="public.example.org:0")
+    child = until_ready(advertised)
     assert child.facts["address"].startswith("public.example.org:")
     assert not child.facts["address"].endswith(":0")
+
+
+KEY = "k" * 32
+
+
+def shown(tenant: str, *, lifetime_s: float = 600, who: str = "me") -> Any:
+    """Metadata with a token."""
+    token = Signer("k1", KEY).sign(tenant, subject=who, expires_s=time.time() + lifetime_s)
+    return (("authorization", f"Bearer {token}"),)
+
+
+def test_an_idle_stream_ends_when_its_token_expires(start: Start) -> None:
+    child = until_ready(start(auth_keys__k1=KEY, log_format="json"))
+    with child.channel() as channel:
+        good = caller(channel, "Stream")(StringValue(value="wait"), metadata=shown("*"), timeout=60)
+        call = caller(channel, "Stream")(
+            StringValue(value="wait"), metadata=shown("*", lifetime_s=-27), timeout=60
+        )  # 30 s are allowed for clocks that differ
+        assert next(good).value == next(call).value == "first"
+        with pytest.raises(grpc.RpcError) as caught:
+            next(call)
+        assert caught.value.code() is grpc.StatusCode.UNAUTHENTICATED
+        assert "has expired" in caught.value.details()
+        child.process.terminate()  # "wait" ends with the service
+        assert next(good).value == "wait"
+    assert "Traceback" not in child.ended()[1]
+
+
+def test_calls_too_many_of_one_token_are_refused_with_the_time_to_wait(start: Start) -> None:
+    child = until_ready(start(auth_keys__k1=KEY, calls_per_s="2"))
+    with child.channel() as channel:
+        unary = caller(channel, "Unary")
+        request = StringValue(value="echo")
+
+        def errors(metadata: Any) -> list[HyperError]:
+            calls = [unary.future(request, metadata=metadata, timeout=30) for _ in range(30)]
+            return [from_rpc_error(call) for call in calls if call.exception() is not None]
+
+        assert not errors(shown("*"))  # services, workers and operators of the cluster
+        refused = [e for e in errors(shown("lab")) if isinstance(e, ResourceExhaustedError)]
+        assert len(refused) >= 20
+        assert all(error.reason == "QUOTA_EXCEEDED" for error in refused)
+        assert all(error.retry_after_s and error.retry_after_s <= 0.5 for error in refused)
+        others = [e for e in errors(shown("lab")) if not isinstance(e, ResourceExhaustedError)]
+        assert others  # another token has a budget of its own
+
+
+def test_the_audit_log_is_not_silenced_and_names_what_was_changed(start: Start) -> None:
+    child = until_ready(start(auth_keys__k1=KEY, log_level="ERROR", log_format="json"))
+    with child.channel() as channel:
+        call = caller(channel, "Unary")
+        metadata = (*shown("*", who="ada"), ("x-request-id", "r-1"))
+        call(StringValue(value="echo"), metadata=metadata, timeout=10)
+        with pytest.raises(grpc.RpcError):
+            call(StringValue(value="raise NOT_FOUND"), metadata=metadata, timeout=10)
+    wait_until(lambda: child.log.read_text().count('"event": "audit"') == 2)  # after the answer
+    written = [json.loads(line) for line in child.log.read_text().splitlines()]
+    lines = [line for line in written if line["event"] == "audit"]
+    assert [line["code"] for line in lines] == ["OK", "NOT_FOUND"]
+    for line in lines:
+        assert (line["method"], line["tenant"], line["subject"]) == ("Unary", "*", "ada")
+        assert line["request_id"] == "r-1" and len(line["token"]) == 16 and line["timestamp"]

@@ -8,7 +8,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ from typing import Any
 import psutil
 import pytest
 
+from hyper import _transport
 from hyper.errors import UnavailableError
 from hyper_servicekit.server import Running
 from hyper_worker.__main__ import build
@@ -122,6 +123,28 @@ async def test_no_output_no_log(scheduler: FakeScheduler, tmp_path: Path) -> Non
         scheduler.assign(0, command="true")
         await scheduler.ended(0)
     assert not scheduler.log_parts
+
+
+@pytest.mark.parametrize(
+    "spec",
+    [
+        {"command": "ls", "workdir": "hyper://bob/private@1"},
+        {"command": "ls", "workdir": "hyper://bob/private@1", "setup": "ls"},
+        {"function": f"{MODULE}:count", "workdir": "bob/private"},
+        {"command": "ls", "inputs": [wire.Binding(path="in", address="hyper://bob/private")]},
+        {"command": "ls", "outputs": [wire.Binding(path="out", address="hyper://bob/private")]},
+    ],
+    ids=["workdir", "setup", "function", "input", "output"],
+)
+async def test_nothing_of_another_tenant_is_touched(
+    scheduler: FakeScheduler, tmp_path: Path, spec: dict[str, Any]
+) -> None:
+    """The worker's token is good for all tenants: a recipe may name what is its own's alone."""
+    async with agent(scheduler, tmp_path, fetch_patience_s=0.1):
+        scheduler.assign(0, **spec)
+        end = await scheduler.ended(0)
+        assert end.outcome == wire.OUTCOME_FAILED
+        assert "bob/private" in end.message and "another tenant" in end.message
 
 
 async def test_functions_share_a_warm_process(scheduler: FakeScheduler, tmp_path: Path) -> None:
@@ -433,6 +456,44 @@ async def test_it_goes_to_the_named_leader(scheduler: FakeScheduler, tmp_path: P
         settings = WorkerSettings(scheduler_endpoint=follower.address, workdir=tmp_path, slots=1)
         await build(settings, Running("worker", "test", stack))
         await scheduler.connected()
+
+
+@pytest.fixture
+def joining(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """A token to join with, which no other test inherits, nor what comes of it."""
+    monkeypatch.setenv("HYPER_TOKEN", "join")
+    yield
+    _transport.show_token("")
+
+
+@pytest.mark.usefixtures("joining")
+async def test_what_it_joined_with_is_renewed_for_ever(
+    scheduler: FakeScheduler, tmp_path: Path
+) -> None:
+    scheduler.tokens, scheduler.token_lifetime_s = ["first", "second", "third"], 1.0
+    async with agent(scheduler, tmp_path):
+        scheduler.assign(0, command="sleep 2")
+        await scheduler.connected(3)
+        shown = [each.shown for each in scheduler.connections[:3]]
+        assert shown == ["Bearer join", "Bearer first", "Bearer second"]
+        assert (await scheduler.ended(0)).outcome == wire.OUTCOME_SUCCEEDED
+
+
+@pytest.mark.usefixtures("joining")
+async def test_of_two_tokens_the_good_one_is_shown(
+    scheduler: FakeScheduler, tmp_path: Path
+) -> None:
+    scheduler.tokens = ["own"]
+    async with agent(scheduler, tmp_path):
+        scheduler.good_tokens = {"own"}  # what it joined with has expired
+        scheduler.connections[0].hang_up()
+        await scheduler.connected(2)
+        scheduler.good_tokens = {"join"}  # another key signs now, and its environment knew
+        scheduler.connections[1].hang_up()
+        await scheduler.connected(3)
+        scheduler.good_tokens = {"own"}
+        scheduler.connections[2].hang_up()
+        assert (await scheduler.connected(4)).shown == "Bearer own"
 
 
 async def test_leaving_preempts_what_runs(scheduler: FakeScheduler, tmp_path: Path) -> None:

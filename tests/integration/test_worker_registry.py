@@ -52,6 +52,9 @@ def test_a_registry_gets_the_secret_that_the_recipe_names(
             assert not any(allowed for _, allowed in served.asked)
             assert run(registry="right") == (RunState.SUCCEEDED, "")
             assert any("/manifests/" in path and allowed for path, allowed in served.asked)
+            for asked in ({}, {"registry": "wrong"}):  # it is on the machine now
+                state, message = run(**asked)
+                assert (state, "cannot be fetched" in message) == (RunState.FAILED, True)
         finally:
             subprocess.run(["docker", "rmi", served.image], check=False, capture_output=True)
         for process in (cluster.scheduler, *cluster.workers):

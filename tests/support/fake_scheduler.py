@@ -13,7 +13,7 @@ import grpc.aio
 from grpc_status import rpc_status
 
 from hyper._wire_errors import to_status
-from hyper.errors import HyperError, UnavailableError
+from hyper.errors import HyperError, UnauthenticatedError, UnavailableError
 from hyperapi.scheduler.v1 import cluster_service_pb2, cluster_service_pb2_grpc, workflow_pb2
 from hyperapi.storage.v1 import dataset_service_pb2, dataset_service_pb2_grpc
 from hyperapi.worker.v1 import agent_service_pb2 as wire
@@ -63,6 +63,7 @@ class Connection:
 
     def __init__(self) -> None:
         self.hello = wire.Hello()
+        self.shown = ""  # authorization
         self.statuses: list[wire.TaskStatus] = []
         self.sequences: list[int] = []
         self.heartbeats = 0
@@ -87,6 +88,9 @@ class FakeScheduler(
         self.port = 0
         self.acknowledge = True
         self.heartbeat_s = 0.2
+        self.tokens: list[str] = []  # given to whom comes next
+        self.token_lifetime_s = 3600.0
+        self.good_tokens: set[str] | None = None  # None: any, and none
         self.refuse: HyperError | None = None
         self.connections: list[Connection] = []
         self.logs: dict[tuple[str, int, int], bytearray] = defaultdict(bytearray)
@@ -213,6 +217,10 @@ class FakeScheduler(
     async def Connect(
         self, request_iterator: AsyncIterator[wire.ConnectRequest], context: Any
     ) -> AsyncIterator[wire.ConnectResponse]:
+        shown = str(dict(context.invocation_metadata()).get("authorization", ""))
+        if self.good_tokens is not None and shown.removeprefix("Bearer ") not in self.good_tokens:
+            error = UnauthenticatedError("the token has expired")
+            await context.abort_with_status(rpc_status.to_status(to_status(error)))
         if self.refuse is not None:
             await context.abort_with_status(rpc_status.to_status(to_status(self.refuse)))
         connection = Connection()
@@ -222,6 +230,10 @@ class FakeScheduler(
         welcome = wire.Welcome(epoch=1)
         welcome.heartbeat_interval.FromNanoseconds(int(self.heartbeat_s * 1e9))
         welcome.lease.FromSeconds(10)
+        connection.shown = shown
+        if self.tokens:
+            welcome.token = self.tokens.pop(0)
+            welcome.token_lifetime.FromNanoseconds(int(self.token_lifetime_s * 1e9))
         connection.send(wire.ConnectResponse(welcome=welcome))
         reader = asyncio.create_task(self._read(request_iterator, connection))
         self.connections.append(connection)

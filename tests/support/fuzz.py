@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import grpc
@@ -60,9 +61,24 @@ def name_paths(descriptor: Descriptor, inside: tuple[str, ...] = ()) -> list[tup
     return found
 
 
-def request_naming(descriptor: Descriptor, tenants: Mapping[tuple[str, ...], str]) -> Any:
-    """A request whose names, by their paths, are of these tenants."""
+# What lets a request get as far as the name that is wrong in it.
+_GOOD = {
+    "request_id": _REQUEST_ID, "owner": _REQUEST_ID, "value": "x", "array": "x", "dtype": "uint8",
+    "recipe_yaml": "{version: 1, name: w, experiments: {e: {command: 'true'}}}", "message": "m",
+}  # fmt: skip
+
+
+def request_naming(
+    descriptor: Descriptor, tenants: Mapping[tuple[str, ...], str], *, filled: bool = False
+) -> Any:
+    """A request whose names, by their paths, are of these tenants.
+
+    `filled`: with some other fields that are good.
+    """
     message = message_class(descriptor)()
+    for field in descriptor.fields if filled else ():
+        if field.name in _GOOD and field.message_type is None and not field.is_repeated:
+            setattr(message, field.name, _GOOD[field.name])
     for path, tenant in tenants.items():
         part = message
         for name in path[:-1]:
@@ -150,6 +166,59 @@ def call(
         except grpc.RpcError as error:
             return error.code().name, error.details() or ""
     return "OK", ""
+
+
+def answer(address: str, method: Any, request: Any, token: str) -> Any:
+    """What a unary method answers; raises grpc.RpcError."""
+    path = f"/{method.containing_service.full_name}/{method.name}"
+    with _transport.plain_channel(_transport.target([address])) as channel:
+        return channel.unary_unary(
+            path,
+            request_serializer=type(request).SerializeToString,
+            response_deserializer=message_class(method.output_type).FromString,
+        )(request, 10.0, (("authorization", f"Bearer {token}"),))
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """What came of all the inputs.
+
+    Args:
+        tried: calls by method and answer.
+        ended: services that have ended.
+        bugs: calls that a service's log tells of as failed unexpectedly.
+    """
+
+    tried: Mapping[tuple[str, str], int]
+    ended: int
+    bugs: int
+
+    def in_short(self) -> str:
+        """One line."""
+        return (
+            f"inputs tried: {sum(self.tried.values())}; services that ended: {self.ended}; "
+            f"answers INTERNAL or UNKNOWN: {self._unexpected()}; bugs logged: {self.bugs}"
+        )
+
+    def table(self) -> str:
+        """Markdown."""
+        codes = sorted({code for _, code in self.tried})
+        lines = [
+            "# Hostile inputs by RPC", "",
+            "Rendered by `make fuzz`; see [security.md](security.md). Calls with no token, tokens",
+            "that are good no more, names and keys that lead astray, other tenants' names, and",
+            "messages with hostile values or any bytes, by answer.", "",
+            f"**{self.in_short()}.**", "",
+            f"| RPC | inputs | {' | '.join(codes)} |", f"| --- |{' --: |' * (len(codes) + 1)}",
+        ]  # fmt: skip
+        for method in sorted({method for method, _ in self.tried}):
+            counts = [self.tried.get((method, code), 0) for code in codes]
+            shown = " | ".join(str(count or "") for count in counts)
+            lines.append(f"| {method} | {sum(counts)} | {shown} |")
+        return "\n".join(lines) + "\n"
+
+    def _unexpected(self) -> int:
+        return sum(n for (_, code), n in self.tried.items() if code in ("INTERNAL", "UNKNOWN"))
 
 
 def first_answer(responses: Any, wait_s: float) -> tuple[str, str]:

@@ -179,10 +179,12 @@ def run_services(
     scheduler_settings: Mapping[str, str] | None = None,
     common_settings: Mapping[str, str] | None = None,
     worker_settings: Mapping[str, str] | None = None,
+    compute_token: str = "",
 ) -> Iterator[Services]:
     """Scheduler, storage gateway and workers; SIGKILL at the end for what is left.
 
-    `compute` adds inference and matcher; `common_settings` are of all but the workers.
+    `compute` adds inference and matcher, which show `compute_token` if there is one;
+    `common_settings` are of all but the workers.
     """
     common = {
         "ETCD_ENDPOINTS": json.dumps([etcd.endpoint]),
@@ -215,13 +217,11 @@ def run_services(
             )
             for i in range(workers)
         ]
-        beside = {
-            name: start(
-                name,
-                f"hyper_{name}",
-                name.upper(),
-                {**common, "SCHEDULER_ENDPOINT": scheduler.address},
-            )
-            for name in (("inference", "matcher") if compute else ())
-        }
+        beside = {}
+        with pytest.MonkeyPatch.context() as patch:
+            if compute_token:
+                patch.setenv("HYPER_TOKEN", compute_token)
+            for name in ("inference", "matcher") if compute else ():
+                settings = {**common, "SCHEDULER_ENDPOINT": scheduler.address}
+                beside[name] = start(name, f"hyper_{name}", name.upper(), settings)
         yield Services(scheduler, storage, agents, beside, settings_of_workers)

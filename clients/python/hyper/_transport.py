@@ -129,9 +129,13 @@ os.register_at_fork(after_in_child=_after_fork)
 def token() -> str:
     """What proves who we are: `HYPER_TOKEN`, or what `HYPER_TOKEN_FILE` holds now; "" for none.
 
+    What `show_token` was given goes before both.
+
     Raises:
         InvalidArgumentError: the file cannot be read.
     """
+    if _given_token:
+        return _given_token
     given = os.environ.get("HYPER_TOKEN", "")
     path = os.environ.get("HYPER_TOKEN_FILE", "")
     if given or not path:
@@ -142,6 +146,15 @@ def token() -> str:
         raise InvalidArgumentError(
             f"HYPER_TOKEN_FILE: {path} cannot be read ({error.strerror})"
         ) from error
+
+
+_given_token = ""
+
+
+def show_token(text: str) -> None:
+    """Prove who we are with this one from now on; "": with what the environment says."""
+    global _given_token
+    _given_token = text
 
 
 def token_metadata() -> tuple[tuple[str, str], ...]:

@@ -36,7 +36,7 @@ class Token:
 def create_token(
     client: Client, tenant: str, *, role: str, subject: str, lifetime_s: float
 ) -> Token:
-    """A token for `tenant` ("*": all), with the role admin, user or worker.
+    """A token for `tenant` ("*": all), with the role admin, user, worker or service.
 
     Raises:
         PermissionDeniedError: the caller is no admin, or not of that tenant.

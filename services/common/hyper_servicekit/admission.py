@@ -11,6 +11,7 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 
 from hyper.errors import ResourceExhaustedError
+from hyper_servicekit.tokens import ANY_TENANT, TASK, Claims
 
 _CALLERS_MAX = 10_000
 _BUSY_RETRY_S = 1.0
@@ -78,3 +79,16 @@ class Admission:
                 reason="QUOTA_EXCEEDED",
                 retry_after_s=(1.0 - left) / self._calls_per_s,
             )
+
+
+def counted_as(claims: Claims, peer: str) -> str | None:
+    """Whose calls are counted together; None: nobody's, as those of services and workers.
+
+    A tenant's tasks have one token: those of each machine are counted by themselves, or more
+    machines would do no more work.
+    """
+    if claims.tenant == ANY_TENANT:
+        return None
+    if claims.subject == TASK:
+        return f"{claims.id} {peer.rpartition(':')[0]}"
+    return claims.id

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Container, Iterator, Mapping
+from contextvars import ContextVar
 from typing import Any
 
 from google.protobuf.message import Message
@@ -37,6 +38,19 @@ _WORKERS = frozenset({
     "LeaseShards", "ReleaseShards", "SignUrls", "ReadObject", "WriteObject",
     "AppendLog", "ReadLog", "GetModel", "Predict", "InferVolume", "Match", "MatchSections",
 })  # fmt: skip
+
+
+# What the compute services call for those who call them.
+_SERVICES = frozenset({
+    "GetCluster", "GetDataset", "GetVersion", "ListFiles", "GetFiles", "GetSession", "GetArray",
+    "ListArrays", "ListShards", "LeaseShards", "ReleaseShards", "SignUrls", "ReadObject",
+    "WriteObject",
+})  # fmt: skip
+_ONLY = {Role.WORKER: _WORKERS, Role.SERVICE: _SERVICES}
+
+
+# Of the call that is being served, in its context; None where calls need no token.
+caller: ContextVar[Claims | None] = ContextVar("caller", default=None)
 
 
 class Authorizer:
@@ -76,8 +90,8 @@ class Authorizer:
 
         Of a stream of requests the first one must name something, others may.
         """
-        if claims.role is Role.WORKER and method not in _WORKERS:
-            raise PermissionDeniedError(f"{method} is not for workers")
+        if claims.role in _ONLY and method not in _ONLY[claims.role]:
+            raise PermissionDeniedError(f"{method} is not for {claims.role}s")
         if claims.role is not Role.ADMIN and method in _ADMINS:
             raise PermissionDeniedError(f"{method} is for operators, with the role admin")
         if claims.tenant == ANY_TENANT:
@@ -91,17 +105,23 @@ class Authorizer:
             )
 
 
-def _tenants(message: Message) -> Iterator[str]:
-    """The tenants of all names in a request; "" for a name of another form."""
+def names(message: Message) -> Iterator[tuple[str, str]]:
+    """All names in a request, with the field that each is in."""
     for field, value in message.ListFields():
         if field.name in _NESTED and field.message_type is not None:
             nested = value if _repeated(value) else (value,)
             for part in nested:
-                yield from _tenants(part)
+                yield from names(part)
         elif field.name in _FIELDS and field.message_type is None:
             for text in value if _repeated(value) else (value,):
                 if isinstance(text, str):
-                    yield _tenant(text, address=field.name == "model")
+                    yield field.name, text
+
+
+def _tenants(message: Message) -> Iterator[str]:
+    """The tenants of all names in a request; "" for a name of another form."""
+    for field, text in names(message):
+        yield _tenant(text, address=field == "model")
 
 
 def _repeated(value: Any) -> bool:

@@ -1,10 +1,11 @@
 """Copies of a cluster's state: `python -m hyper_servicekit.backup save FOLDER`.
 
 FOLDER gets `etcd.db`, a snapshot of etcd at one revision, then the objects: whatever the snapshot
-names was stored before it and is never changed, so services may run meanwhile (what is collected as
-garbage within its grace is all that could be missed). Saving again into a folder copies what is
-new. `restore` puts the objects into a bucket; the snapshot becomes a data folder of etcd by
-`etcdctl snapshot restore`, which keeps its revisions: epochs of schedulers never go back.
+names was stored before it and is never changed, so services may run meanwhile. What they delete
+before it was copied is left out, and counted: garbage whose grace has passed, and results of
+workflows that were forgotten just then. Saving again into a folder copies what is new. `restore`
+puts the objects into a bucket; the snapshot becomes a data folder of etcd by `etcdctl snapshot
+restore`, which keeps its revisions: epochs of schedulers never go back.
 
 Settings are the storage gateway's (HYPER_STORAGE__ETCD_ENDPOINTS, HYPER_STORAGE__S3__...).
 """
@@ -19,7 +20,7 @@ import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from hyper.errors import FailedPreconditionError, HyperError
+from hyper.errors import DataLossError, FailedPreconditionError, HyperError, NotFoundError
 from hyper.names import check_path
 from hyper_servicekit.config import (
     S3Settings,
@@ -28,13 +29,14 @@ from hyper_servicekit.config import (
     settings_config,
 )
 from hyper_servicekit.etcd import Etcd
-from hyper_servicekit.objects import ObjectStore, S3Store
+from hyper_servicekit.objects import ObjectInfo, ObjectStore, S3Store
 from hyper_servicekit.server import only_cause
 
 SNAPSHOT = "etcd.db"
 OBJECTS = "objects"
 MANIFEST = "manifest.json"
 _AT_ONCE = 8
+_PART_BYTES = 16 << 20  # of an object, in memory at a time
 
 
 class BackupSettings(ServiceSettings):
@@ -54,12 +56,14 @@ class Saved:
         objects: how many there are.
         bytes: of objects.
         copied: objects that were not in the folder before.
+        gone: objects that were deleted before they could be copied.
     """
 
     time_s: float
     objects: int
     bytes: int
     copied: int
+    gone: int = 0
 
 
 async def save(etcd: Etcd, store: ObjectStore, folder: Path) -> Saved:
@@ -71,8 +75,16 @@ async def save(etcd: Etcd, store: ObjectStore, folder: Path) -> Saved:
         async for part in etcd.snapshot():
             await asyncio.to_thread(file.write, part)
     partial.replace(folder / SNAPSHOT)
-    found, size, copied = 0, 0, 0
+    found, size, copied, gone = 0, 0, 0, 0
     waiting: set[asyncio.Task[None]] = set()
+
+    async def copy(item: ObjectInfo, target: Path) -> None:
+        nonlocal found, size, copied, gone
+        try:
+            await _copy(store, item, target)
+        except NotFoundError:
+            found, size, copied, gone = found - 1, size - item.size, copied - 1, gone + 1
+
     async with asyncio.TaskGroup() as group:
         async for item in store.list():
             found, size = found + 1, size + item.size
@@ -82,8 +94,8 @@ async def save(etcd: Etcd, store: ObjectStore, folder: Path) -> Saved:
             copied += 1
             while len(waiting) >= _AT_ONCE:
                 _, waiting = await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
-            waiting.add(group.create_task(_copy(store, item.key, target)))
-    saved = Saved(begun, found, size, copied)
+            waiting.add(group.create_task(copy(item, target)))
+    saved = Saved(begun, found, size, copied, gone)
     (folder / MANIFEST).write_text(json.dumps(asdict(saved)) + "\n")
     return saved
 
@@ -120,16 +132,26 @@ def _begin(folder: Path) -> None:
     (folder / MANIFEST).unlink(missing_ok=True)
 
 
-async def _copy(store: ObjectStore, key: str, target: Path) -> None:
-    data = await store.get(key)
+async def _copy(store: ObjectStore, item: ObjectInfo, target: Path) -> None:
+    """Part by part: objects may be larger than memory.
 
-    def write() -> None:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        partial = target.with_name(f".{target.name}.partial")
-        partial.write_bytes(data)
+    Raises:
+        NotFoundError: it has been deleted.
+        DataLossError: it is shorter than the store says.
+    """
+    await asyncio.to_thread(target.parent.mkdir, parents=True, exist_ok=True)
+    partial = target.with_name(f".{target.name}.partial")
+    try:
+        with partial.open("wb") as file:
+            for start in range(0, max(item.size, 1), _PART_BYTES):
+                part = await store.get(item.key, start, min(start + _PART_BYTES, item.size))
+                await asyncio.to_thread(file.write, part)
+            copied = file.tell()
+        if copied != item.size:
+            raise DataLossError(f"{item.key}: {copied} of {item.size} bytes could be read")
         partial.replace(target)
-
-    await asyncio.to_thread(write)
+    finally:
+        partial.unlink(missing_ok=True)
 
 
 def main() -> int:
@@ -150,7 +172,11 @@ def main() -> int:
                 )
             async with Etcd.of(settings) as etcd:
                 saved = await save(etcd, store, given.folder)
-                return f"{saved.objects} objects, {saved.bytes} bytes, {saved.copied} of them new"
+                gone = f"; {saved.gone} were deleted meanwhile" if saved.gone else ""
+                return (
+                    f"{saved.objects} objects, {saved.bytes} bytes, {saved.copied} of them "
+                    f"new{gone}"
+                )
 
     try:
         print(asyncio.run(run()))

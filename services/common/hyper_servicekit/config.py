@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from ipaddress import ip_address
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 from urllib.parse import urlsplit
@@ -17,6 +18,7 @@ import yaml
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, SecretStr, ValidationError
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
+from hyper_servicekit.signing import read_key
 from hyper_servicekit.tls import EtcdTlsSettings, TlsSettings
 
 
@@ -39,6 +41,16 @@ def split_address(address: str) -> tuple[str, int]:
     return host.strip("[]"), int(port)
 
 
+def is_loopback(host: str) -> bool:
+    """Whether only this machine reaches what listens on `host`."""
+    if host == "localhost":
+        return True
+    try:
+        return ip_address(host).is_loopback
+    except ValueError:  # a name, which may mean anything; "" is every address
+        return False
+
+
 def _checked_address(address: str) -> str:
     split_address(address)
     return address
@@ -49,6 +61,15 @@ def _checked_endpoint(endpoint: str) -> str:
     if parts.scheme not in ("http", "https") or not parts.netloc or parts.path.strip("/"):
         raise ValueError(f"{endpoint!r} is not http(s)://host:port")
     return endpoint
+
+
+def _checked_keys(keys: dict[str, SecretStr]) -> dict[str, SecretStr]:
+    for name, key in keys.items():
+        try:
+            read_key(key.get_secret_value())
+        except ValueError as error:
+            raise ValueError(f"{name}: {error}") from None
+    return keys
 
 
 HostPort = Annotated[str, AfterValidator(_checked_address)]
@@ -99,9 +120,14 @@ class ServiceSettings(BaseSettings):
     log_format: str = Field(default="console", pattern="^(console|json)$")
     log_level: str = Field(default="INFO", pattern="^(DEBUG|INFO|WARNING|ERROR)$")
     drain_grace_s: float = Field(default=10.0, ge=0, description="for calls in flight on SIGTERM")
-    auth_keys: dict[str, SecretStr] = Field(
+    auth_keys: Annotated[dict[str, SecretStr], AfterValidator(_checked_keys)] = Field(
         default_factory=dict,
-        description="keys of tokens by their ids; calls need no token where there are none",
+        description="keys of tokens by their ids (`hyper_servicekit.signing`), of schedulers the "
+        "first signs; calls need no token where there are none",
+    )
+    allow_anyone: bool = Field(
+        default=False,
+        description="without auth_keys, listen where other machines can call: they may do all",
     )
     max_concurrent_rpcs: int = Field(
         default=1000, gt=0, description="served at once; more are refused until some have ended"

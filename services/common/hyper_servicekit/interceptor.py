@@ -1,4 +1,4 @@
-"""The one server interceptor: request ids, metrics, errors.
+"""The one server interceptor: request ids, metrics, errors, who may call, the audit log.
 
 Handlers are coroutines, or async generators where the response is a stream.
 
@@ -25,20 +25,19 @@ from grpc_status import rpc_status
 from hyper._wire_errors import to_status
 from hyper.errors import HyperError, InternalError, InvalidArgumentError
 from hyper_servicekit import tracing
-from hyper_servicekit.admission import Admission
-from hyper_servicekit.authorize import Authorizer
+from hyper_servicekit.admission import Admission, counted_as
+from hyper_servicekit.audit import Said, is_change, write
+from hyper_servicekit.authorize import Authorizer, caller
 from hyper_servicekit.logs import get_logger
 from hyper_servicekit.metrics import RPC_SECONDS, RPC_TOTAL
+from hyper_servicekit.open_streams import OpenStreams
 from hyper_servicekit.tokens import Claims
 
 log = get_logger(__name__)
-audit = get_logger("hyper.audit")
 
 # These were waited for here already: the channel's quick retries would only multiply the wait.
 _WAITED_FOR = ("ETCD_UNREACHABLE", "S3_UNREACHABLE")
 _NO_CHANNEL_RETRY = ("grpc-retry-pushback-ms", "-1")
-_READS = ("Get", "List", "Watch", "Read", "Diff", "Match", "Plan", "Predict", "SignUrls")
-_TOO_MANY = ("AppendLog", "LeaseShards", "ReleaseShards")
 _QUIET = ("/grpc.health.", "/grpc.reflection.")
 
 
@@ -55,6 +54,7 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
     ) -> None:
         self._authorizer = authorizer
         self._admission = admission or Admission()
+        self._streams = None if authorizer is None else OpenStreams(authorizer)
 
     async def intercept_service(
         self,
@@ -73,8 +73,10 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
             async def stream(request: Any, context: Any) -> AsyncIterator[Any]:
                 async with call.watched(context, kind), self._admission.place():
                     _refuse_malformed(request)
-                    allowed = call.authorize(request)
+                    allowed = call.authorize(request, context)
                     async with aclosing(inner_stream(allowed, context)) as responses:
+                        if self._streams is not None and call.claims is not None:
+                            responses = self._streams.allowed(responses, call.claims)
                         async for response in responses:
                             yield response
 
@@ -89,7 +91,9 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
         async def unary(request: Any, context: Any) -> Any:
             async with call.watched(context, kind), self._admission.place():
                 _refuse_malformed(request)
-                return await inner(call.authorize(request), context)
+                response = await inner(call.authorize(request, context), context)
+                call.said.response = response
+                return response
 
         make = (
             grpc.stream_unary_rpc_method_handler
@@ -135,39 +139,44 @@ class _Call:
         metadata = dict(details.invocation_metadata or ())
         self.metadata, self._authorizer, self._admission = metadata, authorizer, admission
         self.claims: Claims | None = None
+        self.said = Said()
         given = metadata.get("x-request-id", "")
         request_id = given if isinstance(given, str) else ""
         self.request_id = request_id[:64] or uuid.uuid4().hex
         package, _, self.method = details.method.strip("/").rpartition("/")
         self.service = package.rpartition(".")[2]
 
-    def authorize(self, request: Any) -> Any:
+    def authorize(self, request: Any, context: Any) -> Any:
         """The request, or stream of them, if the caller may make this call."""
         authorizer = self._authorizer
         if authorizer is None:
             return request
         claims = self.claims = authorizer.caller(self.metadata)
-        self._admission.take(claims.id)
+        caller.set(claims)
+        if (counted := counted_as(claims, context.peer())) is not None:
+            self._admission.take(counted)
         structlog.contextvars.bind_contextvars(tenant=claims.tenant, subject=claims.subject)
         if isinstance(request, Message):
+            self.said.request = request
             authorizer.check(claims, self.method, request)
             return request
-        return _checked(request, authorizer, claims, self.method)
+        return self._checked(request, authorizer, claims)
+
+    async def _checked(
+        self, requests: AsyncIterator[Any], authorizer: Authorizer, claims: Claims
+    ) -> AsyncIterator[Any]:
+        """The messages of a stream, each allowed before the handler sees it."""
+        first = True
+        async for request in requests:
+            if first:
+                self.said.request = request
+            authorizer.still(claims)
+            authorizer.check(claims, self.method, request, first=first)
+            first = False
+            yield request
 
     def watched(self, context: Any, kind: str) -> _Watched:
         return _Watched(self, context, kind)
-
-
-async def _checked(
-    requests: AsyncIterator[Any], authorizer: Authorizer, claims: Claims, method: str
-) -> AsyncIterator[Any]:
-    """The messages of a stream, each allowed before the handler sees it."""
-    first = True
-    async for request in requests:
-        authorizer.still(claims)
-        authorizer.check(claims, method, request, first=first)
-        first = False
-        yield request
 
 
 class _Watched:
@@ -217,8 +226,8 @@ class _Watched:
             if self._span is not None and (traces := tracing.current()) is not None:
                 tenant = "" if call.claims is None else call.claims.tenant
                 traces.ended(self._span, code.name, code.value[0], tenant)
-            if call.claims is not None and is_change(call.method):
-                audit.info("audit", method=call.method, code=code.name, token=call.claims.id)
+            if call.claims is not None and is_change(call.method, call.said.request):
+                write(call.method, code.name, call.claims, call.said)
 
     def _status(self, error: Exception) -> status_pb2.Status:
         """What the caller is told; never more of an unexpected error than where to look."""
@@ -236,11 +245,6 @@ class _Watched:
         log.error("call failed", method=call.method, exc_info=error)
         text = f"internal error; the log has it under request id {call.request_id}"
         return to_status(InternalError(text))
-
-
-def is_change(method: str) -> bool:
-    """Whether a method changes anything; tasks' output apart, it is written to the audit log."""
-    return not method.startswith(_READS) and method not in _TOO_MANY
 
 
 def _status_code(code: Any) -> grpc.StatusCode:

@@ -7,6 +7,8 @@ import sys
 
 import structlog
 
+AUDIT = "hyper.audit"  # the logger of changes
+
 
 def configure_logs(service: str, instance: str, *, form: str, level: str) -> None:
     """Send structlog and the standard library's logs to stderr in one form.
@@ -15,7 +17,7 @@ def configure_logs(service: str, instance: str, *, form: str, level: str) -> Non
         service: bound to every line.
         instance: which replica; bound to every line.
         form: "console" or "json".
-        level: name of the least level shown.
+        level: name of the least level shown; of the audit log all is.
     """
     renderer: structlog.types.Processor
     if form == "json":
@@ -45,6 +47,9 @@ def configure_logs(service: str, instance: str, *, form: str, level: str) -> Non
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(level)
+    for name in ("urllib3", "botocore", "docker"):  # their DEBUG holds URLs with signatures in them
+        logging.getLogger(name).setLevel(logging.INFO if level == "DEBUG" else logging.NOTSET)
+    logging.getLogger(AUDIT).setLevel(logging.INFO)  # whatever else is shown
     structlog.contextvars.bind_contextvars(service=service, instance=instance)
 
 

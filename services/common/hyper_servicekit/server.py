@@ -23,11 +23,11 @@ import grpc
 import grpc.aio
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
-from hyper.errors import HyperError
+from hyper.errors import HyperError, InvalidArgumentError
 from hyper_servicekit import failpoints
 from hyper_servicekit.admission import Admission
 from hyper_servicekit.authorize import Authorizer
-from hyper_servicekit.config import ServiceSettings, split_address
+from hyper_servicekit.config import ServiceSettings, is_loopback, split_address
 from hyper_servicekit.interceptor import CallInterceptor
 from hyper_servicekit.logs import configure_logs, get_logger
 from hyper_servicekit.metrics import MetricsServer, Pages
@@ -220,8 +220,22 @@ async def _start_grpc(
 
 
 def _authorizer(settings: ServiceSettings, revoked: set[str]) -> Authorizer | None:
-    """Who may call what; None in the single-user mode, where no keys are set."""
+    """Who may call what; None in the single-user mode, where no keys are set.
+
+    Raises:
+        InvalidArgumentError: no keys are set, and others than this machine could call.
+    """
     if not settings.auth_keys:
+        if is_loopback(split_address(settings.listen)[0]):
+            return None
+        prefix = settings.model_config.get("env_prefix", "")
+        if not settings.allow_anyone:
+            raise InvalidArgumentError(
+                f"whoever reaches {settings.listen} could do everything: no token is asked for. "
+                f"Set {prefix}AUTH_KEYS__K1 to a key (`openssl rand -hex 32`), or {prefix}LISTEN "
+                f"to 127.0.0.1, or {prefix}ALLOW_ANYONE=true if that is wanted"
+            )
+        log.warning("anyone who reaches this service may do everything", listen=settings.listen)
         return None
     keys = {name: key.get_secret_value() for name, key in settings.auth_keys.items()}
     return Authorizer(keys, revoked)

@@ -99,7 +99,7 @@ def main() -> int:
             Served(
                 "hyperapi.worker.v1.AgentService",
                 agent.add_AgentServiceServicer_to_server,
-                AgentServicer(settings, driver, clock, relay, vault),
+                AgentServicer(settings, driver, clock, relay, vault, signer_of(settings)),
             ),
             Served(
                 "hyperapi.scheduler.v1.PlacementService",

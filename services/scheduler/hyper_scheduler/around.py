@@ -20,6 +20,7 @@ MAX_SETUP_BYTES = 65_536
 MIN_CHECKPOINT_S = 1.0
 _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,127}\Z")
 _TEMPLATE = re.compile(r"\{\{\s*([A-Za-z_][A-Za-z0-9_]*)\s*\}\}")
+_SCHEME = "hyper://"
 _ONLY_COMMANDS = ("secrets", "registry", "inputs", "outputs", "checkpoint", "network")
 
 
@@ -53,6 +54,18 @@ def read_around(fields: Mapping[str, Node], parameters: Mapping[str, object]) ->
         checkpoint_every_s=every_s,
         network=network,
     )
+
+
+def check_tenant(fields: Mapping[str, Node], tenant: str) -> None:
+    """Refuse an experiment that names another tenant's datasets; workers refuse its tasks, too."""
+    places = [fields["workdir"]] if "workdir" in fields else []
+    if places and not text(places[0]).startswith(_SCHEME):
+        places = []  # a folder that nobody has uploaded
+    for key in ("inputs", "outputs"):
+        places += mapping(fields[key], None).values() if key in fields else []
+    for place in places:
+        if text(place).removeprefix(_SCHEME).partition("/")[0] != tenant:
+            place.fail(f"{text(place)[:80]!r} is of another tenant than the workflow, {tenant}")
 
 
 def _setup(node: Node | None) -> str:
@@ -130,7 +143,7 @@ def _address(node: Node, parameters: Mapping[str, object], *, versions: bool) ->
         node.fail("files of a dataset are meant: write hyper://tenant/name, without an array")
     if parsed.version is not None and not versions:
         node.fail("outputs become a new version: write hyper://tenant/name, without '@'")
-    if "{{" in address.removeprefix("hyper://").partition("/")[0]:
+    if "{{" in address.removeprefix(_SCHEME).partition("/")[0]:
         node.fail("the tenant cannot be a parameter")
     return address
 

@@ -72,10 +72,10 @@ def _malformed(field: str, text: str, form: str) -> InvalidArgumentError:
     return InvalidArgumentError(f"{field} {text[:120]!r} is not of the form {form}", field=field)
 
 
-def request_id(text: str) -> str:
-    """A UUID in its usual form."""
+def request_id(text: str, tenant: str) -> str:
+    """A UUID in its usual form, of this tenant: that of another is another request."""
     try:
-        return str(uuid.UUID(text))
+        return f"{tenant}:{uuid.UUID(text)}"
     except ValueError:
         raise InvalidArgumentError(
             f"request_id {text[:60]!r} is not a UUID; make one for each change",
@@ -101,9 +101,10 @@ def workflow_name(text: str) -> str:
     return text
 
 
-def new_workflow_name(parent: str, display_name: str, request: str) -> str:
-    """The name of a workflow yet to be: a repeat of the request gets the same."""
-    suffix = hashlib.sha256(f"{parent}/{request}".encode()).hexdigest()[:8]
+def new_workflow_name(display_name: str, request: str) -> str:
+    """The name of a workflow yet to be: a repeat of the request, by its `request_id`, gets it."""
+    parent, _, unique = request.partition(":")
+    suffix = hashlib.sha256(f"{parent}/{unique}".encode()).hexdigest()[:8]
     return f"tenants/{parent}/workflows/{display_name[:100].rstrip('.')}-{suffix}"
 
 

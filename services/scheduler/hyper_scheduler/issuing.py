@@ -7,18 +7,26 @@ import re
 from hyper.errors import InvalidArgumentError
 from hyper.names import check_part
 from hyper_scheduler.config import SchedulerSettings
-from hyper_servicekit.tokens import ANY_TENANT, LIFETIME_MAX_S, Role, Signer
+from hyper_servicekit.tokens import ANY_TENANT, LIFETIME_MAX_S, Claims, Role, Signer
 from hyperapi.scheduler.v1 import cluster_service_pb2 as cluster
 
 _SUBJECT_MAX = 120
-_MACHINE_S = 30 * 86_400.0  # an agent whose token has ended is replaced, as one that has vanished
+WORKER_S = 30 * 86_400.0  # a worker that stays connected has a newer one long before
 _TOKEN_ID = re.compile(r"[0-9a-f]{16}\Z")
 
 
 def signer_of(settings: SchedulerSettings) -> Signer | None:
-    """The first of the keys; None where calls need no token."""
+    """The first of the keys; None where calls need no token.
+
+    Raises:
+        InvalidArgumentError: that one signs nothing.
+    """
     for name, key in settings.auth_keys.items():
-        return Signer(name, key.get_secret_value())
+        try:
+            return Signer(name, key.get_secret_value())
+        except ValueError as error:
+            setting = f"HYPER_SCHEDULER__AUTH_KEYS__{name.upper()}"
+            raise InvalidArgumentError(f"{setting}: {error}") from error
     return None
 
 
@@ -27,8 +35,21 @@ def machine_token(signer: Signer | None, machine: str, now_s: float) -> str:
     if signer is None:
         return ""
     return signer.sign(
-        ANY_TENANT, subject=f"machine {machine}", expires_s=now_s + _MACHINE_S, role=Role.WORKER
+        ANY_TENANT, subject=f"machine {machine}", expires_s=now_s + WORKER_S, role=Role.WORKER
     )
+
+
+def worker_token(signer: Signer | None, joined_with: Claims | None, now_s: float) -> str:
+    """What a worker shows once it has joined; "" for who is no worker, or needs none.
+
+    It has the id of what the worker joined with, so that this is revoked with it.
+    """
+    if signer is None or joined_with is None or joined_with.role is not Role.WORKER:
+        return ""
+    return signer.sign(
+        joined_with.tenant, subject=joined_with.subject, expires_s=now_s + WORKER_S,
+        role=Role.WORKER, token_id=joined_with.id,
+    )  # fmt: skip
 
 
 def token_request(request: cluster.CreateTokenRequest) -> tuple[str, Role, float]:

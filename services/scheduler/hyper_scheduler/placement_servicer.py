@@ -49,13 +49,13 @@ class PlacementServicer:
         self, request: pb.PlanWorkflowRequest, context: Any
     ) -> pb.PlanWorkflowResponse:
         """Scores, and a forecast of cost and end."""
-        convert.tenant(request.parent)
+        tenant = convert.tenant(request.parent)
         if not 0 <= request.samples <= SAMPLES_MAX:
             raise InvalidArgumentError(f"samples must be up to {SAMPLES_MAX}", field="samples")
         task_s = request.task_time.ToNanoseconds() / 1e9 if request.HasField("task_time") else 0.0
         if task_s < 0:
             raise InvalidArgumentError("task_time must not be below 0", field="task_time")
-        recipe = await asyncio.to_thread(parse_recipe, request.recipe_yaml)
+        recipe = await asyncio.to_thread(parse_recipe, request.recipe_yaml, tenant)
         unknown = set(request.tasks) - {each.name for each in recipe.experiments}
         if unknown or any(count < 1 for count in request.tasks.values()):
             raise InvalidArgumentError(

@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping
 from importlib.util import find_spec
 
-from hyper_scheduler.around import AROUND_KEYS, read_around
+from hyper_scheduler.around import AROUND_KEYS, check_tenant, read_around
 from hyper_scheduler.core.model import (
     Asha,
     Domain,
@@ -53,8 +53,12 @@ _HARDWARE_KEYS = (
 )  # fmt: skip
 
 
-def parse_recipe(text: str) -> Recipe:
+def parse_recipe(text: str, tenant: str = "") -> Recipe:
     """Read and check a recipe.
+
+    Args:
+        text: its YAML.
+        tenant: whose it is to be: then it may name no dataset of another.
 
     Raises:
         InvalidArgumentError: INVALID_RECIPE, with `line` and `key` in its metadata.
@@ -73,6 +77,8 @@ def parse_recipe(text: str) -> Recipe:
     if len(nodes) > MAX_EXPERIMENTS:
         top["experiments"].fail(f"more than {MAX_EXPERIMENTS} experiments; use parameters")
     experiments = {key: _experiment(key, node) for key, node in nodes.items()}
+    for node in nodes.values() if tenant else ():
+        check_tenant(_mapping(node, None), tenant)
     total = sum(count(each) * each.gang for each in experiments.values())
     if total > MAX_TASKS:
         top["experiments"].fail(f"{total} tasks are more than {MAX_TASKS}")

@@ -12,19 +12,20 @@ from hyper_scheduler.config import SchedulerSettings
 from hyper_scheduler.core.events import DrainWorker, Heartbeat, Hello, Metrics, Reports
 from hyper_scheduler.core.tasks import is_current
 from hyper_scheduler.driver import Driver
-from hyper_scheduler.issuing import token_request, token_to_revoke
+from hyper_scheduler.issuing import WORKER_S, token_request, token_to_revoke, worker_token
 from hyper_scheduler.links import Link
 from hyper_scheduler.paging import make_token, page_size, read_token
 from hyper_scheduler.relay import EXEC_TIMEOUT_MAX_S, EXEC_TIMEOUT_S, Relay
 from hyper_scheduler.term import Term
 from hyper_scheduler.vault import Vault
 from hyper_servicekit.announce import announced
+from hyper_servicekit.authorize import caller
 from hyper_servicekit.clock import Clock
 from hyper_servicekit.etcd import Etcd
 from hyper_servicekit.logs import get_logger
 from hyper_servicekit.owned import owned
 from hyper_servicekit.revoked import revoke
-from hyper_servicekit.tokens import Signer
+from hyper_servicekit.tokens import ANY_TENANT, Signer
 from hyperapi.scheduler.v1 import cluster_service_pb2 as cluster
 from hyperapi.scheduler.v1 import workflow_service_pb2 as pb
 from hyperapi.worker.v1 import agent_service_pb2 as agent
@@ -66,7 +67,7 @@ class NodeServicer:
     ) -> pb.DrainWorkerResponse:
         """Give a worker nothing new."""
         name = convert.worker_name(request.name)
-        request_id = convert.request_id(request.request_id)
+        request_id = convert.request_id(request.request_id, ANY_TENANT)
         term = await self._driver.leading()
         await term.ask(DrainWorker(self._clock.now(), request_id, name))
         response = pb.DrainWorkerResponse()
@@ -158,9 +159,10 @@ class AgentServicer:
         clock: Clock,
         relay: Relay,
         vault: Vault,
+        signer: Signer | None,
     ) -> None:
         self._settings, self._driver, self._clock = settings, driver, clock
-        self._relay, self._vault = relay, vault
+        self._relay, self._vault, self._signer = relay, vault, signer
 
     async def Connect(  # noqa: N802
         self, request_iterator: AsyncIterator[agent.ConnectRequest], context: Any
@@ -181,6 +183,8 @@ class AgentServicer:
             await term.tell(Hello(self._clock.now(), name, link.session, capacity, running))
             async with owned(self._read(request_iterator, term, link), f"agent-{name}"):
                 async for message in link.messages():
+                    if message.WhichOneof("kind") == "welcome":
+                        self._give_token(message.welcome)
                     yield message
         finally:
             link.close()
@@ -189,6 +193,11 @@ class AgentServicer:
             metrics.WORKERS.set(len(term.links))
             term.tell_gone(name, link.session)
             log.info("worker disconnected", worker=name, session=link.session)
+
+    def _give_token(self, welcome: agent.Welcome) -> None:
+        if token := worker_token(self._signer, caller.get(), self._clock.now()):
+            welcome.token = token
+            welcome.token_lifetime.FromSeconds(int(WORKER_S))
 
     async def ReadSecrets(  # noqa: N802
         self, request: agent.ReadSecretsRequest, context: Any

@@ -5,10 +5,9 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping
 
-from hyper_servicekit.tokens import Signer
+from hyper_servicekit.tokens import TASK, Signer
 
 _RENEW = 1 / 7  # of its life: then the next spec brings a newer one
-SUBJECT = "task"
 
 
 class TaskTokens:
@@ -35,6 +34,6 @@ class TaskTokens:
         token, until = self._known.get(tenant, ("", 0.0))
         if now >= until:
             expires_s = now + self._lifetime_s
-            token = self._signer.sign(tenant, subject=SUBJECT, expires_s=expires_s)
+            token = self._signer.sign(tenant, subject=TASK, expires_s=expires_s)
             self._known[tenant] = token, now + self._lifetime_s * _RENEW
         return token

@@ -50,9 +50,9 @@ class WorkflowServicer:
     ) -> pb.CreateWorkflowResponse:
         """Validate a recipe and start it."""
         tenant = convert.tenant(request.parent)
-        request_id = convert.request_id(request.request_id)
-        recipe = await asyncio.to_thread(parse_recipe, request.recipe_yaml)
-        name = convert.new_workflow_name(tenant, recipe.name, request_id)
+        request_id = convert.request_id(request.request_id, tenant)
+        recipe = await asyncio.to_thread(parse_recipe, request.recipe_yaml, tenant)
+        name = convert.new_workflow_name(recipe.name, request_id)
         if request.validate_only:
             runs = experiment_runs(recipe)
             run = WorkflowRun(name, recipe, request.recipe_yaml, runs, self._clock.now())
@@ -66,7 +66,7 @@ class WorkflowServicer:
     ) -> pb.CancelWorkflowResponse:
         """Stop a workflow."""
         name = convert.workflow_name(request.name)
-        request_id = convert.request_id(request.request_id)
+        request_id = convert.request_id(request.request_id, convert.tenant_of(name))
         term = await self._driver.leading()
         event = Cancel(self._clock.now(), request_id, name, request.reason, request.etag)
         return pb.CancelWorkflowResponse(workflow=await self._changed(term, event))
@@ -76,7 +76,7 @@ class WorkflowServicer:
     ) -> pb.RetryWorkflowResponse:
         """Run what failed or was cancelled again."""
         name = convert.workflow_name(request.name)
-        request_id = convert.request_id(request.request_id)
+        request_id = convert.request_id(request.request_id, convert.tenant_of(name))
         term = await self._driver.leading()
         event = Retry(self._clock.now(), request_id, name, request.etag)
         return pb.RetryWorkflowResponse(workflow=await self._changed(term, event))
@@ -97,7 +97,7 @@ class WorkflowServicer:
         self, request: pb.PauseWorkflowRequest | pb.ResumeWorkflowRequest, *, paused: bool
     ) -> nouns.Workflow:
         name = convert.workflow_name(request.name)
-        request_id = convert.request_id(request.request_id)
+        request_id = convert.request_id(request.request_id, convert.tenant_of(name))
         term = await self._driver.leading()
         event = Pause(self._clock.now(), request_id, name, paused, request.etag)
         return await self._changed(term, event)

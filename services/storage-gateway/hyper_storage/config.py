@@ -53,7 +53,8 @@ class Settings(ServiceSettings):
     )
     credentials_key: SecretStr | None = Field(
         default=None,
-        description="seals the credentials of registered stores; by default the S3 secret key",
+        description="seals the credentials of registered stores; without it the S3 secret key "
+        "does, and they are lost with that",
     )
     external_private: bool = Field(
         default=True, description="registered stores may be on this cluster's own network"

@@ -63,15 +63,19 @@ class Sealer:
 
     Args:
         passphrase: shared by all gateways of a cluster.
+        older: what may have sealed before it; these open, too.
     """
 
-    def __init__(self, passphrase: str) -> None:
-        self._key = hashlib.sha256(b"hyper external credentials\0" + passphrase.encode()).digest()
+    def __init__(self, passphrase: str, *older: str) -> None:
+        salt = b"hyper external credentials\0"
+        self._keys = [
+            hashlib.sha256(salt + each.encode()).digest() for each in (passphrase, *older)
+        ]
 
     def seal(self, secret: str, purpose: str) -> str:
         """The encrypted form; `purpose` must be given again to open it."""
         nonce = secrets.token_bytes(_NONCE_BYTES)
-        cipher = AES.new(self._key, AES.MODE_GCM, nonce=nonce, mac_len=_TAG_BYTES)
+        cipher = AES.new(self._keys[0], AES.MODE_GCM, nonce=nonce, mac_len=_TAG_BYTES)
         cipher.update(purpose.encode())
         body, tag = cipher.encrypt_and_digest(secret.encode())
         return base64.b64encode(nonce + tag + body).decode()
@@ -84,9 +88,14 @@ class Sealer:
         """
         data = base64.b64decode(sealed)
         nonce, rest = data[:_NONCE_BYTES], data[_NONCE_BYTES:]
-        cipher = AES.new(self._key, AES.MODE_GCM, nonce=nonce, mac_len=_TAG_BYTES)
-        cipher.update(purpose.encode())
-        return cipher.decrypt_and_verify(rest[_TAG_BYTES:], rest[:_TAG_BYTES]).decode()
+        for key in self._keys:
+            cipher = AES.new(key, AES.MODE_GCM, nonce=nonce, mac_len=_TAG_BYTES)
+            cipher.update(purpose.encode())
+            try:
+                return cipher.decrypt_and_verify(rest[_TAG_BYTES:], rest[:_TAG_BYTES]).decode()
+            except ValueError:
+                continue
+        raise ValueError("sealed with another key, or for another purpose")
 
 
 @dataclass(frozen=True, slots=True)
@@ -185,8 +194,8 @@ class Externals:
 
     def __init__(self, catalog: Catalog, settings: Settings) -> None:
         self._catalog = catalog
-        key = settings.credentials_key or settings.s3.secret_key
-        self._sealer = Sealer(key.get_secret_value())
+        keys = [settings.credentials_key, settings.s3.secret_key]
+        self._sealer = Sealer(*(key.get_secret_value() for key in keys if key is not None))
         self._private = settings.external_private
         self._threads = ThreadPoolExecutor(_THREADS, thread_name_prefix="external")
         self._http = urllib3.PoolManager(

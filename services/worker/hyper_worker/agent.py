@@ -19,8 +19,9 @@ import grpc
 import grpc.aio
 import psutil
 
+from hyper import _transport
 from hyper._wire_errors import from_rpc_error
-from hyper.errors import HyperError, UnavailableError
+from hyper.errors import HyperError, UnauthenticatedError, UnavailableError
 from hyper_servicekit import tracing
 from hyper_servicekit.logs import get_logger
 from hyper_worker import convert, metrics
@@ -136,6 +137,7 @@ class Agent:
         self._connection: Connection | None = None
         self._leader: tuple[str, ...] | None = None
         self._failures = 0
+        self._token = ""  # what the scheduler has given us
         self._backoff = Backoff(max_s=_BACKOFF_MAX_S)
         self._changed = asyncio.Event()
         self._deadline_moved = asyncio.Event()
@@ -197,6 +199,9 @@ class Agent:
         lease_s = convert.seconds(welcome.lease)
         if lease_s > 0:  # a scheduler that comes back waits so long for its workers, no longer
             self._backoff = Backoff(max_s=min(_BACKOFF_MAX_S, lease_s / 3))
+        if welcome.token:
+            self._token = welcome.token
+            _transport.show_token(self._token)
         metrics.CONNECTIONS.inc()
         metrics.CONNECTED.set(1)
         self.welcomed_once.set()
@@ -489,7 +494,9 @@ class Agent:
     async def _stay_connected(self) -> None:
         """Dial again whenever the connection is lost, with back-off."""
         while True:
+            shown = ""
             try:
+                shown = _transport.token()
                 addresses = self._leader or self._resolve()
                 self._leader = None
                 self._connection = Connection(
@@ -499,11 +506,11 @@ class Agent:
                     gather_s=self._timing.gather_s,
                 )
                 await self._connection.run()
-                log.info("the scheduler ended the connection")
+                log.info("the connection has ended")
             except grpc.RpcError as error:
-                self._lost(from_rpc_error(error, peer="the scheduler"))
+                self._lost(from_rpc_error(error, peer="the scheduler"), shown)
             except HyperError as error:
-                self._lost(error)
+                self._lost(error, shown)
             finally:
                 self._connection = None
                 metrics.CONNECTED.set(0)
@@ -511,7 +518,10 @@ class Agent:
             self._failures += 1
             await asyncio.sleep(self._backoff.delay_s(self._failures, random.random()))
 
-    def _lost(self, error: HyperError) -> None:
+    def _lost(self, error: HyperError, shown: str) -> None:
+        if isinstance(error, UnauthenticatedError) and shown == _transport.token():
+            # After a change of keys what we were given is good no more: what we joined with may be.
+            _transport.show_token("" if shown == self._token else self._token)
         leader = error.metadata.get("leader")
         if isinstance(error, UnavailableError) and error.reason == "NOT_LEADER" and leader:
             self._leader = (leader,)

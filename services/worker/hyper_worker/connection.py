@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import random
 from collections import deque
 from typing import Protocol
 
@@ -21,6 +22,7 @@ from hyperapi.worker.v1.agent_service_pb2_grpc import AgentServiceStub
 
 log = get_logger(__name__)
 
+_RENEW = (0.4, 0.6)  # of a token's life: workers that came together do not go together
 _BUSY_FACTOR = 10.0  # reports are gathered so much longer while more work waits here
 
 Call = grpc.aio.StreamStreamCall[wire.ConnectRequest, wire.ConnectResponse]
@@ -81,6 +83,7 @@ class Connection:
         self._more: deque[wire.ConnectRequest] = deque()
         self._specs: dict[str, wire.TaskSpec] = {}
         self._heartbeat_s = 1.0
+        self._renew_s: float | None = None
 
     def send(self, message: wire.ConnectRequest) -> None:
         """Send something that is lost with the connection."""
@@ -92,7 +95,7 @@ class Connection:
         self._reports.set()
 
     async def run(self) -> None:
-        """Speak until the stream ends.
+        """Speak until the stream ends, or it is time to fetch a newer token with the next one.
 
         Raises:
             grpc.RpcError: it broke, or the scheduler refused.
@@ -124,6 +127,9 @@ class Connection:
         if response.WhichOneof("kind") != "welcome":
             raise InternalError("the scheduler's first message is not Welcome")
         self._heartbeat_s = max(convert.seconds(response.welcome.heartbeat_interval), 0.05)
+        if response.welcome.token:
+            lifetime_s = convert.seconds(response.welcome.token_lifetime)
+            self._renew_s = lifetime_s * random.uniform(*_RENEW)
         self._owner.welcomed(response.welcome)
 
     async def _speak(self, call: Call) -> None:
@@ -131,7 +137,9 @@ class Connection:
         reading = asyncio.create_task(self._read(call))
         writing = asyncio.create_task(self._write(call))
         try:
-            await asyncio.wait({reading, writing}, return_when=asyncio.FIRST_COMPLETED)
+            done, _ = await asyncio.wait(
+                {reading, writing}, timeout=self._renew_s, return_when=asyncio.FIRST_COMPLETED
+            )
         finally:
             for task in (reading, writing):
                 task.cancel()
@@ -139,7 +147,8 @@ class Connection:
         for result in results:
             if isinstance(result, Exception) and not isinstance(result, asyncio.InvalidStateError):
                 raise result
-        await _raise_status(call)
+        if done:
+            await _raise_status(call)
 
     async def _read(self, call: Call) -> None:
         while True:

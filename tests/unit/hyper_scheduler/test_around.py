@@ -89,3 +89,21 @@ def test_mistakes_are_named(case: str) -> None:
     assert caught.value.metadata["line"] == str(line)
     assert caught.value.metadata["key"].endswith(key)
     assert text in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        "command: ls\nworkdir: hyper://bob/private@1",
+        "function: m:f\nworkdir: hyper://bob/private@1",
+        "command: ls\ninputs: {/a: hyper://bob/private}",
+        "command: ls\ninputs: {/a: bob/private}",
+        "command: ls\noutputs: {/a: hyper://bob/private}",
+    ],
+)
+def test_another_tenants_datasets_are_refused(body: str) -> None:
+    with pytest.raises(InvalidArgumentError, match="another tenant") as caught:
+        parse_recipe(one(body), "lab")
+    assert caught.value.metadata["line"] == "5"
+    parse_recipe(one(body), "bob")
+    parse_recipe(one(body))  # as it was stored by an earlier release: workers refuse it

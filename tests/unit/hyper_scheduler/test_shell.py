@@ -68,10 +68,10 @@ def test_names_are_read() -> None:
     assert convert.tenant("tenants/t") == "t"
     assert convert.worker_name("workers/w1") == "w1"
     request_id = uuid.uuid4()
-    assert convert.request_id(str(request_id).upper()) == str(request_id)
-    name = convert.new_workflow_name("t", "align", "r1")
-    assert name == convert.new_workflow_name("t", "align", "r1")
-    assert name != convert.new_workflow_name("t", "align", "r2")
+    assert convert.request_id(str(request_id).upper(), "lab") == f"lab:{request_id}"
+    name = convert.new_workflow_name("align", "t:r1")
+    assert name == convert.new_workflow_name("align", "t:r1")
+    assert name != convert.new_workflow_name("align", "t:r2")
     assert convert.workflow_name(name) == name
     for bad in ("t", "tenants/", "tenants/a/b"):
         with pytest.raises(InvalidArgumentError):

@@ -5,8 +5,10 @@ from __future__ import annotations
 import pytest
 
 from hyper.errors import ResourceExhaustedError
-from hyper_servicekit.admission import Admission
-from hyper_servicekit.interceptor import is_change
+from hyper_servicekit.admission import Admission, counted_as
+from hyper_servicekit.audit import is_change
+from hyper_servicekit.tokens import ANY_TENANT, TASK, Claims
+from hyperapi.storage.v1.dataset_service_pb2 import METHOD_GET, METHOD_PUT, SignUrlsRequest
 
 
 async def test_places_are_bounded_and_given_back() -> None:
@@ -54,3 +56,21 @@ def test_changes_are_audited(method: str) -> None:
 @pytest.mark.parametrize("method", ["GetCluster", "ListFiles", "ReadLog", "Predict", "AppendLog"])
 def test_readings_are_not(method: str) -> None:
     assert not is_change(method)
+
+
+def test_signing_what_to_write_is_a_change() -> None:
+    assert is_change("SignUrls", SignUrlsRequest(method=METHOD_PUT))
+    assert not is_change("SignUrls", SignUrlsRequest(method=METHOD_GET))
+
+
+def test_a_tenants_tasks_are_counted_a_machine() -> None:
+    def claims(tenant: str, subject: str) -> Claims:
+        return Claims(tenant, subject, 0.0, "id")
+
+    here, there = "ipv4:10.0.0.1:5000", "ipv4:10.0.0.2:5000"
+    assert counted_as(claims(ANY_TENANT, "service"), here) is None
+    assert counted_as(claims("lab", "ada"), here) == counted_as(claims("lab", "ada"), there)
+    assert counted_as(claims("lab", TASK), here) != counted_as(claims("lab", TASK), there)
+    assert counted_as(claims("lab", TASK), here) == counted_as(
+        claims("lab", TASK), "ipv4:10.0.0.1:6000"
+    )

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from hyper.access import token_id
 from hyper.errors import InvalidArgumentError, PermissionDeniedError, UnauthenticatedError
 from hyper_servicekit.authorize import Authorizer
+from hyper_servicekit.signing import new_key, public_key
 from hyper_servicekit.tokens import ANY_TENANT, Claims, Role, Signer, Verifier
 from hyperapi.scheduler.v1 import cluster_service_pb2, workflow_service_pb2
 from hyperapi.storage.v1 import dataset_pb2, dataset_service_pb2, history_service_pb2
@@ -40,6 +41,45 @@ def test_any_text_is_refused(text: str) -> None:
     with pytest.raises(UnauthenticatedError) as caught:
         Verifier({"k1": KEY}).read(text, NOW)
     assert len(text) < 8 or text not in str(caught.value)
+
+
+PRIVATE = new_key()
+
+
+def test_a_public_key_tells_what_its_private_key_has_signed_and_signs_nothing() -> None:
+    public = public_key(PRIVATE)
+    assert PRIVATE.partition(":")[2] not in public and public_key(public) == public
+    signed = Signer("k1", PRIVATE).sign("lab", subject="me", expires_s=NOW + 60)
+    for key in (PRIVATE, public):
+        verifier = Verifier({"k1": key})
+        for _ in range(2):
+            assert verifier.read(signed, NOW).tenant == "lab"
+        with pytest.raises(UnauthenticatedError, match="expired"):  # however often it was good
+            verifier.read(signed, NOW + 120)
+    with pytest.raises(ValueError, match="verifies tokens, and signs none"):
+        Signer("k1", public)
+    forged = Signer("k1", public.partition(":")[2]).sign("lab", subject="", expires_s=NOW + 60)
+    for verifier in (Verifier({"k1": public}), Verifier({"k1": public_key(new_key())})):
+        for token in (forged, GOOD):
+            with pytest.raises(UnauthenticatedError):
+                verifier.read(token, NOW)
+    assert public_key("a plain secret of old") == "a plain secret of old"
+
+
+@pytest.mark.parametrize("text", ["ed25519:", "ed25519:AAAA", "ed25519-public:%%", "short"])
+def test_what_is_no_key_is_refused(text: str) -> None:
+    with pytest.raises(ValueError, match="bytes"):
+        Verifier({"k1": text})
+
+
+@given(st.integers(0, 255), st.characters())
+def test_a_changed_token_of_a_private_key_is_refused(at: int, letter: str) -> None:
+    signed = Signer("k1", PRIVATE).sign("lab", subject="me", expires_s=NOW + 60)
+    at %= len(signed)
+    changed = signed[:at] + letter + signed[at + 1 :]
+    if changed != signed:
+        with pytest.raises(UnauthenticatedError):
+            Verifier({"k1": public_key(PRIVATE)}).read(changed, NOW)
 
 
 def test_old_tokens_other_keys_and_no_keys_are_refused() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import shutil
 import subprocess
+import time
 import tomllib
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from typing import Any
 import pytest
 import yaml
 
+from hyper_servicekit.signing import new_key
 from hyper_servicekit.tokens import Verifier
 from scripts import compose_env, dashboards, requirements
 
@@ -136,6 +138,54 @@ def test_env_is_made_once_and_for_its_owner_alone(tmp_path: Path) -> None:
     path.write_text("\n".join(li for li in before.splitlines() if "GRAFANA" not in li) + "\n")
     assert compose_env.write(path) == ["HYPER_GRAFANA_PASSWORD"]
     assert compose_env.read(path)["HYPER_S3_SECRET_KEY"] == known["HYPER_S3_SECRET_KEY"]
+
+
+DAY_S = 86_400.0
+
+
+def test_tokens_that_end_soon_or_were_signed_with_another_key_are_made_anew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / ".env"
+    compose_env.write(path)
+    path.write_text(path.read_text() + "# mine\nHYPER_MINE=1\n")
+    tokens = {"HYPER_SERVICE_TOKEN", "HYPER_WORKER_TOKEN", "HYPER_TOKEN"}
+    before = compose_env.read(path)
+    now_s = time.time()
+    assert compose_env.complete(before, now_s + 334 * DAY_S) == {}
+    assert set(compose_env.complete(before, now_s + 336 * DAY_S)) == tokens
+
+    other = path.read_text().replace(before["HYPER_AUTH_KEY"], new_key())
+    path.write_text(other)
+    assert set(compose_env.write(path)) == tokens | {"HYPER_AUTH_PUBLIC_KEY"}
+    after = compose_env.read(path)
+    verifier = Verifier({compose_env.KEY_ID: after["HYPER_AUTH_PUBLIC_KEY"]})
+    for name in tokens:
+        assert verifier.read(after[name], now_s).tenant == "*"
+        assert path.read_text().count(f"\n{name}=") == 1
+    kept = before.keys() - tokens - {"HYPER_AUTH_KEY", "HYPER_AUTH_PUBLIC_KEY"}
+    assert {name: after[name] for name in kept} == {name: before[name] for name in kept}
+    assert "# mine\n" in path.read_text() and compose_env.write(path) == []
+
+
+def test_whatever_asks_for_tokens_bounds_the_calls_of_one() -> None:
+    compose = str(COMPOSE["services"])
+    kubernetes = str(manifests())
+    for name in set(re.findall(r"HYPER_([A-Z]+)__AUTH_KEYS", compose)):
+        assert (
+            f"HYPER_{name}__CALLS_PER_S" in compose and f"HYPER_{name}__CALLS_PER_S" in kubernetes
+        )
+
+
+def test_only_schedulers_hold_the_key_that_signs(tmp_path: Path) -> None:
+    for name, service in COMPOSE["services"].items():
+        values = " ".join(map(str, service.get("environment", {}).values()))
+        assert ("${HYPER_AUTH_KEY:" in values) == (name == "scheduler"), name
+    for name, docs in manifests().items():
+        assert ("key': 'auth-key'" in str(docs)) == (name == "scheduler.yaml"), name
+    old = {"HYPER_AUTH_KEY": "a secret of an earlier release"}
+    made = compose_env.complete(old, 0.0)
+    assert made["HYPER_AUTH_PUBLIC_KEY"] == old["HYPER_AUTH_KEY"]  # it goes on
 
 
 KUBERNETES = ROOT / "deploy/kubernetes"

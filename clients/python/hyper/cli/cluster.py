@@ -38,6 +38,9 @@ def up(
     home = Home.default()
     with output.working("starting the cluster") as say:
         cluster = start(home, UpOptions(workers=workers, slots=slots, port=port), say)
+    output.say(
+        "access control is off: it listens on 127.0.0.1 alone, to whoever is on this machine"
+    )
     text = (
         f"the cluster runs: scheduler on {cluster.endpoint}, {workers} workers, "
         f"data in {home.root}\nstop it with `hyper down`"

@@ -16,7 +16,7 @@ tokens_app = typer.Typer(help="Tokens; needs the role admin.", no_args_is_help=T
 @tokens_app.command("create")
 def create(
     tenant: Annotated[str, typer.Option(help="whose data and workflows; '*' for all")],
-    role: Annotated[str, typer.Option(help="admin, user or worker")] = "user",
+    role: Annotated[str, typer.Option(help="admin, user, worker or service")] = "user",
     subject: Annotated[str, typer.Option(help="who it is for; shown in logs")] = "",
     hours: Annotated[float, typer.Option(help="how long it is good", min=0.01)] = 24.0,
     json_output: Annotated[bool, typer.Option("--json", help="print a JSON object")] = False,

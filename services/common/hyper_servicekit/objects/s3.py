@@ -37,7 +37,8 @@ T = TypeVar("T")
 
 _PAGE = 1000
 _SILENCE_S = 15  # of a server that has the request
-_LARGEST_PUT_BYTES = 5 << 30  # of one request; S3's own bound
+_LARGEST_PUT_BYTES = 256 << 20  # of one request, which is in memory; more goes in parts
+_PART_BYTES = 32 << 20  # three of them at once
 _MISSING = ("NoSuchKey", "NoSuchObject", "NotFound")
 _MADE_BY_OTHERS = ("BucketAlreadyOwnedByYou", "BucketAlreadyExists")
 _LOOK_UP_S = 3.0
@@ -192,7 +193,8 @@ class S3Store:
                 object_name=name,
                 data=file,
                 length=length,
-                part_size=_LARGEST_PUT_BYTES,  # always one request: all or nothing
+                # In parts or in one request: it is there when all of it is.
+                part_size=_PART_BYTES if length > _LARGEST_PUT_BYTES else _LARGEST_PUT_BYTES,
             )
 
         await self._run(key, write)

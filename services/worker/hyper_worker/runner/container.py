@@ -173,7 +173,7 @@ class ContainerRunner:
                         f"this worker runs no containers{asks}: no Docker daemon answers "
                         f"({_reason(error)})"
                     ) from error
-                self._images = Images(self._api, self.thread)
+                self._images = Images(self._api, self.thread, self._agent.parent / "private-images")
             return self._api, self._images
 
     def _open(self) -> docker.APIClient:

@@ -14,8 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from hyper.client import Client
-from hyper.errors import InvalidArgumentError
-from hyper.names import parse_address
+from hyper.errors import InvalidArgumentError, PermissionDeniedError
+from hyper.names import Address, parse_address
 from hyper_worker.core.model import Exit, Job, describe_exit
 from hyper_worker.staging.cache import Cache, HaltedError, Lease
 from hyper_worker.staging.trees import fetch
@@ -42,13 +42,29 @@ class Code:
     lease: Lease
 
 
-def dataset_key(client: Client, address: str) -> tuple[str, Callable[[Path], None]]:
+def own_address(address: str, tenant: str) -> Address:
+    """An address that a recipe names, if it is of the task's own tenant.
+
+    Whatever is done with it is done with the worker's token, which is good for all tenants.
+
+    Raises:
+        PermissionDeniedError: it is another tenant's.
+        InvalidArgumentError: it is none.
+    """
+    parsed = parse_address(address)
+    if parsed.tenant != tenant:
+        raise PermissionDeniedError(f"{address} belongs to another tenant than the task")
+    return parsed
+
+
+def dataset_key(client: Client, address: str, tenant: str) -> tuple[str, Callable[[Path], None]]:
     """The key of a dataset's version in the node's cache, and what fetches it.
 
     Raises:
+        PermissionDeniedError: it is another tenant's.
         HyperError: there is no such version.
     """
-    parsed = parse_address(address)
+    parsed = own_address(address, tenant)
     if parsed.array is not None:
         raise InvalidArgumentError(f"{address!r} is an array; name a dataset")
     dataset = client.open_dataset(str(parsed))
@@ -56,9 +72,11 @@ def dataset_key(client: Client, address: str) -> tuple[str, Callable[[Path], Non
     return key, lambda folder: fetch(dataset, folder, threading.Event())
 
 
-def fetch_dataset(client: Client, cache: Cache, address: str, halt: threading.Event) -> Lease:
-    """A dataset's files on this node; blocks."""
-    key, make = dataset_key(client, address)
+def fetch_dataset(
+    client: Client, cache: Cache, address: str, tenant: str, halt: threading.Event
+) -> Lease:
+    """The files of a dataset of this tenant on this node; blocks."""
+    key, make = dataset_key(client, address, tenant)
     return cache.acquire(key, make, halt)
 
 
@@ -86,14 +104,14 @@ def fetch_code(
         HyperError: the work folder cannot be fetched.
     """
     if not job.around.setup:
-        lease = fetch_dataset(client, cache, job.workdir, halt)
+        lease = fetch_dataset(client, cache, job.workdir, job.tenant, halt)
         return Code(lease.path, None, lease)
 
     def make(folder: Path) -> None:
         work, site = folder / "work", folder / "site"
         site.mkdir()
         if job.workdir:
-            source = fetch_dataset(client, cache, job.workdir, halt)
+            source = fetch_dataset(client, cache, job.workdir, job.tenant, halt)
             try:
                 shutil.copytree(source.path, work)
             finally:

@@ -24,7 +24,6 @@ from typing import Any, TypeVar
 
 from hyper.client import Client
 from hyper.errors import HyperError
-from hyper.names import parse_address
 from hyper_servicekit.logs import get_logger
 from hyper_worker.core.model import Around, Exit, Job, Key
 from hyper_worker.folders import remove_folder
@@ -36,7 +35,7 @@ from hyper_worker.runner.template import PLACEHOLDER, as_text
 from hyper_worker.secrets import Secrets
 from hyper_worker.staging.cache import Cache, HaltedError, Lease
 from hyper_worker.staging.checkpoint import Checkpoint, StaleError
-from hyper_worker.staging.code import Code, SetupError, fetch_code, fetch_dataset
+from hyper_worker.staging.code import Code, SetupError, fetch_code, fetch_dataset, own_address
 from hyper_worker.staging.outputs import commit_outputs
 from hyper_worker.staging.trees import Below
 
@@ -228,7 +227,7 @@ class Attempt:
         binds: list[Bind] = []
         for path, address in self._bound(around.inputs):
             lease = await self._thread(
-                partial(fetch_dataset, stage.client, stage.cache, address, self._halt)
+                partial(fetch_dataset, stage.client, stage.cache, address, job.tenant, self._halt)
             )
             self._leases.append(lease)
             if path.startswith("/") or job.image or stage.isolation.active:
@@ -255,13 +254,12 @@ class Attempt:
         """(path, address) with the parameters in it; only of the task's own tenant.
 
         Raises:
-            ValueError: another tenant's dataset.
+            PermissionDeniedError: another tenant's dataset.
         """
         parameters = json.loads(self._job.parameters_json or "{}")
         for path, template in bindings:
             address = PLACEHOLDER.sub(lambda match: as_text(parameters[match[1]]), template)
-            if parse_address(address).tenant != self._job.tenant:
-                raise ValueError(f"{address} belongs to another tenant than the task")
+            own_address(address, self._job.tenant)
             yield path, address
 
     async def _run_setup(self, work: Path, site: Path) -> Exit:

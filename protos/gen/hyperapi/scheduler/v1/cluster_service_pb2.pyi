@@ -31,7 +31,7 @@ class CreateTokenRequest(google.protobuf.message.Message):
     parent: builtins.str
     """tenants/{tenant}; "tenants/*" for all"""
     role: builtins.str
-    """admin | user | worker"""
+    """admin | user | worker | service"""
     subject: builtins.str
     """who it is for; shown in logs"""
     @property

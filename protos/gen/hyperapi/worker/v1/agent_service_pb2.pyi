@@ -198,13 +198,23 @@ class Welcome(google.protobuf.message.Message):
     HEARTBEAT_INTERVAL_FIELD_NUMBER: builtins.int
     LEASE_FIELD_NUMBER: builtins.int
     EPOCH_FIELD_NUMBER: builtins.int
+    TOKEN_FIELD_NUMBER: builtins.int
+    TOKEN_LIFETIME_FIELD_NUMBER: builtins.int
     epoch: builtins.int
     """of the scheduler that leads"""
+    token: builtins.str
+    """To be shown from now on, in place of the one that the worker joined with; empty: none is asked
+    for. It has that one's id, so that who revokes that one revokes this one, too.
+    """
     @property
     def heartbeat_interval(self) -> google.protobuf.duration_pb2.Duration: ...
     @property
     def lease(self) -> google.protobuf.duration_pb2.Duration:
         """silent for longer: the node counts as lost"""
+
+    @property
+    def token_lifetime(self) -> google.protobuf.duration_pb2.Duration:
+        """connect again, for the next one, in half of it"""
 
     def __init__(
         self,
@@ -212,9 +222,11 @@ class Welcome(google.protobuf.message.Message):
         heartbeat_interval: google.protobuf.duration_pb2.Duration | None = ...,
         lease: google.protobuf.duration_pb2.Duration | None = ...,
         epoch: builtins.int = ...,
+        token: builtins.str = ...,
+        token_lifetime: google.protobuf.duration_pb2.Duration | None = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["heartbeat_interval", b"heartbeat_interval", "lease", b"lease"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["epoch", b"epoch", "heartbeat_interval", b"heartbeat_interval", "lease", b"lease"]) -> None: ...
+    def HasField(self, field_name: typing.Literal["heartbeat_interval", b"heartbeat_interval", "lease", b"lease", "token_lifetime", b"token_lifetime"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["epoch", b"epoch", "heartbeat_interval", b"heartbeat_interval", "lease", b"lease", "token", b"token", "token_lifetime", b"token_lifetime"]) -> None: ...
 
 Global___Welcome: typing_extensions.TypeAlias = Welcome
 

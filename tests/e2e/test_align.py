@@ -22,7 +22,9 @@ from PIL import Image
 import hyper
 from hyper import align, align_source
 from hyper.client import Client
+from hyper.images import write_png
 from tests.support.local_cluster import LocalCluster
+from tests.support.sections import texture
 
 pytestmark = pytest.mark.timeout(420)
 
@@ -388,3 +390,26 @@ def test_a_stack_relaxed_tile_by_tile_is_aligned_alike(
     assert result["residual_z1_p95"] < whole["residual_z1_p95"] + 0.1
     off = (tiled - at_once) - (tiled - at_once).mean(axis=1, keepdims=True)  # what sections share
     assert np.percentile(np.linalg.norm(off, axis=0), 95) < 1.0
+
+
+def test_large_sections_are_rendered_and_measured_part_by_part(
+    local_cluster: LocalCluster, tmp_path: Path
+) -> None:
+    plane = np.maximum(texture((4300, 320), seed=4), 1)
+    for z, (y, x) in enumerate([(4, 6), (10, 2), (0, 12)]):
+        write_png(tmp_path / f"z{z}.png", plane[y : y + 4280, x : x + 300])
+    with Client(local_cluster.endpoint) as client:
+        source, found = align_source.inspect_folder(tmp_path), {}
+        for name, part_px in (("parts", 4096), ("one", 8192)):
+            options = align.AlignOptions(part_px=part_px)
+            job = align.submit(client, source, f"lab/{name}", options, say=print)
+            found[name] = align.finish(client, job)
+            tasks = {each.id: each.tasks.total for each in job.workflow.status.experiments}
+            expected = 2 if name == "parts" else 1
+            assert {tasks[k] for k in ("features", "render", "measure")} == {3 * expected}
+        np.testing.assert_array_equal(
+            client.open_array("lab/parts/aligned")[...], client.open_array("lab/one/aligned")[...]
+        )
+    for key in ("cpc94_before", "cpc94", "residual_z1_p95", "tissue_kept", "sharpness",
+                "jacobian_min", "matches", "rejected", "flagged_sections"):  # fmt: skip
+        assert found["parts"][key] == pytest.approx(found["one"][key], abs=1e-4)

@@ -31,6 +31,7 @@ SETTINGS_FILE = "align/settings.json"
 RESULT_FILE = "align/result.json"
 REPORT_FILE = "align/report.html"
 METHODS = ("elastic", "deep")
+SHARD_PX = 4096  # of large sections' arrays: written by one hand
 BLOCK_PX = 2048  # sections of more than half as much again are matched block by block
 RELAX_FACTOR = 8.0  # at most, between the spacings of two meshes of one section
 RELAX_TURNS = 2  # of exchange between the tiles of a mesh
@@ -59,6 +60,8 @@ class AlignOptions:
         from_fields: `tenant/name[@version]/fields` of an alignment, used in place of matches.
         relax_vertices: if the mesh of all sections has more, a coarser one of so many is relaxed as
             one, and the finer ones tile by tile, about four times so many a task.
+        part_px: larger sections are filtered, rendered and measured part by part; a multiple of
+            4,096.
     """
 
     voxel_size_nm: tuple[float, float, float] | None = None
@@ -74,6 +77,7 @@ class AlignOptions:
     method: str = "elastic"
     from_fields: str = ""
     relax_vertices: int = 200_000
+    part_px: int = 8 * SHARD_PX
 
     def __post_init__(self) -> None:
         if self.method not in METHODS:
@@ -82,6 +86,8 @@ class AlignOptions:
             )
         if self.relax_vertices < 1000:
             raise InvalidArgumentError("relax_vertices: at least 1000", field="relax_vertices")
+        if self.part_px < SHARD_PX or self.part_px % SHARD_PX:
+            raise InvalidArgumentError(f"part_px: a multiple of {SHARD_PX}", field="part_px")
         if not 1 <= self.neighbours <= 8:
             raise InvalidArgumentError("neighbours must be from 1 to 8", field="neighbours")
         for name, (low, high) in _LIMITS_PX.items():
@@ -178,16 +184,20 @@ def recipe(session: str, source: Source, options: AlignOptions, *, name: str) ->
     if source.files:
         experiments["ingest"] = stage("ingest", [before], each)
         before = "ingest"
+    count = len(parts(source.shape[1:], options.part_px))
+    canvas = "fields" if options.from_fields else "relax"  # who decides it
+    of_canvas = {"part": {"from": f"{canvas}/canvas-parts"}} if count > 1 else {}
     if options.from_fields:
         experiments["fields"] = stage("take_fields", [before], {})
-        experiments["render"] = stage("render", ["fields"], each)
+        before = "fields"
     else:
-        experiments["features"] = stage("features", [before], each)
-        parts = {
+        of_source = {"part": {"range": [0, count]}} if count > 1 else {}
+        experiments["features"] = stage("features", [before], each | of_source)
+        by_block = {
             "z": {"range": [0, sections - 1]},
             "block": {"range": [0, len(blocks(source.shape))]},
         }
-        experiments["match"] = stage("match", ["features"], parts)
+        experiments["match"] = stage("match", ["features"], by_block)
         experiments["relax"] = stage("relax", ["match"], {})
         before = "relax"
         for level in range(1, relax_levels(source.shape, asdict(options)) + 1):
@@ -199,15 +209,29 @@ def recipe(session: str, source: Source, options: AlignOptions, *, name: str) ->
         if before != "relax":
             experiments["place"] = stage("place", [before], {"part": {"from": "relax/parts"}})
             before = "place"
-        experiments["render"] = stage("render", [before], each)
-    placed = "render"
     if options.method == "deep":
+        experiments["render"] = stage("render", [before], each)
         experiments["refine"] = stage("refine", ["render"], each)
-        placed = "refine"
-    experiments["measure"] = stage("measure", [placed], each)
+    else:
+        experiments["render"] = stage("render", [before], each | of_canvas)
+    placed = "refine" if options.method == "deep" else "render"
+    experiments["measure"] = stage("measure", [placed], each | of_canvas)
     experiments["report"] = stage("report", ["measure"], {})
     document = {"version": 1, "name": name, "experiments": experiments}
     return yaml.safe_dump(document, sort_keys=False)
+
+
+def parts(shape: Sequence[int], part_px: int) -> list[tuple[int, int, int, int]]:
+    """(y0, x0, y1, x1) of the parts of a plane (y, x) that one task filters, renders or measures.
+
+    They begin where shards of arrays do, so that every shard is written by one hand.
+    """
+    height, width = shape
+    return [
+        (y, x, min(y + part_px, height), min(x + part_px, width))
+        for y in range(0, height, part_px)
+        for x in range(0, width, part_px)
+    ]
 
 
 def blocks(shape: tuple[int, int, int]) -> list[tuple[int, int, int, int]]:

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hyper import images
-from hyper.align import SETTINGS_FILE, blocks, mesh_spacings
+from hyper.align import SETTINGS_FILE, SHARD_PX, blocks, mesh_spacings, parts
 from hyper.arrays import Array
 from hyper.context import TaskContext
 from hyper.sessions import Session
@@ -36,7 +36,6 @@ _PLAN_FILE = "align/plan.json"
 TILE_SHARE = 4  # a tile starts near its rest, and costs less a vertex than the coarsest mesh
 _COARSE_FILE = "align/coarse.npz"
 _CHUNK_PX = 512
-_MAX_SHARD_PX = 4096
 _NAMESPACE = uuid.UUID("5f0a1c86-6f0b-4f0f-9e5e-2f2f5a8f7f10")
 
 
@@ -65,14 +64,51 @@ def placed_file(part: int) -> str:
     return f"align/placed/{part:06d}.json"
 
 
-def section_file(z: int) -> str:
-    """Facts of a rendered section."""
-    return f"align/sections/{z:06d}.json"
+def section_file(z: int, part: int = 0) -> str:
+    """Facts of a rendered section, or of its part on a part of the canvas."""
+    return f"align/sections/{z:06d}-{part:06d}.json"
 
 
-def measure_file(z: int) -> str:
-    """Scores of a section with its next ones."""
-    return f"align/measures/{z:06d}.json"
+def measure_file(z: int, part: int = 0) -> str:
+    """Scores of a section, or a share of it, with its next ones."""
+    return f"align/measures/{z:06d}-{part:06d}.json"
+
+
+@dataclass(frozen=True, slots=True)
+class RenderedPart:
+    """Facts of a rendered section, or of its part on a part of the canvas.
+
+    Args:
+        blank: the share of the source that was looked at is black.
+        valid_px: pixels of tissue that were written.
+        placed_px: area of the whole section as placed.
+        gradient_before: sum and weight of the source's mean gradient.
+        gradient_after: of what was written.
+        jacobian_min: smallest of the section's triangles.
+        jacobian_max: largest.
+    """
+
+    blank: bool
+    valid_px: int
+    placed_px: float
+    gradient_before: tuple[float, float]
+    gradient_after: tuple[float, float]
+    jacobian_min: float
+    jacobian_max: float
+
+    @classmethod
+    def joined(cls, all_parts: Sequence[RenderedPart]) -> RenderedPart:
+        """A section out of its parts."""
+
+        def gathered(values: Sequence[tuple[float, float]]) -> tuple[float, float]:
+            return sum(total for total, _ in values), sum(weight for _, weight in values)
+
+        return cls(
+            all(each.blank for each in all_parts), sum(each.valid_px for each in all_parts),
+            all_parts[0].placed_px, gathered([each.gradient_before for each in all_parts]),
+            gathered([each.gradient_after for each in all_parts]),
+            all_parts[0].jacobian_min, all_parts[0].jacobian_max,
+        )  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,6 +172,17 @@ class Job:
     def read_json(self, path: str) -> Any:
         """Read them back."""
         return json.loads(self.session.read(path))
+
+    def parts(self, shape: Sequence[int]) -> list[tuple[int, int, int, int]]:
+        """Those of a plane of the source, or of the canvas."""
+        return parts(shape, int(self.settings["options"]["part_px"]))
+
+    def tasks_a_section(self, *, rendered: bool = False) -> int:
+        """How many measure a section of the result, or have rendered it."""
+        deep = self.settings["options"]["method"] == "deep"
+        if len(self.parts(self.shape[1:])) == 1 or (rendered and deep):
+            return 1
+        return len(self.parts(self.session[ALIGNED].shape[1:]))
 
     def read_files(self, paths: Sequence[str]) -> list[bytes]:
         """These files, in this order; several are read at a time.
@@ -339,7 +386,7 @@ class Job:
 
 def shard_px(edge: int) -> int:
     """A whole section up to 16 MB of bytes, else a tile of that size: written by one hand."""
-    return min(-(-edge // _CHUNK_PX) * _CHUNK_PX, _MAX_SHARD_PX)
+    return min(-(-edge // _CHUNK_PX) * _CHUNK_PX, SHARD_PX)
 
 
 def shards(shape: tuple[int, int]) -> list[tuple[int, int, int, int]]:

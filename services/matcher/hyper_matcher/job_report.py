@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
@@ -17,8 +17,9 @@ from hyper.context import TaskContext
 from hyper.workflows import Workflow
 from hyper_matcher.align.facts import PairFacts
 from hyper_matcher.align.order import failed_pairs
-from hyper_matcher.align.quality import Facts, PairQuality, result_object
-from hyper_matcher.job_files import ALIGNED, Job, measure_file, section_file
+from hyper_matcher.align.quality import Facts, PairQuality, join_quality, result_object
+from hyper_matcher.align.render import tissue_kept
+from hyper_matcher.job_files import ALIGNED, Job, RenderedPart, measure_file, section_file
 from hyper_matcher.job_plan import Plan
 from hyper_matcher.report import (
     NeighbourScore,
@@ -42,7 +43,10 @@ def write_report(context: TaskContext, job: Job) -> dict[str, Any]:
     workflow = context.client.workflow(context.task.partition("/experiments/")[0])
     before, after = _measures(job)
     pairs = job.load_facts()
-    sections = [json.loads(content) for content in job.read_files(_each(job, section_file))]
+    sections = [
+        RenderedPart.joined([RenderedPart(**json.loads(content)) for content in contents])
+        for contents in _each(job, section_file, job.tasks_a_section(rendered=True))
+    ]
     flagged = job.flagged()
     result = result_object(before, after, _facts(job, workflow, sections, pairs, flagged))
     result["cpu_seconds"] = result["peak_rss_mb"] = None  # known to who watches the cluster
@@ -62,36 +66,46 @@ def write_report(context: TaskContext, job: Job) -> dict[str, Any]:
 def _measures(job: Job) -> tuple[list[PairQuality], list[PairQuality]]:
     """Scores of all pairs, as they came and as rendered."""
     found: dict[str, list[PairQuality]] = {"before": [], "after": []}
-    for content in job.read_files(_each(job, measure_file)):
-        scores = json.loads(content)
+    for contents in _each(job, measure_file, job.tasks_a_section()):
+        shares = [json.loads(content) for content in contents]
         for when, pairs in found.items():
-            pairs.extend(PairQuality.from_json(values) for values in scores[when])
+            for same in zip(*(scores[when] for scores in shares), strict=True):
+                pairs.append(join_quality([PairQuality.from_json(values) for values in same]))
     return found["before"], found["after"]
 
 
-def _each(job: Job, file_of: Callable[[int], str]) -> list[str]:
-    return [file_of(z) for z in range(job.shape[0])]
+def _each(job: Job, file_of: Callable[[int, int], str], count: int) -> Iterator[list[bytes]]:
+    """For each section the files of its parts."""
+    names = [file_of(z, part) for z in range(job.shape[0]) for part in range(count)]
+    contents = job.read_files(names)
+    return (contents[k : k + count] for k in range(0, len(contents), count))
 
 
 def _facts(
     job: Job,
     workflow: Workflow,
-    sections: Sequence[Mapping[str, Any]],
+    sections: Sequence[RenderedPart],
     pairs: Sequence[PairFacts],
     flagged: Mapping[int, str],
 ) -> Facts:
-    tissue = [facts for facts in sections if not facts["blank"]]
+    tissue = [facts for facts in sections if not facts.blank]
     rejected: Counter[str] = Counter()
     for pair in pairs:
         rejected.update(pair.rejected)
-    source = float(np.mean([facts["gradient_before"] for facts in tissue]))
-    rendered = float(np.mean([facts["gradient_after"] for facts in tissue]))
+    source, rendered = (
+        float(np.mean([total / weight if weight else 0.0 for total, weight in means]))
+        for means in (
+            [facts.gradient_before for facts in tissue], [facts.gradient_after for facts in tissue],
+        )
+    )  # fmt: skip
     started = workflow.status.create_time
     return Facts(
-        tissue_kept=float(np.mean([facts["tissue_kept"] for facts in tissue])),
+        tissue_kept=float(
+            np.mean([tissue_kept(facts.valid_px, facts.placed_px) for facts in tissue])
+        ),
         sharpness=rendered / source if source > 0 else 0.0,
-        jacobian_min=min(facts["jacobian_min"] for facts in sections),
-        jacobian_max=max(facts["jacobian_max"] for facts in sections),
+        jacobian_min=min(facts.jacobian_min for facts in sections),
+        jacobian_max=max(facts.jacobian_max for facts in sections),
         matches=sum(pair.accepted for pair in pairs),
         rejected=dict(sorted(rejected.items())),
         flagged=flagged,

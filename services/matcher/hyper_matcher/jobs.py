@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
 from types import ModuleType
 from typing import Any
 
@@ -34,8 +35,8 @@ from hyper_matcher.align.render import (
     choose_canvas,
     inverse_map,
     jacobians,
+    placed_px,
     render_section,
-    tissue_kept,
 )
 from hyper_matcher.align.springs import RelaxOptions
 from hyper_matcher.bandpass import bandpass_onnx
@@ -49,6 +50,7 @@ from hyper_matcher.job_files import (
     RAW,
     VALID,
     Job,
+    RenderedPart,
     measure_file,
     placed_file,
     section_file,
@@ -93,18 +95,21 @@ def ingest(context: TaskContext, *, session: str, z: int) -> dict[str, Any]:
     return {"mean": round(float(section.mean()), 2)}
 
 
-def features(context: TaskContext, *, session: str, z: int) -> dict[str, Any]:
-    """Filter one section with the band-pass net, on the inference service."""
+def features(
+    context: TaskContext, *, session: str, z: int, part: int | None = None
+) -> dict[str, Any]:
+    """Filter one section, or a part of it, with the band-pass net, on the inference service."""
     job = Job.open(context, session)
     if job.left_out(z):
         return {"blank": True}
     source = job.source_array()
     _, height, width = job.shape
+    y0, x0, y1, x1 = (0, 0, height, width) if part is None else job.parts(job.shape[1:])[part]
     context.client.infer_volume(
         f"{session}/files/{MODEL_FILE}",
         source,
         job.session[FEATURES],
-        box=((z, 0, 0), (z + 1, height, width)),
+        box=((z, y0, x0), (z + 1, y1, x1)),
         output_scale=_FEATURE_GAIN,
         output_shift=_FEATURE_ZERO,
     )
@@ -139,7 +144,8 @@ def match(context: TaskContext, *, session: str, z: int, block: int = 0) -> dict
 def relax(context: TaskContext, *, session: str) -> dict[str, Any]:
     """Bring all meshes to rest at once, or a coarser mesh of each; decide the canvas.
 
-    Returns, for what follows, the tiles of each finer mesh, and the parts of the stack to `place`.
+    Returns, for what follows, the tiles of each finer mesh, the parts of the stack to `place`, and
+    those of the canvas.
     """
     job = Job.open(context, session)
     depth, height, width = job.shape
@@ -175,9 +181,9 @@ def relax(context: TaskContext, *, session: str) -> dict[str, Any]:
     counts = [len(job.tiling(k, relaxed.rigid)) for k in range(1, len(levels))]
     counts += [0] * (_MESHES - len(counts))
     tiles = {f"level-{k}": {"range": [0, count]} for k, count in enumerate(counts, 1)}
-    parts = -(-depth // PLACED) if len(levels) > 1 else 0
-    found = {"flagged": len(flagged), "canvas": list(canvas.shape)}
-    return {**found, "parts": {"range": [0, parts]}, **tiles}
+    found: dict[str, Any] = {"flagged": len(flagged), "canvas": list(canvas.shape), **tiles}
+    found["parts"] = {"range": [0, -(-depth // PLACED) if len(levels) > 1 else 0]}
+    return found | {"canvas-parts": {"range": [0, len(job.parts(canvas.shape))]}}
 
 
 def settle(
@@ -229,7 +235,9 @@ def take_fields(context: TaskContext, *, session: str) -> dict[str, Any]:
     _make_outputs(job, mesh, canvas)
     for z in range(depth):
         job.session[FIELDS][:, z : z + 1] = fields[:, z : z + 1]
-    return {"canvas": [height, width]}
+    return {
+        "canvas": [height, width], "canvas-parts": {"range": [0, len(job.parts(canvas.shape))]},
+    }  # fmt: skip
 
 
 def why_nothing(flagged: Mapping[int, str], pairs: Sequence[PairFacts]) -> str:
@@ -250,8 +258,11 @@ def why_nothing(flagged: Mapping[int, str], pairs: Sequence[PairFacts]) -> str:
     )
 
 
-def render(context: TaskContext, *, session: str, z: int) -> dict[str, Any]:
-    """Render one section into array `aligned`, or into what the refinement starts from."""
+def render(
+    context: TaskContext, *, session: str, z: int, part: int | None = None
+) -> dict[str, Any]:
+    """Render one section, or its part on a part of the canvas, into array `aligned`; or, whole,
+    into what the refinement starts from."""
     job = Job.open(context, session)
     if job.tiled and not job.session.exists(placed_file(z // PLACED)):
         raise InvalidArgumentError(
@@ -263,7 +274,7 @@ def render(context: TaskContext, *, session: str, z: int) -> dict[str, Any]:
         whole = job.source_window(z, slice(0, mesh.shape[0]), slice(0, mesh.shape[1]))
         job.session[ELASTIC][z] = render_section(whole, positions, mesh, canvas)[0]
         return {}
-    return _store(job, z, placed)
+    return _store(job, z, placed, part)
 
 
 def refine(context: TaskContext, *, session: str, z: int) -> dict[str, Any]:
@@ -276,7 +287,7 @@ def refine(context: TaskContext, *, session: str, z: int) -> dict[str, Any]:
     field = deep.refine_section(np.asarray(elastic[z]), others)
     length = np.linalg.norm(field, axis=-1)
     moved = {"refined_px_p99": round(float(np.percentile(length, 99)), 2)}
-    return _store(job, z, job.load_placed(z), lambda maps: deep.compose(maps, field)) | moved
+    return _store(job, z, job.load_placed(z), None, lambda maps: deep.compose(maps, field)) | moved
 
 
 def _deep() -> ModuleType:
@@ -293,6 +304,7 @@ def _store(
     job: Job,
     z: int,
     placed: tuple[Mesh, NDArray[np.float64], Canvas],
+    part: int | None,
     change: Callable[[NDArray[np.float32]], NDArray[np.float32]] | None = None,
 ) -> dict[str, Any]:
     """Render a section shard by shard, and keep where it is valid, and its facts.
@@ -301,14 +313,19 @@ def _store(
         job: the alignment.
         z: section.
         placed: its mesh, where the vertices lie, and the canvas.
+        part: of the canvas; None: all of it.
         change: of the inverse map; the whole section is then rendered at once.
     """
     mesh, positions, canvas = placed
-    parts = shards(canvas.shape) if change is None else [(0, 0, *canvas.shape)]
+    shared = [(0, 0, *canvas.shape)] if part is None else job.parts(canvas.shape)
+    top, left, bottom, right = shared[part or 0]
+    pieces = [(0, 0, *canvas.shape)]
+    if change is None:
+        pieces = [s for s in shards(canvas.shape) if top <= s[0] < bottom and left <= s[1] < right]
     before, after, valid_px, shown = Means(), Means(), 0, False
-    for y0, x0, y1, x1 in parts:
-        part = Canvas((canvas.origin[0] + y0, canvas.origin[1] + x0), (y1 - y0, x1 - x0))
-        maps = inverse_map(positions, mesh, part)
+    for y0, x0, y1, x1 in pieces:
+        window = Canvas((canvas.origin[0] + y0, canvas.origin[1] + x0), (y1 - y0, x1 - x0))
+        maps = inverse_map(positions, mesh, window)
         if change is not None:
             maps = change(maps)
         section, valid = render_window(
@@ -318,40 +335,43 @@ def _store(
         job.session[VALID][z, y0:y1, x0:x1] = valid.astype(np.uint8)
         after.add(mean_gradient(section, valid), int(valid.sum()))
         valid_px += int(valid.sum())
-    for y0, x0, y1, x1 in blocks((1, *mesh.shape)):
+    for y0, x0, y1, x1 in blocks((1, *mesh.shape))[part or 0 :: len(shared)]:
         source = job.source_window(z, slice(y0, y1), slice(x0, x1))
         before.add(mean_gradient(source), source.size)
         shown = shown or bool(source.any())
     areas = jacobians(positions, mesh)
-    facts = {
-        "blank": not shown,
-        "tissue_kept": tissue_kept(positions, mesh, valid_px),
-        "gradient_before": before.mean,
-        "gradient_after": after.mean,
-        "jacobian_min": float(areas.min()),
-        "jacobian_max": float(areas.max()),
-    }
-    job.write_json(section_file(z), facts)
-    return {"tissue_kept": round(float(facts["tissue_kept"]), 4)}
+    facts = RenderedPart(
+        blank=not shown, valid_px=valid_px, placed_px=placed_px(positions, mesh),
+        gradient_before=(before.total, before.weight), gradient_after=(after.total, after.weight),
+        jacobian_min=float(areas.min()), jacobian_max=float(areas.max()),
+    )  # fmt: skip
+    job.write_json(section_file(z, part or 0), asdict(facts))
+    return {"valid_px": valid_px}
 
 
-def measure(context: TaskContext, *, session: str, z: int) -> dict[str, Any]:
-    """Score section z with its next two, before and after."""
+def measure(
+    context: TaskContext, *, session: str, z: int, part: int | None = None
+) -> dict[str, Any]:
+    """Score section z, or a part of it, with its next two, before and after."""
     job = Job.open(context, session)
     depth = job.shape[0]
     aligned = job.session[ALIGNED]
     before, after = [], []
+    count = 1 if part is None else len(job.parts(aligned.shape[1:]))
+    share = (part or 0, count)
     for a, b in pairs_of(depth, 2):
         if a != z:
             continue
         quality = measure_windows(
-            aligned.shape[1:], lambda d, y, x: np.asarray(aligned[d, y, x]), a, b
+            aligned.shape[1:], lambda d, y, x: np.asarray(aligned[d, y, x]), a, b, share=share
         )
         after.append(quality.to_json())
         if b == a + 1:
-            quality = measure_windows(job.shape[1:], job.source_window, a, b, residuals=False)
+            quality = measure_windows(
+                job.shape[1:], job.source_window, a, b, residuals=False, share=share
+            )
             before.append(quality.to_json())
-    job.write_json(measure_file(z), {"before": before, "after": after})
+    job.write_json(measure_file(z, part or 0), {"before": before, "after": after})
     return {"pairs": len(after)}
 
 

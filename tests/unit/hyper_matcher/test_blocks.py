@@ -6,7 +6,7 @@ import pytest
 from hyper.align import blocks
 from hyper_matcher.align.blocks import Means, grown, join_blocks, render_window, within_block
 from hyper_matcher.align.geometry import Affine, Mesh, PairMatches
-from hyper_matcher.align.quality import measure_pair, measure_windows
+from hyper_matcher.align.quality import join_quality, measure_pair, measure_windows
 from hyper_matcher.align.render import Canvas, inverse_map, render_section
 from tests.support.sections import texture
 
@@ -77,11 +77,19 @@ def test_quality_by_windows_is_that_of_the_whole() -> None:
     plane = texture((94 * 26, 300), seed=3)
     stack = np.stack([plane, np.roll(plane, 1, axis=0)])
     read = lambda z, y, x: stack[z, y, x]  # noqa: E731
+    tall = lambda z, y, x: np.concatenate([stack[z], stack[z]])[y, x]  # noqa: E731
     by_windows = measure_windows((94 * 26, 300), read, 0, 1)
     whole = measure_pair(stack[0], stack[1], 0, 1)
     assert by_windows.cpc == pytest.approx(whole.cpc) and by_windows.tiles == whole.tiles
     assert by_windows.coverage > whole.coverage - 0.03
     assert np.median(by_windows.residuals) == pytest.approx(1.0, abs=0.05)
+    shares = [measure_windows((94 * 52, 300), tall, 0, 1, share=(k, 2)) for k in (0, 1)]
+    joined, at_once = join_quality(shares), measure_windows((94 * 52, 300), tall, 0, 1)
+    assert joined.cpc == pytest.approx(at_once.cpc) and joined.tiles == at_once.tiles
+    assert sorted(joined.residuals) == sorted(at_once.residuals)
+    assert joined.tried == at_once.tried and joined.coverage == pytest.approx(
+        at_once.coverage, abs=0.02
+    )
     large = measure_windows(
         (94 * 60, 300), lambda z, y, x: np.resize(plane, (94 * 60, 300))[y, x], 0, 1
     )

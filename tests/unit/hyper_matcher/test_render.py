@@ -35,7 +35,7 @@ def test_a_shift_moves_pixels_and_leaves_no_tissue_behind() -> None:
     assert (rendered[10:, :130] == section[:110, 20:]).all()
     assert not valid[:10].any()
     assert not rendered[~valid].any()
-    kept = tissue_kept(_MESH.vertices + _SHIFT, _MESH, int(valid.sum()))
+    kept = tissue_kept(int(valid.sum()), placed_px(_MESH.vertices + _SHIFT, _MESH))
     assert kept == pytest.approx(110 * 130 / (119 * 149), abs=0.01)
 
 

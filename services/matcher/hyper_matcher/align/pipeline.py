@@ -22,6 +22,7 @@ from hyper_matcher.align.render import (
     Canvas,
     choose_canvas,
     jacobians,
+    placed_px,
     render_section,
     tissue_kept,
 )
@@ -167,7 +168,8 @@ def _facts(
     depth = len(volume)
     areas = np.concatenate([jacobians(p, relaxed.mesh) for p in relaxed.positions])
     kept = [
-        tissue_kept(relaxed.positions[z], relaxed.mesh, int(valid[z].sum())) for z in range(depth)
+        tissue_kept(int(valid[z].sum()), placed_px(relaxed.positions[z], relaxed.mesh))
+        for z in range(depth)
     ]
     source = float(np.mean([mean_gradient(section) for section in volume]))
     output = float(np.mean([mean_gradient(sections[z], valid[z]) for z in range(depth)]))

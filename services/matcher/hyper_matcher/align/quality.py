@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -110,6 +111,7 @@ def measure_windows(
     target_z: int,
     *,
     residuals: bool = True,
+    share: tuple[int, int] = (0, 1),
 ) -> PairQuality:
     """`measure_pair` window by window, so that memory does not grow with the section.
 
@@ -122,14 +124,15 @@ def measure_windows(
         source_z: the first.
         target_z: the second.
         residuals: also match afresh.
+        share: (k, n): every n-th window from the k-th on; `join_quality` puts all together.
     """
     tiles, correlated = 0, 0.0
     lengths: list[float] = []
     tried, covered, areas = 0, 0.0, 0
     ys, xs = _spans(shape[0]), _spans(shape[1])
     spacing_px = _SPACING_PX if len(ys) * len(xs) == 1 else _WIDE_SPACING_PX
-    for y in ys:
-        for x in xs:
+    for number, (y, x) in enumerate(itertools.product(ys, xs)):
+        if number % share[1] == share[0]:
             rows, columns = (
                 slice(
                     max(-_SEARCH_PX, s.start - _TEMPLATE_ROOM_PX),
@@ -159,6 +162,23 @@ def measure_windows(
     cpc = correlated / tiles if tiles else None
     return PairQuality(
         source_z, target_z, cpc, tiles, tuple(lengths), tried, covered / areas if areas else 0.0
+    )
+
+
+def join_quality(shares: Sequence[PairQuality]) -> PairQuality:
+    """One pair's scores out of those of its shares."""
+    if len(shares) == 1:
+        return shares[0]
+    scored = [each for each in shares if each.cpc is not None]
+    tiles = sum(each.tiles for each in scored)
+    tried = sum(each.tried for each in shares)
+    return replace(
+        shares[0],
+        cpc=sum((each.cpc or 0.0) * each.tiles for each in scored) / tiles if tiles else None,
+        tiles=tiles,
+        residuals=tuple(length for each in shares for length in each.residuals),
+        tried=tried,
+        coverage=sum(each.coverage * each.tried for each in shares) / max(1, tried),
     )
 
 

@@ -118,10 +118,14 @@ def jacobians(positions: NDArray[np.float64], mesh: Mesh) -> NDArray[np.float64]
     return _areas(positions, mesh) / _areas(mesh.vertices, mesh)
 
 
-def tissue_kept(positions: NDArray[np.float64], mesh: Mesh, valid_px: int) -> float:
-    """Share of the section's area, as placed, that landed on the canvas as valid pixels."""
-    area = float(np.abs(_areas(positions, mesh)).sum())
-    return min(1.0, valid_px / max(area, 1.0))
+def placed_px(positions: NDArray[np.float64], mesh: Mesh) -> float:
+    """The section's area as placed, whether on the canvas or beyond."""
+    return float(np.abs(_areas(positions, mesh)).sum())
+
+
+def tissue_kept(valid_px: int, area_px: float) -> float:
+    """Share of a section's area, as placed, that landed on the canvas as valid pixels."""
+    return min(1.0, valid_px / max(area_px, 1.0))
 
 
 def _areas(points: NDArray[np.float64], mesh: Mesh) -> NDArray[np.float64]:

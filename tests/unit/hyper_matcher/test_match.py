@@ -130,3 +130,12 @@ def test_refuses_templates_that_do_not_fit() -> None:
 
 def test_templates_grow_where_the_first_pass_was_doubtful() -> None:
     assert fine_scale(1.0) < fine_scale(0.7) < fine_scale(0.3)
+
+
+@pytest.mark.parametrize("shape", [(1600, 220), (200, 1500)])
+def test_long_narrow_sections_have_a_coarse_fit(shape: tuple[int, int]) -> None:
+    plane = texture((shape[0] + 20, shape[1] + 20), seed=4)
+    first, second = plane[4:-16, 6:-14], plane[10:-10, 2:-18]
+    found, score = coarse_fit(CoarseImage(first), CoarseImage(second))
+    assert score > 0.9
+    assert found.offset == pytest.approx([-6.0, 4.0], abs=0.5)

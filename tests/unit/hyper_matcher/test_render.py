@@ -10,6 +10,7 @@ from hyper_matcher.align.render import (
     inverse_map,
     jacobians,
     kept_share,
+    placed_px,
     render_section,
     tissue_kept,
 )

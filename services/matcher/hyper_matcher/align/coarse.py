@@ -28,6 +28,8 @@ from hyper_matcher.peaks import find_peaks
 _SURE = 0.6  # of the blocks: where so many agree, no other angle is looked at
 _BARE = 0.15  # a block's standard deviation below which it shows no tissue; tissue has about 0.6
 _TRIALS = 200  # pairs of blocks of which each proposes a rigid map
+# Long narrow sections are shrunk less: to so much across, for blocks and the search over angles,
+_SHORT_BLOCKS_PX, _SHORT_SEARCH_PX, _LONG_SEARCH_PX = 128, 32, 512  # and at most so much along
 _FEWEST_BLOCKS = 0.35  # of all: where the overlap holds fewer, the rest counts as disagreeing
 
 
@@ -67,9 +69,12 @@ class CoarseImage:
     def __init__(self, section: NDArray[Any], options: CoarseOptions | None = None) -> None:
         self.options = options or CoarseOptions()
         self.shape: tuple[int, int] = (section.shape[0], section.shape[1])
-        edge = max(self.shape)
-        self.block_factor = max(1, round(edge / self.options.block_edge_px))
-        self.search_factor = max(self.block_factor, math.ceil(edge / self.options.search_edge_px))
+        short, edge = min(self.shape), max(self.shape)
+        room = short // _SHORT_BLOCKS_PX, max(short // _SHORT_SEARCH_PX, edge // _LONG_SEARCH_PX)
+        self.block_factor = max(1, min(round(edge / self.options.block_edge_px), room[0]))
+        self.search_factor = max(
+            self.block_factor, min(math.ceil(edge / self.options.search_edge_px), room[1])
+        )
         self.blocks = contrast_features(downsample(section, self.block_factor), 1.2, 6.0)
         self.search = contrast_features(downsample(section, self.search_factor), 0.8, 4.0)
         self.block_search = SearchImage(self.blocks)

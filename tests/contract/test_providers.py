@@ -8,6 +8,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import sys
 import uuid
@@ -300,3 +301,23 @@ async def test_aws_away_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
         provider = AwsProvider("c-1", ["us-east-1"], "http://127.0.0.1:1")
         with pytest.raises(UnavailableError, match="aws"):
             await provider.instances()
+
+
+@pytest.mark.parametrize("text", ["", '{"id": "1', "[]", None])
+async def test_an_agent_whose_file_was_not_finished_is_found(tmp_path: Path, text: str | None):
+    """Whoever started it died before it knew the process, or while it wrote."""
+    place = _process(ExitStack(), tmp_path / "agents")
+    provider = place.make("c-1")
+    launched = await provider.launch(place.order("m-1"))
+    file = tmp_path / "agents" / "m-1.json"
+    facts = json.dumps({"id": "", "machine": "m-1", "cluster": "c-1"})
+    file.write_text(facts if text is None else text)
+    (tmp_path / "agents" / "m-2.json").write_text(facts.replace("m-1", "m-2"))  # none was started
+    after = place.make("c-1")
+    try:
+        assert [each.id for each in await after.instances()] == [launched]
+        assert not (tmp_path / "agents" / "m-2.json").exists()
+    finally:
+        await after.terminate([launched])
+    assert await after.instances() == []
+    assert list((tmp_path / "agents").glob("*.json")) == []

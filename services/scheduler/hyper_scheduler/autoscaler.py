@@ -29,7 +29,13 @@ from hyper_scheduler.placement.fleet import Demand, Held, Known, Plan, plan, ref
 from hyper_scheduler.placement.hazard import Hazard
 from hyper_scheduler.placement.ledger import Ledger, Machine
 from hyper_scheduler.placement.offers import Offer
-from hyper_scheduler.providers.base import Order, Provider, RefusedError, agent_environment
+from hyper_scheduler.providers.base import (
+    Instance,
+    Order,
+    Provider,
+    RefusedError,
+    agent_environment,
+)
 from hyper_scheduler.store import DeposedError, Store
 from hyper_scheduler.term import Term
 from hyper_servicekit.clock import Clock
@@ -184,13 +190,12 @@ class Autoscaler:
 
     async def _compare(self, now: float) -> None:
         """The ledger against what providers have: adopt, end strays, notice what is gone."""
-        for name, provider in self._providers.items():
-            try:
-                instances = await provider.instances()
-                noticed = set(await provider.notices())
-            except HyperError as error:
-                log.warning("provider not asked", provider=name, error=str(error))
+        names = list(self._providers)
+        answers = await asyncio.gather(*map(self._listed, names))
+        for name, answer in zip(names, answers, strict=True):
+            if answer is None:
                 continue
+            instances, noticed = answer
             there = {each.machine: each for each in instances}
             strays = []
             for machine, instance in there.items():
@@ -208,6 +213,15 @@ class Autoscaler:
             for machine, entry in list(self.ledger.machines.items()):
                 if entry.provider == name:
                     self._check_there(machine, entry, machine in there)
+
+    async def _listed(self, name: str) -> tuple[Sequence[Instance], set[str]] | None:
+        """What a provider has, and of these what it will take away; None: it is away."""
+        provider = self._providers[name]
+        try:
+            return await provider.instances(), set(await provider.notices())
+        except HyperError as error:
+            log.warning("provider not asked", provider=name, error=str(error))
+            return None
 
     def _check_there(self, machine: str, entry: Machine, there: bool) -> None:
         if there:
@@ -358,32 +372,53 @@ class Autoscaler:
     # What is done
 
     async def _carry_out(self, plans: Mapping[tuple[str, str], Plan], now: float) -> None:
-        for (workflow, experiment), each in plans.items():
+        wanted: dict[tuple[str, bool], list[tuple[str, str]]] = {}
+        for key, each in plans.items():
             for name in each.ends:
                 await self._drain(name, "it is not needed any more", now)
-            for offer_name, spot in each.launches:
-                offer = self._catalogue.offer(offer_name)
-                if offer is not None and len(self.ledger.machines) < self._settings.max_machines:
-                    await self._launch(offer, spot, workflow, experiment, now)
-        for machine, since in list(self._asked_to_drain.items()):
-            await self._end_drained(machine, since, now)
+            for launch in each.launches:
+                wanted.setdefault(launch, []).append(key)
+        # One of each offer goes first: what is refused to it would be to the others.
+        await self._launch_all([(offer, keys[:1]) for offer, keys in wanted.items()], now)
+        await self._launch_all([(offer, keys[1:]) for offer, keys in wanted.items()], now)
+        await self._end_drained(now)
         live = {each.workflow for each in self.ledger.machines.values()}
         networks = sorted({network_of(name) for name in live})
-        for name, provider in self._providers.items():
-            try:
-                await provider.tidy(networks)
-            except HyperError as error:
-                log.warning("networks wait", provider=name, error=str(error))
+        await asyncio.gather(*(self._tidy(name, networks) for name in self._providers))
 
-    async def _launch(
-        self, offer: Offer, spot: bool, workflow: str, experiment: str, now: float
+    async def _tidy(self, name: str, networks: Sequence[str]) -> None:
+        try:
+            await self._providers[name].tidy(networks)
+        except HyperError as error:
+            log.warning("networks wait", provider=name, error=str(error))
+
+    async def _launch_all(
+        self, wanted: Sequence[tuple[tuple[str, bool], Sequence[tuple[str, str]]]], now: float
     ) -> None:
-        key = refusal_key(offer.name, spot=spot)
-        refusal = self._refusals.get(key)
+        """All at once; the ledger knows of them before they are asked for."""
+        orders: list[Order] = []
+        for (name, spot), keys in wanted:
+            offer = self._catalogue.offer(name)
+            for workflow, experiment in keys:
+                if offer is not None and self._may_launch(offer, spot, now):
+                    orders.append(self._open(offer, spot, workflow, experiment, now))
+        if orders:
+            await self._store.save_ledger(self.ledger.plain(), self._term.fence)
+            await asyncio.gather(*(self._launch(order, now) for order in orders))
+
+    def _may_launch(self, offer: Offer, spot: bool, now: float) -> bool:
+        refusal = self._refusals.get(refusal_key(offer.name, spot=spot))
         if refusal is not None and refusal.until > now:
-            return
-        if sum(each.offer == offer.name for each in self.ledger.machines.values()) >= offer.most:
-            return
+            return False
+        machines = self.ledger.machines.values()
+        if len(machines) >= self._settings.max_machines:
+            return False
+        return sum(each.offer == offer.name for each in machines) < offer.most
+
+    def _open(
+        self, offer: Offer, spot: bool, workflow: str, experiment: str, now: float
+    ) -> Order:  # fmt: skip
+        """Enter a machine into the ledger; what its provider is told."""
         machine = f"m-{uuid.uuid4().hex[:12]}"
         usd_h = offer.usd_h(spot=spot) or 0.0
         entry = Machine(
@@ -392,8 +427,7 @@ class Autoscaler:
             offer.slots, now, now,
         )  # fmt: skip
         self.ledger.open(machine, entry)
-        await self._store.save_ledger(self.ledger.plain(), self._term.fence)
-        order = Order(
+        return Order(
             machine=machine,
             offer=offer.name,
             instance_type=offer.instance_type,
@@ -407,22 +441,34 @@ class Autoscaler:
             ),
             options=offer.options,
         )  # fmt: skip
+
+    async def _launch(self, order: Order, now: float) -> None:
+        entry, offer, spot = self.ledger.machines[order.machine], order.offer, order.spot
+        key = refusal_key(offer, spot=spot)
         try:
-            entry.provider_id = await self._providers[offer.provider].launch(order)
+            entry.provider_id = await self._providers[entry.provider].launch(order)
         except RefusedError as error:
-            log.warning("machine refused", offer=offer.name, spot=spot, reason=error.name)
-            metrics.LAUNCHES.labels(offer.name, "refused").inc()
-            self._refusals = refused(self._refusals, key, error.name, now)
-            self._close(machine, preempted=False)
+            log.warning("machine refused", offer=offer, spot=spot, reason=error.name)
+            metrics.LAUNCHES.labels(offer, "refused").inc()
+            self._refuse(key, error.name, now)
+            self._close(order.machine, preempted=False)
             return
         except HyperError as error:  # it may have been launched: `_compare` adopts it then
-            log.warning("launch not answered", offer=offer.name, spot=spot, error=str(error))
-            metrics.LAUNCHES.labels(offer.name, "refused").inc()
-            self._refusals = refused(self._refusals, key, "Unreachable", now)
+            log.warning("launch not answered", offer=offer, spot=spot, error=str(error))
+            metrics.LAUNCHES.labels(offer, "refused").inc()
+            self._refuse(key, "Unreachable", now)
             return
-        metrics.LAUNCHES.labels(offer.name, "started").inc()
+        metrics.LAUNCHES.labels(offer, "started").inc()
         self._refusals = accepted(self._refusals, key)
-        log.info("machine launched", machine=machine, offer=offer.name, spot=spot, usd_h=usd_h)
+        log.info(
+            "machine launched", machine=order.machine, offer=offer, spot=spot, usd_h=entry.usd_h
+        )
+
+    def _refuse(self, key: str, reason: str, now: float) -> None:
+        """Back off from an offer: once for all that were asked for together."""
+        before = self._refusals.get(key)
+        if before is None or before.until <= now:
+            self._refusals = refused(self._refusals, key, reason, now)
 
     async def _drain(self, machine: str, reason: str, now: float) -> None:
         """Nothing new for it; it is ended once it is idle, or after a while."""
@@ -434,18 +480,27 @@ class Autoscaler:
         if worker is not None and not worker.draining:
             await self._term.ask(DrainWorker(now, uuid.uuid4().hex, worker.name))
 
-    async def _end_drained(self, machine: str, since: float, now: float) -> None:
-        entry = self.ledger.machines.get(machine)
-        if entry is None:
-            self._asked_to_drain.pop(machine, None)
-            return
-        worker = self._workers().get(machine)
-        waited = now - since >= self._settings.drain_s
-        if worker is not None and worker.running and not waited:
-            return
-        entry.ending = True
-        if entry.provider_id and await self._terminate(entry.provider, [entry.provider_id]):
-            log.info("machine ended", machine=machine, offer=entry.offer)
+    async def _end_drained(self, now: float) -> None:
+        """End machines that were asked to drain and are idle, or have had their time."""
+        workers = self._workers()
+        ready: dict[str, dict[str, str]] = {}  # provider -> its name of a machine -> ours
+        for machine, since in list(self._asked_to_drain.items()):
+            entry = self.ledger.machines.get(machine)
+            if entry is None:
+                self._asked_to_drain.pop(machine, None)
+                continue
+            worker = workers.get(machine)
+            if worker is not None and worker.running and now - since < self._settings.drain_s:
+                continue
+            entry.ending = True
+            if entry.provider_id:
+                ready.setdefault(entry.provider, {})[entry.provider_id] = machine
+
+        async def end(provider: str, ids: dict[str, str]) -> None:
+            if await self._terminate(provider, list(ids)):
+                log.info("machines ended", provider=provider, machines=list(ids.values()))
+
+        await asyncio.gather(*(end(provider, ids) for provider, ids in ready.items()))
 
     async def _terminate(self, name: str, ids: list[str]) -> bool:
         """End machines; False: their provider is away, and is asked again at the next look."""

@@ -19,14 +19,16 @@ from hyper_scheduler.placement.forecast import forecast
 from hyper_scheduler.placement.hazard import Hazard
 from hyper_scheduler.placement.ledger import Ledger, Machine
 from hyper_scheduler.placement.offers import Offer, mismatch
+from hyper_scheduler.providers.options import wrong_option
 
 CATALOGUE = """
 version: 1
 as_of: 2026-11-01
 offers:
   - {name: t4, provider: aws, cloud: aws, region: r, zone: r-a, instance_type: g4dn.xlarge, cpus: 4,
-     memory: 16GiB, gpu: T4, on_demand: 0.526, spot: 0.158, egress: 0.09, slots: 4}
-  - {name: rack, provider: ssh, on_demand: 0}
+     memory: 16GiB, gpu: T4, on_demand: 0.526, spot: 0.158, egress: 0.09, slots: 4,
+     options: {image: ami-1}}
+  - {name: rack, provider: ssh, on_demand: 0, options: {hosts: "a,b"}}
 """
 
 
@@ -59,6 +61,9 @@ def test_a_catalogue_is_read():
         ("spot: 0.158", "sopt: 0.158", "sopt"),
         ("name: rack", "name: t4", "offers"),
         ("name: rack", "name: ../rack", "name"),
+        ("hosts: ", "host: ", "options.host"),
+        ("hosts: ", "port: ssh, hosts: ", "options.port"),
+        ('{hosts: "a,b"}', "{user: me}", "options"),
     ],
 )
 def test_a_wrong_catalogue_names_line_and_key(old: str, new: str, key: str):
@@ -66,6 +71,41 @@ def test_a_wrong_catalogue_names_line_and_key(old: str, new: str, key: str):
         parse_catalogue(CATALOGUE.replace(old, new))
     assert key in caught.value.metadata["key"]
     assert int(caught.value.metadata["line"]) > 0
+    assert caught.value.message.startswith("catalogue of offers: line ")
+
+
+@pytest.mark.parametrize("text", ["", "# nothing", "version: 1\nas_of: 2026-11-01\noffers: []"])
+def test_an_empty_catalogue_is_not_called_a_recipe(text: str):
+    with pytest.raises(InvalidArgumentError) as caught:
+        parse_catalogue(text)
+    assert "recipe" not in caught.value.message
+
+
+@pytest.mark.parametrize(
+    ("provider", "option", "value"),
+    [
+        ("process", "environment", "{"), ("process", "environment", "[1]"),
+        ("process", "environment", '{"A": {}}'),
+        ("docker", "cpus", "two"), ("docker", "memory_bytes", "8GiB"), ("docker", "command", "'"),
+        ("gcp", "disk_gb", "50GB"), ("slurm", "arguments", '--x="'), ("ssh", "port", "70000"),
+        ("kubernetes", "cpus", "2 cores"), ("kubernetes", "node_selector", "spot"),
+        ("aws", "keyname", "mine"),
+    ],
+)  # fmt: skip
+def test_options_are_checked_before_anything_is_launched(provider: str, option: str, value: str):
+    assert wrong_option(provider, {option: value})[0] == option
+    assert wrong_option(provider, {option: value})[1]
+
+
+def test_options_that_are_right_pass():
+    for provider, options in (
+        ("process", {"environment": '{"A": "b", "C": 1}'}),
+        ("slurm", {"arguments": "--mem=1G -N 1"}),
+        ("docker", {"image": "i", "cpus": "1.5", "memory_bytes": "1000", "command": "a 'b c'"}),
+        ("kubernetes", {"image": "i", "cpus": "500m", "memory_bytes": "4Gi", "gpus": "1"}),
+        ("elsewhere", {"anything": "goes"}),
+    ):  # fmt: skip
+        assert wrong_option(provider, options) == ("", "")
 
 
 def test_what_does_not_fit_says_why():

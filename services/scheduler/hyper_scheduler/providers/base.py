@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import json
 import re
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import Protocol
+from functools import partial
+from typing import Any, Protocol, TypeVar
 
 from hyper.errors import ResourceExhaustedError, UnavailableError
 
 CLUSTER_TAG = "hyper-cluster"
 MACHINE_TAG = "hyper-machine"
+AT_ONCE = 16  # questions to one provider
 _LABEL_CHARS = 63
+_Item = TypeVar("_Item")
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,6 +116,41 @@ class RefusedError(ResourceExhaustedError):
 def unreachable(provider: str, error: object) -> UnavailableError:
     """The provider does not answer."""
     return UnavailableError(f"provider {provider} cannot be reached: {error}")
+
+
+async def all_of(
+    function: Callable[[_Item], Awaitable[object]], items: Iterable[_Item], at_once: int = AT_ONCE
+) -> None:
+    """Call a function with every item, so many at once; an error of one stops no other.
+
+    Raises:
+        Exception: the first that one of them raised, once all are done.
+    """
+    room = asyncio.Semaphore(at_once)
+
+    async def one(item: _Item) -> None:
+        async with room:
+            await function(item)
+
+    for each in await asyncio.gather(*map(one, items), return_exceptions=True):
+        if each is not None:
+            raise each
+
+
+class Threads:
+    """Where a provider's library waits: threads of its own, so that it takes none of others'."""
+
+    def __init__(self, name: str) -> None:
+        self._pool = ThreadPoolExecutor(AT_ONCE, thread_name_prefix=name)
+
+    async def run(self, function: Callable[..., Any], *arguments: Any) -> Any:
+        """What the function returns or raises."""
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(self._pool, partial(function, *arguments))
+
+    def close(self) -> None:
+        """What has not begun never does."""
+        self._pool.shutdown(wait=False, cancel_futures=True)
 
 
 def plain_name(text: str) -> str:

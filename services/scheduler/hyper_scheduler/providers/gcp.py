@@ -12,12 +12,11 @@ nobody reaches from outside; it goes with the last of them.
 
 from __future__ import annotations
 
-import asyncio
 import hashlib
 import re
+import threading
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from functools import partial
 from typing import Any
 
 from hyper_scheduler.providers.base import (
@@ -26,6 +25,8 @@ from hyper_scheduler.providers.base import (
     Instance,
     Order,
     RefusedError,
+    Threads,
+    all_of,
     boot_script,
     plain_name,
     unreachable,
@@ -55,6 +56,7 @@ class GcpProvider:
             from google.cloud import compute_v1
 
         self._cluster = plain_name(cluster)
+        self._threads, self._lock = Threads("gcp"), threading.Lock()
         digest = hashlib.sha256(cluster.encode()).hexdigest()[:8]
         self._prefix = f"hyper-{self._cluster[:30]}-{digest}-"  # of the names of networks
         try:
@@ -89,7 +91,8 @@ class GcpProvider:
         from google.api_core.exceptions import Conflict
 
         name = plain_name(f"hyper-{self._cluster}-{order.machine}")
-        network = self._network(order.network)
+        with self._lock:  # several machines of a workflow start at once
+            network = self._network(order.network)
         body = machine(order, name, network, self._cluster)
         try:
             made = self._instances.insert_unary(
@@ -163,9 +166,7 @@ class GcpProvider:
 
     async def terminate(self, ids: Sequence[str]) -> None:
         """Delete instances; those that are gone are fine."""
-        async with asyncio.TaskGroup() as group:
-            for each in ids:
-                group.create_task(self._call(self._delete, each))
+        await all_of(lambda each: self._call(self._delete, each), ids)
 
     def _delete(self, name: str) -> None:
         from google.api_core.exceptions import NotFound
@@ -206,6 +207,7 @@ class GcpProvider:
 
     async def close(self) -> None:
         """Instances go on: the next leader finds them."""
+        self._threads.close()
         for client in (
             self._instances, self._networks, self._firewalls, self._in_zone, self._in_all,
         ):  # fmt: skip
@@ -218,7 +220,7 @@ class GcpProvider:
         from google.api_core.exceptions import ClientError, GoogleAPICallError, RetryError
 
         try:
-            return await asyncio.to_thread(partial(function, *arguments))
+            return await self._threads.run(function, *arguments)
         except ClientError as error:
             reasons = [e.get("reason", "") for e in error.errors if isinstance(e, dict)]
             raise RefusedError(next(filter(None, reasons), type(error).__name__),

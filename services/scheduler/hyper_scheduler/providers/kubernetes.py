@@ -13,12 +13,10 @@ adds nodes for pods that wait; a node that is taken away says so by the pod's `D
 
 from __future__ import annotations
 
-import asyncio
 import os
 import re
 import shlex
 from collections.abc import Mapping, Sequence
-from functools import partial
 from typing import Any
 
 from hyper_scheduler.providers.base import (
@@ -27,6 +25,8 @@ from hyper_scheduler.providers.base import (
     Instance,
     Order,
     RefusedError,
+    Threads,
+    all_of,
     plain_name,
     unreachable,
 )
@@ -49,7 +49,7 @@ class KubernetesProvider:
     def __init__(self, cluster: str, options: Mapping[str, str]) -> None:
         import kubernetes
 
-        self._cluster = cluster
+        self._cluster, self._threads = cluster, Threads("kubernetes")
         try:
             configuration, namespace = _credentials(options.get("context"))
         except kubernetes.config.ConfigException as error:
@@ -124,9 +124,7 @@ class KubernetesProvider:
 
     async def terminate(self, ids: Sequence[str]) -> None:
         """SIGTERM, then SIGKILL."""
-        async with asyncio.TaskGroup() as group:
-            for each in ids:
-                group.create_task(self._call(self._end, each))
+        await all_of(lambda each: self._call(self._end, each), ids)
 
     def _end(self, name: str) -> None:
         self._gone(self._api.delete_namespaced_pod, name, grace_period_seconds=GRACE_S)
@@ -164,6 +162,7 @@ class KubernetesProvider:
 
     async def close(self) -> None:
         """Pods go on: the next leader finds them."""
+        self._threads.close()
         self._client.close()
 
     async def _call(self, function: Any, *arguments: Any) -> Any:
@@ -172,7 +171,7 @@ class KubernetesProvider:
         from kubernetes.client import ApiException
 
         try:
-            return await asyncio.to_thread(partial(function, *arguments))
+            return await self._threads.run(function, *arguments)
         except ApiException as error:
             if error.status in (400, 403, 422):
                 name = "QuotaExceeded" if "exceeded quota" in str(error.body) else error.reason

@@ -22,6 +22,7 @@ import pytest
 
 from hyper.errors import UnavailableError
 from hyper_scheduler.placement.offers import Offer
+from hyper_scheduler.providers.aws_network import AwsNetwork
 from hyper_scheduler.providers.base import Order, Provider, RefusedError, agent_environment
 from tests.support import fake_gcp as gcp_api
 from tests.support import provider_servers as servers
@@ -249,7 +250,9 @@ async def test_what_google_is_told_and_nothing_left(tmp_path: Path):
         assert len(there["networks"]) == 1
         await provider.tidy([])  # a machine is still in it: it stays
         assert len(there["networks"]) == 1
-        await provider.terminate([other])
+        # its agent has ended: the boot script has turned it off
+        _CLOUDS[place.offer.name].end(other.partition("/")[2])
+        assert await provider.instances() == []
         await provider.tidy([])
         assert there == {"instances": {}, "networks": {}, "firewalls": {}}
         with pytest.raises(RefusedError) as caught:
@@ -321,3 +324,136 @@ async def test_an_agent_whose_file_was_not_finished_is_found(tmp_path: Path, tex
         await after.terminate([launched])
     assert await after.instances() == []
     assert list((tmp_path / "agents").glob("*.json")) == []
+
+
+async def test_a_dead_host_hides_no_other(tmp_path: Path):
+    from hyper_scheduler.providers.ssh import SshProvider
+
+    with ExitStack() as stack:
+        place = _ssh(stack, tmp_path)
+        # the same name with another port is another host, and nobody is there
+        dead = Offer("dead", "ssh", options={**place.offer.options, "port": "1"})
+        provider = SshProvider("c-1", [place.offer, dead])
+        launched = await provider.launch(place.order("m-1"))
+        try:
+            assert [each.id for each in await provider.instances()] == [launched]
+        finally:
+            await provider.terminate([launched])
+        assert await provider.instances() == []
+        with pytest.raises(RefusedError, match="NoFreeHost"):
+            await provider.launch(place.order("m-2", offer="dead"))
+        with pytest.raises(UnavailableError, match="no host answers"):
+            await SshProvider("c-1", [dead]).instances()
+
+
+async def test_a_host_takes_one_of_two_launches_at_once(tmp_path: Path):
+    with ExitStack() as stack:
+        place = _ssh(stack, tmp_path)
+        provider = place.make("c-1")
+        both = await asyncio.gather(
+            provider.launch(place.order("m-1")), provider.launch(place.order("m-2")),
+            return_exceptions=True,
+        )  # fmt: skip
+        try:
+            assert sorted(isinstance(each, RefusedError) for each in both) == [False, True]
+        finally:
+            await provider.terminate([each.id for each in await provider.instances()])
+
+
+def test_an_offer_without_zone_and_type_fits_every_node(tmp_path: Path):
+    from hyper_scheduler.providers.kubernetes import pod
+
+    place = Place(lambda cluster: None, Offer("pods", "kubernetes", options={"image": "i"}))  # type: ignore[arg-type,return-value]
+    assert pod(place.order("m-1"), "secret")["nodeSelector"] == {}
+
+
+class Refusing:
+    """A client of EC2 that refuses some calls, as Amazon does and moto does not."""
+
+    def __init__(self, client: Any, *verbs: str, code: str = "DependencyViolation") -> None:
+        self._client, self._code, self.verbs = client, code, set(verbs)
+
+    def __getattr__(self, name: str) -> Any:
+        if name in self.verbs:
+            return self._refuse
+        return getattr(self._client, name)
+
+    def _refuse(self, **request: Any) -> None:
+        from botocore.exceptions import ClientError
+
+        answer = {"Error": {"Code": self._code, "Message": str(request)}}
+        raise ClientError(answer | {"ResponseMetadata": {"HTTPStatusCode": 400}}, "refused")
+
+
+def test_a_network_that_was_cut_short_is_finished(tmp_path: Path):
+    import boto3
+    from botocore.exceptions import ClientError
+
+    with ExitStack() as stack:
+        endpoint, _ = stack.enter_context(servers.moto())
+        client = boto3.client("ec2", region_name="us-east-1", endpoint_url=endpoint)
+        vpcs = len(client.describe_vpcs()["Vpcs"])
+        refusing = Refusing(client, "create_route")
+        network = AwsNetwork(refusing, "c-1")
+        with pytest.raises(ClientError):
+            network.ensure("w", "us-east-1a")
+        refusing.verbs = {"authorize_security_group_ingress"}
+        with pytest.raises(ClientError):
+            network.ensure("w", "us-east-1a")
+        refusing.verbs = set()
+        subnet, group = network.ensure("w", "us-east-1a")
+        (found,) = client.describe_security_groups(GroupIds=[group])["SecurityGroups"]
+        assert found["IpPermissions"]
+        tables = client.describe_route_tables(
+            Filters=[{"Name": "vpc-id", "Values": [found["VpcId"]]}]
+        )["RouteTables"]
+        assert "0.0.0.0/0" in [route.get("DestinationCidrBlock") for route in tables[0]["Routes"]]
+        # what cannot be taken down is tried again, keeps no other, and is not used again
+        network.ensure("other", "us-east-1a")
+        refusing.verbs = {"delete_vpc"}
+        with pytest.raises(ClientError):
+            network.remove_others(set())
+        assert (
+            client.describe_subnets(Filters=[{"Name": "tag:hyper-cluster", "Values": ["c-1"]}])[
+                "Subnets"
+            ]
+            == []
+        )
+        refusing.verbs = set()
+        assert network.ensure("w", "us-east-1a")[0] != subnet
+        network.remove_others(set())
+        assert len(client.describe_vpcs()["Vpcs"]) == vpcs
+
+
+async def test_every_refusal_of_ec2_is_called_by_its_name(tmp_path: Path):
+    with ExitStack() as stack:
+        place = _aws(stack, tmp_path)
+        provider = place.make("c-1")
+        clients = provider._clients  # type: ignore[attr-defined]
+        for code in ("AuthFailure", "RequestLimitExceeded", "InternetGatewayLimitExceeded"):
+            clients["us-east-1"] = Refusing(clients["us-east-1"], "run_instances", code=code)
+            with pytest.raises(RefusedError) as caught:
+                await provider.launch(place.order("m-1"))
+            assert caught.value.name == code
+        await provider.tidy([])
+
+
+async def test_many_machines_of_one_workflow_share_a_network(tmp_path: Path):
+    import boto3
+
+    with ExitStack() as stack:
+        place = _aws(stack, tmp_path)
+        provider = place.make("c-1")
+        names = [f"m-{number}" for number in range(6)]
+        launched = await asyncio.gather(*(provider.launch(place.order(each)) for each in names))
+        assert sorted(await until_listed(provider, 6)) == names
+        endpoint, _ = servers.moto_of(place.offer)
+        client = boto3.client("ec2", region_name="us-east-1", endpoint_url=endpoint)
+        mine = [{"Name": "tag:hyper-cluster", "Values": ["c-1"]}]
+        assert len(client.describe_vpcs(Filters=mine)["Vpcs"]) == 1
+        # one that is gone keeps none of the others
+        await provider.terminate([launched[0]])
+        await provider.terminate([*launched, "us-east-1/i-0123456789abcdef0"])
+        await until_listed(provider, 0)
+        await provider.tidy([])
+        assert client.describe_vpcs(Filters=mine)["Vpcs"] == []

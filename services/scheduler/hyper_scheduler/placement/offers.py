@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 
 from hyper_scheduler.core.model import Hardware, Spot
 
+LOCAL = "local"  # an offer's cloud, region, zone and type where it names none
+
 
 @dataclass(frozen=True, slots=True)
 class Offer:
@@ -33,10 +35,10 @@ class Offer:
 
     name: str
     provider: str
-    cloud: str = "local"
-    region: str = "local"
-    zone: str = "local"
-    instance_type: str = "local"
+    cloud: str = LOCAL
+    region: str = LOCAL
+    zone: str = LOCAL
+    instance_type: str = LOCAL
     cpus: float = 1.0
     memory_bytes: int = 0
     gpus: int = 0

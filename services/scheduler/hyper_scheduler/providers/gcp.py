@@ -33,6 +33,7 @@ from hyper_scheduler.providers.base import (
 )
 
 _LIVE = frozenset({"PROVISIONING", "STAGING", "RUNNING", "REPAIRING", "STOPPING", "SUSPENDING"})
+_ENDED = frozenset({"TERMINATED", "STOPPED", "SUSPENDED"})  # off, but not gone: a disk costs
 _TIMEOUT_S = 60.0
 _INSIDE = "10.128.0.0/9"  # where networks of Google's making have their subnets
 _IN_USE = "RESOURCE_IN_USE_BY_ANOTHER_RESOURCE"
@@ -149,17 +150,17 @@ class GcpProvider:
 
     async def instances(self) -> Sequence[Instance]:
         """Instances with the cluster's label, of all zones."""
-        found: list[Instance] = await self._call(lambda: list(self._list()))
+        found: list[Instance] = await self._call(lambda: list(self._list(_LIVE)))
         return found
 
-    def _list(self) -> Iterator[Instance]:
+    def _list(self, states: frozenset[str]) -> Iterator[Instance]:
         pages = self._instances.aggregated_list(
             request={"project": self._project, "filter": f"labels.{CLUSTER_TAG}={self._cluster}"},
             timeout=_TIMEOUT_S,
         )
         for zone, part in pages:
             for each in part.instances:
-                if each.status in _LIVE:
+                if each.status in states:
                     name = f"{zone.removeprefix('zones/')}/{each.name}"
                     labels = dict(each.labels)
                     yield Instance(name, labels.get(MACHINE_TAG, ""), each.status == "RUNNING")
@@ -185,7 +186,9 @@ class GcpProvider:
         return ()
 
     async def tidy(self, networks: Sequence[str]) -> None:
-        """Remove networks of workflows that have no machine."""
+        """Remove instances that have ended, and networks of workflows that have no machine."""
+        ended = await self._call(lambda: [each.id for each in self._list(_ENDED)])
+        await self.terminate(ended)
         await self._call(self._tidy, {self._network_name(each) for each in networks})
 
     def _tidy(self, kept: set[str]) -> None:

@@ -5,7 +5,7 @@ Options of the provider: `namespace` (default: that of the credentials), `contex
 kubeconfig). Options of an offer: `image` (with hyper-dl[worker]), `command` (instead of its own),
 `cpus`, `memory_bytes`, `gpus` (limits, and what the pod asks for), `node_selector`
 ("key=value,key=value"), `tolerations` ("key=value:Effect,..."), `service_account`. An offer's zone
-and instance type become node selectors.
+and instance type become node selectors where it names them.
 
 What the agent is told, its token too, is in a Secret that goes with the pod. A cluster's autoscaler
 adds nodes for pods that wait; a node that is taken away says so by the pod's `DisruptionTarget`.
@@ -19,6 +19,7 @@ import shlex
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from hyper_scheduler.placement.offers import LOCAL
 from hyper_scheduler.providers.base import (
     CLUSTER_TAG,
     MACHINE_TAG,
@@ -195,7 +196,7 @@ def pod(order: Order, secret: str) -> dict[str, Any]:
     }  # fmt: skip
     resources = {name: str(amount) for name, amount in amounts.items() if amount}
     wanted = {_ZONE: order.zone, _TYPE: order.instance_type}
-    selector = {key: value for key, value in wanted.items() if value}
+    selector = {key: value for key, value in wanted.items() if value not in ("", LOCAL)}
     for pair in filter(None, options.get("node_selector", "").split(",")):
         key, _, value = pair.partition("=")
         selector[key.strip()] = value.strip()

@@ -85,6 +85,9 @@ class Autoscaler:
         self._began = clock.now()
         self._kinds: set[str] = set()
         self._hazards: dict[str, Hazard] = {}
+        self._remembered: set[str] = set()  # offers whose hazard has Prometheus's history
+        for offer in catalogue.offers:
+            metrics.begin(offer.name)
         self._looked_at = clock.now()
         self.ledger = Ledger()
         self.plans: dict[tuple[str, str], Plan] = {}
@@ -126,9 +129,7 @@ class Autoscaler:
     def worked(self, command: c.Worked) -> None:
         """What launched machines have done and lost."""
         for (kind, offer), count, seconds in command.done:
-            known = kind in self._kinds or len(self._kinds) < KINDS
-            self._kinds |= {kind} if known else set()
-            labels = (kind if known else OTHER_KIND, offer)
+            labels = (self._told_of(kind), offer)
             metrics.DONE.labels(*labels).inc(count)
             metrics.DONE_SECONDS.labels(*labels).inc(seconds)
         for worker, seconds in command.lost:
@@ -139,10 +140,19 @@ class Autoscaler:
                 usd = seconds / 3600 * entry.usd_h / entry.slots
                 metrics.REWORK_USD.labels(entry.offer).inc(usd)
 
+    def _told_of(self, kind: str) -> str:
+        """The label of a kind of task; its counters are there before they count."""
+        if kind not in self._kinds:
+            if len(self._kinds) >= KINDS:
+                return OTHER_KIND
+            self._kinds.add(kind)
+            metrics.begin_kind(kind, [each.name for each in self._catalogue.offers])
+        return kind
+
     async def look(self) -> None:
         """One round."""
-        await self._prometheus.look()
         now = self._clock.now()
+        await self._prometheus.look(now)
         await self._compare(now)
         self._account(now)
         await self._check_agents(now)
@@ -155,7 +165,9 @@ class Autoscaler:
                     message=self.over_budget[demand.workflow],
                 )
                 continue
-            known = self.known(demand_kind(self._term.state, demand))
+            kind = demand_kind(self._term.state, demand)
+            self._told_of(kind)
+            known = self.known(kind)
             most = max(0, self._settings.max_machines - len(self.ledger.machines) + len(held))
             plans[demand.workflow, demand.experiment] = plan(
                 demand, self._offers(demand), known, held, self._refusals, now, most
@@ -243,11 +255,27 @@ class Autoscaler:
         self._agent_seen.pop(machine, None)
 
     def _hazard(self, offer: str) -> Hazard:
-        """The posterior of this leadership, begun from what Prometheus had seen before it."""
-        return self._hazards.get(offer, self._prometheus.last.hazards.get(offer, Hazard()))
+        """The posterior of this leadership, and of what Prometheus had seen before it."""
+        return self._hazards.get(offer, Hazard())
+
+    def _remember(self) -> None:
+        """Take what Prometheus has seen before this leadership: once, whenever it comes.
+
+        What it saw since then is in it too, so the greater counts and not the sum.
+        """
+        for offer, before in self._prometheus.last.hazards.items():
+            if offer not in self._remembered:
+                self._remembered.add(offer)
+                own = self._hazard(offer)
+                self._hazards[offer] = replace(
+                    own,
+                    events=max(own.events, before.events),
+                    exposure_h=max(own.exposure_h, before.exposure_h),
+                )
 
     def _account(self, now: float) -> None:
         """Pay until now; notice agents that have come."""
+        self._remember()
         workers = self._workers()
         counts: Counter[str] = Counter()
         busy: Counter[str] = Counter()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from prometheus_client import Counter, Gauge, Histogram
 
 _BUCKETS = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1, 3, 10)
@@ -34,3 +36,16 @@ BUSY = Gauge("hyper_placement_utilization", "Part of their slots that has work."
 USD = Counter("hyper_placement_usd_total", "Spent.", _OFFER)
 REWORK_SECONDS = Counter("hyper_placement_rework_seconds_total", "Work lost.", _OFFER)
 REWORK_USD = Counter("hyper_placement_rework_usd_total", "What it had cost.", _OFFER)
+
+
+def begin(offer: str) -> None:
+    """Let an offer's counters be seen at 0: what they jump to is no increase to Prometheus."""
+    for each in (EXPOSURE, PREEMPTIONS, COLD_STARTS, COLD_SECONDS, REWORK_SECONDS, REWORK_USD, USD):
+        each.labels(offer)
+
+
+def begin_kind(kind: str, offers: Iterable[str]) -> None:
+    """The same of a kind of task."""
+    for offer in offers:
+        DONE.labels(kind, offer)
+        DONE_SECONDS.labels(kind, offer)

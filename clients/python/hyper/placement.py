@@ -61,8 +61,8 @@ class ExperimentPlan:
         task_s: what one takes on the fastest machine.
         measured: whether that was measured; else it was given, or is a guess of a minute.
         offers: the cheapest for work first.
-        cost_usd: of all its tasks.
-        finish_s: from its start.
+        cost_usd: of all its tasks; None: nothing fits.
+        finish_s: from its start; None: never.
         message: why nothing fits; "".
     """
 
@@ -71,8 +71,8 @@ class ExperimentPlan:
     task_s: float
     measured: bool
     offers: tuple[OfferScore, ...]
-    cost_usd: Estimate
-    finish_s: Estimate
+    cost_usd: Estimate | None
+    finish_s: Estimate | None
     message: str
 
 
@@ -82,16 +82,16 @@ class Plan:
 
     Args:
         experiments: in the order of the graph.
-        cost_usd: of all.
-        finish_s: from its start.
-        on_demand_usd: all of it on demand.
+        cost_usd: of all; None: nothing fits one of them.
+        finish_s: from its start; None: never.
+        on_demand_usd: all of it on demand; 0: none is sold so.
         late_probability: that it misses its deadline.
         catalogue_date: of the prices.
     """
 
     experiments: tuple[ExperimentPlan, ...]
-    cost_usd: Estimate
-    finish_s: Estimate
+    cost_usd: Estimate | None
+    finish_s: Estimate | None
     on_demand_usd: float
     late_probability: float
     catalogue_date: str
@@ -133,8 +133,8 @@ def plan(
     )
     return Plan(
         tuple(map(_experiment, response.experiments)),
-        _estimate(response.cost_usd),
-        _estimate(response.finish_s),
+        _estimate(response, "cost_usd"),
+        _estimate(response, "finish_s"),
         response.on_demand_usd,
         response.late_probability,
         response.catalogue_date,
@@ -163,11 +163,14 @@ def _experiment(message: pb.ExperimentPlan) -> ExperimentPlan:
         message.task_s,
         message.task_time_measured,
         offers,
-        _estimate(message.cost_usd),
-        _estimate(message.finish_s),
+        _estimate(message, "cost_usd"),
+        _estimate(message, "finish_s"),
         message.message,
     )
 
 
-def _estimate(message: pb.Estimate) -> Estimate:
-    return Estimate(message.mean, message.p10, message.p90)
+def _estimate(message: Any, field: str) -> Estimate | None:
+    if not message.HasField(field):
+        return None
+    found: pb.Estimate = getattr(message, field)
+    return Estimate(found.mean, found.p10, found.p90)

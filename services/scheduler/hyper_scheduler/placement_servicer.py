@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import asyncio
 import math
-from collections.abc import Mapping
-from dataclasses import replace
-from random import Random
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 from hyper.errors import FailedPreconditionError, InvalidArgumentError
 from hyper_scheduler import convert
 from hyper_scheduler.autoscaler import Autoscaler
-from hyper_scheduler.core.model import Recipe
+from hyper_scheduler.core.model import Experiment, Recipe
 from hyper_scheduler.core.state import ExperimentRun, experiment_runs
 from hyper_scheduler.driver import Driver
+from hyper_scheduler.forecasts import Forecasts, allowed
 from hyper_scheduler.placement.fleet import UNKNOWN_TASK_S, Demand, Known, plan, view_of
-from hyper_scheduler.placement.forecast import Spread, forecast
+from hyper_scheduler.placement.forecast import Spread
+from hyper_scheduler.placement.forecasting import Question
 from hyper_scheduler.placement.ledger import Account, Machine
 from hyper_scheduler.placement.simulation import Outcome
 from hyper_scheduler.recipe import parse_recipe
@@ -31,6 +32,7 @@ class PlacementServicer:
 
     def __init__(self, driver: Driver) -> None:
         self._driver = driver
+        self._forecasts = Forecasts()
 
     async def _autoscaler(self) -> Autoscaler:
         term = await self._driver.leading()
@@ -61,9 +63,16 @@ class PlacementServicer:
                 field="tasks",
             )
         autoscaler = await self._autoscaler()
-        return await asyncio.to_thread(
-            _plan, autoscaler, recipe, dict(request.tasks), task_s, request.samples or SAMPLES
-        )
+        parts = [
+            _part(autoscaler, recipe, run, request.tasks.get(name, 0), task_s)
+            for name, run in experiment_runs(recipe).items()
+        ]
+        asked = {each.spec.name: each.question for each in parts if each.question is not None}
+        samples = allowed(request.samples or SAMPLES, len(asked))
+        answers = await self._forecasts.outcomes(list(asked.values()), samples)
+        response = _compose(recipe, parts, dict(zip(asked, answers, strict=True)), samples)
+        response.catalogue_date = str(autoscaler.catalogue.as_of)
+        return response
 
     async def GetCost(  # noqa: N802
         self, request: pb.GetCostRequest, context: Any
@@ -126,39 +135,67 @@ def _machine_cost(machine: str, entry: Machine) -> pb.MachineCost:
     return found
 
 
-def _plan(
-    autoscaler: Autoscaler, recipe: Recipe, tasks: Mapping[str, int], task_s: float, samples: int
+@dataclass(frozen=True, slots=True)
+class _Part:
+    """One experiment of a plan.
+
+    Args:
+        spec: of the experiment.
+        planned: what is told of it.
+        question: for the forecast; None: nothing fits.
+        share: of the lanes that the forecast is of.
+        sure_usd: all of it on demand.
+    """
+
+    spec: Experiment
+    planned: pb.ExperimentPlan
+    question: Question | None = None
+    share: float = 1.0
+    sure_usd: float = 0.0
+
+
+def _compose(
+    recipe: Recipe, parts: Sequence[_Part], outcomes: Mapping[str, list[Outcome]], samples: int
 ) -> pb.PlanWorkflowResponse:
-    """Experiments one after another, as the graph has them; those side by side end together."""
-    response = pb.PlanWorkflowResponse(catalogue_date=str(autoscaler.catalogue.as_of))
-    runs = experiment_runs(recipe)
+    """Experiments one after another, as the graph has them; those side by side end together.
+
+    Costs and ends are told of what is known; of the whole, only if all of it is.
+    """
+    response = pb.PlanWorkflowResponse()
     finish: dict[str, list[float]] = {}
-    cost, on_demand = [0.0] * samples, 0.0
-    for name, run in runs.items():
-        starts = [max((finish[each][i] for each in run.spec.depends_on), default=0.0)
-                  for i in range(samples)]  # fmt: skip
-        planned, outcomes, sure_usd = _plan_one(
-            autoscaler, recipe, run, tasks.get(name, 0), task_s, samples
-        )
-        response.experiments.append(planned)
-        finish[name] = [
-            start + each.end_h * 3600 for start, each in zip(starts, outcomes, strict=True)
+    cost = [0.0] * samples
+    for part in parts:
+        response.experiments.append(part.planned)
+        mine = outcomes.get(part.spec.name)
+        if mine is None:
+            continue
+        planned = response.experiments[-1]
+        if all(each.late and not each.launches for each in mine):
+            planned.message = planned.message or "no offer that fits can be had"
+            continue
+        usd = [each.usd / part.share for each in mine]
+        planned.cost_usd.CopyFrom(_estimate(usd))
+        planned.finish_s.CopyFrom(_estimate([each.end_h * 3600 for each in mine]))
+        before = [finish[each] for each in part.spec.depends_on if each in finish]
+        starts = [max((each[i] for each in before), default=0.0) for i in range(samples)]
+        finish[part.spec.name] = [
+            start + each.end_h * 3600 for start, each in zip(starts, mine, strict=True)
         ]
-        cost = [sum_ + each.usd for sum_, each in zip(cost, outcomes, strict=True)]
-        on_demand += sure_usd
+        cost = [sum_ + each for sum_, each in zip(cost, usd, strict=True)]
+        response.on_demand_usd += part.sure_usd
+    if len(finish) < len(parts):
+        return response
     ends = [max(each[i] for each in finish.values()) for i in range(samples)]
     response.cost_usd.CopyFrom(_estimate(cost))
     response.finish_s.CopyFrom(_estimate(ends))
-    response.on_demand_usd = on_demand
     if recipe.deadline_s is not None:
         response.late_probability = sum(end > recipe.deadline_s for end in ends) / samples
     return response
 
 
-def _plan_one(
-    autoscaler: Autoscaler, recipe: Recipe, run: ExperimentRun, tasks: int, task_s: float,
-    samples: int,
-) -> tuple[pb.ExperimentPlan, list[Outcome], float]:  # fmt: skip
+def _part(
+    autoscaler: Autoscaler, recipe: Recipe, run: ExperimentRun, tasks: int, task_s: float
+) -> _Part:
     count = tasks or run.total or 1
     known = autoscaler.known(run.kind)
     measured = max((each.throughput for each in known.values()), default=0.0)
@@ -184,27 +221,29 @@ def _plan_one(
             offer=row.offer, spot=row.spot, usd_h=row.usd_h, usd_per_unit=row.usd_per_task_h,
             machines=row.machines, reason=row.reason,
         )  # fmt: skip
-    outcomes = [Outcome()] * samples
+    if drawn.message:
+        return _Part(run.spec, found)
+    # what is refused now is not for the whole of a job that has not begun
+    view, names = view_of(demand, offers, known, {}, now, most)
+    if not any(each.capacity for each in view.markets):
+        found.message = "no offer that fits can be had: of each the most is 0"
+        return _Part(run.spec, found)
+    few = min(view.lanes, LANES_MAX)
+    share = few / view.lanes
+    smaller = replace(
+        view, lanes=few, work_h=view.work_h * share, total_h=view.total_h * share
+    )  # fmt: skip
+    hazards = tuple(
+        known.get(name, Known()).hazard
+        for name, market in zip(names, view.markets, strict=True)
+        if not market.on_demand
+    )
+    sure = view.cheapest_on_demand()
     sure_usd = 0.0
-    if not drawn.message:
-        view, names = view_of(demand, offers, known, refusals, now, most)
-        few = min(view.lanes, LANES_MAX)
-        smaller = replace(
-            view, lanes=few, work_h=view.work_h * few / view.lanes,
-            total_h=view.total_h * few / view.lanes,
-        )  # fmt: skip
-        hazards = [known.get(name, Known()).hazard for name, market in
-                   zip(names, view.markets, strict=True) if not market.on_demand]  # fmt: skip
-        outcomes = forecast(smaller, hazards, samples, Random(0))
-        for each in outcomes:
-            each.usd *= view.lanes / few
-        sure = view.cheapest_on_demand()
-        if sure is not None:
-            market = view.markets[sure]
-            sure_usd = view.work_h / market.throughput * market.usd_h
-    found.cost_usd.CopyFrom(_estimate([each.usd for each in outcomes]))
-    found.finish_s.CopyFrom(_estimate([each.end_h * 3600 for each in outcomes]))
-    return found, outcomes, sure_usd
+    if sure is not None:
+        market = view.markets[sure]
+        sure_usd = view.work_h / market.throughput * market.usd_h
+    return _Part(run.spec, found, Question(smaller, hazards), share, sure_usd)
 
 
 def _estimate(values: list[float]) -> pb.Estimate:

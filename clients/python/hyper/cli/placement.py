@@ -74,9 +74,13 @@ def _plan_text(found: placement.Plan) -> str:
         if each.message:
             lines += [each.message, ""]
     usd, end = found.cost_usd, found.finish_s
-    lines.append(f"cost   {usd.mean:.4g} USD ({usd.p10:.4g} to {usd.p90:.4g}); all on demand "
-                 f"{found.on_demand_usd:.4g}")  # fmt: skip
-    lines.append(f"finish {duration(end.mean)} ({duration(end.p10)} to {duration(end.p90)})")
+    if usd is None or end is None:
+        without = ", ".join(each.experiment for each in found.experiments if each.cost_usd is None)
+        lines.append(f"cost and finish are not known: no offer is to be had for {without}")
+    else:
+        sure = f"; all on demand {found.on_demand_usd:.4g}" if found.on_demand_usd else ""
+        lines.append(f"cost   {usd.mean:.4g} USD ({usd.p10:.4g} to {usd.p90:.4g}){sure}")
+        lines.append(f"finish {duration(end.mean)} ({duration(end.p10)} to {duration(end.p90)})")
     if found.late_probability:
         lines.append(f"misses its deadline in {found.late_probability:.0%} of the samples")
     lines.append(f"prices of {found.catalogue_date}; spread: tenth to ninetieth percentile")

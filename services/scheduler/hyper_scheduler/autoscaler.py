@@ -12,7 +12,7 @@ import math
 import uuid
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 from hyper.errors import HyperError
 from hyper_scheduler import metrics
@@ -45,7 +45,15 @@ log = get_logger(__name__)
 
 KINDS = 200  # kinds of tasks that Prometheus is told of; the rest are one
 OTHER_KIND = "other"
+DEFAULT_CLUSTER = "hyper"
 GONE_LOOKS = 2  # looks in a row that a provider must not list a machine before it counts as gone
+
+
+@dataclass(slots=True)
+class Tag:
+    """What machines of this deployment are tagged with."""
+
+    value: str
 
 
 class Autoscaler:
@@ -61,6 +69,8 @@ class Autoscaler:
         clock: the time.
         endpoint: where agents dial.
         token: makes what lets a machine's agent in, from its name.
+        certificates: that machines get, PEM by variable; see `providers.base.agent_environment`.
+        tag: what machines are tagged with.
     """
 
     def __init__(
@@ -74,10 +84,13 @@ class Autoscaler:
         clock: Clock,
         endpoint: str,
         token: Callable[[str], str] = lambda machine: "",
+        certificates: Mapping[str, str] | None = None,
+        tag: Tag | None = None,
     ) -> None:
         self._settings, self._catalogue, self._providers = settings, catalogue, providers
         self._prometheus, self._term, self._store = prometheus, term, store
         self._clock, self._endpoint, self._token = clock, endpoint, token
+        self._certificates, self._tag = certificates or {}, tag or Tag(settings.cluster)
         self._refusals: dict[str, Refusal] = {}
         self._missing: Counter[str] = Counter()
         self._asked_to_drain: dict[str, float] = {}
@@ -115,6 +128,7 @@ class Autoscaler:
     async def run(self) -> None:
         """Look again and again, until cancelled."""
         self.ledger = Ledger.of(await self._store.load_ledger())
+        await self._name_cluster()
         while True:
             try:
                 await self.look()
@@ -125,6 +139,23 @@ class Autoscaler:
             except Exception as error:  # of a provider's library: it must not end the scheduler
                 log.error("placement failed; it goes on", exc_info=error)
             await self._clock.sleep(self._settings.interval_s)
+
+    async def _name_cluster(self) -> None:
+        """Find out what our machines are tagged with.
+
+        Deployments that share a cloud account and were not named must not take each other's
+        machines for strays. Machines of older versions keep their tag as long as there are any.
+        """
+        if self._settings.cluster:
+            return
+        older = self.ledger.machines and not await self._store.has_identity()
+        name = DEFAULT_CLUSTER
+        if not older:
+            name = f"{name}-{await self._store.identity(self._term.fence)}"
+        if self._tag.value != name:
+            self._tag.value = name
+            for provider in self._providers.values():
+                await provider.close()
 
     def worked(self, command: c.Worked) -> None:
         """What launched machines have done and lost."""
@@ -466,6 +497,7 @@ class Autoscaler:
             environment=agent_environment(
                 machine=machine, endpoint=self._endpoint, slots=offer.slots,
                 labels=offer.labels(spot=spot), token=self._token(machine),
+                certificates=self._certificates,
             ),
             options=offer.options,
         )  # fmt: skip

@@ -10,6 +10,7 @@ Under `{etcd_prefix}/scheduler/`:
     forgotten/{tenant}/{workflow}            its results are being deleted; all else of it is gone
     drained/{worker}
     placement/ledger                         machines that are paid for, and sums
+    placement/identity                       of this deployment, in the tag of its machines
 
 Every write carries the fence of the leadership it was decided under.
 """
@@ -18,6 +19,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import secrets
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -198,6 +200,23 @@ class Store:
         """
         value = json.dumps(plain, separators=(",", ":")).encode()
         await self.write([Put("placement/ledger", value)], fence)
+
+    async def has_identity(self) -> bool:
+        """Whether `identity` has been asked for before."""
+        return await self._etcd.get(f"{self._root}placement/identity") is not None
+
+    async def identity(self, fence: Compare) -> str:
+        """Digits that no other deployment has; made when first asked for.
+
+        Raises:
+            DeposedError: another scheduler leads.
+        """
+        found = await self._etcd.get(f"{self._root}placement/identity")
+        if found is not None:
+            return found.value.decode()
+        made = secrets.token_hex(4)
+        await self.write([Put("placement/identity", made.encode())], fence)
+        return made
 
     async def _cut_history(self, size: int, revision: int) -> None:
         """Pages are written again and again: their old revisions would fill etcd between its own

@@ -14,6 +14,7 @@ from hyper_scheduler.catalogue import parse_catalogue
 from hyper_scheduler.config import PlacementSettings
 from hyper_scheduler.core.model import Hardware
 from hyper_scheduler.measured import Prometheus
+from hyper_scheduler.placement.ledger import Machine
 from hyper_scheduler.providers.base import Instance, Order
 from hyper_servicekit.clock import Clock, ManualClock, SystemClock
 from tests.unit.hyper_scheduler.cores import Core, experiment, recipe
@@ -66,12 +67,20 @@ class Beside:
 
     def __init__(self, core: Core) -> None:
         self.state, self.fence, self.saved = core.state, None, 0
+        self.known = ""
 
     async def ask(self, change: object) -> str:
         return ""
 
     async def save_ledger(self, plain: object, fence: object) -> None:
         self.saved += 1
+
+    async def has_identity(self) -> bool:
+        return bool(self.known)
+
+    async def identity(self, fence: object) -> str:
+        self.known = self.known or "1a2b"
+        return self.known
 
 
 def autoscaler(
@@ -171,3 +180,19 @@ def test_networks_have_their_workflows_own_names() -> None:
     long = "tenants/t/workflows/" + "x" * 60
     assert network_of(f"{long}-1a2b3c4d") != network_of(f"{long}-5e6f7a8b")
     assert len(network_of(long)) <= 48
+
+
+async def test_machines_carry_a_tag_that_no_other_deployment_has() -> None:
+    core = Core()
+    scaler, beside = autoscaler(core, broken=Provider(), good=Provider())
+    # machines of an older version are called what they were
+    entry = Machine("dear", "w", "e", "good", True, 1.0, 1.0, 1, 0.0, 0.0)
+    scaler.ledger.open("m-1", entry)
+    await scaler._name_cluster()
+    assert (scaler._tag.value, beside.known) == ("hyper", "")
+    scaler.ledger.close("m-1", preempted=False)
+    await scaler._name_cluster()
+    assert scaler._tag.value == "hyper-1a2b"
+    scaler.ledger.open("m-2", entry)
+    await scaler._name_cluster()
+    assert scaler._tag.value == "hyper-1a2b"

@@ -171,7 +171,7 @@ async def test_never_more_than_so_many_at_once() -> None:
 def test_what_is_not_installed_is_said_at_the_start(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "boto3", None)
     with pytest.raises(FailedPreconditionError, match=r"pip install 'hyper-dl\[aws\]'"):
-        make.make_providers([Offer("a", "aws")], "c", {})
+        make.make_providers([Offer("a", "aws")], lambda: "c", {})
 
 
 @pytest.mark.parametrize("name", ["docker", "gcp", "kubernetes"])
@@ -182,7 +182,7 @@ async def test_a_provider_that_is_away_at_the_start_comes_later(
     monkeypatch.setenv("DOCKER_HOST", f"unix://{tmp_path}/none.sock")
     monkeypatch.setenv("KUBECONFIG", str(tmp_path / "none"))
     monkeypatch.setenv("GOOGLE_APPLICATION_CREDENTIALS", str(tmp_path / "none"))
-    (provider,) = make.make_providers([Offer("a", name)], "c", {}).values()
+    (provider,) = make.make_providers([Offer("a", name)], lambda: "c", {}).values()
     with pytest.raises(UnavailableError, match=name):
         await provider.instances()
     await provider.close()

@@ -178,9 +178,25 @@ def boot_script(order: Order, cloud: str) -> str:
 
 
 def agent_environment(
-    *, machine: str, endpoint: str, slots: int, labels: Mapping[str, str], token: str
+    *,
+    machine: str,
+    endpoint: str,
+    slots: int,
+    labels: Mapping[str, str],
+    token: str,
+    certificates: Mapping[str, str] | None = None,
 ) -> dict[str, str]:
-    """Variables that make `python -m hyper_worker` the agent of a machine."""
+    """Variables that make `python -m hyper_worker` the agent of a machine.
+
+    Args:
+        machine: its name.
+        endpoint: where it dials.
+        slots: that it offers.
+        labels: besides its name.
+        token: that lets it in; "": none is needed.
+        certificates: PEM by the variable that names its file, such as HYPER_TLS_CA: a machine
+            elsewhere has no such files (`hyper_worker.told`).
+    """
     environment = {
         "HYPER_ENDPOINT": endpoint,
         "HYPER_WORKER__SCHEDULER_ENDPOINT": endpoint,
@@ -190,4 +206,5 @@ def agent_environment(
         "HYPER_WORKER__SLOTS": str(slots),
         "HYPER_WORKER__LABELS": json.dumps({**labels, "machine": machine}),
     }
+    environment |= {f"{name}_PEM": text for name, text in (certificates or {}).items()}
     return environment | ({"HYPER_TOKEN": token} if token else {})

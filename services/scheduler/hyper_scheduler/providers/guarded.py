@@ -66,9 +66,10 @@ class Guarded:
         await self._ask("tidy", networks)
 
     async def close(self) -> None:
-        """See `Provider`."""
+        """See `Provider`; it is made anew when it is asked again."""
         if self._made is not None:
             await self._made.close()
+            self._made = None
 
     async def _ask(self, verb: str, *arguments: Any) -> Any:
         """Call one of its methods.

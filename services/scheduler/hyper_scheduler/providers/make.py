@@ -80,9 +80,14 @@ PACKAGES = {
 
 
 def make_providers(
-    offers: Sequence[Offer], cluster: str, options: Mapping[str, Options]
+    offers: Sequence[Offer], cluster: Callable[[], str], options: Mapping[str, Options]
 ) -> dict[str, Provider]:
     """By name; each is made when it is first asked something.
+
+    Args:
+        offers: of the catalogue.
+        cluster: what machines are tagged with, once that is known.
+        options: by provider.
 
     Raises:
         FailedPreconditionError: one is not known, or what it needs is not installed.
@@ -105,5 +110,13 @@ def make_providers(
                 f"provider {name} needs a package that is not installed ({error.name}): "
                 f"pip install 'hyper-dl[{name}]'"
             ) from error
-        made[name] = Guarded(name, partial(maker, cluster, options.get(name, {}), mine))
+        made[name] = Guarded(
+            name, partial(_make, maker, cluster, options.get(name, {}), mine)
+        )  # fmt: skip
     return made
+
+
+def _make(
+    maker: Maker, cluster: Callable[[], str], options: Options, offers: Sequence[Offer]
+) -> Provider:
+    return maker(cluster(), options, offers)

@@ -77,7 +77,7 @@ class PlacementServicer:
     async def GetCost(  # noqa: N802
         self, request: pb.GetCostRequest, context: Any
     ) -> pb.GetCostResponse:
-        """Sums by workflow and offer, and what is paid for now."""
+        """Sums by workflow, experiment and offer, and what is paid for now."""
         prefix = f"tenants/{convert.tenant(request.parent)}/"
         autoscaler = await self._autoscaler()
         term = await self._driver.leading()
@@ -93,7 +93,11 @@ class PlacementServicer:
                 rework_usd=sum(each.rework_usd for each in offers.values()),
                 idle_usd=sum(each.idle_usd for each in offers.values()),
                 message=autoscaler.over_budget.get(name, ""),
-                offers=[_offer_cost(offer, account) for offer, account in offers.items()],
+                offers=[pb.OfferCost(offer=offer, **_sums(each)) for offer, each in offers.items()],
+                experiments=[
+                    pb.ExperimentCost(experiment=experiment, **_sums(each))
+                    for experiment, each in autoscaler.ledger.experiments.get(name, {}).items()
+                ],
             )
             if workflow is not None and workflow.recipe.budget_usd is not None:
                 cost.budget_usd = workflow.recipe.budget_usd
@@ -103,18 +107,12 @@ class PlacementServicer:
         return response
 
 
-def _offer_cost(offer: str, account: Account) -> pb.OfferCost:
-    return pb.OfferCost(
-        offer=offer,
-        usd=account.usd,
-        machine_h=account.machine_h,
-        on_demand_usd=account.on_demand_usd,
-        rework_s=account.rework_s,
-        rework_usd=account.rework_usd,
-        idle_usd=account.idle_usd,
-        launches=account.launches,
-        preemptions=account.preemptions,
-    )
+def _sums(account: Account) -> dict[str, Any]:
+    return {
+        name: getattr(account, name)
+        for name in ("usd", "machine_h", "on_demand_usd", "rework_s", "rework_usd", "idle_usd",
+                     "launches", "preemptions")
+    }  # fmt: skip
 
 
 def _machine_cost(machine: str, entry: Machine) -> pb.MachineCost:

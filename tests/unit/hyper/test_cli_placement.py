@@ -161,6 +161,10 @@ def test_what_was_spent(capsys: pytest.CaptureFixture[str]) -> None:
     (workflow,) = facts["workflows"]
     assert (workflow["usd"], workflow["on_demand_usd"], workflow["rework_usd"]) == (3.0, 6.0, 1.0)
     assert workflow["idle_usd"] == 1.5
+    a, b = workflow["experiments"]
+    assert (a["experiment"], a["usd"], a["rework_usd"], a["preemptions"]) == ("a", 1.0, 1.0, "1")
+    assert (b["experiment"], b["usd"], b["on_demand_usd"]) == ("b", 2.0, 3.0)
+    assert "EXPERIMENT" in text
     (machine,) = facts["machines"]
     assert (machine["machine"], machine["experiment"]) == ("m-1", "b")
     assert "w-1" in text and "m-1" in text

@@ -17,7 +17,7 @@ from hyper_scheduler.placement.backoff import FIRST_S, MOST_S, accepted, refused
 from hyper_scheduler.placement.fleet import Demand, Held, Known, plan, refusal_key, view_of
 from hyper_scheduler.placement.forecast import forecast
 from hyper_scheduler.placement.hazard import Hazard
-from hyper_scheduler.placement.ledger import Ledger, Machine
+from hyper_scheduler.placement.ledger import EXPERIMENTS, Ledger, Machine
 from hyper_scheduler.placement.offers import Offer, mismatch
 from hyper_scheduler.providers.options import wrong_option
 
@@ -188,6 +188,35 @@ def test_what_was_measured_slow_costs_more():
     drawn = plan(demand(), [offer("a"), offer("b")], known, (), {}, 0.0, 100)
     score = {row.offer: row.usd_per_task_h for row in drawn.rows if row.spot}
     assert score["a"] == pytest.approx(3 * score["b"])
+
+
+def test_a_ledger_of_the_version_before_is_read():
+    old = {"machines": {}, "accounts": {"w": {"a": {"usd": 2.0, "machine_h": 1.0}}}}
+    ledger = Ledger.of(old)
+    assert ledger.spent_usd("w") == 2.0
+    ledger.open("m", Machine("a", "w", "e", "p", True, 1.0, 1.0, 1, 0.0, 0.0))
+    ledger.see("m", 3600.0, busy_slots=1)
+    assert (ledger.spent_usd("w"), ledger.experiments["w"]["e"].usd) == (3.0, 1.0)
+    ledger.close("m", preempted=False)
+    ledger.forget(set())
+    assert ledger.plain() == {"machines": {}, "accounts": {}, "experiments": {}}
+
+
+def test_a_ledger_of_many_experiments_stays_small():
+    ledger = Ledger()
+    for number in range(3 * EXPERIMENTS):
+        machine = Machine(
+            "a", f"w{number // 100}", f"e{number}", "p", True, 1 / 3, 1.0, 1, 0.0, 0.0
+        )
+        ledger.open("m", machine)
+        ledger.see("m", 1000.0, busy_slots=1)
+        ledger.close("m", preempted=False)
+    assert sum(map(len, ledger.experiments.values())) <= EXPERIMENTS
+    assert f"e{3 * EXPERIMENTS - 1}" in ledger.experiments[f"w{(3 * EXPERIMENTS - 1) // 100}"]
+    assert len(json.dumps(ledger.plain())) < 1_000_000
+    assert sum(ledger.spent_usd(name) for name in ledger.accounts) == pytest.approx(
+        3 * EXPERIMENTS / 3 * 1000 / 3600
+    )
 
 
 def test_the_ledger_pays_by_the_second_and_keeps_what_was_lost():

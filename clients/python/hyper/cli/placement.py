@@ -21,6 +21,7 @@ from hyperapi.scheduler.v1 import placement_service_pb2 as pb
 
 Json = Annotated[bool, typer.Option("--json", help="print JSON on the last line")]
 _SHOWN = 12
+_SUMS = ("USD", "HOURS", "ON DEMAND", "REWORK", "IDLE", "LAUNCHED", "TAKEN")
 
 
 def plan(
@@ -98,20 +99,18 @@ def cost(json_output: Json = False) -> None:
 
 
 def _cost_text(found: pb.GetCostResponse) -> str:
-    rows = []
-    notes = []
+    rows, parts, notes = [], [], []
     for workflow in found.workflows:
         name = workflow.name.rpartition("/")[2]
-        for each in workflow.offers:
-            rows.append((
-                name, each.offer, f"{each.usd:.4g}", f"{each.machine_h:.3g}",
-                f"{each.on_demand_usd:.4g}", f"{each.rework_usd:.3g}", f"{each.idle_usd:.3g}",
-                each.launches, each.preemptions,
-            ))  # fmt: skip
+        rows += [(name, each.offer, *_sums(each)) for each in workflow.offers]
+        parts += [(name, each.experiment, *_sums(each)) for each in workflow.experiments]
         if workflow.message:
             notes.append(f"{name}: {workflow.message}")
-    head = ("WORKFLOW", "OFFER", "USD", "HOURS", "ON DEMAND", "REWORK", "IDLE", "LAUNCHED", "TAKEN")
-    text = output.table(head, rows) if rows else "nothing was spent"
+    text = "nothing was spent"
+    if rows:
+        text = output.table(("WORKFLOW", "OFFER", *_SUMS), rows)
+    if parts:
+        text += "\n\n" + output.table(("WORKFLOW", "EXPERIMENT", *_SUMS), parts)
     if found.machines:
         machines = [
             (each.machine, each.offer, "spot" if each.spot else "on-demand", f"{each.usd_h:.4g}",
@@ -120,6 +119,13 @@ def _cost_text(found: pb.GetCostResponse) -> str:
         ]  # fmt: skip
         text += "\n\n" + output.table(("MACHINE", "OFFER", "SORT", "USD/h", "FOR", ""), machines)
     return "\n".join([text, *notes])
+
+
+def _sums(each: pb.OfferCost | pb.ExperimentCost) -> tuple[object, ...]:
+    return (
+        f"{each.usd:.4g}", f"{each.machine_h:.3g}", f"{each.on_demand_usd:.4g}",
+        f"{each.rework_usd:.3g}", f"{each.idle_usd:.3g}", each.launches, each.preemptions,
+    )  # fmt: skip
 
 
 def chaos(

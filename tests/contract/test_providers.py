@@ -14,7 +14,7 @@ import sys
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -457,3 +457,13 @@ async def test_many_machines_of_one_workflow_share_a_network(tmp_path: Path):
         await until_listed(provider, 0)
         await provider.tidy([])
         assert client.describe_vpcs(Filters=mine)["Vpcs"] == []
+
+
+async def test_ec2_tells_what_spot_machines_cost(tmp_path: Path):
+    with ExitStack() as stack:
+        place = _aws(stack, tmp_path)
+        provider = place.make("c-1")
+        nowhere = replace(place.offer, name="nowhere", instance_type="m1.none")
+        far = replace(place.offer, name="far", region="eu-west-9", zone="eu-west-9a")
+        found = await provider.prices([place.offer, nowhere, far])  # type: ignore[attr-defined]
+        assert found == {place.offer.name: 0.00001}  # moto's price of everything

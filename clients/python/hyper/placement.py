@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from google.protobuf.duration_pb2 import Duration
+from google.protobuf.timestamp_pb2 import Timestamp
 
 from hyper.config import SCHEDULER
 from hyper.recipe_files import inline_files
@@ -41,6 +42,8 @@ class OfferScore:
         usd_per_unit: of an hour of useful work on the fastest machine; infinite: unfit.
         machines: of it that would be launched first.
         reason: what the score is made of, or why it does not fit.
+        price_age_s: since its price was heard from its provider; None: it is the catalogue's.
+        utilization: part of its machines' slots that has work; None: not known.
     """
 
     offer: str
@@ -49,6 +52,8 @@ class OfferScore:
     usd_per_unit: float
     machines: int
     reason: str
+    price_age_s: float | None
+    utilization: float | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,7 +137,7 @@ def plan(
         SCHEDULER, PlacementServiceStub, "PlanWorkflow", request, timeout_s=_PLAN_S
     )
     return Plan(
-        tuple(map(_experiment, response.experiments)),
+        tuple(_experiment(each, response.now) for each in response.experiments),
         _estimate(response, "cost_usd"),
         _estimate(response, "finish_s"),
         response.on_demand_usd,
@@ -152,11 +157,16 @@ def cost(client: Client) -> pb.GetCostResponse:
     return response
 
 
-def _experiment(message: pb.ExperimentPlan) -> ExperimentPlan:
+def _experiment(message: pb.ExperimentPlan, now: Timestamp) -> ExperimentPlan:
     offers = tuple(
-        OfferScore(each.offer, each.spot, each.usd_h, each.usd_per_unit, each.machines, each.reason)
+        OfferScore(
+            each.offer, each.spot, each.usd_h, each.usd_per_unit, each.machines, each.reason,
+            max(0.0, (now.ToNanoseconds() - each.price_time.ToNanoseconds()) / 1e9)
+            if each.HasField("price_time") else None,
+            each.utilization if each.HasField("utilization") else None,
+        )
         for each in message.offers
-    )
+    )  # fmt: skip
     return ExperimentPlan(
         message.experiment,
         message.tasks,

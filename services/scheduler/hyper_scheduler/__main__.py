@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable, Sequence
+from datetime import UTC, datetime
 from pathlib import Path
 
 from hyper.errors import FailedPreconditionError
@@ -29,6 +30,7 @@ from hyper_servicekit.announce import announce
 from hyper_servicekit.clock import Clock, SystemClock
 from hyper_servicekit.config import load_settings, split_address
 from hyper_servicekit.etcd import Etcd
+from hyper_servicekit.logs import get_logger
 from hyper_servicekit.objects import S3Store
 from hyper_servicekit.owned import owned
 from hyper_servicekit.revoked import watch_revoked
@@ -39,6 +41,8 @@ from hyperapi.scheduler.v1 import placement_service_pb2_grpc as placement
 from hyperapi.scheduler.v1 import secret_service_pb2_grpc as secret
 from hyperapi.scheduler.v1 import workflow_service_pb2_grpc as workflow
 from hyperapi.worker.v1 import agent_service_pb2_grpc as agent
+
+log = get_logger(__name__)
 
 _COLLECT_EVERY_S = 600.0
 
@@ -133,6 +137,8 @@ def _placement(
             f"the catalogue of offers {placed.offers} cannot be read ({error.strerror}); see "
             "HYPER_SCHEDULER__PLACEMENT__OFFERS"
         ) from error
+    if warning := catalogue.age(datetime.now(UTC).date()):
+        log.warning(warning, catalogue=str(placed.offers))
     tag = Tag(placed.cluster)
     providers = make_providers(catalogue.offers, lambda: tag.value, placed.options)
     certificates = _certificates(settings, any(o.provider != "process" for o in catalogue.offers))

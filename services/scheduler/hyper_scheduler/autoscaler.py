@@ -29,6 +29,7 @@ from hyper_scheduler.placement.fleet import Demand, Held, Known, Plan, plan, ref
 from hyper_scheduler.placement.hazard import Hazard
 from hyper_scheduler.placement.ledger import Ledger, Machine
 from hyper_scheduler.placement.offers import Offer
+from hyper_scheduler.prices import Prices
 from hyper_scheduler.providers.base import (
     Instance,
     Order,
@@ -88,6 +89,7 @@ class Autoscaler:
         tag: Tag | None = None,
     ) -> None:
         self._settings, self._catalogue, self._providers = settings, catalogue, providers
+        self._prices = Prices(catalogue, settings.prices_every_s)
         self._prometheus, self._term, self._store = prometheus, term, store
         self._clock, self._endpoint, self._token = clock, endpoint, token
         self._certificates, self._tag = certificates or {}, tag or Tag(settings.cluster)
@@ -110,6 +112,16 @@ class Autoscaler:
     def catalogue(self) -> Catalogue:
         """What can be had."""
         return self._catalogue
+
+    @property
+    def price_times(self) -> Mapping[str, float]:
+        """When each live price was heard, by offer; others are the catalogue's."""
+        return {name: heard for name, (_, heard) in self._prices.live(self.now()).items()}
+
+    @property
+    def utilization(self) -> Mapping[str, float]:
+        """Part of the slots of each offer's machines that has work, as Prometheus saw it."""
+        return self._prometheus.last.utilization
 
     @property
     def refusals(self) -> Mapping[str, Refusal]:
@@ -183,7 +195,8 @@ class Autoscaler:
     async def look(self) -> None:
         """One round."""
         now = self._clock.now()
-        await self._prometheus.look(now)
+        await asyncio.gather(self._prometheus.look(now), self._prices.look(self._providers, now))
+        self._take_prices(now)
         await self._compare(now)
         self._account(now)
         await self._check_agents(now)
@@ -206,6 +219,14 @@ class Autoscaler:
         self.plans = plans
         await self._carry_out(plans, now)
         await self._store.save_ledger(self.ledger.plain(), self._term.fence)
+
+    def _take_prices(self, now: float) -> None:
+        """Live prices count from now on, for machines that are there too."""
+        self._catalogue = self._prices.catalogue(now)
+        live = self._prices.live(now)
+        for entry in self.ledger.machines.values():
+            if entry.spot and entry.offer in live:
+                entry.usd_h = live[entry.offer][0]
 
     def _offers(self, demand: Demand) -> list[Offer]:
         """The catalogue, less what others have of each offer's most."""

@@ -38,6 +38,7 @@ _OFFER_KEYS = (
 )  # fmt: skip
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}\Z")
 MAX_USD_H = 10_000.0
+OLD_DAYS = 90  # prices that are older are warned of
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +47,18 @@ class Catalogue:
 
     as_of: date
     offers: tuple[Offer, ...]
+
+    def age(self, today: date) -> str:
+        """A warning, if its prices are old or of a day to come; "" if they are not."""
+        days = (today - self.as_of).days
+        if days > OLD_DAYS:
+            return (
+                f"the prices of the catalogue are of {self.as_of}, {days} days ago: compare them "
+                "with the providers', and set `as_of`"
+            )
+        if days < -1:  # it may be tomorrow elsewhere
+            return f"the prices of the catalogue are of {self.as_of}, which is to come"
+        return ""
 
     def offer(self, name: str) -> Offer | None:
         """By name."""

@@ -54,6 +54,8 @@ class PlacementSettings(BaseModel):
     )
     tls: MachineTls = Field(default=MachineTls())
     interval_s: float = Field(default=5.0, gt=0, description="between two looks")
+    prices_every_s: float = Field(default=600.0, ge=0, description="live prices of spot machines "
+                                  "are asked for, where providers tell; 0: never")  # fmt: skip
     drain_s: float = Field(default=30.0, ge=0, description="for running tasks of one that goes")
     join_s: float = Field(default=600.0, gt=0, description="a machine whose agent is not here "
                           "after this is given up")  # fmt: skip

@@ -72,6 +72,7 @@ class PlacementServicer:
         answers = await self._forecasts.outcomes(list(asked.values()), samples)
         response = _compose(recipe, parts, dict(zip(asked, answers, strict=True)), samples)
         response.catalogue_date = str(autoscaler.catalogue.as_of)
+        response.now.FromNanoseconds(int(autoscaler.now() * 1e9))
         return response
 
     async def GetCost(  # noqa: N802
@@ -214,11 +215,16 @@ def _part(
         task_time_measured=not task_s and measured > 0,
         message=drawn.message,
     )
+    heard, used = autoscaler.price_times, autoscaler.utilization
     for row in sorted(drawn.rows, key=lambda each: each.usd_per_task_h):
-        found.offers.add(
+        told = found.offers.add(
             offer=row.offer, spot=row.spot, usd_h=row.usd_h, usd_per_unit=row.usd_per_task_h,
             machines=row.machines, reason=row.reason,
         )  # fmt: skip
+        if row.spot and row.offer in heard:
+            told.price_time.FromNanoseconds(int(heard[row.offer] * 1e9))
+        if row.offer in used:
+            told.utilization = used[row.offer]
     if drawn.message:
         return _Part(run.spec, found)
     # what is refused now is not for the whole of a job that has not begun

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,6 +14,7 @@ import pytest
 from hyper.cli import main as cli
 from hyper_scheduler import forecasts
 from hyper_scheduler.autoscaler import Autoscaler
+from hyper_scheduler.measured import Measured
 from hyper_scheduler.placement.ledger import Ledger, Machine
 from tests.support.placement_service import placement_service
 from tests.unit.hyper_scheduler.cores import Core
@@ -51,6 +53,25 @@ def served(offers: str | None = OFFERS) -> Iterator[Autoscaler]:
     with placement_service(core.state, scaler) as address, pytest.MonkeyPatch.context() as patch:
         patch.setenv("HYPER_ENDPOINT", address)
         yield scaler  # type: ignore[misc]
+
+
+def test_a_plan_says_how_old_prices_are(file: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with served(OFFERS.replace("as_of: 2026-11-01", "as_of: 2020-01-01")) as scaler:
+        scaler._prices._heard["dear"] = (0.02, time.time() - 120)
+        scaler._take_prices(time.time())
+        scaler._prometheus.last = Measured(utilization={"dear": 0.75})
+        assert cli.run(["plan", str(file)]) == 0
+        text = capsys.readouterr().out
+        assert cli.run(["plan", str(file), "--json"]) == 0
+        facts = told(capsys)
+    assert "prices of 2020-01-01; spot of 1 offers live, 2" in text
+    assert "days old: compare them with today's" in text
+    assert "75%" in text
+    rows = {(each["offer"], each["spot"]): each for each in facts["experiments"][0]["offers"]}
+    assert rows["dear", True]["usd_h"] == 0.02
+    assert 120 <= rows["dear", True]["price_age_s"] < 300
+    assert rows["dear", False]["price_age_s"] is rows["cheap", True]["price_age_s"] is None
+    assert rows["dear", False]["utilization"] == 0.75
 
 
 def told(capsys: pytest.CaptureFixture[str]) -> Any:

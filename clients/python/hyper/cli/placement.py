@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 from dataclasses import asdict
+from datetime import UTC, date, datetime
 from pathlib import Path
 from typing import Annotated
 
@@ -21,6 +22,7 @@ from hyperapi.scheduler.v1 import placement_service_pb2 as pb
 
 Json = Annotated[bool, typer.Option("--json", help="print JSON on the last line")]
 _SHOWN = 12
+_OLD_DAYS = 90
 _SUMS = ("USD", "HOURS", "ON DEMAND", "REWORK", "IDLE", "LAUNCHED", "TAKEN")
 
 
@@ -64,11 +66,12 @@ def _plan_text(found: placement.Plan) -> str:
                 f"{one.usd_h:.4g}",
                 "-" if math.isinf(one.usd_per_unit) else f"{one.usd_per_unit:.4g}",
                 one.machines or "",
+                "" if one.utilization is None else f"{one.utilization:.0%}",
                 one.reason,
             )
             for one in each.offers[:_SHOWN]
         ]
-        head = ("OFFER", "SORT", "USD/h", "USD/UNIT", "FIRST", "WHY")
+        head = ("OFFER", "SORT", "USD/h", "USD/UNIT", "FIRST", "BUSY", "WHY")
         lines += [output.table(head, rows), ""]
         if len(each.offers) > _SHOWN:
             lines.insert(-1, f"and {len(each.offers) - _SHOWN} more (--json shows all)")
@@ -84,8 +87,23 @@ def _plan_text(found: placement.Plan) -> str:
         lines.append(f"finish {duration(end.mean)} ({duration(end.p10)} to {duration(end.p90)})")
     if found.late_probability:
         lines.append(f"misses its deadline in {found.late_probability:.0%} of the samples")
-    lines.append(f"prices of {found.catalogue_date}; spread: tenth to ninetieth percentile")
+    lines.append(f"{_prices_text(found)}; spread: tenth to ninetieth percentile")
+    days = (datetime.now(UTC).date() - date.fromisoformat(found.catalogue_date)).days
+    if days > _OLD_DAYS:
+        lines.append(f"the catalogue's prices are {days} days old: compare them with today's")
     return "\n".join(lines)
+
+
+def _prices_text(found: placement.Plan) -> str:
+    """Of when the prices are."""
+    ages = {
+        one.offer: one.price_age_s
+        for each in found.experiments for one in each.offers if one.price_age_s is not None
+    }  # fmt: skip
+    text = f"prices of {found.catalogue_date}"
+    if ages:
+        text += f"; spot of {len(ages)} offers live, {duration(max(ages.values()))} old"
+    return text
 
 
 def cost(json_output: Json = False) -> None:

@@ -10,10 +10,12 @@ It is removed once the workflow has no machine.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
 from typing import Any
 
 from hyper.errors import UnavailableError
+from hyper_scheduler.placement.offers import Offer
 from hyper_scheduler.providers.aws_network import AwsNetwork
 from hyper_scheduler.providers.base import (
     AT_ONCE,
@@ -31,6 +33,7 @@ from hyper_scheduler.providers.base import (
 _SERVER_ERROR = 500  # and above: what became of the request is not known
 _GONE = frozenset({"InvalidInstanceID.NotFound"})
 _CONNECT_S, _READ_S = 5, 30
+_LINUX = "Linux/UNIX"
 _LIVE = ["pending", "running", "stopping"]
 
 
@@ -163,6 +166,44 @@ class AwsProvider:
                     if "InstanceId" in each:
                         found.append(f"{region}/{each['InstanceId']}")
         return found
+
+    async def prices(self, offers: Sequence[Offer]) -> Mapping[str, float]:
+        """What EC2 asks for spot machines now, by offer."""
+        found: dict[str, float] = {}
+        by_region: dict[str, list[Offer]] = defaultdict(list)
+        for each in offers:
+            if each.region in self._clients:
+                by_region[each.region].append(each)
+
+        async def ask(region: str) -> None:
+            newest = await self._call(self._prices, region, by_region[region])
+            for each in by_region[region]:
+                if (each.zone, each.instance_type) in newest:
+                    found[each.name] = newest[each.zone, each.instance_type]
+
+        await all_of(ask, by_region)
+        return found
+
+    def _prices(self, region: str, offers: list[Offer]) -> dict[tuple[str, str], float]:
+        """By zone and instance type."""
+        newest: dict[tuple[str, str], tuple[datetime, float]] = {}
+        pages = (
+            self._clients[region]
+            .get_paginator("describe_spot_price_history")
+            .paginate(
+                InstanceTypes=sorted({each.instance_type for each in offers}),
+                ProductDescriptions=[_LINUX],
+                StartTime=datetime.now(
+                    UTC
+                ),  # since when none has changed, so that the last one counts
+            )
+        )
+        for page in pages:
+            for each in page["SpotPriceHistory"]:
+                key = each["AvailabilityZone"], each["InstanceType"]
+                told = each["Timestamp"], float(each["SpotPrice"])
+                newest[key] = max(newest.get(key, told), told)
+        return {key: usd_h for key, (_, usd_h) in newest.items()}
 
     async def tidy(self, networks: Sequence[str]) -> None:
         """Remove networks of workflows that have no machine."""

@@ -9,16 +9,20 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from hyper.errors import HyperError, UnavailableError
+from hyper_scheduler.placement.offers import Offer
 from hyper_scheduler.providers.base import AT_ONCE, Instance, Order, Provider, unreachable
 from hyper_servicekit.logs import get_logger
 
 log = get_logger(__name__)
 
-LIMITS_S = {"launch": 120.0, "instances": 45.0, "terminate": 90.0, "notices": 30.0, "tidy": 60.0}
+LIMITS_S = {
+    "launch": 120.0, "instances": 45.0, "terminate": 90.0, "notices": 30.0, "tidy": 60.0,
+    "prices": 30.0,
+}  # fmt: skip
 FIRST_S, MOST_S = 15.0, 300.0  # one that has not answered is left alone for so long
 
 
@@ -65,6 +69,11 @@ class Guarded:
         """See `Provider`."""
         await self._ask("tidy", networks)
 
+    async def prices(self, offers: Sequence[Offer]) -> Mapping[str, float]:
+        """See `prices.Priced`; none of a provider that tells none."""
+        found: Mapping[str, float] = await self._ask("prices", offers)
+        return found
+
     async def close(self) -> None:
         """See `Provider`; it is made anew when it is asked again."""
         if self._made is not None:
@@ -85,7 +94,8 @@ class Guarded:
         limit_s = LIMITS_S[verb]
         try:
             async with asyncio.timeout(limit_s):
-                found = await getattr(await self._provider(), verb)(*arguments)
+                call = getattr(await self._provider(), verb, None)
+                found = {} if call is None else await call(*arguments)
         except TimeoutError as error:
             self._silent += 1
             wait_s = min(MOST_S, FIRST_S * 2.0 ** min(self._silent - 1, 20))

@@ -266,3 +266,35 @@ def test_recordings_of_both_kinds_are_read(tmp_path: Path):
     (tmp_path / "us-1a_v100_1.json").write_text('{"data": [1]}')
     with pytest.raises(InvalidArgumentError, match="gap_seconds"):
         spot_traces.read([tmp_path])
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "says"),
+    [
+        ("a.json", '{"metadata": {"gap_seconds": Infinity}, "data": [1]}', "finite gap"),
+        ("a.json", '{"metadata": {"gap_seconds": NaN}, "data": [1]}', "finite gap"),
+        ("a.json", '{"metadata": {"gap_seconds": 0}, "data": [1]}', "finite gap"),
+        ("a.json", '{"metadata": {"gap_seconds": 60}, "data": []}', "at least one count"),
+        ("a.json", '{"metadata": {"gap_seconds": 60}, "data": [Infinity]}', "no count"),
+        ("a.json", '{"metadata": {"gap_seconds": 60}, "data": "123"}', "no count"),
+        ("a.json", "[" * 100_000, "expected"),
+        ("a.csv", "nan,1\n1,2", "times lie between"), ("a.csv", "1e300,1", "times lie between"),
+        ("a.csv", "inf,add,x", "times lie between"), ("a.csv", "1,2,3,4", "not the recording"),
+        ("a.csv", "\udcff", "not the recording"), ("b.md", "", "holds no recording"),
+    ],
+)  # fmt: skip
+def test_what_is_no_recording_is_refused(tmp_path: Path, name: str, text: str, says: str):
+    (tmp_path / name).write_bytes(text.encode("utf-8", "surrogateescape"))
+    with pytest.raises(InvalidArgumentError, match=says):
+        spot_traces.read([tmp_path])
+
+
+def test_recordings_of_one_name_are_refused(tmp_path: Path):
+    text = '{"metadata": {"gap_seconds": 600}, "data": [1, 2]}'
+    for folder in ("one/x", "two/x"):
+        (tmp_path / folder).mkdir(parents=True)
+        (tmp_path / folder / "a_v100.json").write_text(text)
+    with pytest.raises(InvalidArgumentError, match=r"'x/v100', of .*one/x and of .*two/x"):
+        spot_traces.read([tmp_path])
+    with pytest.raises(InvalidArgumentError, match="cannot be read"):
+        spot_traces.read([tmp_path / "absent.json"])

@@ -149,7 +149,10 @@ def _sums(each: pb.OfferCost | pb.ExperimentCost) -> tuple[object, ...]:
 def chaos(
     trace: Annotated[Path, typer.Option(help="a recording of spot machines (JSON or CSV)")],
     workflow: Annotated[str, typer.Argument(help="go on until it has ended")] = "",
-    seconds: Annotated[float, typer.Option(help="without a workflow: for so long", min=1)] = 60.0,
+    beside: Annotated[
+        str, typer.Option(help="a command, such as 'hyper align SRC DST': until it has ended")
+    ] = "",
+    seconds: Annotated[float, typer.Option(help="else: for so long", min=1)] = 60.0,
     speed: Annotated[float, typer.Option(help="seconds of it a second", min=0.001)] = 600.0,
     least: Annotated[int, typer.Option(help="workers that are never killed", min=0)] = 0,
     spot_price: Annotated[float, typer.Option(help="USD an hour of one", min=0)] = 0.1,
@@ -157,18 +160,26 @@ def chaos(
     json_output: Json = False,
 ) -> None:
     """Kill and restart this machine's workers as a recording has it; report what it cost."""
-    from hyper.chaos import drill
+    from hyper import chaos as drills
     from hyper.cluster.home import Home
 
+    if workflow and beside:
+        raise InvalidArgumentError("either a workflow or --beside: both say when to end")
     end = time.monotonic() + seconds
-    with connect(notice=output.say) as client:
+    with connect(notice=output.say) as client, drills.command(beside) as job:
         watched = client.workflow(workflow) if workflow else None
-        done = drill(
-            Home.default(), trace,
-            lambda: not watched.refresh().state.ended if watched else time.monotonic() < end,
-            output.say, speed=speed, least=least,
+        before = drills.Spent.of(client)
+
+        def going() -> bool:
+            if job is not None:
+                return job.poll() is None
+            return not watched.refresh().state.ended if watched else time.monotonic() < end
+
+        done = drills.drill(
+            Home.default(), trace, going, output.say, speed=speed, least=least
         )  # fmt: skip
         status = watched.refresh() if watched else None
+        spent = drills.Spent.of(client).since(before)
     whole_usd = done.workers * done.seconds / 3600 * on_demand_price
     facts = {
         "seconds": done.seconds,
@@ -176,16 +187,27 @@ def chaos(
         "restarts": done.restarts,
         "usd": done.usd(spot_price),
         "on_demand_usd": whole_usd,
-        "lost_attempts": status.tasks.lost if status else 0,
+        "lost_attempts": status.tasks.lost if status else spent.lost_attempts,
         "state": str(status.state) if status else "",
+        "exit_status": None if job is None else job.returncode,
+        "ledger": spent.ledger,
     }
     text = (
         f"{done.kills} kills in {duration(done.seconds)}, {facts['lost_attempts']} attempts run "
         f"again; on spot machines {facts['usd']:.3g} USD, all on demand {whole_usd:.3g} USD"
     )
+    if spent.ledger is not None:
+        text += (
+            f"\nmachines that were launched meanwhile: {spent.ledger['usd']:.3g} USD, of that "
+            f"{spent.ledger['rework_usd']:.3g} for work done twice and "
+            f"{spent.ledger['idle_usd']:.3g} idle; all on demand "
+            f"{spent.ledger['on_demand_usd']:.3g} USD (`hyper cost`)"
+        )
     output.emit(facts, text, as_json=json_output)
     if status is not None and status.state is not RunState.SUCCEEDED:
         raise WorkFailedError(f"{workflow} {status.state}: {status.message}")
+    if job is not None and job.returncode:
+        raise WorkFailedError(f"{beside!r} ended with status {job.returncode}")
 
 
 def register(app: typer.Typer) -> None:

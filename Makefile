@@ -47,7 +47,7 @@ lint: .stamps/dev        ## format, style, types, import rules, protos
 	@cd protos && ../.venv/bin/buf lint
 	@tag=$$(git tag --merged HEAD --list 'v*' --sort=-v:refname | head -1); if [ -n "$$tag" ]; then \
 	  cd protos && ../.venv/bin/buf breaking --against "../.git#tag=$$tag,subdir=protos"; fi
-	@for file in $(filter-out %kustomization.yaml %adapter-rules.yaml,$(wildcard deploy/kubernetes/*.yaml)); do \
+	@for file in $(filter-out %kustomization.yaml %adapter-rules.yaml,$(wildcard deploy/kubernetes/*.yaml) deploy/kubernetes/machines/access.yaml deploy/kubernetes/machines/network.yaml); do \
 	  .venv/bin/kubernetes-validate --quiet --strict $$file; done
 	@if command -v promtool >/dev/null; then promtool check rules deploy/prometheus/rules/*.yml; fi
 

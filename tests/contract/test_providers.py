@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from hyper.errors import UnavailableError
 from hyper_scheduler.placement.offers import Offer
@@ -30,6 +31,7 @@ from tests.support.fake_gcp import FakeGcp, fake_gcp
 from tests.support.fake_kubernetes import FakeKubernetes, fake_kubernetes
 
 pytestmark = pytest.mark.timeout(120)
+ROOT = Path(__file__).parents[2]
 
 
 @dataclass
@@ -287,6 +289,13 @@ async def test_what_a_pod_is_told_and_nothing_left(tmp_path: Path):
         assert await provider.instances() == []
         await provider.tidy([])
         assert there == {"pods": {}, "secrets": {}}
+        roles = yaml.safe_load_all((ROOT / "deploy/kubernetes/machines/access.yaml").read_text())
+        (role,) = [each for each in roles if each["kind"] == "Role"]
+        allowed = {
+            (kind, verb) for rule in role["rules"] for kind in rule["resources"]
+            for verb in rule["verbs"]
+        }  # fmt: skip
+        assert _FAKES[place.offer.name].asked == allowed  # no less, and no more
         with pytest.raises(RefusedError, match="exceeded quota") as caught:
             await provider.launch(place.order("m-2", zone="full"))
         assert caught.value.name == "QuotaExceeded" and there["secrets"] == {}

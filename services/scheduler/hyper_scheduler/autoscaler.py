@@ -101,8 +101,7 @@ class Autoscaler:
         self._kinds: set[str] = set()
         self._hazards: dict[str, Hazard] = {}
         self._remembered: set[str] = set()  # offers whose hazard has Prometheus's history
-        for offer in catalogue.offers:
-            metrics.begin(offer.name)
+        metrics.know_offers(offer.name for offer in catalogue.offers)
         self._looked_at = clock.now()
         self.ledger = Ledger()
         self.plans: dict[tuple[str, str], Plan] = {}
@@ -189,7 +188,9 @@ class Autoscaler:
             if len(self._kinds) >= KINDS:
                 return OTHER_KIND
             self._kinds.add(kind)
-            metrics.begin_kind(kind, [each.name for each in self._catalogue.offers])
+            for offer in self._catalogue.offers:
+                metrics.DONE.labels(kind, offer.name)
+                metrics.DONE_SECONDS.labels(kind, offer.name)
         return kind
 
     async def look(self) -> None:

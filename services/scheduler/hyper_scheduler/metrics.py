@@ -38,14 +38,16 @@ REWORK_SECONDS = Counter("hyper_placement_rework_seconds_total", "Work lost.", _
 REWORK_USD = Counter("hyper_placement_rework_usd_total", "What it had cost.", _OFFER)
 
 
-def begin(offer: str) -> None:
-    """Let an offer's counters be seen at 0: what they jump to is no increase to Prometheus."""
-    for each in (EXPOSURE, PREEMPTIONS, COLD_STARTS, COLD_SECONDS, REWORK_SECONDS, REWORK_USD, USD):
-        each.labels(offer)
+def know_offers(names: Iterable[str]) -> None:
+    """Begin the series of these offers at 0: of one that begins at 1 Prometheus misses the first.
 
-
-def begin_kind(kind: str, offers: Iterable[str]) -> None:
-    """The same of a kind of task."""
-    for offer in offers:
-        DONE.labels(kind, offer)
-        DONE_SECONDS.labels(kind, offer)
+    The same holds for dashboards, which show what there is.
+    """
+    by_offer = (EXPOSURE, PREEMPTIONS, COLD_STARTS, COLD_SECONDS, USD, REWORK_SECONDS, REWORK_USD)
+    for name in names:
+        for counter in by_offer:
+            counter.labels(name)
+        for gauge in (MACHINES, BUSY):
+            gauge.labels(name)
+        for outcome in ("started", "refused"):
+            LAUNCHES.labels(name, outcome)

@@ -9,7 +9,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from hyper.errors import FailedPreconditionError
-from hyper_scheduler.autoscaler import Autoscaler, Tag
+from hyper_scheduler.asking import Tag
+from hyper_scheduler.autoscaler import Autoscaler
 from hyper_scheduler.catalogue import parse_catalogue
 from hyper_scheduler.config import SchedulerSettings
 from hyper_scheduler.driver import Driver

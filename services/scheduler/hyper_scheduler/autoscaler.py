@@ -12,10 +12,11 @@ import math
 import uuid
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from hyper.errors import HyperError
 from hyper_scheduler import metrics
+from hyper_scheduler.asking import Joining, Tag, entry_of, listed, terminated, tidied
 from hyper_scheduler.catalogue import Catalogue
 from hyper_scheduler.config import PlacementSettings
 from hyper_scheduler.core import commands as c
@@ -30,13 +31,7 @@ from hyper_scheduler.placement.hazard import Hazard
 from hyper_scheduler.placement.ledger import Ledger, Machine
 from hyper_scheduler.placement.offers import Offer
 from hyper_scheduler.prices import Prices
-from hyper_scheduler.providers.base import (
-    Instance,
-    Order,
-    Provider,
-    RefusedError,
-    agent_environment,
-)
+from hyper_scheduler.providers.base import Order, Provider, RefusedError
 from hyper_scheduler.store import DeposedError, Store
 from hyper_scheduler.term import Term
 from hyper_servicekit.clock import Clock
@@ -46,15 +41,7 @@ log = get_logger(__name__)
 
 KINDS = 200  # kinds of tasks that Prometheus is told of; the rest are one
 OTHER_KIND = "other"
-DEFAULT_CLUSTER = "hyper"
 GONE_LOOKS = 2  # looks in a row that a provider must not list a machine before it counts as gone
-
-
-@dataclass(slots=True)
-class Tag:
-    """What machines of this deployment are tagged with."""
-
-    value: str
 
 
 class Autoscaler:
@@ -91,8 +78,8 @@ class Autoscaler:
         self._settings, self._catalogue, self._providers = settings, catalogue, providers
         self._prices = Prices(catalogue, settings.prices_every_s)
         self._prometheus, self._term, self._store = prometheus, term, store
-        self._clock, self._endpoint, self._token = clock, endpoint, token
-        self._certificates, self._tag = certificates or {}, tag or Tag(settings.cluster)
+        self._clock, self._tag = clock, tag or Tag(settings.cluster)
+        self._joining = Joining(endpoint, token, certificates or {})
         self._refusals: dict[str, Refusal] = {}
         self._missing: Counter[str] = Counter()
         self._asked_to_drain: dict[str, float] = {}
@@ -152,19 +139,11 @@ class Autoscaler:
             await self._clock.sleep(self._settings.interval_s)
 
     async def _name_cluster(self) -> None:
-        """Find out what our machines are tagged with.
-
-        Deployments that share a cloud account and were not named must not take each other's
-        machines for strays. Machines of older versions keep their tag as long as there are any.
-        """
+        """Find out what our machines are tagged with: providers are made anew for it."""
         if self._settings.cluster:
             return
-        older = self.ledger.machines and not await self._store.has_identity()
-        name = DEFAULT_CLUSTER
-        if not older:
-            name = f"{name}-{await self._store.identity(self._term.fence)}"
-        if self._tag.value != name:
-            self._tag.value = name
+        store, fence, machines = self._store, self._term.fence, bool(self.ledger.machines)
+        if await self._tag.find(store, fence, machines=machines):
             for provider in self._providers.values():
                 await provider.close()
 
@@ -255,9 +234,8 @@ class Autoscaler:
 
     async def _compare(self, now: float) -> None:
         """The ledger against what providers have: adopt, end strays, notice what is gone."""
-        names = list(self._providers)
-        answers = await asyncio.gather(*map(self._listed, names))
-        for name, answer in zip(names, answers, strict=True):
+        answers = await asyncio.gather(*(listed(*each) for each in self._providers.items()))
+        for name, answer in zip(self._providers, answers, strict=True):
             if answer is None:
                 continue
             instances, noticed = answer
@@ -274,19 +252,10 @@ class Autoscaler:
                     await self._drain(machine, "its provider will take it away", now)
             if strays:
                 log.warning("machines that nobody knows are ended", provider=name, ids=strays)
-                await self._terminate(name, strays)
+                await terminated(name, self._providers[name], strays)
             for machine, entry in list(self.ledger.machines.items()):
                 if entry.provider == name:
                     self._check_there(machine, entry, machine in there)
-
-    async def _listed(self, name: str) -> tuple[Sequence[Instance], set[str]] | None:
-        """What a provider has, and of these what it will take away; None: it is away."""
-        provider = self._providers[name]
-        try:
-            return await provider.instances(), set(await provider.notices())
-        except HyperError as error:
-            log.warning("provider not asked", provider=name, error=str(error))
-            return None
 
     def _check_there(self, machine: str, entry: Machine, there: bool) -> None:
         if there:
@@ -465,13 +434,7 @@ class Autoscaler:
         await self._end_drained(now)
         live = {each.workflow for each in self.ledger.machines.values()}
         networks = sorted({network_of(name) for name in live})
-        await asyncio.gather(*(self._tidy(name, networks) for name in self._providers))
-
-    async def _tidy(self, name: str, networks: Sequence[str]) -> None:
-        try:
-            await self._providers[name].tidy(networks)
-        except HyperError as error:
-            log.warning("networks wait", provider=name, error=str(error))
+        await asyncio.gather(*(tidied(*each, networks) for each in self._providers.items()))
 
     async def _launch_all(
         self, wanted: Sequence[tuple[tuple[str, bool], Sequence[tuple[str, str]]]], now: float
@@ -501,28 +464,8 @@ class Autoscaler:
     ) -> Order:  # fmt: skip
         """Enter a machine into the ledger; what its provider is told."""
         machine = f"m-{uuid.uuid4().hex[:12]}"
-        usd_h = offer.usd_h(spot=spot) or 0.0
-        entry = Machine(
-            offer.name, workflow, experiment, offer.provider, spot, usd_h,
-            offer.on_demand_usd_h if offer.on_demand_usd_h is not None else usd_h,
-            offer.slots, now, now,
-        )  # fmt: skip
-        self.ledger.open(machine, entry)
-        return Order(
-            machine=machine,
-            offer=offer.name,
-            instance_type=offer.instance_type,
-            region=offer.region,
-            zone=offer.zone,
-            spot=spot,
-            network=network_of(workflow),
-            environment=agent_environment(
-                machine=machine, endpoint=self._endpoint, slots=offer.slots,
-                labels=offer.labels(spot=spot), token=self._token(machine),
-                certificates=self._certificates,
-            ),
-            options=offer.options,
-        )  # fmt: skip
+        self.ledger.open(machine, entry_of(offer, workflow, experiment, now, spot=spot))
+        return self._joining.order(machine, offer, network_of(workflow), spot=spot)
 
     async def _launch(self, order: Order, now: float) -> None:
         entry, offer, spot = self.ledger.machines[order.machine], order.offer, order.spot
@@ -579,20 +522,10 @@ class Autoscaler:
                 ready.setdefault(entry.provider, {})[entry.provider_id] = machine
 
         async def end(provider: str, ids: dict[str, str]) -> None:
-            if await self._terminate(provider, list(ids)):
+            if await terminated(provider, self._providers.get(provider), list(ids)):
                 log.info("machines ended", provider=provider, machines=list(ids.values()))
 
         await asyncio.gather(*(end(provider, ids) for provider, ids in ready.items()))
-
-    async def _terminate(self, name: str, ids: list[str]) -> bool:
-        """End machines; False: their provider is away, and is asked again at the next look."""
-        try:
-            if name in self._providers:
-                await self._providers[name].terminate(ids)
-        except HyperError as error:
-            log.warning("machines not ended", provider=name, ids=ids, error=str(error))
-            return False
-        return name in self._providers
 
 
 def demand_of(workflow: WorkflowRun, run: ExperimentRun, now: float) -> Demand | None:

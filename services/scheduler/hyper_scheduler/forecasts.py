@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 
 from hyper.errors import ResourceExhaustedError, UnavailableError
-from hyper_scheduler.placement.forecasting import Question, pack, unpack
+from hyper_scheduler.forecasting import Question, pack, unpack
 from hyper_scheduler.placement.simulation import Outcome
 
 LIMIT_S = 60.0
@@ -50,7 +50,7 @@ class Forecasts:
 
     async def _ask(self, text: bytes) -> list[list[Outcome]]:
         process = await asyncio.create_subprocess_exec(
-            sys.executable, "-m", "hyper_scheduler.placement.forecasting",
+            sys.executable, "-m", "hyper_scheduler.forecasting",
             stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.PIPE,
         )  # fmt: skip

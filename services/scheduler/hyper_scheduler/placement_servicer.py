@@ -14,10 +14,10 @@ from hyper_scheduler.autoscaler import Autoscaler
 from hyper_scheduler.core.model import Experiment, Recipe
 from hyper_scheduler.core.state import ExperimentRun, experiment_runs
 from hyper_scheduler.driver import Driver
+from hyper_scheduler.forecasting import Question
 from hyper_scheduler.forecasts import Forecasts, allowed
 from hyper_scheduler.placement.fleet import UNKNOWN_TASK_S, Demand, Known, plan, view_of
 from hyper_scheduler.placement.forecast import Spread
-from hyper_scheduler.placement.forecasting import Question
 from hyper_scheduler.placement.ledger import Account, Machine
 from hyper_scheduler.placement.simulation import Outcome
 from hyper_scheduler.recipe import parse_recipe

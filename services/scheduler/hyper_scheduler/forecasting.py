@@ -1,4 +1,4 @@
-"""`python -m hyper_scheduler.placement.forecasting`: forecasts in a process of their own.
+"""`python -m hyper_scheduler.forecasting`: forecasts in a process of their own.
 
 They are minutes of plain Python for whoever asks for many samples: the leader, which asks on behalf
 of users, must not spend them itself. Questions come as JSON by standard input, answers go out so.

@@ -14,9 +14,10 @@ from aetcd import rpc
 from aetcd.rpc import rpc_pb2_grpc
 
 from hyper.errors import ResourceExhaustedError
+from hyper_scheduler.store import Store
 from hyper_servicekit.config import S3Settings
-from hyper_servicekit.etcd import Etcd
-from hyper_servicekit.objects import S3Store
+from hyper_servicekit.etcd import Compare, Etcd
+from hyper_servicekit.objects import MemoryStore, S3Store
 from hyperapi.scheduler.v1 import workflow_pb2 as nouns
 from hyperapi.scheduler.v1 import workflow_service_pb2 as pb
 from hyperapi.worker.v1 import agent_service_pb2 as agent
@@ -137,3 +138,22 @@ async def make_room(endpoint: str) -> None:
         for alarm in (await maintenance.Alarm(rpc.AlarmRequest(action="GET"), timeout=5)).alarms:
             off = rpc.AlarmRequest(action="DEACTIVATE", memberID=alarm.memberID, alarm=alarm.alarm)
             await maintenance.Alarm(off, timeout=5)
+
+
+async def test_a_ledger_larger_than_a_value_is_kept(
+    etcd_server: EtcdServer, etcd_prefix: str
+) -> None:
+    async with Etcd([etcd_server.endpoint]) as etcd:
+        store = Store(etcd, MemoryStore(), etcd_prefix, 60.0)
+        fence = Compare.missing(f"{etcd_prefix}/leader")
+        assert await store.load_ledger() == {}
+        parts = {f"accounts/tenants/t/workflows/{i}": {"offer": "x" * 9_000} for i in range(300)}
+        await store.save_ledger(parts, fence)
+        first, revision = await etcd.get_prefix(f"{etcd_prefix}/scheduler/placement/")
+        assert len(first) == 300
+        del parts["accounts/tenants/t/workflows/0"]
+        parts["accounts/tenants/t/workflows/1"] = {"offer": "y"}
+        await store.save_ledger(parts, fence)
+        items, _ = await etcd.get_prefix(f"{etcd_prefix}/scheduler/placement/")
+        assert sum(item.mod_revision > revision for item in items) == 1  # the others as they were
+        assert await Store(etcd, MemoryStore(), etcd_prefix, 60.0).load_ledger() == parts

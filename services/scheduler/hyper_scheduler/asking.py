@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from hyper.errors import HyperError
+from hyper_scheduler.core.state import State
 from hyper_scheduler.placement.ledger import Machine
 from hyper_scheduler.placement.offers import Offer
 from hyper_scheduler.providers.base import Instance, Order, Provider, agent_environment
@@ -116,3 +117,14 @@ async def terminated(name: str, provider: Provider | None, ids: Sequence[str]) -
         log.warning("machines not ended", provider=name, ids=ids, error=str(error))
         return False
     return True
+
+
+def network_of(workflow: str) -> str:
+    """The private network of a workflow's machines."""
+    return workflow.rpartition("/")[2][-48:].lstrip("-._")  # its end is what makes it unique
+
+
+def machine_of(state: State, worker: str) -> str:
+    """The machine of a worker that lives or was lost lately."""
+    found = state.workers.get(worker) or state.lost.get(worker)
+    return "" if found is None else dict(found.capacity.labels).get("machine", "")

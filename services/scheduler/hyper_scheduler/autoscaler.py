@@ -1,32 +1,31 @@
 """Machines for what waits: looks, plans (`placement.fleet`), launches, drains, terminates.
 
-Runs while this replica leads. What is paid for is in the ledger, one key of etcd that is written
-before a machine is launched; after a leader's death the next one finds every machine by its tag
+Runs while this replica leads. What is paid for is in the ledger, which is written to etcd before a
+machine is launched; after a leader's death the next one finds every machine by its tag
 and adopts it, or ends it when nobody needs it.
 """
 
 from __future__ import annotations
 
 import asyncio
-import math
 import uuid
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 from hyper.errors import HyperError
-from hyper_scheduler import metrics
-from hyper_scheduler.asking import Joining, Tag, entry_of, listed, terminated, tidied
+from hyper_scheduler import asking, metrics
+from hyper_scheduler.asking import Joining, Tag, network_of
 from hyper_scheduler.catalogue import Catalogue
 from hyper_scheduler.config import PlacementSettings
 from hyper_scheduler.core import commands as c
-from hyper_scheduler.core.events import DrainWorker
-from hyper_scheduler.core.model import Hardware
-from hyper_scheduler.core.state import ExperimentRun, RunState, State, WorkerRun, WorkflowRun
-from hyper_scheduler.core.tasks import places_when_empty
+from hyper_scheduler.core.events import DrainWorker, Placed
+from hyper_scheduler.core.state import WorkerRun
+from hyper_scheduler.demands import after_own_machines, demand_kind, demands, without
 from hyper_scheduler.measured import Prometheus
 from hyper_scheduler.placement.backoff import Refusal, accepted, refused
-from hyper_scheduler.placement.fleet import Demand, Held, Known, Plan, plan, refusal_key
+from hyper_scheduler.placement.demand import NO_AGENT, Demand, Held, Known, Plan, refusal_key
+from hyper_scheduler.placement.fleet import plan
 from hyper_scheduler.placement.hazard import Hazard
 from hyper_scheduler.placement.ledger import Ledger, Machine
 from hyper_scheduler.placement.offers import Offer
@@ -41,7 +40,23 @@ log = get_logger(__name__)
 
 KINDS = 200  # kinds of tasks that Prometheus is told of; the rest are one
 OTHER_KIND = "other"
+_NO_AGENT_TEXT = "{}, no agent came from its machines: look at its image and options"
 GONE_LOOKS = 2  # looks in a row that a provider must not list a machine before it counts as gone
+
+
+@dataclass(frozen=True, slots=True)
+class _Drain:
+    """A machine that gets nothing new.
+
+    Args:
+        since: when it was asked.
+        cut: what it runs need not be finished there: `drain_s` to save a checkpoint are enough.
+        replaced: its tasks are lost with it, or go on elsewhere, as far as plans are concerned.
+    """
+
+    since: float
+    cut: bool = False
+    replaced: bool = True
 
 
 class Autoscaler:
@@ -82,7 +97,7 @@ class Autoscaler:
         self._joining = Joining(endpoint, token, certificates or {})
         self._refusals: dict[str, Refusal] = {}
         self._missing: Counter[str] = Counter()
-        self._asked_to_drain: dict[str, float] = {}
+        self._asked_to_drain: dict[str, _Drain] = {}
         self._agent_seen: dict[str, float] = {}
         self._began = clock.now()
         self._kinds: set[str] = set()
@@ -93,6 +108,7 @@ class Autoscaler:
         self.ledger = Ledger()
         self.plans: dict[tuple[str, str], Plan] = {}
         self.over_budget: dict[str, str] = {}
+        self._told = Placed(0.0)
 
     @property
     def catalogue(self) -> Catalogue:
@@ -127,6 +143,9 @@ class Autoscaler:
         """Look again and again, until cancelled."""
         self.ledger = Ledger.of(await self._store.load_ledger())
         await self._name_cluster()
+        for machine, entry in self.ledger.machines.items():
+            if entry.ending:  # an earlier leader was about to
+                self._asked_to_drain[machine] = _Drain(self._clock.now())
         while True:
             try:
                 await self.look()
@@ -154,7 +173,7 @@ class Autoscaler:
             metrics.DONE.labels(*labels).inc(count)
             metrics.DONE_SECONDS.labels(*labels).inc(seconds)
         for worker, seconds in command.lost:
-            machine = _machine_of_name(self._term.state, worker)
+            machine = asking.machine_of(self._term.state, worker)
             entry = self.ledger.rework(machine, seconds)
             if entry is not None:
                 metrics.REWORK_SECONDS.labels(entry.offer).inc(seconds)
@@ -180,25 +199,44 @@ class Autoscaler:
         await self._compare(now)
         self._account(now)
         await self._check_agents(now)
+        await self._notice_drained(now)
+        if self._term.state.expected:  # who is busy is known when these have come, or are lost
+            await self._carry_out({}, now)
+        else:
+            self.plans = self._plan(now)
+            await self._carry_out(self.plans, now)
+        await self._tell(now)
+        await self._store.save_ledger(self.ledger.parts(), self._term.fence)
+
+    def _plan(self, now: float) -> dict[tuple[str, str], Plan]:
+        """For each experiment with tasks or machines."""
+        state, most_of_all = self._term.state, self._settings.max_machines
+        owned = ((each.workflow, each.experiment) for each in self.ledger.machines.values())
+        wanted = demands(state, owned, now, most_of_all)
+        if self._settings.use_own_first:
+            wanted = after_own_machines(state, wanted)
+        drained = self._running_on_drained()
         plans: dict[tuple[str, str], Plan] = {}
-        for demand in self._demands(now):
+        for demand in wanted:
             held = self._held(demand, now)
+            key = (demand.workflow, demand.experiment)
             if demand.workflow in self.over_budget:
-                plans[demand.workflow, demand.experiment] = Plan(
-                    ends=tuple(each.name for each in held),
-                    message=self.over_budget[demand.workflow],
-                )
+                names = tuple(each.name for each in held)
+                cut = frozenset(names) if demand.step_s else frozenset[str]()
+                text = self.over_budget[demand.workflow]
+                plans[key] = Plan(ends=names, moved=cut, message=text)
                 continue
-            kind = demand_kind(self._term.state, demand)
+            kind = demand_kind(state, demand)
             self._told_of(kind)
             known = self.known(kind)
-            most = max(0, self._settings.max_machines - len(self.ledger.machines) + len(held))
-            plans[demand.workflow, demand.experiment] = plan(
-                demand, self._offers(demand), known, held, self._refusals, now, most
+            best = max((each.throughput for each in known.values()), default=0.0)
+            if not demand.task_s and best:  # the same program ran in other workflows
+                demand = replace(demand, task_s=3600 / best)
+            most = max(0, most_of_all - len(self.ledger.machines) + len(held))
+            plans[key] = plan(
+                without(demand, drained), self._offers(held), known, held, self._refusals, now, most
             )
-        self.plans = plans
-        await self._carry_out(plans, now)
-        await self._store.save_ledger(self.ledger.plain(), self._term.fence)
+        return plans
 
     def _take_prices(self, now: float) -> None:
         """Live prices count from now on, for machines that are there too."""
@@ -208,12 +246,21 @@ class Autoscaler:
             if entry.spot and entry.offer in live:
                 entry.usd_h = live[entry.offer][0]
 
-    def _offers(self, demand: Demand) -> list[Offer]:
-        """The catalogue, less what others have of each offer's most."""
+    def _running_on_drained(self) -> Counter[tuple[str, str]]:
+        """Tasks that are finished on machines that get nothing more, by experiment."""
+        found: Counter[tuple[str, str]] = Counter()
+        for machine, worker in self._agents().items():
+            drain = self._asked_to_drain.get(machine)
+            if drain is not None and not drain.replaced:
+                found.update((task.workflow, task.experiment) for task in worker.running)
+        return found
+
+    def _offers(self, held: list[Held]) -> list[Offer]:
+        """The catalogue, less what there is of each offer besides `held`."""
+        mine = {each.name for each in held}
         others = Counter(
-            each.offer for each in self.ledger.machines.values()
-            if (each.workflow, each.experiment) != (demand.workflow, demand.experiment)
-        )  # fmt: skip
+            each.offer for name, each in self.ledger.machines.items() if name not in mine
+        )
         return [
             replace(each, most=max(0, each.most - others[each.name]))
             for each in self._catalogue.offers
@@ -234,7 +281,7 @@ class Autoscaler:
 
     async def _compare(self, now: float) -> None:
         """The ledger against what providers have: adopt, end strays, notice what is gone."""
-        answers = await asyncio.gather(*(listed(*each) for each in self._providers.items()))
+        answers = await asyncio.gather(*(asking.listed(*each) for each in self._providers.items()))
         for name, answer in zip(self._providers, answers, strict=True):
             if answer is None:
                 continue
@@ -249,10 +296,11 @@ class Autoscaler:
                     entry.provider_id = instance.id  # its launch was not answered
                     log.info("machine adopted", machine=machine, offer=entry.offer)
                 if instance.id in noticed and entry is not None:
+                    entry.noticed = entry.noticed or not entry.ending
                     await self._drain(machine, "its provider will take it away", now)
             if strays:
                 log.warning("machines that nobody knows are ended", provider=name, ids=strays)
-                await terminated(name, self._providers[name], strays)
+                await asking.terminated(name, self._providers[name], strays)
             for machine, entry in list(self.ledger.machines.items()):
                 if entry.provider == name:
                     self._check_there(machine, entry, machine in there)
@@ -263,7 +311,8 @@ class Autoscaler:
             return
         self._missing[machine] += 1
         if self._missing[machine] >= GONE_LOOKS or not entry.provider_id:
-            preempted = entry.spot and not entry.ending and bool(entry.provider_id)
+            taken = entry.noticed or not entry.ending
+            preempted = entry.spot and taken and bool(entry.provider_id)
             log.info("machine gone", machine=machine, offer=entry.offer, preempted=preempted)
             if preempted:
                 metrics.PREEMPTIONS.labels(entry.offer).inc()
@@ -314,6 +363,8 @@ class Autoscaler:
             metrics.USD.labels(entry.offer).inc(paid)
             if worker is not None and not entry.ready:
                 entry.ready = now
+                key = refusal_key(entry.offer, spot=entry.spot)
+                self._refusals = accepted(self._refusals, key)
                 metrics.COLD_STARTS.labels(entry.offer).inc()
                 metrics.COLD_SECONDS.labels(entry.offer).inc(max(0.0, now - entry.launched))
             if entry.spot:
@@ -334,6 +385,7 @@ class Autoscaler:
     async def _check_agents(self, now: float) -> None:
         """A machine whose agent never comes, or stays away, is ended; it counts for nothing now."""
         workers = self._workers()
+        absent: set[str] = set()
         for machine, entry in list(self.ledger.machines.items()):
             if machine in workers:
                 self._agent_seen[machine] = now
@@ -343,10 +395,25 @@ class Autoscaler:
                 continue
             log.warning("agent is away", machine=machine, offer=entry.offer)
             if not entry.ready:
-                key = refusal_key(entry.offer, spot=entry.spot)
-                self._refusals = refused(self._refusals, key, "NoAgent", now)
+                absent.add(refusal_key(entry.offer, spot=entry.spot))
             await self._drain(machine, "its agent is away", now)
             entry.ending = True
+        for key in absent:  # those that were launched together count once
+            self._refusals = refused(self._refusals, key, NO_AGENT, now)
+
+    async def _notice_drained(self, now: float) -> None:
+        """Agents that get nothing new, though nobody here has asked: they are of no more use.
+
+        Somebody has drained them (`hyper drain`, an earlier leader), or they have had a notice.
+        """
+        for machine, worker in self._workers().items():
+            entry = self.ledger.machines.get(machine)
+            if entry is None or not worker.draining or machine in self._asked_to_drain:
+                continue
+            asked = worker.name in self._term.state.drained
+            entry.noticed = entry.noticed or not (asked or entry.ending)
+            reason = "its worker was drained" if asked else "it is taken away"
+            await self._drain(machine, reason, now, replaced=not asked)
 
     def _check_budgets(self) -> None:
         """The hard stop: nothing more is bought, what runs has a while to be finished."""
@@ -356,68 +423,63 @@ class Autoscaler:
             if budget is not None and spent >= budget and not workflow.state.ended:
                 if name not in self.over_budget:
                     log.warning("budget used up", workflow=name, spent_usd=spent)
-                over[name] = (
-                    f"the budget of {budget:g} USD is used up ({spent:.4g} USD spent): machines "
-                    f"have {self._settings.drain_s:g} s to finish what they run and are ended, "
-                    "none is launched"
-                )
+                if name not in self.over_budget:  # what is finished costs more; one text is enough
+                    over[name] = (
+                        f"the budget of {budget:g} USD is used up ({spent:.4g} USD spent): its "
+                        "machines finish what they run and are ended, none is launched; workers "
+                        "of your own (`hyper join`) go on with it"
+                    )
+                else:
+                    over[name] = self.over_budget[name]
         self.over_budget = over
 
-    def _workers(self) -> dict[str, WorkerRun]:
-        """Connected agents by machine."""
+    def _agents(self) -> dict[str, WorkerRun]:
+        """Agents by machine, those whose stream broke a moment ago too."""
         found = {}
         for worker in self._term.state.workers.values():
-            machine = dict(worker.capacity.labels).get("machine", "")
-            if machine and worker.session:
+            if machine := dict(worker.capacity.labels).get("machine", ""):
                 found[machine] = worker
         return found
 
+    def _workers(self) -> dict[str, WorkerRun]:
+        """Connected agents by machine."""
+        return {machine: worker for machine, worker in self._agents().items() if worker.session}
+
     def _held(self, demand: Demand, now: float) -> list[Held]:
+        agents = self._agents()
         return [
-            Held(name, each.offer, each.spot, bool(each.ready), (now - each.launched) / 3600)
+            Held(
+                name, each.offer, each.spot, bool(each.ready), (now - each.launched) / 3600,
+                len(agents[name].running) if name in agents else 0,
+            )
             for name, each in self.ledger.machines.items()
             if (each.workflow, each.experiment) == (demand.workflow, demand.experiment)
-            and not each.ending
+            and not each.ending and name not in self._asked_to_drain
         ]  # fmt: skip
 
-    # What is wanted
+    async def _tell(self, now: float) -> None:
+        """Let the core know why machines do not come, for people who look at a workflow."""
+        notes: dict[str, str] = {}
+        for (workflow, experiment), drawn in self.plans.items():
+            note = f"{experiment}: {drawn.message}" if drawn.message else self._refused(drawn)
+            if note and workflow not in self.over_budget:
+                notes.setdefault(workflow, note)
+        told = Placed(now, dict(self.over_budget), notes)
+        if (told.over_budget, told.notes) != (self._told.over_budget, self._told.notes):
+            await self._term.tell(told)
+            self._told = told
 
-    def _demands(self, now: float) -> list[Demand]:
-        """Experiments with machines or with tasks to run; the urgent first."""
-        state = self._term.state
-        found: dict[tuple[str, str], Demand] = {}
-        for workflow in state.workflows.values():
-            for run in workflow.experiments.values():
-                demand = demand_of(workflow, run, now)
-                if demand is not None:
-                    found[workflow.name, run.spec.name] = demand
-        for each in self.ledger.machines.values():
-            key = (each.workflow, each.experiment)
-            if key not in found:
-                found[key] = _nothing(*key)
-        order = sorted(found.values(), key=lambda each: each.left_s)
-        return self._after_own_machines(order) if self._settings.use_own_first else order
-
-    def _after_own_machines(self, demands: Sequence[Demand]) -> list[Demand]:
-        """Machines that are there anyway cost nothing: theirs is the first work that fits there."""
-        state = self._term.state
-        own = [
-            each for each in state.workers.values()
-            if each.session and not each.capacity.offer and not each.draining
-        ]  # fmt: skip
-        free = {each.name: each.capacity.slots for each in own}
-        found = []
-        for demand in demands:
-            run, taken = _run_of(state, demand), 0
-            for worker in own:
-                if run is None:
-                    break
-                places = min(free[worker.name], places_when_empty(worker, run.spec))
-                places = min(places, demand.tasks - taken)
-                free[worker.name] -= places
-                taken += places
-            found.append(replace(demand, tasks=demand.tasks - taken // demand.gang * demand.gang))
-        return found
+    def _refused(self, drawn: Plan) -> str:
+        """Which of the offers that fit give no machines; empty while one of them does."""
+        texts = []
+        for row in drawn.rows:
+            refusal = self._refusals.get(refusal_key(row.offer, spot=row.spot))
+            if row.machines and refusal is None:
+                return ""
+            if refusal is not None:
+                what = f"{row.offer} ({'spot' if row.spot else 'on demand'}): {refusal.reason}"
+                texts.append(_NO_AGENT_TEXT.format(what) if refusal.reason == NO_AGENT else what)
+        return f"machines are not to be had: {'; '.join(texts[:3])}" if texts else ""
 
     # What is done
 
@@ -425,7 +487,7 @@ class Autoscaler:
         wanted: dict[tuple[str, bool], list[tuple[str, str]]] = {}
         for key, each in plans.items():
             for name in each.ends:
-                await self._drain(name, "it is not needed any more", now)
+                await self._drain(name, "it is not needed any more", now, cut=name in each.moved)
             for launch in each.launches:
                 wanted.setdefault(launch, []).append(key)
         # One of each offer goes first: what is refused to it would be to the others.
@@ -434,7 +496,7 @@ class Autoscaler:
         await self._end_drained(now)
         live = {each.workflow for each in self.ledger.machines.values()}
         networks = sorted({network_of(name) for name in live})
-        await asyncio.gather(*(tidied(*each, networks) for each in self._providers.items()))
+        await asyncio.gather(*(asking.tidied(*each, networks) for each in self._providers.items()))
 
     async def _launch_all(
         self, wanted: Sequence[tuple[tuple[str, bool], Sequence[tuple[str, str]]]], now: float
@@ -447,7 +509,7 @@ class Autoscaler:
                 if offer is not None and self._may_launch(offer, spot, now):
                     orders.append(self._open(offer, spot, workflow, experiment, now))
         if orders:
-            await self._store.save_ledger(self.ledger.plain(), self._term.fence)
+            await self._store.save_ledger(self.ledger.parts(), self._term.fence)
             await asyncio.gather(*(self._launch(order, now) for order in orders))
 
     def _may_launch(self, offer: Offer, spot: bool, now: float) -> bool:
@@ -464,7 +526,7 @@ class Autoscaler:
     ) -> Order:  # fmt: skip
         """Enter a machine into the ledger; what its provider is told."""
         machine = f"m-{uuid.uuid4().hex[:12]}"
-        self.ledger.open(machine, entry_of(offer, workflow, experiment, now, spot=spot))
+        self.ledger.open(machine, asking.entry_of(offer, workflow, experiment, now, spot=spot))
         return self._joining.order(machine, offer, network_of(workflow), spot=spot)
 
     async def _launch(self, order: Order, now: float) -> None:
@@ -484,7 +546,9 @@ class Autoscaler:
             self._refuse(key, "Unreachable", now)
             return
         metrics.LAUNCHES.labels(offer, "started").inc()
-        self._refusals = accepted(self._refusals, key)
+        refusal = self._refusals.get(key)
+        if refusal is not None and refusal.reason != NO_AGENT:  # that is over when its agent comes
+            self._refusals = accepted(self._refusals, key)
         log.info(
             "machine launched", machine=order.machine, offer=offer, spot=spot, usd_h=entry.usd_h
         )
@@ -495,87 +559,41 @@ class Autoscaler:
         if before is None or before.until <= now:
             self._refusals = refused(self._refusals, key, reason, now)
 
-    async def _drain(self, machine: str, reason: str, now: float) -> None:
-        """Nothing new for it; it is ended once it is idle, or after a while."""
+    async def _drain(
+        self, machine: str, reason: str, now: float, *, cut: bool = False, replaced: bool = True
+    ) -> None:
+        """Nothing new for it; it is ended once it is idle, or, if it is `cut`, after a while."""
         if machine in self._asked_to_drain or machine not in self.ledger.machines:
             return
         log.info("machine drained", machine=machine, reason=reason)
-        self._asked_to_drain[machine] = now
-        worker = self._workers().get(machine)
-        if worker is not None and not worker.draining:
-            await self._term.ask(DrainWorker(now, uuid.uuid4().hex, worker.name))
+        self._asked_to_drain[machine] = _Drain(now, cut, replaced)
 
     async def _end_drained(self, now: float) -> None:
         """End machines that were asked to drain and are idle, or have had their time."""
-        workers = self._workers()
         ready: dict[str, dict[str, str]] = {}  # provider -> its name of a machine -> ours
-        for machine, since in list(self._asked_to_drain.items()):
+        for machine, drain in list(self._asked_to_drain.items()):
             entry = self.ledger.machines.get(machine)
             if entry is None:
                 self._asked_to_drain.pop(machine, None)
-                continue
-            worker = workers.get(machine)
-            if worker is not None and worker.running and now - since < self._settings.drain_s:
-                continue
-            entry.ending = True
-            if entry.provider_id:
-                ready.setdefault(entry.provider, {})[entry.provider_id] = machine
+            elif await self._may_end(machine, entry, drain, now):
+                entry.ending = True
+                if entry.provider_id:
+                    ready.setdefault(entry.provider, {})[entry.provider_id] = machine
 
         async def end(provider: str, ids: dict[str, str]) -> None:
-            if await terminated(provider, self._providers.get(provider), list(ids)):
+            if await asking.terminated(provider, self._providers.get(provider), list(ids)):
                 log.info("machines ended", provider=provider, machines=list(ids.values()))
 
         await asyncio.gather(*(end(provider, ids) for provider, ids in ready.items()))
 
-
-def demand_of(workflow: WorkflowRun, run: ExperimentRun, now: float) -> Demand | None:
-    """What an experiment needs now; None: nothing."""
-    if workflow.state.ended or workflow.stopping is not None or workflow.paused:
-        return None
-    if run.state is not RunState.RUNNING or run.spec.items:
-        return None
-    left = run.total - run.succeeded - run.failed
-    if left <= 0:
-        return None
-    deadline_s = workflow.recipe.deadline_s
-    checkpoint_s = run.spec.around.checkpoint_every_s
-    return Demand(
-        workflow=workflow.name,
-        experiment=run.spec.name,
-        tasks=left,
-        total=run.total,
-        hardware=run.spec.hardware,
-        limit=run.spec.workers,
-        gang=run.spec.gang,
-        task_s=run.mean_s,
-        step_s=checkpoint_s,
-        left_s=math.inf if deadline_s is None else workflow.create_time + deadline_s - now,
-        deadline_s=math.inf if deadline_s is None else deadline_s,
-    )
-
-
-def demand_kind(state: State, demand: Demand) -> str:
-    """The kind of its tasks."""
-    run = _run_of(state, demand)
-    return "" if run is None else run.kind
-
-
-def _run_of(state: State, demand: Demand) -> ExperimentRun | None:
-    workflow = state.workflows.get(demand.workflow)
-    return None if workflow is None else workflow.experiments.get(demand.experiment)
-
-
-def network_of(workflow: str) -> str:
-    """The private network of a workflow's machines."""
-    return workflow.rpartition("/")[2][-48:].lstrip("-._")  # its end is what makes it unique
-
-
-def _nothing(workflow: str, experiment: str) -> Demand:
-    """Of an experiment that has ended, or is forgotten."""
-    return Demand(workflow, experiment, 0, 1, Hardware())
-
-
-def _machine_of_name(state: State, worker: str) -> str:
-    """The machine of a worker that lives or was lost lately."""
-    found = state.workers.get(worker) or state.lost.get(worker)
-    return "" if found is None else dict(found.capacity.labels).get("machine", "")
+    async def _may_end(self, machine: str, entry: Machine, drain: _Drain, now: float) -> bool:
+        worker = self._agents().get(machine)
+        if worker is not None:
+            if worker.session and not worker.draining:  # it may have come since
+                await self._term.ask(DrainWorker(now, uuid.uuid4().hex, worker.name))
+            cut = drain.cut and now - drain.since >= self._settings.drain_s
+            return cut or not worker.running
+        if entry.ready and not entry.ending:  # it may come back, with what it runs
+            away_s = now - self._agent_seen.get(machine, self._began)
+            return away_s > self._settings.silent_s
+        return True

@@ -56,7 +56,8 @@ class PlacementSettings(BaseModel):
     interval_s: float = Field(default=5.0, gt=0, description="between two looks")
     prices_every_s: float = Field(default=600.0, ge=0, description="live prices of spot machines "
                                   "are asked for, where providers tell; 0: never")  # fmt: skip
-    drain_s: float = Field(default=30.0, ge=0, description="for running tasks of one that goes")
+    drain_s: float = Field(default=30.0, ge=0, description="for a running task to save "
+                           "its checkpoint on a machine that is replaced")  # fmt: skip
     join_s: float = Field(default=600.0, gt=0, description="a machine whose agent is not here "
                           "after this is given up")  # fmt: skip
     silent_s: float = Field(default=60.0, gt=0, description="a machine whose agent has gone away "

@@ -28,8 +28,15 @@ class Forecasts:
         self._turn = asyncio.Lock()
         self._waiting = 0
 
-    async def outcomes(self, questions: Sequence[Question], samples: int) -> list[list[Outcome]]:
+    async def outcomes(
+        self, questions: Sequence[Question], samples: int, limit_s: float
+    ) -> list[list[Outcome]]:
         """Of each question, one a sample.
+
+        Args:
+            questions: of one plan.
+            samples: of each.
+            limit_s: that it may take, once it is its turn.
 
         Raises:
             ResourceExhaustedError: too many ask, or this takes too long.
@@ -44,18 +51,18 @@ class Forecasts:
         self._waiting += 1
         try:
             async with self._turn:
-                return await self._ask(pack(questions, samples))
+                return await self._ask(pack(questions, samples), limit_s)
         finally:
             self._waiting -= 1
 
-    async def _ask(self, text: bytes) -> list[list[Outcome]]:
+    async def _ask(self, text: bytes, limit_s: float) -> list[list[Outcome]]:
         process = await asyncio.create_subprocess_exec(
             sys.executable, "-m", "hyper_scheduler.forecasting",
             stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.PIPE,
         )  # fmt: skip
         try:
-            async with asyncio.timeout(LIMIT_S):
+            async with asyncio.timeout(limit_s):
                 out, err = await process.communicate(text)
         except TimeoutError as error:
             raise ResourceExhaustedError(

@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import asyncio
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
 from hyper.errors import FailedPreconditionError, InvalidArgumentError
-from hyper_scheduler import convert
+from hyper_scheduler import convert, forecasts
 from hyper_scheduler.autoscaler import Autoscaler
 from hyper_scheduler.core.model import Experiment, Recipe
 from hyper_scheduler.core.state import ExperimentRun, experiment_runs
+from hyper_scheduler.demands import tail_s
 from hyper_scheduler.driver import Driver
 from hyper_scheduler.forecasting import Question
 from hyper_scheduler.forecasts import Forecasts, allowed
-from hyper_scheduler.placement.fleet import UNKNOWN_TASK_S, Demand, Known, plan, view_of
+from hyper_scheduler.placement.demand import Demand, Known
+from hyper_scheduler.placement.fleet import UNKNOWN_TASK_S, plan, view_of
 from hyper_scheduler.placement.forecast import Spread
 from hyper_scheduler.placement.ledger import Account, Machine
 from hyper_scheduler.placement.simulation import Outcome
@@ -63,17 +65,39 @@ class PlacementServicer:
                 field="tasks",
             )
         autoscaler = await self._autoscaler()
-        parts = [
-            _part(autoscaler, recipe, run, request.tasks.get(name, 0), task_s)
-            for name, run in experiment_runs(recipe).items()
-        ]
-        asked = {each.spec.name: each.question for each in parts if each.question is not None}
-        samples = allowed(request.samples or SAMPLES, len(asked))
-        answers = await self._forecasts.outcomes(list(asked.values()), samples)
-        response = _compose(recipe, parts, dict(zip(asked, answers, strict=True)), samples)
+        response = await self._plan(
+            autoscaler, recipe, dict(request.tasks), task_s, request.samples or SAMPLES
+        )
         response.catalogue_date = str(autoscaler.catalogue.as_of)
         response.now.FromNanoseconds(int(autoscaler.now() * 1e9))
         return response
+
+    async def _plan(
+        self, autoscaler: Autoscaler, recipe: Recipe, tasks: Mapping[str, int], task_s: float,
+        samples: int,
+    ) -> pb.PlanWorkflowResponse:  # fmt: skip
+        """Wave by wave: what comes later is planned with the time that is left to it then."""
+        runs = experiment_runs(recipe)
+        samples = allowed(samples, len(runs))
+        whole, waiting = _Whole(recipe, samples), dict(runs)
+        end = asyncio.get_running_loop().time() + forecasts.LIMIT_S
+        while waiting:
+            parts = [
+                await asyncio.to_thread(
+                    _part, autoscaler, recipe, runs, name, tasks.get(name, 0), task_s,
+                    sum(whole.starts_s(run.spec)) / samples,
+                )
+                for name, run in waiting.items()
+                if not waiting.keys() & set(run.spec.depends_on)
+            ]  # fmt: skip
+            asked = {each.spec.name: each.question for each in parts if each.question is not None}
+            left_s = end - asyncio.get_running_loop().time()
+            answers = await self._forecasts.outcomes(list(asked.values()), samples, left_s)
+            found = dict(zip(asked, answers, strict=True))
+            for part in parts:
+                whole.take(part, found.get(part.spec.name))
+                del waiting[part.spec.name]
+        return whole.response()
 
     async def GetCost(  # noqa: N802
         self, request: pb.GetCostRequest, context: Any
@@ -153,57 +177,81 @@ class _Part:
     sure_usd: float = 0.0
 
 
-def _compose(
-    recipe: Recipe, parts: Sequence[_Part], outcomes: Mapping[str, list[Outcome]], samples: int
-) -> pb.PlanWorkflowResponse:
-    """Experiments one after another, as the graph has them; those side by side end together.
+class _Whole:
+    """A plan that grows: experiments one after another, as the graph has them.
 
     Costs and ends are told of what is known; of the whole, only if all of it is.
+
+    Args:
+        recipe: that is planned.
+        samples: of each forecast.
     """
-    response = pb.PlanWorkflowResponse()
-    finish: dict[str, list[float]] = {}
-    cost = [0.0] * samples
-    for part in parts:
-        response.experiments.append(part.planned)
-        mine = outcomes.get(part.spec.name)
-        if mine is None:
-            continue
-        planned = response.experiments[-1]
-        if all(each.late and not each.launches for each in mine):
+
+    def __init__(self, recipe: Recipe, samples: int) -> None:
+        self._recipe, self._samples = recipe, samples
+        self._finish: dict[str, list[float]] = {}
+        self._cost = [0.0] * samples
+        self._told: dict[str, pb.ExperimentPlan] = {}
+        self._on_demand_usd = 0.0
+
+    def starts_s(self, spec: Experiment) -> list[float]:
+        """When an experiment can start, sample by sample; those side by side end together."""
+        before = [self._finish[each] for each in spec.depends_on if each in self._finish]
+        return [max((each[i] for each in before), default=0.0) for i in range(self._samples)]
+
+    def take(self, part: _Part, outcomes: list[Outcome] | None) -> None:
+        """One experiment more; None: nothing fits."""
+        self._told[part.spec.name] = planned = part.planned
+        if outcomes is None:
+            return
+        if all(each.late and not each.launches for each in outcomes):
             planned.message = planned.message or "no offer that fits can be had"
-            continue
-        usd = [each.usd / part.share for each in mine]
+            return
+        usd = [each.usd / part.share for each in outcomes]
         planned.cost_usd.CopyFrom(_estimate(usd))
-        planned.finish_s.CopyFrom(_estimate([each.end_h * 3600 for each in mine]))
-        before = [finish[each] for each in part.spec.depends_on if each in finish]
-        starts = [max((each[i] for each in before), default=0.0) for i in range(samples)]
-        finish[part.spec.name] = [
-            start + each.end_h * 3600 for start, each in zip(starts, mine, strict=True)
+        planned.finish_s.CopyFrom(_estimate([each.end_h * 3600 for each in outcomes]))
+        starts = self.starts_s(part.spec)
+        self._finish[part.spec.name] = [
+            start + each.end_h * 3600 for start, each in zip(starts, outcomes, strict=True)
         ]
-        cost = [sum_ + each for sum_, each in zip(cost, usd, strict=True)]
-        response.on_demand_usd += part.sure_usd
-    if len(finish) < len(parts):
-        return response
-    ends = [max(each[i] for each in finish.values()) for i in range(samples)]
-    response.cost_usd.CopyFrom(_estimate(cost))
-    response.finish_s.CopyFrom(_estimate(ends))
-    if recipe.deadline_s is not None:
-        response.late_probability = sum(end > recipe.deadline_s for end in ends) / samples
-    return response
+        self._cost = [sum_ + each for sum_, each in zip(self._cost, usd, strict=True)]
+        self._on_demand_usd += part.sure_usd
+
+    def response(self) -> pb.PlanWorkflowResponse:
+        """All that is known, in the recipe's order."""
+        found = pb.PlanWorkflowResponse(
+            experiments=[self._told[each.name] for each in self._recipe.experiments],
+            on_demand_usd=self._on_demand_usd,
+        )
+        if len(self._finish) < len(self._told):
+            return found
+        ends = [max(each[i] for each in self._finish.values()) for i in range(self._samples)]
+        found.cost_usd.CopyFrom(_estimate(self._cost))
+        found.finish_s.CopyFrom(_estimate(ends))
+        deadline_s = self._recipe.deadline_s
+        if deadline_s is not None:
+            found.late_probability = sum(end > deadline_s for end in ends) / self._samples
+        return found
 
 
 def _part(
-    autoscaler: Autoscaler, recipe: Recipe, run: ExperimentRun, tasks: int, task_s: float
-) -> _Part:
+    autoscaler: Autoscaler, recipe: Recipe, runs: Mapping[str, ExperimentRun], name: str,
+    tasks: int, task_s: float, begins_s: float,
+) -> _Part:  # fmt: skip
+    run = runs[name]
     count = tasks or run.total or 1
     known = autoscaler.known(run.kind)
     measured = max((each.throughput for each in known.values()), default=0.0)
     seconds = task_s or (3600 / measured if measured else UNKNOWN_TASK_S)
-    deadline_s = math.inf if recipe.deadline_s is None else recipe.deadline_s
+    left_s = deadline_s = math.inf
+    if recipe.deadline_s is not None:
+        deadline_s = recipe.deadline_s
+        left_s = deadline_s - begins_s - tail_s(runs, run, seconds, autoscaler.max_machines)
     demand = Demand(
         workflow="", experiment=run.spec.name, tasks=count, total=count,
         hardware=run.spec.hardware, limit=run.spec.workers, gang=run.spec.gang, task_s=seconds,
-        step_s=run.spec.around.checkpoint_every_s, left_s=deadline_s, deadline_s=deadline_s,
+        step_s=run.spec.around.checkpoint_every_s, left_s=left_s, deadline_s=deadline_s,
+        labels=run.spec.labels,
     )  # fmt: skip
     offers, refusals, now = autoscaler.catalogue.offers, autoscaler.refusals, autoscaler.now()
     most = autoscaler.max_machines
@@ -245,8 +293,7 @@ def _part(
     sure = view.cheapest_on_demand()
     sure_usd = 0.0
     if sure is not None:
-        market = view.markets[sure]
-        sure_usd = view.work_h / market.throughput * market.usd_h
+        sure_usd = view.work_h / view.useful(sure) * view.markets[sure].usd_h
     return _Part(run.spec, found, Question(smaller, hazards), share, sure_usd)
 
 

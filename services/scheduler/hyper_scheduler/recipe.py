@@ -338,7 +338,7 @@ def _hardware(node: Node) -> Hardware:
         spot=_spot(fields["spot"]) if "spot" in fields else Spot.ONLY,
         instance_type=_text(fields["instance_type"]) if "instance_type" in fields else "",
         clouds=clouds,
-        max_usd_h=_usd(fields["max_price"], "an hour") if "max_price" in fields else 0.0,
+        max_usd_h=_usd(fields["max_price"], "an hour") if "max_price" in fields else None,
     )
 
 

@@ -9,8 +9,9 @@ Under `{etcd_prefix}/scheduler/`:
     requests/{request_id}                    what was done for it; under a lease
     forgotten/{tenant}/{workflow}            its results are being deleted; all else of it is gone
     drained/{worker}
-    placement/ledger                         machines that are paid for, and sums
-    placement/identity                       of this deployment, in the tag of its machines
+    placement/machines/{n}                   machines that are paid for, a thousand a key
+    placement/accounts/{workflow}            what each workflow's have cost
+    identity                                 of this deployment, in the tag of its machines
 
 Every write carries the fence of the leadership it was decided under.
 """
@@ -20,8 +21,8 @@ from __future__ import annotations
 import asyncio
 import json
 import secrets
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
 from typing import Any
 
 from hyper.errors import HyperError, NotFoundError
@@ -87,6 +88,7 @@ class Store:
         self._lease: tuple[Lease, float] | None = None
         self._cache: dict[str, dict[int, dict[str, Any]]] = {}
         self._recipes: dict[str, Recipe] = {}
+        self._ledger: dict[str, bytes] = {}  # as it was read and written last
 
     @property
     def leader_key(self) -> str:
@@ -188,22 +190,30 @@ class Store:
         await self._cut_history(size, result.revision)
 
     async def load_ledger(self) -> dict[str, Any]:
-        """What machines have cost, as `Ledger.plain` had it; empty at first."""
-        found = await self._etcd.get(f"{self._root}placement/ledger")
-        return {} if found is None else dict(json.loads(found.value))
+        """What machines have cost, in the parts that `Ledger.parts` had; empty at first."""
+        root = f"{self._root}placement/"
+        items, _ = await self._etcd.get_prefix(root)
+        self._ledger = {item.key.removeprefix(root): item.value for item in items}
+        return {name: json.loads(value) for name, value in self._ledger.items()}
 
-    async def save_ledger(self, plain: dict[str, Any], fence: Compare) -> None:
-        """Durable on return.
+    async def save_ledger(self, parts: Mapping[str, Any], fence: Compare) -> None:
+        """Durable on return. Parts that have not changed are not written again.
 
         Raises:
             DeposedError: another scheduler leads.
         """
-        value = json.dumps(plain, separators=(",", ":")).encode()
-        await self.write([Put("placement/ledger", value)], fence)
+        new = {
+            name: json.dumps(part, separators=(",", ":")).encode() for name, part in parts.items()
+        }
+        puts = [Put(name, value) for name, value in new.items() if self._ledger.get(name) != value]
+        puts += [Put(name, None) for name in self._ledger.keys() - new.keys()]
+        for batch in transactions((replace(put, key=f"placement/{put.key}"),) for put in puts):
+            await self.write(batch, fence)
+        self._ledger = new
 
     async def has_identity(self) -> bool:
         """Whether `identity` has been asked for before."""
-        return await self._etcd.get(f"{self._root}placement/identity") is not None
+        return await self._etcd.get(f"{self._root}identity") is not None
 
     async def identity(self, fence: Compare) -> str:
         """Digits that no other deployment has; made when first asked for.
@@ -211,11 +221,11 @@ class Store:
         Raises:
             DeposedError: another scheduler leads.
         """
-        found = await self._etcd.get(f"{self._root}placement/identity")
+        found = await self._etcd.get(f"{self._root}identity")
         if found is not None:
             return found.value.decode()
         made = secrets.token_hex(4)
-        await self.write([Put("placement/identity", made.encode())], fence)
+        await self.write([Put("identity", made.encode())], fence)
         return made
 
     async def _cut_history(self, size: int, revision: int) -> None:

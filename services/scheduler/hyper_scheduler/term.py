@@ -204,8 +204,8 @@ class Term:
             if not waiting and self._asked.get(change.request_id) is waiting:
                 del self._asked[change.request_id]
 
-    async def tell(self, event: e.Hello | e.Heartbeat | e.Reports | e.Metrics) -> None:
-        """An event from a worker; waits while too many do."""
+    async def tell(self, event: e.Hello | e.Heartbeat | e.Reports | e.Metrics | e.Placed) -> None:
+        """An event from a worker, or from the autoscaler; waits while too many do."""
         await self._inbox.put(event)
 
     def tell_gone(self, worker: str, session: int) -> None:

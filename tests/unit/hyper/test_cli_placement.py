@@ -18,7 +18,7 @@ from hyper_scheduler.measured import Measured
 from hyper_scheduler.placement.ledger import Ledger, Machine
 from tests.support.placement_service import placement_service
 from tests.unit.hyper_scheduler.cores import Core
-from tests.unit.hyper_scheduler.test_autoscaler import OFFERS, Provider, autoscaler
+from tests.unit.hyper_scheduler.scaling import OFFERS, Provider, autoscaler
 
 pytestmark = pytest.mark.timeout(120)
 RECIPE: dict[str, Any] = {

@@ -2,102 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
-from typing import Any, cast
+from dataclasses import replace
 
 import pytest
 
-from hyper.errors import UnavailableError
-from hyper_scheduler.autoscaler import Autoscaler, network_of
-from hyper_scheduler.catalogue import parse_catalogue
-from hyper_scheduler.config import PlacementSettings
+from hyper_scheduler.autoscaler import network_of
 from hyper_scheduler.core.model import Hardware
-from hyper_scheduler.measured import Prometheus
 from hyper_scheduler.placement.ledger import Machine
-from hyper_scheduler.providers.base import Instance, Order
-from hyper_servicekit.clock import Clock, ManualClock, SystemClock
+from hyper_servicekit.clock import ManualClock
 from tests.unit.hyper_scheduler.cores import Core, experiment, recipe
-
-OFFERS = """
-version: 1
-as_of: 2026-11-01
-offers:
-  - {name: cheap, provider: broken, on_demand: 0.1, spot: 0.01, zone: a, max: 2}
-  - {name: dear, provider: good, on_demand: 0.3, spot: 0.1, zone: b, max: 2}
-"""
-DEAR = "\n".join(line for line in OFFERS.splitlines() if "cheap" not in line)
-
-
-@dataclass
-class Provider:
-    """Keeps machines in a list; no provider of ours can be made to fail on demand."""
-
-    away: bool = False
-    there: list[Instance] = field(default_factory=list)
-
-    def _reach(self) -> None:
-        if self.away:
-            raise UnavailableError("no answer")
-
-    async def launch(self, order: Order) -> str:
-        self._reach()
-        self.there.append(Instance(f"i-{order.machine}", order.machine))
-        return self.there[-1].id
-
-    async def instances(self) -> Sequence[Instance]:
-        return list(self.there)
-
-    async def terminate(self, ids: Sequence[str]) -> None:
-        self._reach()
-        self.there = [each for each in self.there if each.id not in ids]
-
-    async def notices(self) -> Sequence[str]:
-        return ()
-
-    async def tidy(self, networks: Sequence[str]) -> None:
-        return None
-
-    async def close(self) -> None:
-        return None
-
-
-class Beside:
-    """The parts of a term and a store that the autoscaler needs."""
-
-    def __init__(self, core: Core) -> None:
-        self.state, self.fence, self.saved = core.state, None, 0
-        self.known = ""
-
-    async def ask(self, change: object) -> str:
-        return ""
-
-    async def save_ledger(self, plain: object, fence: object) -> None:
-        self.saved += 1
-
-    async def has_identity(self) -> bool:
-        return bool(self.known)
-
-    async def identity(self, fence: object) -> str:
-        self.known = self.known or "1a2b"
-        return self.known
-
-
-def autoscaler(
-    core: Core, offers: str = OFFERS, clock: Clock | None = None, **providers: Provider
-) -> tuple[Autoscaler, Beside]:
-    beside = Beside(core)
-    scaler = Autoscaler(
-        PlacementSettings(drain_s=0, join_s=600, silent_s=60), parse_catalogue(offers), providers,
-        Prometheus("", "2m"), cast(Any, beside), cast(Any, beside), clock or SystemClock(),
-        "here:1",
-    )  # fmt: skip
-    return scaler, beside
+from tests.unit.hyper_scheduler.scaling import DEAR, OFFERS, Provider, autoscaler
 
 
 async def test_a_provider_that_is_away_stops_no_other() -> None:
     core = Core()
-    core.submit(recipe(replace(experiment("a", 3), workers=3)))
+    core.submit(recipe(replace(experiment("a", 30), workers=3)))
     broken, good = Provider(away=True), Provider()
     scaler, beside = autoscaler(core, broken=broken, good=good)
     for _ in range(3):
@@ -120,7 +39,7 @@ async def test_a_provider_that_is_away_stops_no_other() -> None:
 
 
 async def test_a_machine_whose_agent_stays_away_is_replaced() -> None:
-    core, clock, good = Core(), ManualClock(), Provider()
+    core, clock, good = Core(), ManualClock(1000.0), Provider()
     core.submit(recipe(replace(experiment("a", 3), workers=1)))
     scaler, _ = autoscaler(core, DEAR, clock, good=good)
 
@@ -145,7 +64,7 @@ async def test_a_machine_whose_agent_stays_away_is_replaced() -> None:
 
 
 async def test_a_machine_whose_agent_never_comes_is_given_up_later() -> None:
-    core, clock, good = Core(), ManualClock(), Provider()
+    core, clock, good = Core(), ManualClock(1000.0), Provider()
     core.submit(recipe(replace(experiment("a", 3), workers=1)))
     scaler, _ = autoscaler(core, DEAR, clock, good=good)
     for _ in range(3):
@@ -170,6 +89,7 @@ async def test_workers_that_are_there_take_what_fits_them(gpus: int, launched: i
         work = experiment("a", 2 if name == "first" else 1)
         work = replace(work, hardware=Hardware(gpus=gpus))
         core.submit(recipe(work), f"tenants/t/workflows/{name}", name)
+        core.state.workflows[f"tenants/t/workflows/{name}"].experiments["a"].mean_s = 3600.0
     with_gpus = OFFERS.replace("max: 2", "max: 9, gpu: T4")
     scaler, _ = autoscaler(core, with_gpus, broken=Provider(), good=Provider())
     await scaler.look()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import random
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,10 +15,11 @@ from hyper.errors import InvalidArgumentError
 from hyper_scheduler.catalogue import parse_catalogue
 from hyper_scheduler.core.model import Hardware, Spot
 from hyper_scheduler.placement.backoff import FIRST_S, MOST_S, accepted, refused
-from hyper_scheduler.placement.fleet import Demand, Held, Known, plan, refusal_key, view_of
+from hyper_scheduler.placement.demand import Demand, Held, Known, refusal_key
+from hyper_scheduler.placement.fleet import plan, view_of
 from hyper_scheduler.placement.forecast import forecast
 from hyper_scheduler.placement.hazard import Hazard
-from hyper_scheduler.placement.ledger import EXPERIMENTS, Ledger, Machine
+from hyper_scheduler.placement.ledger import EXPERIMENTS, REST, Ledger, Machine
 from hyper_scheduler.placement.offers import Offer, mismatch
 from hyper_scheduler.providers.options import wrong_option
 
@@ -130,6 +132,8 @@ def test_the_highest_price_and_spot_false_are_kept_to():
     assert set(sure.launches) == {("b", False)}
     cheap = plan(demand(hardware=Hardware(max_usd_h=0.05)), offers, {}, (), {}, 0.0, 100)
     assert set(cheap.launches) == {("b", True)}
+    free = plan(demand(hardware=Hardware(max_usd_h=0.0)), offers, {}, (), {}, 0.0, 100)
+    assert (free.launches, free.rows[0].reason) == ((), "not sold so, or above the highest price")
     none = plan(demand(hardware=Hardware(cpus=99)), offers, {}, (), {}, 0.0, 100)
     assert not none.launches
     assert "no offer fits" in none.message
@@ -190,40 +194,35 @@ def test_what_was_measured_slow_costs_more():
     assert score["a"] == pytest.approx(3 * score["b"])
 
 
-def test_a_ledger_of_the_version_before_is_read():
-    old = {"machines": {}, "accounts": {"w": {"a": {"usd": 2.0, "machine_h": 1.0}}}}
-    ledger = Ledger.of(old)
-    assert ledger.spent_usd("w") == 2.0
+def test_experiments_are_kept_apart():
+    ledger = Ledger.of({"accounts/w": {"a": {"usd": 2.0, "machine_h": 1.0}}})  # without them
     ledger.open("m", Machine("a", "w", "e", "p", True, 1.0, 1.0, 1, 0.0, 0.0))
     ledger.see("m", 3600.0, busy_slots=1)
+    ledger = Ledger.of(json.loads(json.dumps(ledger.parts())))
     assert (ledger.spent_usd("w"), ledger.experiments["w"]["e"].usd) == (3.0, 1.0)
     ledger.close("m", preempted=False)
     ledger.forget(set())
-    assert ledger.plain() == {"machines": {}, "accounts": {}, "experiments": {}}
+    assert ledger.parts() == {}
 
 
-def test_a_ledger_of_many_experiments_stays_small():
+def test_a_workflow_of_many_experiments_stays_small():
     ledger = Ledger()
-    for number in range(3 * EXPERIMENTS):
-        machine = Machine(
-            "a", f"w{number // 100}", f"e{number}", "p", True, 1 / 3, 1.0, 1, 0.0, 0.0
-        )
-        ledger.open("m", machine)
+    for number in range(2 * EXPERIMENTS):
+        ledger.open("m", Machine("a", "w", f"e{number}", "p", True, 1 / 3, 1.0, 1, 0.0, 0.0))
         ledger.see("m", 1000.0, busy_slots=1)
         ledger.close("m", preempted=False)
-    assert sum(map(len, ledger.experiments.values())) <= EXPERIMENTS
-    assert f"e{3 * EXPERIMENTS - 1}" in ledger.experiments[f"w{(3 * EXPERIMENTS - 1) // 100}"]
-    assert len(json.dumps(ledger.plain())) < 1_000_000
-    assert sum(ledger.spent_usd(name) for name in ledger.accounts) == pytest.approx(
-        3 * EXPERIMENTS / 3 * 1000 / 3600
-    )
+    mine = ledger.experiments["w"]
+    assert len(mine) == EXPERIMENTS + 1
+    assert mine[REST].launches == EXPERIMENTS
+    assert max(len(json.dumps(part)) for part in ledger.parts().values()) < 1_000_000
+    assert sum(each.usd for each in mine.values()) == pytest.approx(ledger.spent_usd("w"))
 
 
 def test_the_ledger_pays_by_the_second_and_keeps_what_was_lost():
     ledger = Ledger()
     ledger.open("m", Machine("a", "w", "e", "p", True, 3.6, 10.8, 2, 0.0, 0.0))
     ledger.see("m", 1000.0, busy_slots=1)
-    ledger = Ledger.of(json.loads(json.dumps(ledger.plain())))  # the next leader's
+    ledger = Ledger.of(json.loads(json.dumps(ledger.parts())))  # the next leader's
     ledger.see("m", 1500.0, busy_slots=2)
     ledger.close("m", preempted=True)
     ledger.rework("m", 100.0)
@@ -236,6 +235,17 @@ def test_the_ledger_pays_by_the_second_and_keeps_what_was_lost():
     assert ledger.rework("unknown", 1.0) is None
     ledger.forget(set())
     assert ledger.accounts == {}
+
+
+def test_no_part_of_a_ledger_outgrows_a_value_of_etcd():
+    ledger = Ledger()
+    for i in range(5_000):
+        machine = Machine("offer", f"tenants/t/workflows/{i % 1_000:040}", "e", "p", True, 1 / 3,
+                          1.0, 4, 1.7e9 + i / 3, 1.7e9)  # fmt: skip
+        ledger.open(f"m-{i:012}", replace(machine, offer=f"offer-{i % 7}"))
+    parts = ledger.parts()
+    assert max(len(json.dumps(each)) for each in parts.values()) < 1_000_000
+    assert Ledger.of(json.loads(json.dumps(parts))) == ledger
 
 
 @pytest.mark.parametrize("deadline_s", [math.inf, 40_000.0])
@@ -251,6 +261,19 @@ def test_a_forecast_has_a_spread(deadline_s: float):
     assert min(usd) < max(usd)
     again = forecast(view, [wild["a"].hazard] * 2, 20, random.Random(1))
     assert [each.usd for each in again] == usd
+
+
+def test_a_forecast_uses_all_that_is_sold_on_demand_and_all_of_a_large_machine():
+    def ends_h(*racks: Offer) -> float:
+        what = demand(hardware=Hardware(spot=Spot.NEVER), limit=6, tasks=60, total=60)
+        view, _ = view_of(what, racks, {}, {}, 0.0, 100)
+        (outcome,) = forecast(view, [], 1, random.Random(1))
+        return outcome.end_h
+
+    three = [offer(each, spot_usd_h=None, most=2) for each in "abc"]
+    assert ends_h(*three) == pytest.approx(10 / 6 + 0.05, rel=0.02)
+    large = offer("large", spot_usd_h=None, slots=4, on_demand_usd_h=0.5, most=1)
+    assert ends_h(*three[:1], large) == pytest.approx(10 / 6 + 0.05, rel=0.02)
 
 
 def test_recordings_of_both_kinds_are_read(tmp_path: Path):

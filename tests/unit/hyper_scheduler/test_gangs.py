@@ -137,3 +137,25 @@ def _quota(slots: int):  # type: ignore[no-untyped-def]
     from hyper_scheduler.core.state import Quota
 
     return Quota(slots=slots)
+
+
+def test_a_gang_stays_within_one_zone_of_one_cloud() -> None:
+    core = Core()
+    for name, cloud, zone in (("w1", "aws", "a"), ("w2", "gcp", "a"), ("w3", "aws", "b")):
+        core.hello(name, 1, labels={"cloud": cloud, "zone": zone})
+    core.submit(gang(2))
+    assert not any(each.running for each in core.state.workers.values())
+    core.hello("w4", 1, labels={"cloud": "gcp", "zone": "a"})
+    held = {name for name, each in core.state.workers.items() if each.running}
+    assert held == {"w2", "w4"}
+
+
+def test_what_is_kept_free_for_a_gang_is_in_one_zone() -> None:
+    core = Core()
+    for name, zone in (("w1", "a"), ("w2", "b"), ("w3", "b")):
+        core.hello(name, 1, labels={"zone": zone})
+    core.submit(recipe(experiment("b", 3)), f"{W}2", "r2")
+    core.submit(gang(2))
+    core.report("w1", task(0, "b", f"{W}2"), 1)
+    assert core.state.reserved is not None
+    assert core.state.reserved.workers == {"w2", "w3"}

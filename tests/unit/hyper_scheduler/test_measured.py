@@ -16,7 +16,7 @@ from hyper_scheduler.measured import FADE_S, Prometheus
 from hyper_scheduler.placement.hazard import Hazard
 from tests.support.http_server import http_server
 from tests.unit.hyper_scheduler.cores import Core
-from tests.unit.hyper_scheduler.test_autoscaler import OFFERS, Provider, autoscaler
+from tests.unit.hyper_scheduler.scaling import OFFERS, Provider, autoscaler
 
 Series = list[tuple[dict[str, str], float]]
 

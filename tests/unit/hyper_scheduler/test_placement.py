@@ -189,3 +189,52 @@ def test_spot_that_never_fails_costs_its_price():
     outcome = simulate(Job(10.0, 20.0, 1, 0.5), market, 0, steady)
     assert outcome.usd == pytest.approx(0.25 * 10.5)
     assert (outcome.preemptions, outcome.on_demand_h, outcome.launches) == (0, 0.0, 1)
+
+
+@st.composite
+def mixed_views(draw: st.DrawFn) -> View:
+    """Machines of several sizes, on spot and on demand, some of each to be had."""
+    markets = tuple(
+        Market(
+            f"m{i}", f"z{draw(st.integers(0, 2))}", draw(st.floats(0.0, 2.0)),
+            on_demand=draw(st.booleans()), losses_per_h=draw(st.sampled_from((0.0, 0.1, 2.0))),
+            throughput=draw(st.floats(0.1, 8.0)), capacity=draw(st.integers(0, 5)),
+            lanes=draw(st.sampled_from((1.0, 1.5, 4.0, 64.0))),
+            optimism=draw(st.sampled_from((1.0, 1.2))),
+        )
+        for i in range(draw(st.integers(1, 6)))
+    )  # fmt: skip
+    units = tuple(
+        Unit(i, draw(st.sampled_from((0.0, 0.2))), draw(st.booleans()))
+        for i, each in enumerate(markets)
+        for _ in range(draw(st.integers(0, each.capacity)))
+    )
+    return View(
+        markets, units, lanes=draw(st.integers(1, 20)), work_h=draw(st.floats(0.01, 100)),
+        total_h=100.0, left_h=draw(st.one_of(st.just(math.inf), st.floats(-5.0, 120.0))),
+        deadline_h=120.0, changeover_h=draw(st.sampled_from((0.0, 0.05, 1.0))),
+        step_h=draw(st.sampled_from((0.0, 0.5))), idle_allowed=draw(st.booleans()),
+    )  # fmt: skip
+
+
+@given(mixed_views())
+def test_machines_of_all_sizes_fill_the_lanes_and_no_more(view: View):
+    wanted = Counter(steady(view))
+    assert all(count <= view.markets[i].capacity for i, count in wanted.items())
+    lanes = sum(view.markets[i].lanes * count for i, count in wanted.items())
+    sure = sum(each.capacity * each.lanes for each in view.markets if each.on_demand)
+    must = min(view.must_on_demand, sure)
+    on_demand = sum(
+        view.fills(i) * count for i, count in wanted.items() if view.markets[i].on_demand
+    )
+    assert on_demand >= must - 1e-6
+    if not view.idle_allowed and all(each.on_demand for each in view.markets):
+        assert lanes >= min(view.lanes, sure) - 1e-6
+    # none but those that bridge, stand by or are about to take over from others is of no use
+    held = Counter(each.market for each in view.units)
+    new = [i for i, count in wanted.items() for _ in range(count - held[i])]
+    if new and view.lanes > 1:
+        least = min(view.markets[i].lanes for i in new)
+        rest = sum(view.fills(i) * count for i, count in wanted.items()) - view.fills(new[-1])
+        bridged = sum(view.fills(i) for i in held.elements())
+        assert rest <= view.lanes + bridged + least

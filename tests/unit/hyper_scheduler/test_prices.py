@@ -16,7 +16,7 @@ from hyper_scheduler.prices import KEPT_S, Prices
 from hyper_scheduler.providers.guarded import Guarded
 from hyper_servicekit.clock import ManualClock
 from tests.unit.hyper_scheduler.cores import Core, experiment, recipe
-from tests.unit.hyper_scheduler.test_autoscaler import DEAR, OFFERS, Provider, autoscaler
+from tests.unit.hyper_scheduler.scaling import DEAR, OFFERS, Provider, autoscaler
 
 
 @dataclass

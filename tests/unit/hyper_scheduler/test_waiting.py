@@ -33,7 +33,19 @@ def test_no_worker_fits() -> None:
     needs = experiment("a", 1, labels={"zone": "x"})
     assert waiting(needs) == "a: none of 1 workers has the labels zone=x"
     gang = replace(experiment("a", 1), gang=5)
-    assert waiting(gang) == "a: a gang of 5 needs as many places at once, and all workers have 2"
+    assert waiting(gang) == (
+        "a: a gang of 5 needs as many places at once in one zone, and none has more than 2"
+    )
+
+
+def test_no_zone_has_room_for_a_gang() -> None:
+    core = Core()
+    for name in "xy":
+        core.hello(name, 2, labels={"zone": name})
+    core.submit(recipe(replace(experiment("a", 1), gang=3)))
+    assert why(core) == (
+        "a: a gang of 3 needs as many places at once in one zone, and none has more than 2"
+    )
 
 
 def test_nobody_is_there_or_free() -> None:

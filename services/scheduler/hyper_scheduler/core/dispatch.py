@@ -274,14 +274,13 @@ def _give_gang(turn: _Turn, workflow: WorkflowRun, run: ExperimentRun) -> bool:
 
 
 def _places(workers: list[WorkerRun], spec: Experiment, count: int) -> list[WorkerRun] | None:
-    """A worker for each of `count` tasks at once; None if there are not so many places."""
-    zones: dict[str, list[tuple[WorkerRun, int]]] = {}
+    """A worker for each of `count` tasks at once; None if no zone has so many places."""
+    zones: dict[tuple[str, str, str], list[tuple[WorkerRun, int]]] = {}
     for worker in workers:
         if fits(worker, spec):
-            zone = dict(worker.capacity.labels).get("zone", "")
-            zones.setdefault(zone, []).append((worker, room(worker, spec, SLOT)))
-    everywhere = [pair for pairs in zones.values() for pair in pairs]
-    for pairs in (*zones.values(), everywhere):
+            pair = (worker, room(worker, spec, SLOT))
+            zones.setdefault(worker.capacity.zone, []).append(pair)
+    for pairs in zones.values():
         if sum(places for _, places in pairs) >= count:
             pairs.sort(key=lambda pair: (-pair[1], dict(pair[0].capacity.labels).get("host", "")))
             return [worker for worker, places in pairs for _ in range(places)][:count]
@@ -289,21 +288,23 @@ def _places(workers: list[WorkerRun], spec: Experiment, count: int) -> list[Work
 
 
 def _reserve(turn: _Turn, run: ExperimentRun, task: TaskId, left: int) -> None:
-    """Keep workers free for what finds no place: those that are soonest empty, as few as can be."""
+    """Keep workers free for what finds no place: those of one zone that are soonest empty, as few
+    as can be."""
     state = turn.state
     if state.reserved is not None and state.reserved.priority >= turn.priority:
         return  # one after the other
     usable = [each for each in state.workers.values() if each.session and not each.draining]
     usable.sort(key=lambda worker: (worker.load, worker.name))
-    chosen: list[str] = []
+    chosen: dict[tuple[str, str, str], list[str]] = {}
+    lacking: dict[tuple[str, str, str], int] = {}
     for worker in usable:
-        places = places_when_empty(worker, run.spec)
+        places, zone = places_when_empty(worker, run.spec), worker.capacity.zone
         if places:
-            chosen.append(worker.name)
-            left -= places
-            if left <= 0:
+            chosen.setdefault(zone, []).append(worker.name)
+            lacking[zone] = lacking.get(zone, left) - places
+            if lacking[zone] <= 0:
                 _lift_reservation(state)  # of a lower priority
-                state.reserved = Reservation(task, frozenset(chosen), turn.priority)
+                state.reserved = Reservation(task, frozenset(chosen[zone]), turn.priority)
                 return
 
 

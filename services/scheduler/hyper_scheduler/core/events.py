@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import NamedTuple
 
@@ -179,6 +180,15 @@ class Discarded:
 
 
 @dataclass(frozen=True, slots=True)
+class Placed:
+    """Why machines do not come, by workflow, has changed."""
+
+    now: float
+    over_budget: Mapping[str, str] = field(default_factory=dict)
+    notes: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
 class Committed:
     """Commit `number` is durable."""
 
@@ -207,6 +217,7 @@ Event = (
     | Expanded
     | Suggested
     | Discarded
+    | Placed
     | Committed
     | Tick
 )

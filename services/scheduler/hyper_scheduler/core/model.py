@@ -110,7 +110,7 @@ class Hardware:
         spot: on which kind of machines.
         instance_type: as a cloud names it; "": any.
         clouds: on which; none: on any.
-        max_usd_h: of a machine; 0: any price.
+        max_usd_h: of a machine; None: any price.
     """
 
     cpus: float = 0.0
@@ -120,7 +120,7 @@ class Hardware:
     spot: Spot = Spot.ONLY
     instance_type: str = ""
     clouds: tuple[str, ...] = ()
-    max_usd_h: float = 0.0
+    max_usd_h: float | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,6 +17,7 @@ from hyper_scheduler.core.taskset import TaskSet
 
 SLOT = 512  # a slot is shared in this many parts
 PREFETCH_S = 0.5  # of short work waits at a worker for each slot
+NOMINAL = 1.1  # kernel and firmware keep up to a tenth of the memory that a machine is sold with
 SUSPECT = 3  # a task whose attempts lost their worker so often in a row runs alone
 
 
@@ -246,6 +247,17 @@ class Capacity:
     host: str = ""  # where other workers reach it
     ports: tuple[int, ...] = ()  # for gangs
 
+    @property
+    def for_tasks_bytes(self) -> int:
+        """Memory that tasks may ask for: what a launched machine was sold with."""
+        return int(self.memory_bytes * NOMINAL) if self.offer else self.memory_bytes
+
+    @property
+    def zone(self) -> tuple[str, str, str]:
+        """Its failure domain; clouds and regions give their zones the same names."""
+        labels = dict(self.labels)
+        return labels.get("cloud", ""), labels.get("region", ""), labels.get("zone", "")
+
 
 @dataclass(slots=True)
 class WorkerRun:
@@ -406,6 +418,9 @@ class State:
     moved: dict[str, int] = field(default_factory=dict)  # tasks by the state they came to
     worked: dict[tuple[str, str], list[float]] = field(default_factory=dict)  # count, seconds
     rework_s: dict[str, float] = field(default_factory=dict)  # lost with machines, by worker
+
+    over_budget: Mapping[str, str] = field(default_factory=dict)  # workflow -> what that means
+    placement: Mapping[str, str] = field(default_factory=dict)  # workflow -> why no machine comes
 
     def experiment(self, task: TaskId) -> ExperimentRun | None:
         """The experiment of a task that exists."""

@@ -29,6 +29,7 @@ from hyper_scheduler.core.events import (
     Metrics,
     Outcome,
     Pause,
+    Placed,
     Reports,
     Retry,
     Submit,
@@ -118,6 +119,9 @@ def _handle(state: State, event: Event) -> list[Command]:
             return suggested(state, event)
         case Discarded():
             return discarded(state, event)
+        case Placed():
+            _placed(state, event)
+            return []
         case Committed():
             return committed(state, event.number)
         case Tick():
@@ -231,6 +235,15 @@ def _metrics(state: State, event: Metrics) -> list[Command]:
         if stopped:
             stop.append((report.task, report.attempt))
     return [Stop(worker.name, worker.session, tuple(stop))] if stop else []
+
+
+def _placed(state: State, event: Placed) -> None:
+    pairs = ((state.over_budget, event.over_budget), (state.placement, event.notes))
+    for before, after in pairs:
+        for name in sorted(before.keys() | after.keys()):
+            if before.get(name) != after.get(name) and name in state.workflows:
+                state.touched[name] = None
+    state.over_budget, state.placement = event.over_budget, event.notes
 
 
 def _tick(state: State, now: float) -> list[Command]:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from json.encoder import encode_basestring_ascii as _quoted
 
 from hyper_scheduler.core.events import Outcome, Report
-from hyper_scheduler.core.model import Attempt, Experiment, Hardware, TaskId
+from hyper_scheduler.core.model import Attempt, Experiment, Hardware, Spot, TaskId
 from hyper_scheduler.core.pages import PAGE_TASKS, Blame, PageKey, Record, Status
 from hyper_scheduler.core.poison import is_poison, verdict
 from hyper_scheduler.core.state import (
@@ -54,20 +54,26 @@ def fits(worker: WorkerRun, spec: Experiment, share: int = SLOT) -> bool:
     part = share / SLOT
     if need.cpus and worker.cpus_used + need.cpus * part > have.cpus + 1e-6:
         return False
-    if need.memory_bytes and worker.memory_used + need.memory_bytes * part > have.memory_bytes + 1:
+    if (
+        need.memory_bytes
+        and worker.memory_used + need.memory_bytes * part > have.for_tasks_bytes + 1
+    ):
         return False
     if need.gpus and worker.gpus_used + need.gpus * part > have.gpus + 1e-6:
         return False
-    kind = need.gpu or need.instance_type or need.clouds or spec.labels
+    kind = need.gpu or need.instance_type or need.clouds or need.spot is Spot.NEVER or spec.labels
     return not (kind and wrong_labels(worker, spec))
 
 
 def wrong_labels(worker: WorkerRun, spec: Experiment) -> bool:
     """Whether the worker is not of the kind that the experiment asks for."""
     labels, need = dict(worker.capacity.labels), spec.hardware
-    for key, wanted in (("gpu", need.gpu), ("instance_type", need.instance_type)):
-        if wanted and labels.get(key, wanted) != wanted:
-            return True
+    if need.gpu and labels.get("gpu", need.gpu).lower() != need.gpu.lower():
+        return True
+    if need.instance_type and labels.get("instance_type", need.instance_type) != need.instance_type:
+        return True
+    if need.spot is Spot.NEVER and labels.get("spot") == "true":
+        return True  # launched for another experiment
     if need.clouds and labels.get("cloud", need.clouds[0]) not in need.clouds:
         return True
     return any(labels.get(key) != value for key, value in spec.labels.items())
@@ -78,7 +84,7 @@ def room(worker: WorkerRun, spec: Experiment, share: int) -> int:
     need, have, part = spec.hardware, worker.capacity, share / SLOT
     pairs = (
         (need.cpus, have.cpus - worker.cpus_used),
-        (need.memory_bytes, have.memory_bytes - worker.memory_used),
+        (need.memory_bytes, have.for_tasks_bytes - worker.memory_used),
         (need.gpus, have.gpus - worker.gpus_used),
     )
     slots = (have.slots * SLOT - worker.load) // share
@@ -91,7 +97,8 @@ def places_when_empty(worker: WorkerRun, spec: Experiment) -> int:
     need, have = spec.hardware, worker.capacity
     if wrong_labels(worker, spec):
         return 0
-    pairs = ((need.cpus, have.cpus), (need.memory_bytes, have.memory_bytes), (need.gpus, have.gpus))
+    memory = (need.memory_bytes, have.for_tasks_bytes)
+    pairs = ((need.cpus, have.cpus), memory, (need.gpus, have.gpus))
     rooms = (int((there + 1e-6) / each) for each, there in pairs if each)
     return min((have.slots, *rooms))
 
@@ -230,23 +237,29 @@ def _count_work(state: State, run: ExperimentRun, worker: str, wall_s: float) ->
         sums[1] += wall_s
 
 
-def _count_rework(state: State, run: ExperimentRun, record: Record, now: float) -> None:
+def _count_rework(
+    state: State, run: ExperimentRun, record: Record, now: float, *, announced: bool
+) -> None:
     """Seconds of a launched machine's work that must be done again."""
     there = state.workers.get(record.worker)
     if there is None or not there.capacity.offer:
         return
     lost_s = max(0.0, now - record.start_time)
     if run.spec.around.checkpoint_every_s:
-        lost_s = min(lost_s, run.spec.around.checkpoint_every_s)
+        # the worker saves it once more when its machine is taken away with a notice
+        lost_s = 0.0 if announced else min(lost_s, run.spec.around.checkpoint_every_s)
     elif record.share < SLOT and run.mean_s:
         lost_s = min(lost_s, run.mean_s)  # it was one of many that waited for their turn
     state.rework_s[record.worker] = state.rework_s.get(record.worker, 0.0) + lost_s
 
 
-def _count_loss(state: State, run: ExperimentRun, task: TaskId, record: Record, now: float) -> None:
+def _count_loss(
+    state: State, run: ExperimentRun, task: TaskId, record: Record, now: float,
+    *, announced: bool = False,
+) -> None:  # fmt: skip
     record.losses += 1
     run.lost += 1
-    _count_rework(state, run, record, now)
+    _count_rework(state, run, record, now, announced=announced)
     touch_head(state, task.workflow, now)
     count_move(state, "lost")
     trial = run.trial(task.index)
@@ -417,7 +430,7 @@ def _conclude(state: State, run: ExperimentRun, report: Report, record: Record, 
             else:
                 fail_or_again(state, run, task, record, now, permanent=report.permanent)
         case Outcome.PREEMPTED:
-            _count_loss(state, run, task, record, now)
+            _count_loss(state, run, task, record, now, announced=True)
         case Outcome.STOPPED | Outcome.RUNNING | Outcome.RETURNED:
             run_again(state, run, task, record, now)
 

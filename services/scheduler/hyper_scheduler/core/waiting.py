@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections import Counter
+
 from hyper_scheduler.core.dispatch import at_quota
-from hyper_scheduler.core.model import Experiment
+from hyper_scheduler.core.model import Experiment, Spot
 from hyper_scheduler.core.state import SLOT, ExperimentRun, RunState, State, WorkerRun, WorkflowRun
 from hyper_scheduler.core.tasks import places_when_empty, wrong_labels
 
@@ -14,19 +16,23 @@ def why_waiting(state: State, workflow: WorkflowRun) -> str:
         return ""
     if workflow.paused:
         return f"paused: `hyper resume {workflow.name.rpartition('/')[2]}` goes on"
+    usable = [each for each in state.workers.values() if each.session and not each.draining]
+    budget = state.over_budget.get(workflow.name, "")
+    if budget and _has_more(workflow) and all(each.capacity.offer for each in usable):
+        return budget
     waiting = [run for run in workflow.experiments.values() if _waits(run)]
     if not waiting:
         return ""
     if workflow.name in state.held:
         return "a new scheduler leads: it waits for the workers that it knows of, a few seconds"
-    usable = [each for each in state.workers.values() if each.session and not each.draining]
+    note = budget or state.placement.get(workflow.name, "")
     if not usable:
         gone = len(state.workers) - len(usable)
         rest = f" ({gone} silent or draining)" if gone else ""
-        return f"no worker is connected{rest}: `hyper nodes` lists them"
+        return f"no worker is connected{rest}: {note or '`hyper nodes` lists them'}"
     for run in waiting:
         if text := _no_place(usable, run):
-            return f"{run.spec.name}: {text}"
+            return f"{run.spec.name}: {text}" + (f"; {note}" if note else "")
     if any(run.running for run in waiting):
         return ""  # it gets on
     if at_quota(state, workflow.tenant):
@@ -43,6 +49,15 @@ def why_waiting(state: State, workflow: WorkflowRun) -> str:
     return f"{run.spec.name}: waits for a free slot ({busy} of {slots} busy)" if busy else ""
 
 
+def _has_more(workflow: WorkflowRun) -> bool:
+    """Whether something is left to do when what runs is done."""
+    runs = [run for run in workflow.experiments.values() if not run.state.ended]
+    return any(
+        run.state is RunState.PENDING or run.succeeded + run.failed + run.running < run.total
+        for run in runs
+    )
+
+
 def _waits(run: ExperimentRun) -> bool:
     """Whether some of its tasks could run if there were a place."""
     if run.state is not RunState.RUNNING or run.spec.items:
@@ -57,13 +72,15 @@ def _waits(run: ExperimentRun) -> bool:
 def _no_place(usable: list[WorkerRun], run: ExperimentRun) -> str:
     """What no worker has, however idle; empty when some could run it."""
     spec = run.spec
-    places = 0
+    places: Counter[tuple[str, str, str]] = Counter()
     for each in usable:  # of thousands the first has a place, as a rule
-        places += places_when_empty(each, spec)
-        if places >= spec.gang:
+        zone = each.capacity.zone
+        places[zone] += places_when_empty(each, spec)
+        if places[zone] >= spec.gang:
             return ""
-    if places:
-        return f"a gang of {spec.gang} needs as many places at once, and all workers have {places}"
+    if largest := max(places.values()):
+        what = f"a gang of {spec.gang} needs as many places at once in one zone"
+        return f"{what}, and none has more than {largest}"
     kind = [each for each in usable if not wrong_labels(each, spec)]
     if not kind:
         return f"none of {len(usable)} workers has the labels {_labels(spec)}"
@@ -72,7 +89,7 @@ def _no_place(usable: list[WorkerRun], run: ExperimentRun) -> str:
         ("CPUs", need.cpus, max(each.capacity.cpus for each in kind)),
         ("GPUs", need.gpus, max(each.capacity.gpus for each in kind)),
         ("GiB of memory", need.memory_bytes / 2**30,
-         max(each.capacity.memory_bytes for each in kind) / 2**30),
+         max(each.capacity.for_tasks_bytes for each in kind) / 2**30),
     ):  # fmt: skip
         if wanted > most:
             return f"a task needs {wanted:g} {what}, and no worker has more than {most:.4g}"
@@ -80,7 +97,11 @@ def _no_place(usable: list[WorkerRun], run: ExperimentRun) -> str:
 
 
 def _labels(spec: Experiment) -> str:
-    wanted = dict(spec.labels)
-    if spec.hardware.gpu:
-        wanted["gpu"] = spec.hardware.gpu
+    wanted, need = dict(spec.labels), spec.hardware
+    for key, value in (
+        ("gpu", need.gpu), ("instance_type", need.instance_type),
+        ("cloud", " or ".join(need.clouds)), ("spot", "false" * (need.spot is Spot.NEVER)),
+    ):  # fmt: skip
+        if value:
+            wanted[key] = value
     return ", ".join(f"{key}={value}" for key, value in wanted.items())

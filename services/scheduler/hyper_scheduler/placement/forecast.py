@@ -59,16 +59,15 @@ def forecast(view: View, hazards: Sequence[Hazard], samples: int, random: Chance
         random: where chance comes from.
     """
     spot = [each for each in view.markets if not each.on_demand]
-    cheapest = view.cheapest_on_demand()
-    sure = None if cheapest is None else view.markets[cheapest]
+    sure = [view.markets[i] for i in view.on_demand()]
     alone_h = view.work_h / view.lanes + view.changeover_h
     # without on-demand, or a deadline, the net must never be reached
-    deadline_h = view.left_h if sure is not None and math.isfinite(view.left_h) else 50 * alone_h
+    deadline_h = view.left_h if sure and math.isfinite(view.left_h) else 50 * alone_h
     tick_h = max(alone_h / TICKS, 1e-4)
     ticks = 4 * TICKS
     job = Job(view.work_h, deadline_h, view.lanes, view.changeover_h, view.step_h)
     # where none is sold there is none to be had, whatever the policy would like
-    on_demand = sure or replace(view.markets[0], on_demand=True, capacity=0)
+    on_demand = sure[0] if sure else replace(view.markets[0], on_demand=True, capacity=0)
     found = []
     for _ in range(samples):
         courses, rates = [], []
@@ -76,7 +75,10 @@ def forecast(view: View, hazards: Sequence[Hazard], samples: int, random: Chance
             rate = random.gammavariate(hazard.shape, 1 / hazard.rate_h)
             courses.append(_course(market.capacity, rate, tick_h, ticks, random))
             rates.append((rate,) * ticks)
-        traces = Traces(tick_h, tuple(courses), tuple(spot), on_demand, tuple(rates), tuple(rates))
+        traces = Traces(
+            tick_h, tuple(courses), tuple(spot), on_demand, tuple(rates), tuple(rates),
+            tuple(sure[1:]),
+        )  # fmt: skip
         found.append(simulate(job, traces, 0, _policy(view), give_up_h=4 * alone_h))
     return found
 

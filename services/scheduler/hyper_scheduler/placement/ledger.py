@@ -1,16 +1,21 @@
 """What machines cost: by workflow, offer, experiment; rework, idle time, what on-demand would cost.
 
 A machine belongs to the workflow it was launched for. What is open is kept too, so that a new
-leader finds machines that ended while nobody looked.
+leader finds machines that ended while nobody looked. It is stored in parts, for no value of etcd
+may exceed 1.5 MiB: machines by the thousand, and one account a workflow.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
 ENDED = 500
-EXPERIMENTS = 2_000  # that are kept apart: all of it is one value of etcd
+EXPERIMENTS = 2_000  # of a workflow that are kept apart; the rest are one
+REST = ""
+MACHINES_A_PART = 1_000
+_MACHINES, _ACCOUNTS, _EXPERIMENTS = "machines/", "accounts/", "experiments/"
 _DIGITS = 9
 
 
@@ -31,6 +36,7 @@ class Machine:
     ready: float = 0.0  # when its worker came; 0: it has not
     provider_id: str = ""  # "": the launch has not been answered
     ending: bool = False
+    noticed: bool = False  # its provider has said that it takes it away
 
 
 @dataclass(slots=True)
@@ -65,15 +71,10 @@ class Ledger:
     def _accounts(self, machine: Machine) -> tuple[Account, Account]:
         """Those of its offer and of its experiment."""
         mine = self.experiments.setdefault(machine.workflow, {})
-        if machine.experiment not in mine:
-            mine[machine.experiment] = Account()
-            while len(self.experiments) > 1 and self._kept_apart() > EXPERIMENTS:
-                del self.experiments[next(each for each in self.experiments
-                                          if each != machine.workflow)]  # fmt: skip
-        return self.account(machine.workflow, machine.offer), mine[machine.experiment]
-
-    def _kept_apart(self) -> int:
-        return sum(map(len, self.experiments.values()))
+        name = machine.experiment
+        if name not in mine and len(mine) >= EXPERIMENTS:
+            name = REST
+        return self.account(machine.workflow, machine.offer), mine.setdefault(name, Account())
 
     def open(self, name: str, machine: Machine) -> None:
         """A launch is asked for."""
@@ -131,37 +132,37 @@ class Ledger:
             for name in accounts.keys() - workflows - owned:
                 del accounts[name]
 
-    def plain(self) -> dict[str, Any]:
-        """As JSON has it."""
-        return {
-            "machines": {name: asdict(each) for name, each in self.machines.items()},
-            "accounts": _plain(self.accounts),
-            "experiments": _plain(self.experiments),
-        }
+    def parts(self) -> dict[str, Any]:
+        """As JSON has it, by name; accounts first: a machine's are paid twice rather than not."""
+        found: dict[str, Any] = {}
+        for prefix, accounts in ((_ACCOUNTS, self.accounts), (_EXPERIMENTS, self.experiments)):
+            found |= {f"{prefix}{workflow}": _plain(mine) for workflow, mine in accounts.items()}
+        names = list(self.machines)
+        for start in range(0, len(names), MACHINES_A_PART):
+            batch = names[start : start + MACHINES_A_PART]
+            part = {name: asdict(self.machines[name]) for name in batch}
+            found[f"{_MACHINES}{start // MACHINES_A_PART}"] = part
+        return found
 
     @staticmethod
-    def of(plain: dict[str, Any]) -> Ledger:
-        """What `plain` gave, of this version or one before."""
-        return Ledger(
-            {name: Machine(**each) for name, each in plain.get("machines", {}).items()},
-            _accounts(plain.get("accounts", {})),
-            _accounts(plain.get("experiments", {})),
-        )
+    def of(parts: Mapping[str, Any]) -> Ledger:
+        """What `parts` gave."""
+        ledger = Ledger()
+        for part, plain in sorted(parts.items()):
+            if part.startswith(_MACHINES):
+                ledger.machines |= {name: Machine(**each) for name, each in plain.items()}
+            for prefix, accounts in (
+                (_ACCOUNTS, ledger.accounts), (_EXPERIMENTS, ledger.experiments),
+            ):  # fmt: skip
+                if part.startswith(prefix):
+                    mine = {name: Account(**each) for name, each in plain.items()}
+                    accounts[part.removeprefix(prefix)] = mine
+        return ledger
 
 
-def _plain(accounts: dict[str, dict[str, Account]]) -> dict[str, Any]:
+def _plain(accounts: dict[str, Account]) -> dict[str, Any]:
     """Without what is 0, and without digits that mean nothing: it is written again and again."""
     return {
-        workflow: {
-            name: {key: round(each, _DIGITS) for key, each in asdict(account).items() if each}
-            for name, account in mine.items()
-        }
-        for workflow, mine in accounts.items()
-    }
-
-
-def _accounts(plain: dict[str, Any]) -> dict[str, dict[str, Account]]:
-    return {
-        workflow: {name: Account(**each) for name, each in mine.items()}
-        for workflow, mine in plain.items()
+        name: {key: round(each, _DIGITS) for key, each in asdict(account).items() if each}
+        for name, account in accounts.items()
     }

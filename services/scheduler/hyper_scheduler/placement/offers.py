@@ -104,6 +104,6 @@ def sorts(offer: Offer, need: Hardware) -> list[bool]:
     found = []
     for spot in wanted:
         usd_h = offer.usd_h(spot=spot)
-        if usd_h is not None and (not need.max_usd_h or usd_h <= need.max_usd_h):
+        if usd_h is not None and (need.max_usd_h is None or usd_h <= need.max_usd_h):
             found.append(spot)
     return found

@@ -48,6 +48,7 @@ class Traces:
         capacity: by market, units that could be had at each tick.
         markets: the same order; their losses and capacities are replaced tick by tick.
         on_demand: the market that is never taken.
+        others: more of these.
         losses: by market and tick, from what was seen before; see `posterior`.
         usual: the same with a longer memory.
     """
@@ -58,6 +59,7 @@ class Traces:
     on_demand: Market
     losses: tuple[tuple[float, ...], ...]
     usual: tuple[tuple[float, ...], ...]
+    others: tuple[Market, ...] = ()
     _seen: dict[int, tuple[Market, ...]] = field(default_factory=dict, compare=False, repr=False)
 
     @staticmethod
@@ -76,7 +78,7 @@ class Traces:
         return Traces(tick_h, ticks, tuple(markets), on_demand, losses, usual)
 
     def at(self, tick: int) -> tuple[Market, ...]:
-        """All markets as they stand, on-demand last."""
+        """All markets as they stand, those on demand last."""
         found = self._seen.get(tick)
         if found is None:
             rows = zip(self.markets, self.capacity, self.losses, self.usual, strict=True)
@@ -89,7 +91,7 @@ class Traces:
                 )
                 for market, capacity, losses, usual in rows
             )
-            found = self._seen[tick] = (*spot, self.on_demand)
+            found = self._seen[tick] = (*spot, self.on_demand, *self.others)
         return found
 
 
@@ -155,7 +157,7 @@ def simulate(
     while run.work_h > 1e-9 and run.outcome.end_h < job.deadline_h + give_up_h:
         markets = traces.at(min(tick, last))
         _take_away(run, markets)
-        spot = sum(each.capacity for each in markets if not each.on_demand)
+        spot = sum(each.capacity * each.lanes for each in markets if not each.on_demand)
         if spot >= job.lanes:
             run.short_since_h = math.inf
         else:
@@ -220,10 +222,10 @@ def _rearrange(run: _Run, wanted: Holding) -> None:
 def _pass(run: _Run, markets: tuple[Market, ...]) -> None:
     """One tick, or less if the work ends within it."""
     run.began = False
-    workers = sorted(run.held, key=lambda each: each.ready_in_h)[: run.job.lanes]
-    step_h = _until_done(run, markets, workers)
-    for each in workers:
-        done = max(0.0, step_h - each.ready_in_h) * markets[each.market].throughput
+    workers = _workers(run, markets)
+    step_h = _until_done(run, workers)
+    for each, rate in workers:
+        done = max(0.0, step_h - each.ready_in_h) * rate
         run.work_h -= done
         if run.job.step_h > 0:
             each.unsaved_h = math.fmod(each.unsaved_h + done, run.job.step_h)
@@ -237,12 +239,24 @@ def _pass(run: _Run, markets: tuple[Market, ...]) -> None:
     run.outcome.end_h += step_h
 
 
-def _until_done(run: _Run, markets: tuple[Market, ...], workers: list[_Held]) -> float:
+def _workers(run: _Run, markets: tuple[Market, ...]) -> list[tuple[_Held, float]]:
+    """Units that there is work for, and what each does in an hour."""
+    found: list[tuple[_Held, float]] = []
+    rest = float(run.job.lanes)
+    for each in sorted(run.held, key=lambda unit: unit.ready_in_h):
+        if rest <= 0:
+            break
+        market = markets[each.market]
+        found.append((each, market.throughput * min(1.0, rest / market.lanes)))
+        rest -= market.lanes
+    return found
+
+
+def _until_done(run: _Run, workers: list[tuple[_Held, float]]) -> float:
     """Hours until the work ends, at most a tick."""
     tick_h = run.traces.tick_h
     rate = offset = 0.0
-    for each in workers:  # in the order in which they are ready
-        throughput = markets[each.market].throughput
+    for each, throughput in workers:  # in the order in which they are ready
         if rate and (run.work_h + offset) / rate <= each.ready_in_h:
             break
         rate += throughput

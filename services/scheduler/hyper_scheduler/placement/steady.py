@@ -5,194 +5,182 @@ costs in rework, cold start and slack (`slack.py`). From that follow, without ru
 good zones are preferred when the deadline is near and cheap ones when it is far; a better zone is
 moved to before the old machine is given up; where an interruption would force the job onto
 on-demand machines, a second spot machine in another zone stands by; with no spot in sight the job
-waits only while waiting costs less than on-demand does.
+waits only while waiting costs less than on-demand does. Machines that are never taken and cost no
+more than spot, such as those of a rack that is paid for, are used like spot, or before it.
 """
 
 from __future__ import annotations
 
 import math
 from collections import Counter
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Sequence
 
-from hyper_scheduler.placement.score import Terms
-from hyper_scheduler.placement.slack import Way, all_lost_per_h, slack_value
+from hyper_scheduler.placement.prices import Prices
 from hyper_scheduler.placement.spread import domain_cap
 from hyper_scheduler.placement.view import Holding, Unit, View
 
-STANDBYS = 3  # machines at most for a job that cannot be divided
-SHARED_LOSSES = 0.1  # part of the losses that strike two zones at once
-PATIENCE = 2.0  # changeovers for which a fleet waits out a shortage
-MOVE_GAIN = 2.0  # a move must promise so many times what it costs
+_ROUNDING = 1e-9
+_NOWHERE: Counter[int] = Counter()
 
 
 def steady(view: View) -> Holding:
     """The units to hold now."""
-    prices = _Prices(view)
-    must = view.must_on_demand
-    working = [each for each in view.held(on_demand=False) if each.ready_in_h <= 0]
-    starting = [each for each in view.held(on_demand=False) if each.ready_in_h > 0]
-    sure = prices.on_demand
-    if sure is None:
-        must = 0
+    prices = Prices(view)
+    must = min(float(view.must_on_demand), prices.sure_lanes)
     if must >= view.lanes:
-        return _finish_on_demand(view, working, starting, sure)
-    working.sort(key=lambda unit: prices.score(unit.market))
-    spot = _spot(view, prices, working, starting, view.lanes - must)
-    missing = max(0, view.lanes - must - len(spot))
-    if sure is None:
-        return tuple(spot)
-    held = len(view.held(on_demand=True))
-    covered = min(len(working), len(spot))
-    kept = min(held, max(0, view.lanes - covered))  # until what replaces it works
-    bought = 0 if prices.waiting_is_cheaper else missing
-    return tuple(spot) + (sure,) * max(must, kept, must + bought)
+        return _finish_on_demand(prices)
+    chosen = _cheap(prices, view.lanes)
+    if (short := must - _filled(view, chosen, sure=True)) > 0:
+        chosen = _cheap(prices, view.lanes - short)
+    if not prices.sure:
+        return tuple(chosen)
+    filled, safe = _filled(view, chosen), _filled(view, chosen, sure=True)
+    must, lanes = max(0.0, must - safe), float(view.lanes)
+    works = [each.market for each in _cheap_units(prices) if each.ready_in_h <= 0]
+    held = _filled(view, (each.market for each in view.held(on_demand=True))) - safe
+    kept = min(held, lanes - min(_filled(view, works), filled, lanes))  # replaced by what works
+    bought = 0.0 if prices.waiting_is_cheaper else max(0.0, lanes - must - filled)
+    return (*chosen, *_sure(prices, max(must, kept, must + bought), Counter(chosen)))
 
 
-def _finish_on_demand(
-    view: View, working: list[Unit], starting: list[Unit], sure: int | None
-) -> Holding:
+def _finish_on_demand(prices: Prices) -> Holding:
     """No interruption can be afforded: spot goes on only until on-demand works."""
+    view = prices.view
     on_demand = view.held(on_demand=True)
-    ready = sum(each.ready_in_h <= 0 for each in on_demand)
     soonest = max((each.ready_in_h for each in on_demand), default=view.changeover_h)
-    bridging = working + [each for each in starting if each.ready_in_h < soonest]
-    assert sure is not None  # the caller has asked for one
-    still = max(0, view.lanes - ready)
-    return (sure,) * view.lanes + tuple(each.market for each in bridging[:still])
+    ready = _filled(view, (each.market for each in on_demand if each.ready_in_h <= 0))
+    found = _sure(prices, view.lanes, _NOWHERE)
+    for each in view.held(on_demand=False):
+        if ready >= view.lanes - _ROUNDING:
+            break
+        if each.ready_in_h <= 0 or each.ready_in_h < soonest:
+            found.append(each.market)
+            ready += view.fills(each.market)
+    return tuple(found)
 
 
-def _spot(
-    view: View, prices: _Prices, working: list[Unit], starting: list[Unit], lanes: int
-) -> list[int]:
-    """Spot units to hold: those that work, those that start, then the best that can be had."""
-    count = lanes if view.lanes > 1 else prices.machines(bool(working) or _on_demand_works(view))
-    wanted = [each.market for each in working[:count]] + [each.market for each in starting]
-    taken = Counter(wanted)
-    domains = Counter(view.markets[i].domain for i in wanted)
-    cap = domain_cap(max(count, view.lanes), prices.domains)
+def _cheap_units(prices: Prices) -> list[Unit]:
+    """Held where work is cheap: on spot, and where on-demand costs no more."""
+    markets = prices.view.markets
+    return [
+        each for each in prices.view.units
+        if not markets[each.market].on_demand or each.market in prices.bargains
+    ]  # fmt: skip
 
-    def room(i: int) -> bool:
-        market = view.markets[i]
-        return taken[i] < market.capacity and domains[market.domain] < cap
 
-    for i in prices.available:
-        while len(wanted) < count and room(i):
+def _cheap(prices: Prices, lanes: float) -> list[int]:
+    """Units for so many lanes, the net aside: those that work, those that start, then the best."""
+    view, held = prices.view, _cheap_units(prices)
+    working = [each for each in held if each.ready_in_h <= 0]
+    starting = [each.market for each in held if each.ready_in_h > 0]
+    if view.lanes == 1:
+        ready = bool(working) or any(u.ready_in_h <= 0 for u in view.held(on_demand=True))
+        lanes = float(prices.machines(ready))
+    kept = _kept(prices, working, lanes)
+    cap = domain_cap(max(math.ceil(lanes), view.lanes), prices.domains)
+    return _filled_up(prices, kept, starting, prices.available, lanes, cap, _NOWHERE)
+
+
+def _sure(prices: Prices, lanes: float, elsewhere: Counter[int]) -> list[int]:
+    """On-demand units for so many lanes beyond those that are counted `elsewhere`."""
+    view, others = prices.view, Counter(elsewhere)
+    working: list[Unit] = []
+    coming: list[int] = []
+    for each in view.held(on_demand=True):
+        if others[each.market] > 0:
+            others[each.market] -= 1
+        elif each.ready_in_h <= 0:
+            working.append(each)
+        else:
+            coming.append(each.market)
+    kept = _kept(prices, working, lanes)
+    starting: list[int] = []
+    for i in sorted(coming, key=prices.score):
+        replaces = bool(kept) and not starting and prices.worth_moving(kept[-1], i)
+        if replaces or _filled(view, (*kept, *starting)) < lanes - _ROUNDING:
+            starting.append(i)
+    return _filled_up(prices, kept, starting, prices.sure, lanes, math.inf, elsewhere)
+
+
+def _kept(prices: Prices, working: Sequence[Unit], lanes: float) -> list[int]:
+    """Units that go on working, the best first: who has work is not ended before who has none."""
+    kept: list[Unit] = []
+    spare: list[Unit] = []
+    filled = 0.0
+    for each in sorted(working, key=lambda unit: (not unit.busy, prices.score(unit.market))):
+        (kept if filled < lanes - _ROUNDING else spare).append(each)
+        filled += prices.view.fills(each.market)
+    for idle in spare:  # one that was started to take over is idle as long as nothing waits
+        worst = max(kept, key=lambda unit: prices.score(unit.market), default=idle)
+        if prices.worth_moving(worst.market, idle.market):
+            kept[kept.index(worst)] = idle
+    return sorted((each.market for each in kept), key=prices.score)
+
+
+def _filled_up(
+    prices: Prices, kept: list[int], starting: list[int], order: Sequence[int], lanes: float,
+    cap: float, elsewhere: Counter[int],
+) -> list[int]:  # fmt: skip
+    """What is held, and the best of `order` for the lanes that nothing works on; or one unit that
+    will take over from the worst that works."""
+    view, wanted = prices.view, [*kept, *starting]
+    rest = lanes - _filled(view, wanted)
+    while rest > _ROUNDING:
+        room = _room(view, wanted, cap, elsewhere)
+        options = [i for i in order if room(i) > 0]
+        if not options:
+            return wanted
+        best = min(options, key=_score_of_more(prices, wanted, rest))
+        spare = rest - max(map(view.fills, options))  # while there is some, the choice is the same
+        count = min(room(best), 1 + max(0, int(spare / view.fills(best) + _ROUNDING)))
+        if view.markets[best].optimism > 1.0 and best not in wanted:
+            count = 1
+        wanted += [best] * count
+        rest -= count * view.fills(best)
+    if kept and not starting and len(wanted) == len(kept):
+        room = _room(view, wanted, cap, elsewhere)
+        tried = {i for i in wanted if view.markets[i].optimism > 1.0}
+        i = next((i for i in order if room(i) > 0 and i not in tried), None)
+        if i is not None and prices.worth_moving(kept[-1], i):
             wanted.append(i)
-            taken[i] += 1
-            domains[view.markets[i].domain] += 1
-    if len(wanted) == count and not starting and working:
-        worst = working[min(count, len(working)) - 1].market
-        better = next((i for i in prices.available if i not in taken and room(i)), None)
-        if better is not None and worst in taken and prices.worth_moving(worst, better):
-            wanted.append(better)
     return wanted
 
 
-def _on_demand_works(view: View) -> bool:
-    return any(each.ready_in_h <= 0 for each in view.held(on_demand=True))
+def _score_of_more(prices: Prices, wanted: Sequence[int], rest: float) -> Callable[[int], float]:
+    """What one more unit's work costs, where `rest` lanes are to be filled."""
+    markets, there = prices.view.markets, frozenset(wanted)
+
+    def score(i: int) -> float:
+        # of a machine with more places than are wanted the others are paid for nothing
+        usd = prices.score(i) * max(1.0, prices.view.fills(i) / rest)
+        again = markets[i].optimism if i in there else 1.0
+        return usd * again * (1.0 + _ROUNDING if again > 1.0 else 1.0)  # equal: what is known
+
+    return score
 
 
-@dataclass(slots=True, init=False)
-class _Prices:
-    """What interruptions and hours cost at this moment."""
+def _room(
+    view: View, wanted: Sequence[int], cap: float, elsewhere: Counter[int]
+) -> Callable[[int], int]:
+    """How many more units of a market there may be: of spot at most `cap` lanes in one domain."""
+    taken = Counter(wanted) + elsewhere
+    lanes: dict[str, float] = {}  # of spot, by domain
+    for i in wanted:
+        if not view.markets[i].on_demand:
+            domain = view.markets[i].domain
+            lanes[domain] = lanes.get(domain, 0.0) + view.fills(i)
 
-    view: View
-    on_demand: int | None
-    available: list[int]  # spot markets with capacity, the best first
-    domains: int  # of these
-    waiting_is_cheaper: bool
-    slack_usd: float
-    restart_usd: float
-    _scores: dict[int, float]
+    def room(i: int) -> int:
+        market = view.markets[i]
+        left = market.capacity - taken[i]
+        if market.on_demand or math.isinf(cap):
+            return left
+        there = lanes.get(market.domain, 0.0)
+        return min(left, max(int((cap - there) / view.fills(i) + _ROUNDING), int(not there)))
 
-    def __init__(self, view: View) -> None:
-        self.view, self.on_demand = view, view.cheapest_on_demand()
-        self._scores, self.slack_usd, self.waiting_is_cheaper = {}, 0.0, view.idle_allowed
-        spot = [i for i, each in enumerate(view.markets) if not each.on_demand]
-        there = [i for i in spot if view.markets[i].capacity > 0]
-        self.domains = len({view.markets[i].domain for i in there})
-        order = sorted(there or spot, key=self.score)
-        self.restart_usd = view.changeover_h * (view.markets[order[0]].usd_h if order else 0.0)
-        if order and self.on_demand is not None and not math.isinf(view.left_h):
-            self._weigh_slack(order)
-        self.available = sorted(there, key=self.score)
+    return room
 
-    def _weigh_slack(self, order: list[int]) -> None:
-        view, interruption_h = self.view, max(self.view.interruption_h, 1e-3)
-        cheapest = [view.markets[i] for i in order[:2]]
-        usd_h = cheapest[0].usd_h / cheapest[0].throughput
-        ahead_h = view.work_h / view.lanes if view.lanes > 1 else 0.0
-        rates = [each.expected_losses_per_h(ahead_h) for each in cheapest]
-        ways = [Way(usd_h, sum(rates) / len(rates))]
-        if view.lanes == 1 and len(cheapest) > 1:
-            together = all_lost_per_h(tuple(rates), view.changeover_h, SHARED_LOSSES)
-            standby_usd_h = 2 * usd_h + 2 * ways[0].losses_per_h * self.restart_usd
-            ways.append(Way(standby_usd_h, together))
-        assert self.on_demand is not None  # the caller has looked
-        sure = view.markets[self.on_demand]
-        sure_usd_h = sure.usd_h / sure.throughput
-        value = slack_value(
-            tuple(ways), sure_usd_h, self.restart_usd, view.total_h / view.lanes
-        )  # fmt: skip
-        work_h = view.work_h / view.lanes
-        expected = ways[0].losses_per_h * work_h
-        affordable = (view.slack_h - view.margin_h) / interruption_h
-        pending_h = min((each.ready_in_h for each in view.units), default=view.changeover_h)
 
-        def pooled(interruptions: float) -> float:
-            """What so many a lane are worth to one lane: many lanes share their luck."""
-            return expected + (interruptions - expected) * math.sqrt(view.lanes)
-
-        after_start = max(1.0, pooled(affordable - pending_h / interruption_h))
-        self.slack_usd = value.interruption_usd(after_start, work_h)
-        self._scores.clear()
-        left = pooled(affordable - 1) if view.lanes > 1 else affordable - 1  # after the wait
-        waiting_usd_h = value.interruption_usd(left, work_h) / interruption_h
-        # most shortages are over before a machine bought for them would work
-        passing = view.lanes > 1 and view.short_for_h < PATIENCE * view.changeover_h
-        worth = sure_usd_h - usd_h
-        self.waiting_is_cheaper = left >= 1 and (passing or waiting_usd_h < worth)
-
-    def score(self, i: int) -> float:
-        """Dollars for a unit of useful work in this market."""
-        if i not in self._scores:
-            view, market = self.view, self.view.markets[i]
-            self._scores[i] = Terms(
-                market.usd_h,
-                market.throughput,
-                market.losses_per_h,
-                view.step_h,
-                view.changeover_h,
-                market.egress_usd,
-                self.slack_usd,
-            ).usd_per_unit
-        return self._scores[i]
-
-    def machines(self, working: bool) -> int:
-        """How many spot machines a job that cannot be divided should hold."""
-        view = self.view
-        best, best_usd = 1, math.inf
-        for count in range(1, min(STANDBYS, len(self.available)) + 1):
-            chosen = [view.markets[i] for i in self.available[:count]]
-            usd_h = sum(each.usd_h for each in chosen)
-            rates = tuple(each.losses_per_h for each in chosen)
-            if working:
-                lost = all_lost_per_h(rates, view.changeover_h, SHARED_LOSSES)
-                usd = usd_h + lost * (self.slack_usd + self.restart_usd)
-                usd += sum(rates) * self.restart_usd if count > 1 else 0.0
-            else:
-                gone = math.prod(-math.expm1(-rate * view.changeover_h) for rate in rates)
-                shared = SHARED_LOSSES ** (count - 1) if count > 1 else 0.0
-                gone += shared * -math.expm1(-min(rates) * view.changeover_h)
-                usd = usd_h * view.changeover_h + gone * self.slack_usd
-            if usd < best_usd - 1e-12:
-                best, best_usd = count, usd
-        return best
-
-    def worth_moving(self, old: int, new: int) -> bool:
-        """Whether a unit should be replaced by one elsewhere, started before it is given up."""
-        view = self.view
-        rates = (view.markets[old].losses_per_h, view.markets[new].losses_per_h)
-        lasts_h = min(view.work_h / view.lanes, *(1 / max(rate, 1e-6) for rate in rates))
-        gain = (self.score(old) - self.score(new)) * lasts_h * view.markets[new].throughput
-        return gain > MOVE_GAIN * view.changeover_h * view.markets[new].usd_h
+def _filled(view: View, units: Iterable[int], *, sure: bool = False) -> float:
+    """Lanes that units work on; `sure`: those of on-demand ones alone."""
+    return sum(view.fills(i) for i in units if view.markets[i].on_demand or not sure)

@@ -23,6 +23,8 @@ class Market:
         capacity: units that could be had now, those held counted in.
         egress_usd: to move one unit-hour's data there.
         usual_losses_per_h: over days, where `losses_per_h` is of today; None: the same.
+        lanes: that one unit fills: large machines run more tasks at once than small ones.
+        optimism: how many times its throughput is taken for what it may be: a single unit is tried.
     """
 
     key: str
@@ -34,6 +36,8 @@ class Market:
     capacity: int = 1_000_000
     egress_usd: float = 0.0
     usual_losses_per_h: float | None = None
+    lanes: float = 1.0
+    optimism: float = 1.0
 
     def expected_losses_per_h(self, ahead_h: float) -> float:
         """Losses an hour on average over the next hours: today's, then what is usual."""
@@ -44,10 +48,11 @@ class Market:
 
 
 class Unit(NamedTuple):
-    """One that is held: where, and hours until it works (0: it does)."""
+    """One that is held: where, hours until it works (0: it does), and whether it has work."""
 
     market: int
     ready_in_h: float
+    busy: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +62,7 @@ class View:
     Args:
         markets: all of them, those without capacity too.
         units: held now.
-        lanes: units that can work at the same time.
+        lanes: units of the smallest machine that can work at the same time.
         work_h: unit-hours of useful work left, on the reference machine.
         total_h: of the whole job: what `work_h` was at its start.
         left_h: hours until the deadline; infinite: there is none.
@@ -85,7 +90,18 @@ class View:
     @property
     def slack_h(self) -> float:
         """Hours that every lane could stand still and the work still be done in time."""
-        return self.left_h - self.work_h / self.lanes
+        return self.left_h - self.work_h / self._sure_rate
+
+    @property
+    def _sure_rate(self) -> float:
+        """Useful work an hour of the on-demand machines that all lanes would fall back to."""
+        rest, rate = float(self.lanes), 0.0
+        for i in self.on_demand():
+            market = self.markets[i]
+            filled = min(rest, market.capacity * market.lanes)
+            rate += filled * market.throughput / market.lanes
+            rest -= filled
+        return rate or float(self.lanes)
 
     @property
     def interruption_h(self) -> float:
@@ -110,15 +126,27 @@ class View:
         chosen = [each for each in self.units if self.markets[each.market].on_demand == on_demand]
         return sorted(chosen, key=lambda unit: unit.ready_in_h)
 
-    def cheapest_on_demand(self) -> int | None:
-        """The market that is never taken, by price for work."""
+    def on_demand(self) -> list[int]:
+        """Markets that are never taken and have capacity, by price for work."""
         sure = [
             i
             for i, each in enumerate(self.markets)
             if each.on_demand and each.capacity > 0 and each.throughput > 0
         ]
-        return min(sure, key=lambda i: self.markets[i].usd_h / self.markets[i].throughput,
-                   default=None)  # fmt: skip
+        return sorted(sure, key=lambda i: self.markets[i].usd_h / self.useful(i))
+
+    def fills(self, i: int) -> float:
+        """Lanes that one unit of the market works on; a large machine may have more places."""
+        return min(self.markets[i].lanes, float(self.lanes))
+
+    def useful(self, i: int) -> float:
+        """Useful work an hour of one unit that fills as many lanes as it can."""
+        market = self.markets[i]
+        return market.throughput * self.fills(i) / market.lanes
+
+    def cheapest_on_demand(self) -> int | None:
+        """The first of these."""
+        return next(iter(self.on_demand()), None)
 
 
 # The units to hold from now on, as markets; one that is listed twice is held twice.

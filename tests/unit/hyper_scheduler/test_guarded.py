@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from hyper.errors import FailedPreconditionError, UnavailableError
+from hyper_scheduler.placement.ledger import Machine
 from hyper_scheduler.placement.offers import Offer
 from hyper_scheduler.providers import guarded, make
 from hyper_scheduler.providers.base import Instance, Order, RefusedError, all_of
@@ -107,19 +108,16 @@ async def test_who_never_answers_is_not_waited_for_again_and_again(
 
 
 async def test_one_providers_error_keeps_no_other_from_ending_machines() -> None:
-    core = Core()
-    core.submit(recipe(replace(experiment("a", 30), workers=4)))
-    core.state.workflows[W].experiments["a"].mean_s = 3600.0  # worth four machines
     odd, good = Odd(), Provider()
-    scaler, _ = autoscaler(core, broken=Guarded("broken", lambda: odd), good=good)
-    for _ in range(2):
-        await scaler.look()
-    assert odd.there and good.there
+    scaler, _ = autoscaler(Core(), broken=Guarded("broken", lambda: odd), good=good)
+    for name, offer, provider in (("broken", "cheap", odd), ("good", "dear", good)):
+        provider.there.append(Instance(f"i-m-{name}", f"m-{name}"))
+        entry = Machine(offer, W, "a", name, True, 1.0, 1.0, 1, 0.0, 0.0, 0.0, f"i-m-{name}")
+        scaler.ledger.open(f"m-{name}", entry)
     odd.raises = ExceptionGroup("of tasks", [UnavailableError("no answer")])
-    core.state.workflows.clear()
     for _ in range(4):
         await scaler.look()
-    assert good.there == []
+    assert (len(odd.there), good.there) == (1, [])
     odd.raises = None
     for _ in range(3):
         await scaler.look()

@@ -10,7 +10,7 @@ Under `{etcd_prefix}/scheduler/`:
     forgotten/{tenant}/{workflow}            its results are being deleted; all else of it is gone
     drained/{worker}
     placement/ledger                         machines that are paid for, and sums
-    placement/identity                       of this deployment, in the tag of its machines
+    identity                                 of this deployment, in the tag of its machines
 
 Every write carries the fence of the leadership it was decided under.
 """
@@ -203,7 +203,7 @@ class Store:
 
     async def has_identity(self) -> bool:
         """Whether `identity` has been asked for before."""
-        return await self._etcd.get(f"{self._root}placement/identity") is not None
+        return await self._etcd.get(f"{self._root}identity") is not None
 
     async def identity(self, fence: Compare) -> str:
         """Digits that no other deployment has; made when first asked for.
@@ -211,11 +211,11 @@ class Store:
         Raises:
             DeposedError: another scheduler leads.
         """
-        found = await self._etcd.get(f"{self._root}placement/identity")
+        found = await self._etcd.get(f"{self._root}identity")
         if found is not None:
             return found.value.decode()
         made = secrets.token_hex(4)
-        await self.write([Put("placement/identity", made.encode())], fence)
+        await self.write([Put("identity", made.encode())], fence)
         return made
 
     async def _cut_history(self, size: int, revision: int) -> None:

@@ -111,6 +111,25 @@ async def test_a_new_leader_adopts_and_a_lost_machine_is_replaced(
     assert spent.rework_usd == pytest.approx(spent.rework_s / 3600 * 0.1)
 
 
+async def test_a_drained_machine_finishes_its_task_and_is_replaced(
+    make_scheduler: Make, tmp_path: Path
+):
+    changes = placed.settings(tmp_path, offers("a"), drain_s=0)  # nothing is cut all the same
+    scheduler = await make_scheduler("s", changes)
+    with Client(scheduler.address) as client:
+        workflow = await asyncio.to_thread(client.submit, recipe(tmp_path, 3, 3.0, 1))
+        await placed.until(lambda: bool(began(tmp_path)), 60, "a task runs")
+        (first,) = placed.cost(client).machines
+        (worker,) = client.workers()
+        await asyncio.to_thread(client.drain, worker.name)
+        await asyncio.to_thread(workflow.wait, timeout_s=120)
+        await placed.until(lambda: not placed.cost(client).machines, 60, "machines are ended")
+        spent = placed.cost(client).workflows[0].offers[0]
+        assert workflow.refresh().tasks.lost == 0
+    assert len(began(tmp_path)) == 3
+    assert (first.offer, spent.launches, spent.preemptions, spent.rework_s) == ("a", 2, 0, 0.0)
+
+
 async def test_the_budget_is_a_hard_stop(make_scheduler: Make, tmp_path: Path):
     costly = offers("a", spot=3600.0, on_demand=3600.0)  # a dollar a second
     scheduler = await make_scheduler("s", placed.settings(tmp_path, costly))

@@ -97,7 +97,7 @@ class Objective:
 class Spot(StrEnum):
     """On which machines: those that may vanish, others, or those that may where there are any."""
 
-    ONLY = "true"  # on-demand before a deadline that would be missed
+    ONLY = "true"  # on-demand where it costs no more, and before a deadline that would be missed
     PREFER = "prefer"
     NEVER = "false"
 

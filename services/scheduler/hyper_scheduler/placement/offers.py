@@ -98,7 +98,7 @@ def mismatch(offer: Offer, need: Hardware) -> str:
 def sorts(offer: Offer, need: Hardware) -> list[bool]:
     """How a fitting machine may be bought: spot (True), on demand (False), or both.
 
-    With `spot: true` on-demand is there as the net before a deadline.
+    With `spot: true` on-demand is there where it costs no more, and as the net before a deadline.
     """
     wanted = [False] if need.spot is Spot.NEVER else [True, False]
     found = []

@@ -15,7 +15,7 @@ offers:
     gpu_count: 1
     on_demand: 0.526            # USD an hour
     spot: 0.158
-    egress: 0.09                # USD a GB
+    egress: 0.09                # USD a GB between it and storage; leave it out within one region
     slots: 4
     options: {image: ami-0123}
 """

@@ -251,7 +251,7 @@ def _part(
         workflow="", experiment=run.spec.name, tasks=count, total=count,
         hardware=run.spec.hardware, limit=run.spec.workers, gang=run.spec.gang, task_s=seconds,
         step_s=run.spec.around.checkpoint_every_s, left_s=left_s, deadline_s=deadline_s,
-        labels=run.spec.labels,
+        labels=run.spec.labels, egress_gb=run.spec.hardware.data_bytes / 1e9,
     )  # fmt: skip
     offers, refusals, now = autoscaler.catalogue.offers, autoscaler.refusals, autoscaler.now()
     most = autoscaler.max_machines

@@ -14,6 +14,7 @@ from hyper import spot_traces
 from hyper.errors import InvalidArgumentError
 from hyper_scheduler.catalogue import parse_catalogue
 from hyper_scheduler.core.model import Hardware, Spot
+from hyper_scheduler.demands import demands
 from hyper_scheduler.placement.backoff import FIRST_S, MOST_S, accepted, refused
 from hyper_scheduler.placement.demand import Demand, Held, Known, refusal_key
 from hyper_scheduler.placement.fleet import plan, view_of
@@ -22,6 +23,8 @@ from hyper_scheduler.placement.hazard import Hazard
 from hyper_scheduler.placement.ledger import EXPERIMENTS, REST, Ledger, Machine
 from hyper_scheduler.placement.offers import Offer, mismatch
 from hyper_scheduler.providers.options import wrong_option
+from hyper_scheduler.recipe import parse_recipe
+from tests.unit.hyper_scheduler.cores import Core
 
 CATALOGUE = """
 version: 1
@@ -321,3 +324,31 @@ def test_recordings_of_one_name_are_refused(tmp_path: Path):
         spot_traces.read([tmp_path])
     with pytest.raises(InvalidArgumentError, match="cannot be read"):
         spot_traces.read([tmp_path / "absent.json"])
+
+
+@pytest.mark.parametrize(("slots", "gang"), [(1, 1), (4, 1), (4, 4)])
+def test_data_are_worth_staying_where_they_are(slots: int, gang: int):
+    """An offer that is cheaper by the hour is dearer with what its tasks move over a border."""
+    offers = [
+        offer("near", spot_usd_h=0.2 * slots, slots=slots),
+        offer("far", spot_usd_h=0.1 * slots, slots=slots, egress_usd_gb=0.09),
+    ]
+    for gigabytes, best in ((0.0, "far"), (0.5, "far"), (5.0, "near")):
+        wanted = demand(egress_gb=gigabytes, limit=slots, gang=gang, task_s=3600.0)
+        drawn = plan(wanted, offers, {}, (), {}, 0.0, 9)
+        rows = {row.offer: row for row in drawn.rows if row.spot}
+        assert min(rows.values(), key=lambda row: row.usd_per_task_h).offer == best
+        assert {name for name, _ in drawn.launches} == {best}
+        assert ("egress" in rows["far"].reason) == (gigabytes > 0)
+    # an hour of what runs at once on one machine
+    assert rows["far"].usd_per_task_h == pytest.approx(slots * (0.1 + 5 * 0.09), rel=0.1)
+
+
+def test_a_recipe_says_how_much_its_tasks_move():
+    text = "name: r\nexperiments:\n  a:\n    command: 'true'\n    hardware: {data: 2GB}\n"
+    core = Core()
+    core.submit(parse_recipe(text))
+    (found,) = demands(core.state, [], core.now, 9)
+    assert found.egress_gb == 2.0
+    with pytest.raises(InvalidArgumentError, match="data"):
+        parse_recipe(text.replace("2GB", "much"))

@@ -27,7 +27,8 @@ class Offer:
         gpu: of which model.
         on_demand_usd_h: price an hour; None: not sold so.
         spot_usd_h: the same for a machine that may be taken away.
-        egress_usd_gb: price of a gigabyte that leaves the region.
+        egress_usd_gb: price of a gigabyte between the machine and storage; 0 where both are of one
+            region.
         slots: tasks at once.
         most: machines at most.
         options: what the provider wants to know besides.

@@ -329,9 +329,10 @@ def test_recordings_of_one_name_are_refused(tmp_path: Path):
 @pytest.mark.parametrize(("slots", "gang"), [(1, 1), (4, 1), (4, 4)])
 def test_data_are_worth_staying_where_they_are(slots: int, gang: int):
     """An offer that is cheaper by the hour is dearer with what its tasks move over a border."""
+    both = {"slots": slots, "on_demand_usd_h": 1.0 * slots}
     offers = [
-        offer("near", spot_usd_h=0.2 * slots, slots=slots),
-        offer("far", spot_usd_h=0.1 * slots, slots=slots, egress_usd_gb=0.09),
+        offer("near", spot_usd_h=0.2 * slots, **both),
+        offer("far", spot_usd_h=0.1 * slots, egress_usd_gb=0.09, **both),
     ]
     for gigabytes, best in ((0.0, "far"), (0.5, "far"), (5.0, "near")):
         wanted = demand(egress_gb=gigabytes, limit=slots, gang=gang, task_s=3600.0)

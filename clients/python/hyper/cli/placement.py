@@ -121,7 +121,9 @@ def _cost_text(found: pb.GetCostResponse) -> str:
     for workflow in found.workflows:
         name = workflow.name.rpartition("/")[2]
         rows += [(name, each.offer, *_sums(each)) for each in workflow.offers]
-        parts += [(name, each.experiment, *_sums(each)) for each in workflow.experiments]
+        parts += [
+            (name, each.experiment or "(the rest)", *_sums(each)) for each in workflow.experiments
+        ]
         if workflow.message:
             notes.append(f"{name}: {workflow.message}")
     text = "nothing was spent"

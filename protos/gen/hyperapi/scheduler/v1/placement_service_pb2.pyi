@@ -294,7 +294,7 @@ class WorkflowCost(google.protobuf.message.Message):
     def offers(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___OfferCost]: ...
     @property
     def experiments(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___ExperimentCost]:
-        """fewer than there are, where these are very many"""
+        """of very many the rest are one, or are left out"""
 
     def __init__(
         self,
@@ -329,6 +329,7 @@ class ExperimentCost(google.protobuf.message.Message):
     LAUNCHES_FIELD_NUMBER: builtins.int
     PREEMPTIONS_FIELD_NUMBER: builtins.int
     experiment: builtins.str
+    """empty: the rest"""
     usd: builtins.float
     machine_h: builtins.float
     on_demand_usd: builtins.float

@@ -46,7 +46,7 @@ lint: .stamps/dev        ## format, style, types, import rules, protos
 	@.venv/bin/lint-imports
 	@cd protos && ../.venv/bin/buf lint
 	@cd protos && ../.venv/bin/buf breaking --against baseline.binpb
-	@for file in $(filter-out %kustomization.yaml %adapter-rules.yaml,$(wildcard deploy/kubernetes/*.yaml)); do \
+	@for file in $(filter-out %kustomization.yaml %adapter-rules.yaml,$(wildcard deploy/kubernetes/*.yaml) deploy/kubernetes/machines/access.yaml deploy/kubernetes/machines/network.yaml); do \
 	  .venv/bin/kubernetes-validate --quiet --strict $$file; done
 	@if command -v promtool >/dev/null; then promtool check rules deploy/prometheus/rules/*.yml; fi
 

@@ -1,4 +1,4 @@
-"""`python -m benchmarks.placement [--traces PATH...] [--quick] [--json] [--plots FOLDER]`.
+"""`python -m benchmarks.placement [--traces PATH...] [--quick] [--check] [--json] [--plots DIR]`.
 
 Replays jobs on spot markets and says what each policy would have paid, as a share of running all
 of it on demand. Without `--traces`: Bamboo's fleets below HYPER_DATA_DIR, if they are there, and
@@ -9,7 +9,8 @@ those of one folder and machine type as zones of one market.
 Spot costs a third of on-demand (`--spot-price`). A job runs in windows spread over the recording;
 its work is a part (`--work`) of what one lane can do until the deadline. The figures are means over
 the windows: `cost_ratio`, `on_demand_hours`, `preemptions`; `missed_deadlines` is a sum.
-`omniscient` is a lower bound, not a policy. `mean` is over all scenarios.
+`omniscient` is a lower bound, not a policy. `mean` is over all scenarios. `limits` says whether
+ours shows what it has to (`limits.py`); with `--check` the exit status is 1 if it does not.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
 
-from benchmarks.placement import synthetic
+from benchmarks.placement import limits, synthetic
 from benchmarks.placement.plots import plot
 from benchmarks.placement.replay import OMNISCIENT, POLICIES, Figures, replay, scenarios
 from hyper import spot_traces
@@ -69,6 +70,7 @@ def main() -> int:
     parser.add_argument("--spot-price", type=float, default=1 / 3, help="of on-demand's 1")
     parser.add_argument("--seed", type=int, default=1, help="of synthetic markets")
     parser.add_argument("--quick", action="store_true", help="6 windows")
+    parser.add_argument("--check", action="store_true", help="fail if a limit is not kept")
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--plots", type=Path, metavar="FOLDER")
     arguments = parser.parse_args()
@@ -80,18 +82,21 @@ def main() -> int:
         parser.error(str(error))
     if not arguments.traces:
         recordings += synthetic.recordings(arguments.seed)
+    if not recordings:
+        parser.error(f"these hold no recording of {spot_traces.LEAST_H:g} h")
     jobs = scenarios(recordings, arguments.work)
     windows = 6 if arguments.quick else arguments.windows
     with ProcessPoolExecutor(os.cpu_count(), mp_context=get_context("spawn")) as pool:
         waiting = [pool.submit(replay, each, windows, arguments.spot_price) for each in jobs]
         found = {each.name: done.result() for each, done in zip(jobs, waiting, strict=True)}
     found["mean"] = summary(found)
-    print(table(found), file=sys.stderr)
+    kept = limits.limits(found, jobs, arguments.work, arguments.spot_price)
+    print(table(found), limits.table(kept), sep="\n\n", file=sys.stderr)
     if arguments.plots is not None:
         plot(found, list(POLICIES), arguments.plots)
     if arguments.json:
-        print(json.dumps(found))
-    return 0
+        print(json.dumps({**found, "limits": {each.name: each.facts() for each in kept}}))
+    return 1 if arguments.check and not all(each.kept for each in kept) else 0
 
 
 def _bamboo() -> list[Path]:

@@ -8,19 +8,22 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import sys
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from hyper.errors import UnavailableError
 from hyper_scheduler.placement.offers import Offer
+from hyper_scheduler.providers.aws_network import AwsNetwork
 from hyper_scheduler.providers.base import Order, Provider, RefusedError, agent_environment
 from tests.support import fake_gcp as gcp_api
 from tests.support import provider_servers as servers
@@ -28,6 +31,7 @@ from tests.support.fake_gcp import FakeGcp, fake_gcp
 from tests.support.fake_kubernetes import FakeKubernetes, fake_kubernetes
 
 pytestmark = pytest.mark.timeout(120)
+ROOT = Path(__file__).parents[2]
 
 
 @dataclass
@@ -248,7 +252,9 @@ async def test_what_google_is_told_and_nothing_left(tmp_path: Path):
         assert len(there["networks"]) == 1
         await provider.tidy([])  # a machine is still in it: it stays
         assert len(there["networks"]) == 1
-        await provider.terminate([other])
+        # its agent has ended: the boot script has turned it off
+        _CLOUDS[place.offer.name].end(other.partition("/")[2])
+        assert await provider.instances() == []
         await provider.tidy([])
         assert there == {"instances": {}, "networks": {}, "firewalls": {}}
         with pytest.raises(RefusedError) as caught:
@@ -283,6 +289,13 @@ async def test_what_a_pod_is_told_and_nothing_left(tmp_path: Path):
         assert await provider.instances() == []
         await provider.tidy([])
         assert there == {"pods": {}, "secrets": {}}
+        roles = yaml.safe_load_all((ROOT / "deploy/kubernetes/machines/access.yaml").read_text())
+        (role,) = [each for each in roles if each["kind"] == "Role"]
+        allowed = {
+            (kind, verb) for rule in role["rules"] for kind in rule["resources"]
+            for verb in rule["verbs"]
+        }  # fmt: skip
+        assert _FAKES[place.offer.name].asked == allowed  # no less, and no more
         with pytest.raises(RefusedError, match="exceeded quota") as caught:
             await provider.launch(place.order("m-2", zone="full"))
         assert caught.value.name == "QuotaExceeded" and there["secrets"] == {}
@@ -300,3 +313,166 @@ async def test_aws_away_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
         provider = AwsProvider("c-1", ["us-east-1"], "http://127.0.0.1:1")
         with pytest.raises(UnavailableError, match="aws"):
             await provider.instances()
+
+
+@pytest.mark.parametrize("text", ["", '{"id": "1', "[]", None])
+async def test_an_agent_whose_file_was_not_finished_is_found(tmp_path: Path, text: str | None):
+    """Whoever started it died before it knew the process, or while it wrote."""
+    place = _process(ExitStack(), tmp_path / "agents")
+    provider = place.make("c-1")
+    launched = await provider.launch(place.order("m-1"))
+    file = tmp_path / "agents" / "m-1.json"
+    facts = json.dumps({"id": "", "machine": "m-1", "cluster": "c-1"})
+    file.write_text(facts if text is None else text)
+    (tmp_path / "agents" / "m-2.json").write_text(facts.replace("m-1", "m-2"))  # none was started
+    after = place.make("c-1")
+    try:
+        assert [each.id for each in await after.instances()] == [launched]
+        assert not (tmp_path / "agents" / "m-2.json").exists()
+    finally:
+        await after.terminate([launched])
+    assert await after.instances() == []
+    assert list((tmp_path / "agents").glob("*.json")) == []
+
+
+async def test_a_dead_host_hides_no_other(tmp_path: Path):
+    from hyper_scheduler.providers.ssh import SshProvider
+
+    with ExitStack() as stack:
+        place = _ssh(stack, tmp_path)
+        # the same name with another port is another host, and nobody is there
+        dead = Offer("dead", "ssh", options={**place.offer.options, "port": "1"})
+        provider = SshProvider("c-1", [place.offer, dead])
+        launched = await provider.launch(place.order("m-1"))
+        try:
+            assert [each.id for each in await provider.instances()] == [launched]
+        finally:
+            await provider.terminate([launched])
+        assert await provider.instances() == []
+        with pytest.raises(RefusedError, match="NoFreeHost"):
+            await provider.launch(place.order("m-2", offer="dead"))
+        with pytest.raises(UnavailableError, match="no host answers"):
+            await SshProvider("c-1", [dead]).instances()
+
+
+async def test_a_host_takes_one_of_two_launches_at_once(tmp_path: Path):
+    with ExitStack() as stack:
+        place = _ssh(stack, tmp_path)
+        provider = place.make("c-1")
+        both = await asyncio.gather(
+            provider.launch(place.order("m-1")), provider.launch(place.order("m-2")),
+            return_exceptions=True,
+        )  # fmt: skip
+        try:
+            assert sorted(isinstance(each, RefusedError) for each in both) == [False, True]
+        finally:
+            await provider.terminate([each.id for each in await provider.instances()])
+
+
+def test_an_offer_without_zone_and_type_fits_every_node(tmp_path: Path):
+    from hyper_scheduler.providers.kubernetes import pod
+
+    place = Place(lambda cluster: None, Offer("pods", "kubernetes", options={"image": "i"}))  # type: ignore[arg-type,return-value]
+    assert pod(place.order("m-1"), "secret")["nodeSelector"] == {}
+
+
+class Refusing:
+    """A client of EC2 that refuses some calls, as Amazon does and moto does not."""
+
+    def __init__(self, client: Any, *verbs: str, code: str = "DependencyViolation") -> None:
+        self._client, self._code, self.verbs = client, code, set(verbs)
+
+    def __getattr__(self, name: str) -> Any:
+        if name in self.verbs:
+            return self._refuse
+        return getattr(self._client, name)
+
+    def _refuse(self, **request: Any) -> None:
+        from botocore.exceptions import ClientError
+
+        answer = {"Error": {"Code": self._code, "Message": str(request)}}
+        raise ClientError(answer | {"ResponseMetadata": {"HTTPStatusCode": 400}}, "refused")
+
+
+def test_a_network_that_was_cut_short_is_finished(tmp_path: Path):
+    import boto3
+    from botocore.exceptions import ClientError
+
+    with ExitStack() as stack:
+        endpoint, _ = stack.enter_context(servers.moto())
+        client = boto3.client("ec2", region_name="us-east-1", endpoint_url=endpoint)
+        vpcs = len(client.describe_vpcs()["Vpcs"])
+        refusing = Refusing(client, "create_route")
+        network = AwsNetwork(refusing, "c-1")
+        with pytest.raises(ClientError):
+            network.ensure("w", "us-east-1a")
+        refusing.verbs = {"authorize_security_group_ingress"}
+        with pytest.raises(ClientError):
+            network.ensure("w", "us-east-1a")
+        refusing.verbs = set()
+        subnet, group = network.ensure("w", "us-east-1a")
+        (found,) = client.describe_security_groups(GroupIds=[group])["SecurityGroups"]
+        assert found["IpPermissions"]
+        tables = client.describe_route_tables(
+            Filters=[{"Name": "vpc-id", "Values": [found["VpcId"]]}]
+        )["RouteTables"]
+        assert "0.0.0.0/0" in [route.get("DestinationCidrBlock") for route in tables[0]["Routes"]]
+        # what cannot be taken down is tried again, keeps no other, and is not used again
+        network.ensure("other", "us-east-1a")
+        refusing.verbs = {"delete_vpc"}
+        with pytest.raises(ClientError):
+            network.remove_others(set())
+        assert (
+            client.describe_subnets(Filters=[{"Name": "tag:hyper-cluster", "Values": ["c-1"]}])[
+                "Subnets"
+            ]
+            == []
+        )
+        refusing.verbs = set()
+        assert network.ensure("w", "us-east-1a")[0] != subnet
+        network.remove_others(set())
+        assert len(client.describe_vpcs()["Vpcs"]) == vpcs
+
+
+async def test_every_refusal_of_ec2_is_called_by_its_name(tmp_path: Path):
+    with ExitStack() as stack:
+        place = _aws(stack, tmp_path)
+        provider = place.make("c-1")
+        clients = provider._clients  # type: ignore[attr-defined]
+        for code in ("AuthFailure", "RequestLimitExceeded", "InternetGatewayLimitExceeded"):
+            clients["us-east-1"] = Refusing(clients["us-east-1"], "run_instances", code=code)
+            with pytest.raises(RefusedError) as caught:
+                await provider.launch(place.order("m-1"))
+            assert caught.value.name == code
+        await provider.tidy([])
+
+
+async def test_many_machines_of_one_workflow_share_a_network(tmp_path: Path):
+    import boto3
+
+    with ExitStack() as stack:
+        place = _aws(stack, tmp_path)
+        provider = place.make("c-1")
+        names = [f"m-{number}" for number in range(6)]
+        launched = await asyncio.gather(*(provider.launch(place.order(each)) for each in names))
+        assert sorted(await until_listed(provider, 6)) == names
+        endpoint, _ = servers.moto_of(place.offer)
+        client = boto3.client("ec2", region_name="us-east-1", endpoint_url=endpoint)
+        mine = [{"Name": "tag:hyper-cluster", "Values": ["c-1"]}]
+        assert len(client.describe_vpcs(Filters=mine)["Vpcs"]) == 1
+        # one that is gone keeps none of the others
+        await provider.terminate([launched[0]])
+        await provider.terminate([*launched, "us-east-1/i-0123456789abcdef0"])
+        await until_listed(provider, 0)
+        await provider.tidy([])
+        assert client.describe_vpcs(Filters=mine)["Vpcs"] == []
+
+
+async def test_ec2_tells_what_spot_machines_cost(tmp_path: Path):
+    with ExitStack() as stack:
+        place = _aws(stack, tmp_path)
+        provider = place.make("c-1")
+        nowhere = replace(place.offer, name="nowhere", instance_type="m1.none")
+        far = replace(place.offer, name="far", region="eu-west-9", zone="eu-west-9a")
+        found = await provider.prices([place.offer, nowhere, far])  # type: ignore[attr-defined]
+        assert found == {place.offer.name: 0.00001}  # moto's price of everything

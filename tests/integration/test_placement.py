@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from hyper.cli.main import run
 from hyper.client import Client
 from hyper.cluster.programs import find_prometheus
 from hyper.config import SCHEDULER
@@ -189,3 +190,30 @@ def _ratio(client: Client, tmp_path: Path) -> float:
         each.offer: each.usd_per_unit for each in response.experiments[0].offers if each.spot
     }  # fmt: skip
     return score["a"] / score["b"]
+
+
+async def test_machines_of_a_cluster_with_tls(
+    make_scheduler: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """The scheduler hands them its authority: they have none of its files."""
+    certs = tmp_path / "certs"
+    assert run(["certs", str(certs)]) == 0
+    assert run(["certs", str(certs), "--client", "machines"]) == 0
+    tls = {"ca": "ca.pem", "cert": "machines.pem", "key": "machines.key"}
+    changes = placed.settings(tmp_path, offers("a")) | {
+        f"HYPER_SCHEDULER__PLACEMENT__TLS__{name.upper()}": str(certs / file)
+        for name, file in tls.items()
+    }
+    changes |= {
+        "HYPER_SCHEDULER__TLS__CERT": str(certs / "service.pem"),
+        "HYPER_SCHEDULER__TLS__KEY": str(certs / "service.key"),
+        "HYPER_SCHEDULER__TLS__CLIENT_CA": str(certs / "ca.pem"),
+    }
+    scheduler = await make_scheduler("s", changes)
+    for name, file in tls.items():
+        monkeypatch.setenv(f"HYPER_TLS_{name.upper()}", str(certs / file))
+    with Client(scheduler.address) as client:
+        workflow = await asyncio.to_thread(client.submit, recipe(tmp_path, 4, 0.1, 1))
+        status = await asyncio.to_thread(workflow.wait, timeout_s=120)
+        await placed.until(lambda: not placed.cost(client).machines, 60, "machines are ended")
+    assert status.tasks.succeeded == 4

@@ -5,12 +5,9 @@ The metadata servers are fakes of ours, which answer as the clouds document it: 
 
 from __future__ import annotations
 
-import json
 import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
-from email.message import Message
 from pathlib import Path
 
 import pytest
@@ -19,40 +16,16 @@ from hyper.errors import NotFoundError
 from hyper.workflows import Workflow
 from hyper_worker.notices import ec2_notice, gcp_notice
 from tests.support.http_server import http_server
+from tests.support.imds import Metadata, answer_of
 from tests.support.servers import EtcdServer, S3Server
 from tests.support.services import run_services
 from tests.support.waiting import until
 
 
-@dataclass
-class Metadata:
-    """What the fake says, and what it was asked."""
-
-    url: str = ""
-    preempted: bool = False
-    asked: list[str] = field(default_factory=list)
-
-
 @contextmanager
 def metadata() -> Iterator[Metadata]:
-    state, token = Metadata(), secrets.token_hex(8)
-
-    def answer(method: str, path: str, headers: Message, body: bytes) -> tuple[int, str]:
-        if method == "PUT":
-            good = path == "/latest/api/token" and "X-aws-ec2-metadata-token-ttl-seconds" in headers
-            return (200, token) if good else (403, "")
-        state.asked.append(path)
-        if path == "/latest/meta-data/spot/instance-action":
-            if headers.get("X-aws-ec2-metadata-token") != token:
-                return 401, ""
-            facts = {"action": "terminate", "time": "2026-11-27T09:00:00Z"}
-            return (200, json.dumps(facts)) if state.preempted else (404, "")
-        if path == "/computeMetadata/v1/instance/preempted":
-            known = headers.get("Metadata-Flavor") == "Google"
-            return 200 if known else 403, "TRUE" if state.preempted else "FALSE"
-        return 404, ""
-
-    with http_server(answer, "text/plain") as url:
+    state = Metadata()
+    with http_server(answer_of(state), "text/plain") as url:
         state.url = url
         yield state
 

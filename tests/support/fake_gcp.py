@@ -37,6 +37,11 @@ class FakeGcp:
     lock: threading.Lock = field(default_factory=threading.Lock)
     _numbers: Iterator[int] = field(default_factory=itertools.count)
 
+    def end(self, name: str) -> None:
+        """The instance has turned itself off: it is kept, with its disk."""
+        with self.lock:
+            self.objects["instances"][name]["status"] = "TERMINATED"
+
     def answer(
         self, method: str, url: str, body: dict[str, Any] | None
     ) -> tuple[int, dict[str, Any]]:

@@ -33,6 +33,7 @@ class FakeKubernetes:
     objects: dict[str, dict[str, dict[str, Any]]] = field(
         default_factory=lambda: {"pods": {}, "secrets": {}}
     )
+    asked: set[tuple[str, str]] = field(default_factory=set)  # what a Role must allow
     lock: threading.Lock = field(default_factory=threading.Lock)
 
     def evict(self, name: str) -> None:
@@ -56,6 +57,8 @@ class FakeKubernetes:
         if found is None or found["namespace"] != NAMESPACE:
             return _status(404, "NotFound", f"{parts.path} not found")
         kind, name = found["kind"], found["name"]
+        verb = {"POST": "create", "DELETE": "delete"}.get(method, "get" if name else "list")
+        self.asked.add((kind, verb))
         with self.lock:
             objects = self.objects[kind]
             if method == "POST" and body is not None:

@@ -3,20 +3,30 @@
 from __future__ import annotations
 
 import os
+import shlex
 import signal
+import subprocess
+import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from hyper import spot_traces
+from hyper import placement, spot_traces
 from hyper.cluster.home import Home
 from hyper.cluster.plan import WORKER
 from hyper.cluster.state import load
 from hyper.cluster.up import restart
-from hyper.errors import InvalidArgumentError, NotFoundError
+from hyper.errors import FailedPreconditionError, InvalidArgumentError, NotFoundError
+
+if TYPE_CHECKING:
+    from hyper.client import Client
 
 POLL_S = 0.2
+_GRACE_S = 10.0
+_SUMS = ("usd", "on_demand_usd", "rework_usd", "idle_usd")
 Say = Callable[[str], None]
 
 
@@ -41,6 +51,66 @@ class Drill:
     def usd(self, spot_usd_h: float) -> float:
         """What as many spot machines would have cost for as long."""
         return self.worker_s / 3600 * spot_usd_h
+
+
+@dataclass(frozen=True, slots=True)
+class Spent:
+    """What a tenant has lost and paid until now.
+
+    Args:
+        lost_attempts: of all its workflows: their worker went away.
+        ledger: sums of machines that the scheduler has launched; None: it launches none.
+    """
+
+    lost_attempts: int
+    ledger: dict[str, float] | None
+
+    @staticmethod
+    def of(client: Client) -> Spent:
+        """As the cluster has it."""
+        lost = sum(each.tasks.lost for each in client.workflows())
+        try:
+            found = placement.cost(client)
+        except FailedPreconditionError:  # it has no catalogue of offers
+            return Spent(lost, None)
+        return Spent(
+            lost, {key: sum(getattr(w, key) for w in found.workflows) for key in _SUMS}
+        )  # fmt: skip
+
+    def since(self, before: Spent) -> Spent:
+        """What has been added; a workflow that was forgotten meanwhile takes nothing away."""
+        lost = max(0, self.lost_attempts - before.lost_attempts)
+        if self.ledger is None or before.ledger is None:
+            return Spent(lost, None)
+        return Spent(
+            lost, {key: max(0.0, self.ledger[key] - before.ledger[key]) for key in _SUMS}
+        )  # fmt: skip
+
+
+@contextmanager
+def command(text: str) -> Iterator[subprocess.Popen[bytes] | None]:
+    """A command as a shell has it, without one; ended with this, should it still run.
+
+    Raises:
+        InvalidArgumentError: there is no such program.
+    """
+    if not text:
+        yield None
+        return
+    try:
+        process = subprocess.Popen(shlex.split(text), stdin=subprocess.DEVNULL, stdout=sys.stderr)
+    except (OSError, ValueError) as error:
+        raise InvalidArgumentError(f"--beside {text!r} cannot be started: {error}") from error
+    try:
+        yield process
+    finally:
+        if process.poll() is None:
+            process.terminate()
+            try:
+                process.wait(_GRACE_S)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
 
 
 def wanted(recording: spot_traces.Recording, passed_s: float, speed: float, workers: int) -> int:

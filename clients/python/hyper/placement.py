@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from google.protobuf.duration_pb2 import Duration
+from google.protobuf.timestamp_pb2 import Timestamp
 
 from hyper.config import SCHEDULER
 from hyper.recipe_files import inline_files
@@ -41,6 +42,8 @@ class OfferScore:
         usd_per_unit: of an hour of useful work on the fastest machine; infinite: unfit.
         machines: of it that would be launched first.
         reason: what the score is made of, or why it does not fit.
+        price_age_s: since its price was heard from its provider; None: it is the catalogue's.
+        utilization: part of its machines' slots that has work; None: not known.
     """
 
     offer: str
@@ -49,6 +52,8 @@ class OfferScore:
     usd_per_unit: float
     machines: int
     reason: str
+    price_age_s: float | None
+    utilization: float | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,8 +66,8 @@ class ExperimentPlan:
         task_s: what one takes on the fastest machine.
         measured: whether that was measured; else it was given, or is a guess of a minute.
         offers: the cheapest for work first.
-        cost_usd: of all its tasks.
-        finish_s: from its start.
+        cost_usd: of all its tasks; None: nothing fits.
+        finish_s: from its start; None: never.
         message: why nothing fits; "".
     """
 
@@ -71,8 +76,8 @@ class ExperimentPlan:
     task_s: float
     measured: bool
     offers: tuple[OfferScore, ...]
-    cost_usd: Estimate
-    finish_s: Estimate
+    cost_usd: Estimate | None
+    finish_s: Estimate | None
     message: str
 
 
@@ -82,16 +87,16 @@ class Plan:
 
     Args:
         experiments: in the order of the graph.
-        cost_usd: of all.
-        finish_s: from its start.
-        on_demand_usd: all of it on demand.
+        cost_usd: of all; None: nothing fits one of them.
+        finish_s: from its start; None: never.
+        on_demand_usd: all of it on demand; 0: none is sold so.
         late_probability: that it misses its deadline.
         catalogue_date: of the prices.
     """
 
     experiments: tuple[ExperimentPlan, ...]
-    cost_usd: Estimate
-    finish_s: Estimate
+    cost_usd: Estimate | None
+    finish_s: Estimate | None
     on_demand_usd: float
     late_probability: float
     catalogue_date: str
@@ -226,9 +231,9 @@ def plan(
         SCHEDULER, PlacementServiceStub, "PlanWorkflow", request, timeout_s=_PLAN_S
     )
     return Plan(
-        tuple(map(_experiment, response.experiments)),
-        _estimate(response.cost_usd),
-        _estimate(response.finish_s),
+        tuple(_experiment(each, response.now) for each in response.experiments),
+        _estimate(response, "cost_usd"),
+        _estimate(response, "finish_s"),
         response.on_demand_usd,
         response.late_probability,
         response.catalogue_date,
@@ -272,22 +277,30 @@ def cost_message(client: Client) -> pb.GetCostResponse:
     return response
 
 
-def _experiment(message: pb.ExperimentPlan) -> ExperimentPlan:
+def _experiment(message: pb.ExperimentPlan, now: Timestamp) -> ExperimentPlan:
     offers = tuple(
-        OfferScore(each.offer, each.spot, each.usd_h, each.usd_per_unit, each.machines, each.reason)
+        OfferScore(
+            each.offer, each.spot, each.usd_h, each.usd_per_unit, each.machines, each.reason,
+            max(0.0, (now.ToNanoseconds() - each.price_time.ToNanoseconds()) / 1e9)
+            if each.HasField("price_time") else None,
+            each.utilization if each.HasField("utilization") else None,
+        )
         for each in message.offers
-    )
+    )  # fmt: skip
     return ExperimentPlan(
         message.experiment,
         message.tasks,
         message.task_s,
         message.task_time_measured,
         offers,
-        _estimate(message.cost_usd),
-        _estimate(message.finish_s),
+        _estimate(message, "cost_usd"),
+        _estimate(message, "finish_s"),
         message.message,
     )
 
 
-def _estimate(message: pb.Estimate) -> Estimate:
-    return Estimate(message.mean, message.p10, message.p90)
+def _estimate(message: Any, field: str) -> Estimate | None:
+    if not message.HasField(field):
+        return None
+    found: pb.Estimate = getattr(message, field)
+    return Estimate(found.mean, found.p10, found.p90)

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
 
 from hyper.errors import FailedPreconditionError
+from hyper_scheduler.asking import Tag
 from hyper_scheduler.autoscaler import Autoscaler
 from hyper_scheduler.catalogue import parse_catalogue
 from hyper_scheduler.config import SchedulerSettings
@@ -27,15 +31,19 @@ from hyper_servicekit.announce import announce
 from hyper_servicekit.clock import Clock, SystemClock
 from hyper_servicekit.config import load_settings, split_address
 from hyper_servicekit.etcd import Etcd
+from hyper_servicekit.logs import get_logger
 from hyper_servicekit.objects import S3Store
 from hyper_servicekit.owned import owned
 from hyper_servicekit.revoked import watch_revoked
 from hyper_servicekit.server import Running, Served, run_service
+from hyper_servicekit.tls import read
 from hyperapi.scheduler.v1 import cluster_service_pb2_grpc as cluster
 from hyperapi.scheduler.v1 import placement_service_pb2_grpc as placement
 from hyperapi.scheduler.v1 import secret_service_pb2_grpc as secret
 from hyperapi.scheduler.v1 import workflow_service_pb2_grpc as workflow
 from hyperapi.worker.v1 import agent_service_pb2_grpc as agent
+
+log = get_logger(__name__)
 
 _COLLECT_EVERY_S = 600.0
 
@@ -130,7 +138,11 @@ def _placement(
             f"the catalogue of offers {placed.offers} cannot be read ({error.strerror}); see "
             "HYPER_SCHEDULER__PLACEMENT__OFFERS"
         ) from error
-    providers = make_providers(catalogue.offers, placed.cluster, placed.options)
+    if warning := catalogue.age(datetime.now(UTC).date()):
+        log.warning(warning, catalogue=str(placed.offers))
+    tag = Tag(placed.cluster)
+    providers = make_providers(catalogue.offers, lambda: tag.value, placed.options)
+    certificates = _certificates(settings, any(o.provider != "process" for o in catalogue.offers))
     prometheus = Prometheus(placed.prometheus, placed.window)
 
     def make(term: Term, address: str) -> Autoscaler:
@@ -138,9 +150,43 @@ def _placement(
             placed, catalogue, providers, prometheus, term, store, clock,
             placed.endpoint or address,
             lambda machine: machine_token(signer_of(settings), machine, clock.now()),
+            certificates, tag,
         )  # fmt: skip
 
     return make
+
+
+def _certificates(settings: SchedulerSettings, elsewhere: bool) -> dict[str, str]:
+    """What machines check the cluster by, and show it; PEM by the variable that names the file.
+
+    Args:
+        settings: of the service.
+        elsewhere: whether there are machines that do not have our files.
+    """
+    given = settings.placement.tls
+    files = {
+        "HYPER_TLS_CA": given.ca or _file("HYPER_TLS_CA"),
+        "HYPER_TLS_CERT": given.cert,
+        "HYPER_TLS_KEY": given.key,
+        "HYPER_S3_CA": _file("HYPER_S3_CA"),
+    }
+    if settings.tls is not None and elsewhere:
+        if files["HYPER_TLS_CA"] is None:
+            raise FailedPreconditionError(
+                "machines that are launched could not check this cluster's certificates: name "
+                "their authority in HYPER_SCHEDULER__PLACEMENT__TLS__CA, or HYPER_TLS_CA"
+            )
+        if settings.tls.client_ca is not None and (given.cert is None or given.key is None):
+            raise FailedPreconditionError(
+                "this cluster lets in who shows a certificate, and machines that are launched "
+                "have none: make one (`hyper certs FOLDER --client machines`) and name it in "
+                "HYPER_SCHEDULER__PLACEMENT__TLS__CERT and __KEY"
+            )
+    return {name: read(file).decode() for name, file in files.items() if file is not None}
+
+
+def _file(variable: str) -> Path | None:
+    return Path(os.environ[variable]) if os.environ.get(variable) else None
 
 
 if __name__ == "__main__":

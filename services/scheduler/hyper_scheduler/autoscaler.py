@@ -10,16 +10,17 @@ from __future__ import annotations
 import asyncio
 import uuid
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from hyper.errors import HyperError
-from hyper_scheduler import metrics
+from hyper_scheduler import asking, metrics
+from hyper_scheduler.asking import Joining, Tag, network_of
 from hyper_scheduler.catalogue import Catalogue
 from hyper_scheduler.config import PlacementSettings
 from hyper_scheduler.core import commands as c
 from hyper_scheduler.core.events import DrainWorker, Placed
-from hyper_scheduler.core.state import State, WorkerRun
+from hyper_scheduler.core.state import WorkerRun
 from hyper_scheduler.demands import after_own_machines, demand_kind, demands, without
 from hyper_scheduler.measured import Prometheus
 from hyper_scheduler.placement.backoff import Refusal, accepted, refused
@@ -28,7 +29,8 @@ from hyper_scheduler.placement.fleet import plan
 from hyper_scheduler.placement.hazard import Hazard
 from hyper_scheduler.placement.ledger import Ledger, Machine
 from hyper_scheduler.placement.offers import Offer
-from hyper_scheduler.providers.base import Order, Provider, RefusedError, agent_environment
+from hyper_scheduler.prices import Prices
+from hyper_scheduler.providers.base import Order, Provider, RefusedError
 from hyper_scheduler.store import DeposedError, Store
 from hyper_scheduler.term import Term
 from hyper_servicekit.clock import Clock
@@ -70,6 +72,8 @@ class Autoscaler:
         clock: the time.
         endpoint: where agents dial.
         token: makes what lets a machine's agent in, from its name.
+        certificates: that machines get, PEM by variable; see `providers.base.agent_environment`.
+        tag: what machines are tagged with.
     """
 
     def __init__(
@@ -83,10 +87,14 @@ class Autoscaler:
         clock: Clock,
         endpoint: str,
         token: Callable[[str], str] = lambda machine: "",
+        certificates: Mapping[str, str] | None = None,
+        tag: Tag | None = None,
     ) -> None:
         self._settings, self._catalogue, self._providers = settings, catalogue, providers
+        self._prices = Prices(catalogue, settings.prices_every_s)
         self._prometheus, self._term, self._store = prometheus, term, store
-        self._clock, self._endpoint, self._token = clock, endpoint, token
+        self._clock, self._tag = clock, tag or Tag(settings.cluster)
+        self._joining = Joining(endpoint, token, certificates or {})
         self._refusals: dict[str, Refusal] = {}
         self._missing: Counter[str] = Counter()
         self._asked_to_drain: dict[str, _Drain] = {}
@@ -94,6 +102,8 @@ class Autoscaler:
         self._began = clock.now()
         self._kinds: set[str] = set()
         self._hazards: dict[str, Hazard] = {}
+        self._remembered: set[str] = set()  # offers whose hazard has Prometheus's history
+        metrics.know_offers(offer.name for offer in catalogue.offers)
         self._looked_at = clock.now()
         self.ledger = Ledger()
         self.plans: dict[tuple[str, str], Plan] = {}
@@ -104,6 +114,16 @@ class Autoscaler:
     def catalogue(self) -> Catalogue:
         """What can be had."""
         return self._catalogue
+
+    @property
+    def price_times(self) -> Mapping[str, float]:
+        """When each live price was heard, by offer; others are the catalogue's."""
+        return {name: heard for name, (_, heard) in self._prices.live(self.now()).items()}
+
+    @property
+    def utilization(self) -> Mapping[str, float]:
+        """Part of the slots of each offer's machines that has work, as Prometheus saw it."""
+        return self._prometheus.last.utilization
 
     @property
     def refusals(self) -> Mapping[str, Refusal]:
@@ -122,6 +142,7 @@ class Autoscaler:
     async def run(self) -> None:
         """Look again and again, until cancelled."""
         self.ledger = Ledger.of(await self._store.load_ledger())
+        await self._name_cluster()
         for machine, entry in self.ledger.machines.items():
             if entry.ending:  # an earlier leader was about to
                 self._asked_to_drain[machine] = _Drain(self._clock.now())
@@ -136,26 +157,45 @@ class Autoscaler:
                 log.error("placement failed; it goes on", exc_info=error)
             await self._clock.sleep(self._settings.interval_s)
 
+    async def _name_cluster(self) -> None:
+        """Find out what our machines are tagged with: providers are made anew for it."""
+        if self._settings.cluster:
+            return
+        store, fence, machines = self._store, self._term.fence, bool(self.ledger.machines)
+        if await self._tag.find(store, fence, machines=machines):
+            for provider in self._providers.values():
+                await provider.close()
+
     def worked(self, command: c.Worked) -> None:
         """What launched machines have done and lost."""
         for (kind, offer), count, seconds in command.done:
-            known = kind in self._kinds or len(self._kinds) < KINDS
-            self._kinds |= {kind} if known else set()
-            labels = (kind if known else OTHER_KIND, offer)
+            labels = (self._told_of(kind), offer)
             metrics.DONE.labels(*labels).inc(count)
             metrics.DONE_SECONDS.labels(*labels).inc(seconds)
         for worker, seconds in command.lost:
-            machine = _machine_of_name(self._term.state, worker)
+            machine = asking.machine_of(self._term.state, worker)
             entry = self.ledger.rework(machine, seconds)
             if entry is not None:
                 metrics.REWORK_SECONDS.labels(entry.offer).inc(seconds)
                 usd = seconds / 3600 * entry.usd_h / entry.slots
                 metrics.REWORK_USD.labels(entry.offer).inc(usd)
 
+    def _told_of(self, kind: str) -> str:
+        """The label of a kind of task; its counters are there before they count."""
+        if kind not in self._kinds:
+            if len(self._kinds) >= KINDS:
+                return OTHER_KIND
+            self._kinds.add(kind)
+            for offer in self._catalogue.offers:
+                metrics.DONE.labels(kind, offer.name)
+                metrics.DONE_SECONDS.labels(kind, offer.name)
+        return kind
+
     async def look(self) -> None:
         """One round."""
-        await self._prometheus.look()
         now = self._clock.now()
+        await asyncio.gather(self._prometheus.look(now), self._prices.look(self._providers, now))
+        self._take_prices(now)
         await self._compare(now)
         self._account(now)
         await self._check_agents(now)
@@ -186,7 +226,9 @@ class Autoscaler:
                 text = self.over_budget[demand.workflow]
                 plans[key] = Plan(ends=names, moved=cut, message=text)
                 continue
-            known = self.known(demand_kind(state, demand))
+            kind = demand_kind(state, demand)
+            self._told_of(kind)
+            known = self.known(kind)
             best = max((each.throughput for each in known.values()), default=0.0)
             if not demand.task_s and best:  # the same program ran in other workflows
                 demand = replace(demand, task_s=3600 / best)
@@ -195,6 +237,14 @@ class Autoscaler:
                 without(demand, drained), self._offers(held), known, held, self._refusals, now, most
             )
         return plans
+
+    def _take_prices(self, now: float) -> None:
+        """Live prices count from now on, for machines that are there too."""
+        self._catalogue = self._prices.catalogue(now)
+        live = self._prices.live(now)
+        for entry in self.ledger.machines.values():
+            if entry.spot and entry.offer in live:
+                entry.usd_h = live[entry.offer][0]
 
     def _running_on_drained(self) -> Counter[tuple[str, str]]:
         """Tasks that are finished on machines that get nothing more, by experiment."""
@@ -231,13 +281,11 @@ class Autoscaler:
 
     async def _compare(self, now: float) -> None:
         """The ledger against what providers have: adopt, end strays, notice what is gone."""
-        for name, provider in self._providers.items():
-            try:
-                instances = await provider.instances()
-                noticed = set(await provider.notices())
-            except HyperError as error:
-                log.warning("provider not asked", provider=name, error=str(error))
+        answers = await asyncio.gather(*(asking.listed(*each) for each in self._providers.items()))
+        for name, answer in zip(self._providers, answers, strict=True):
+            if answer is None:
                 continue
+            instances, noticed = answer
             there = {each.machine: each for each in instances}
             strays = []
             for machine, instance in there.items():
@@ -252,7 +300,7 @@ class Autoscaler:
                     await self._drain(machine, "its provider will take it away", now)
             if strays:
                 log.warning("machines that nobody knows are ended", provider=name, ids=strays)
-                await self._terminate(name, strays)
+                await asking.terminated(name, self._providers[name], strays)
             for machine, entry in list(self.ledger.machines.items()):
                 if entry.provider == name:
                     self._check_there(machine, entry, machine in there)
@@ -278,11 +326,27 @@ class Autoscaler:
         self._agent_seen.pop(machine, None)
 
     def _hazard(self, offer: str) -> Hazard:
-        """The posterior of this leadership, begun from what Prometheus had seen before it."""
-        return self._hazards.get(offer, self._prometheus.last.hazards.get(offer, Hazard()))
+        """The posterior of this leadership, and of what Prometheus had seen before it."""
+        return self._hazards.get(offer, Hazard())
+
+    def _remember(self) -> None:
+        """Take what Prometheus has seen before this leadership: once, whenever it comes.
+
+        What it saw since then is in it too, so the greater counts and not the sum.
+        """
+        for offer, before in self._prometheus.last.hazards.items():
+            if offer not in self._remembered:
+                self._remembered.add(offer)
+                own = self._hazard(offer)
+                self._hazards[offer] = replace(
+                    own,
+                    events=max(own.events, before.events),
+                    exposure_h=max(own.exposure_h, before.exposure_h),
+                )
 
     def _account(self, now: float) -> None:
         """Pay until now; notice agents that have come."""
+        self._remember()
         workers = self._workers()
         counts: Counter[str] = Counter()
         busy: Counter[str] = Counter()
@@ -420,72 +484,80 @@ class Autoscaler:
     # What is done
 
     async def _carry_out(self, plans: Mapping[tuple[str, str], Plan], now: float) -> None:
-        for (workflow, experiment), each in plans.items():
+        wanted: dict[tuple[str, bool], list[tuple[str, str]]] = {}
+        for key, each in plans.items():
             for name in each.ends:
                 await self._drain(name, "it is not needed any more", now, cut=name in each.moved)
-            for offer_name, spot in each.launches:
-                offer = self._catalogue.offer(offer_name)
-                if offer is not None and len(self.ledger.machines) < self._settings.max_machines:
-                    await self._launch(offer, spot, workflow, experiment, now)
-        for machine, drain in list(self._asked_to_drain.items()):
-            await self._end_drained(machine, drain, now)
+            for launch in each.launches:
+                wanted.setdefault(launch, []).append(key)
+        # One of each offer goes first: what is refused to it would be to the others.
+        await self._launch_all([(offer, keys[:1]) for offer, keys in wanted.items()], now)
+        await self._launch_all([(offer, keys[1:]) for offer, keys in wanted.items()], now)
+        await self._end_drained(now)
         live = {each.workflow for each in self.ledger.machines.values()}
         networks = sorted({network_of(name) for name in live})
-        for name, provider in self._providers.items():
-            try:
-                await provider.tidy(networks)
-            except HyperError as error:
-                log.warning("networks wait", provider=name, error=str(error))
+        await asyncio.gather(*(asking.tidied(*each, networks) for each in self._providers.items()))
 
-    async def _launch(
-        self, offer: Offer, spot: bool, workflow: str, experiment: str, now: float
+    async def _launch_all(
+        self, wanted: Sequence[tuple[tuple[str, bool], Sequence[tuple[str, str]]]], now: float
     ) -> None:
-        key = refusal_key(offer.name, spot=spot)
-        refusal = self._refusals.get(key)
+        """All at once; the ledger knows of them before they are asked for."""
+        orders: list[Order] = []
+        for (name, spot), keys in wanted:
+            offer = self._catalogue.offer(name)
+            for workflow, experiment in keys:
+                if offer is not None and self._may_launch(offer, spot, now):
+                    orders.append(self._open(offer, spot, workflow, experiment, now))
+        if orders:
+            await self._store.save_ledger(self.ledger.parts(), self._term.fence)
+            await asyncio.gather(*(self._launch(order, now) for order in orders))
+
+    def _may_launch(self, offer: Offer, spot: bool, now: float) -> bool:
+        refusal = self._refusals.get(refusal_key(offer.name, spot=spot))
         if refusal is not None and refusal.until > now:
-            return
-        if sum(each.offer == offer.name for each in self.ledger.machines.values()) >= offer.most:
-            return
+            return False
+        machines = self.ledger.machines.values()
+        if len(machines) >= self._settings.max_machines:
+            return False
+        return sum(each.offer == offer.name for each in machines) < offer.most
+
+    def _open(
+        self, offer: Offer, spot: bool, workflow: str, experiment: str, now: float
+    ) -> Order:  # fmt: skip
+        """Enter a machine into the ledger; what its provider is told."""
         machine = f"m-{uuid.uuid4().hex[:12]}"
-        usd_h = offer.usd_h(spot=spot) or 0.0
-        entry = Machine(
-            offer.name, workflow, experiment, offer.provider, spot, usd_h,
-            offer.on_demand_usd_h if offer.on_demand_usd_h is not None else usd_h,
-            offer.slots, now, now,
-        )  # fmt: skip
-        self.ledger.open(machine, entry)
-        await self._store.save_ledger(self.ledger.parts(), self._term.fence)
-        order = Order(
-            machine=machine,
-            offer=offer.name,
-            instance_type=offer.instance_type,
-            region=offer.region,
-            zone=offer.zone,
-            spot=spot,
-            network=network_of(workflow),
-            environment=agent_environment(
-                machine=machine, endpoint=self._endpoint, slots=offer.slots,
-                labels=offer.labels(spot=spot), token=self._token(machine),
-            ),
-            options=offer.options,
-        )  # fmt: skip
+        self.ledger.open(machine, asking.entry_of(offer, workflow, experiment, now, spot=spot))
+        return self._joining.order(machine, offer, network_of(workflow), spot=spot)
+
+    async def _launch(self, order: Order, now: float) -> None:
+        entry, offer, spot = self.ledger.machines[order.machine], order.offer, order.spot
+        key = refusal_key(offer, spot=spot)
         try:
-            entry.provider_id = await self._providers[offer.provider].launch(order)
+            entry.provider_id = await self._providers[entry.provider].launch(order)
         except RefusedError as error:
-            log.warning("machine refused", offer=offer.name, spot=spot, reason=error.name)
-            metrics.LAUNCHES.labels(offer.name, "refused").inc()
-            self._refusals = refused(self._refusals, key, error.name, now)
-            self._close(machine, preempted=False)
+            log.warning("machine refused", offer=offer, spot=spot, reason=error.name)
+            metrics.LAUNCHES.labels(offer, "refused").inc()
+            self._refuse(key, error.name, now)
+            self._close(order.machine, preempted=False)
             return
         except HyperError as error:  # it may have been launched: `_compare` adopts it then
-            log.warning("launch not answered", offer=offer.name, spot=spot, error=str(error))
-            metrics.LAUNCHES.labels(offer.name, "refused").inc()
-            self._refusals = refused(self._refusals, key, "Unreachable", now)
+            log.warning("launch not answered", offer=offer, spot=spot, error=str(error))
+            metrics.LAUNCHES.labels(offer, "refused").inc()
+            self._refuse(key, "Unreachable", now)
             return
-        metrics.LAUNCHES.labels(offer.name, "started").inc()
+        metrics.LAUNCHES.labels(offer, "started").inc()
+        refusal = self._refusals.get(key)
         if refusal is not None and refusal.reason != NO_AGENT:  # that is over when its agent comes
             self._refusals = accepted(self._refusals, key)
-        log.info("machine launched", machine=machine, offer=offer.name, spot=spot, usd_h=usd_h)
+        log.info(
+            "machine launched", machine=order.machine, offer=offer, spot=spot, usd_h=entry.usd_h
+        )
+
+    def _refuse(self, key: str, reason: str, now: float) -> None:
+        """Back off from an offer: once for all that were asked for together."""
+        before = self._refusals.get(key)
+        if before is None or before.until <= now:
+            self._refusals = refused(self._refusals, key, reason, now)
 
     async def _drain(
         self, machine: str, reason: str, now: float, *, cut: bool = False, replaced: bool = True
@@ -496,42 +568,32 @@ class Autoscaler:
         log.info("machine drained", machine=machine, reason=reason)
         self._asked_to_drain[machine] = _Drain(now, cut, replaced)
 
-    async def _end_drained(self, machine: str, drain: _Drain, now: float) -> None:
-        entry = self.ledger.machines.get(machine)
-        if entry is None:
-            self._asked_to_drain.pop(machine, None)
-            return
+    async def _end_drained(self, now: float) -> None:
+        """End machines that were asked to drain and are idle, or have had their time."""
+        ready: dict[str, dict[str, str]] = {}  # provider -> its name of a machine -> ours
+        for machine, drain in list(self._asked_to_drain.items()):
+            entry = self.ledger.machines.get(machine)
+            if entry is None:
+                self._asked_to_drain.pop(machine, None)
+            elif await self._may_end(machine, entry, drain, now):
+                entry.ending = True
+                if entry.provider_id:
+                    ready.setdefault(entry.provider, {})[entry.provider_id] = machine
+
+        async def end(provider: str, ids: dict[str, str]) -> None:
+            if await asking.terminated(provider, self._providers.get(provider), list(ids)):
+                log.info("machines ended", provider=provider, machines=list(ids.values()))
+
+        await asyncio.gather(*(end(provider, ids) for provider, ids in ready.items()))
+
+    async def _may_end(self, machine: str, entry: Machine, drain: _Drain, now: float) -> bool:
         worker = self._agents().get(machine)
         if worker is not None:
             if worker.session and not worker.draining:  # it may have come since
                 await self._term.ask(DrainWorker(now, uuid.uuid4().hex, worker.name))
-            if worker.running and not (drain.cut and now - drain.since >= self._settings.drain_s):
-                return
-        elif entry.ready and not entry.ending:  # it may come back, with what it runs
+            cut = drain.cut and now - drain.since >= self._settings.drain_s
+            return cut or not worker.running
+        if entry.ready and not entry.ending:  # it may come back, with what it runs
             away_s = now - self._agent_seen.get(machine, self._began)
-            if away_s <= self._settings.silent_s:
-                return
-        entry.ending = True
-        if entry.provider_id and await self._terminate(entry.provider, [entry.provider_id]):
-            log.info("machine ended", machine=machine, offer=entry.offer)
-
-    async def _terminate(self, name: str, ids: list[str]) -> bool:
-        """End machines; False: their provider is away, and is asked again at the next look."""
-        try:
-            if name in self._providers:
-                await self._providers[name].terminate(ids)
-        except HyperError as error:
-            log.warning("machines not ended", provider=name, ids=ids, error=str(error))
-            return False
-        return name in self._providers
-
-
-def network_of(workflow: str) -> str:
-    """The private network of a workflow's machines."""
-    return workflow.rpartition("/")[2][-48:].lstrip("-._")  # its end is what makes it unique
-
-
-def _machine_of_name(state: State, worker: str) -> str:
-    """The machine of a worker that lives or was lost lately."""
-    found = state.workers.get(worker) or state.lost.get(worker)
-    return "" if found is None else dict(found.capacity.labels).get("machine", "")
+            return away_s > self._settings.silent_s
+        return True

@@ -15,7 +15,7 @@ offers:
     gpu_count: 1
     on_demand: 0.526            # USD an hour
     spot: 0.158
-    egress: 0.09                # USD a GB
+    egress: 0.09                # USD a GB between it and storage; leave it out within one region
     slots: 4
     options: {image: ami-0123}
 """
@@ -26,8 +26,10 @@ import re
 from dataclasses import dataclass
 from datetime import date
 
+from hyper.errors import InvalidArgumentError
 from hyper_scheduler.placement.offers import Offer
 from hyper_scheduler.positioned import Node, fail, read
+from hyper_scheduler.providers.options import wrong_option
 from hyper_scheduler.readers import amount_of_memory, integer, mapping, number, strings, text
 
 _OFFER_KEYS = (
@@ -36,6 +38,7 @@ _OFFER_KEYS = (
 )  # fmt: skip
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}\Z")
 MAX_USD_H = 10_000.0
+OLD_DAYS = 90  # prices that are older are warned of
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +47,18 @@ class Catalogue:
 
     as_of: date
     offers: tuple[Offer, ...]
+
+    def age(self, today: date) -> str:
+        """A warning, if its prices are old or of a day to come; "" if they are not."""
+        days = (today - self.as_of).days
+        if days > OLD_DAYS:
+            return (
+                f"the prices of the catalogue are of {self.as_of}, {days} days ago: compare them "
+                "with the providers', and set `as_of`"
+            )
+        if days < -1:  # it may be tomorrow elsewhere
+            return f"the prices of the catalogue are of {self.as_of}, which is to come"
+        return ""
 
     def offer(self, name: str) -> Offer | None:
         """By name."""
@@ -56,7 +71,17 @@ def parse_catalogue(content: str) -> Catalogue:
     Raises:
         InvalidArgumentError: with `line` and `key` in its metadata.
     """
-    root = read(content)
+    try:
+        return _parse(content)
+    except InvalidArgumentError as error:  # the reader is that of recipes
+        raise InvalidArgumentError(
+            f"catalogue of offers: {error.message.removeprefix('recipe: ')}",
+            metadata=error.metadata,
+        ) from error
+
+
+def _parse(content: str) -> Catalogue:
+    root = read(content, what="catalogue", needs="`as_of` and `offers`")
     top = mapping(root, ("version", "as_of", "offers"))
     if "version" in top and top["version"].value != 1:
         top["version"].fail("only version 1 is known; write `version: 1`")
@@ -93,6 +118,13 @@ def _offer(node: Node) -> Offer:
               if key in fields}  # fmt: skip
     if not prices:
         node.fail("`on_demand` or `spot` is missing: the price in USD an hour")
+    options = strings(fields["options"]) if "options" in fields else {}
+    option, problem = wrong_option(given["provider"], options)
+    if problem:
+        where = fields.get("options", node)
+        if option and isinstance(where.value, dict):
+            where = where.value[option]
+        where.fail(problem)
     gpus = integer(fields["gpu_count"], 0, 1024) if "gpu_count" in fields else int("gpu" in fields)
     return Offer(
         **given,
@@ -104,5 +136,5 @@ def _offer(node: Node) -> Offer:
         egress_usd_gb=number(fields["egress"], 0, 100) if "egress" in fields else 0.0,
         slots=integer(fields["slots"], 1, 4096) if "slots" in fields else 1,
         most=integer(fields["max"], 0, 1_000_000) if "max" in fields else 1_000,
-        options=strings(fields["options"]) if "options" in fields else {},
+        options=options,
     )

@@ -26,6 +26,18 @@ class TenantSettings(BaseModel):
         return Quota(self.weight, self.workflows, self.tasks, self.slots)
 
 
+class MachineTls(BaseModel):
+    """How machines that the scheduler launches speak TLS to the cluster; PEM files."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    ca: Path | None = Field(default=None, description="the cluster's authority; "
+                            "None: HYPER_TLS_CA")  # fmt: skip
+    cert: Path | None = Field(default=None, description="that machines show, where services ask "
+                              "for one (`hyper certs --client`)")  # fmt: skip
+    key: Path | None = Field(default=None, description="its private key")
+
+
 class PlacementSettings(BaseModel):
     """Machines that the scheduler launches and ends by itself."""
 
@@ -35,11 +47,15 @@ class PlacementSettings(BaseModel):
         default=None, description="the catalogue (YAML); None: machines are started by others"
     )
     prometheus: str = Field(default="", description="URL of the Prometheus that scrapes us")
-    cluster: str = Field(default="hyper", description="machines carry it as a tag")
+    cluster: str = Field(default="", description="machines carry it as a tag; empty: `hyper-` and "
+                         "digits of this deployment, kept in etcd")  # fmt: skip
     endpoint: str = Field(
         default="", description="of schedulers, as machines reach them; empty: our own address"
     )
+    tls: MachineTls = Field(default=MachineTls())
     interval_s: float = Field(default=5.0, gt=0, description="between two looks")
+    prices_every_s: float = Field(default=600.0, ge=0, description="live prices of spot machines "
+                                  "are asked for, where providers tell; 0: never")  # fmt: skip
     drain_s: float = Field(default=30.0, ge=0, description="for a running task to save "
                            "its checkpoint on a machine that is replaced")  # fmt: skip
     join_s: float = Field(default=600.0, gt=0, description="a machine whose agent is not here "

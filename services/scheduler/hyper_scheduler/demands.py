@@ -71,6 +71,7 @@ def demand_of(
         deadline_s=deadline_s,
         labels=run.spec.labels,
         paused=workflow.paused,
+        egress_gb=run.spec.hardware.data_bytes / 1e9,
     )
 
 

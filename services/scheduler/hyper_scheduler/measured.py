@@ -1,6 +1,6 @@
-"""What Prometheus has seen of machines: throughput, preemptions, exposure, cold starts.
+"""What Prometheus has seen of machines: throughput, use, preemptions, exposure, cold starts.
 
-Asked over its HTTP API. While it is away the last answers count.
+Asked over its HTTP API. While it is away, or answers what makes no sense, its last answers count.
 """
 
 from __future__ import annotations
@@ -19,24 +19,56 @@ from hyper_servicekit.logs import get_logger
 
 log = get_logger(__name__)
 
-TIMEOUT_S = 5.0
-_QUERIES = {
-    "tasks": "sum by (kind, offer) (increase(hyper_placement_tasks_total[{window}]))",
-    "seconds": "sum by (kind, offer) (increase(hyper_placement_task_seconds_total[{window}]))",
-    "preemptions": "sum by (offer) (increase(hyper_placement_preemptions_total[12h]))",
-    "exposure": "sum by (offer) (increase(hyper_placement_exposure_seconds_total[12h])) / 3600",
-    "cold_starts": "sum by (offer) (increase(hyper_placement_cold_starts_total[1d]))",
-    "cold_seconds": "sum by (offer) (increase(hyper_placement_cold_start_seconds_total[1d]))",
-}
+TIMEOUT_S = 5.0  # for all questions together: they are asked side by side
+FADE_S = 3_600.0  # a throughput that was not seen again for so long, where others were, is dropped
+_KIND_OFFER, _OFFER = ("kind", "offer"), ("offer",)
+# name -> labels of its answers, and the question
+_QUERIES: dict[str, tuple[tuple[str, ...], str]] = {
+    "tasks": (
+        _KIND_OFFER, "sum by (kind, offer) (increase(hyper_placement_tasks_total[{window}]))",
+    ),
+    "seconds": (
+        _KIND_OFFER,
+        "sum by (kind, offer) (increase(hyper_placement_task_seconds_total[{window}]))",
+    ),
+    "preemptions": (
+        _OFFER, "sum by (offer) (increase(hyper_placement_preemptions_total[12h]))",
+    ),
+    "exposure": (
+        _OFFER, "sum by (offer) (increase(hyper_placement_exposure_seconds_total[12h])) / 3600",
+    ),
+    "cold_starts": (
+        _OFFER, "sum by (offer) (increase(hyper_placement_cold_starts_total[1d]))",
+    ),
+    "cold_seconds": (
+        _OFFER, "sum by (offer) (increase(hyper_placement_cold_start_seconds_total[1d]))",
+    ),
+    "utilization": (
+        _OFFER,
+        "sum by (offer) (avg_over_time(hyper_placement_utilization[{window}])"
+        " and hyper_placement_machines > 0)",
+    ),
+}  # fmt: skip
+Values = Mapping[tuple[str, ...], float]  # by labels
 
 
 @dataclass(frozen=True, slots=True)
 class Measured:
-    """The newest answers; rates an hour."""
+    """The newest answers; rates an hour.
 
-    throughput: Mapping[tuple[str, str], float] = field(default_factory=dict)  # (kind, offer)
+    Args:
+        throughput: tasks an hour of a slot, by kind and offer.
+        hazards: of spot machines, by offer.
+        cold_start_h: from launch to agent, by offer.
+        utilization: part of the slots that had work, by offer that has machines.
+        seen: when each throughput was in an answer last.
+    """
+
+    throughput: Mapping[tuple[str, str], float] = field(default_factory=dict)
     hazards: Mapping[str, Hazard] = field(default_factory=dict)
     cold_start_h: Mapping[str, float] = field(default_factory=dict)
+    utilization: Mapping[str, float] = field(default_factory=dict)
+    seen: Mapping[tuple[str, str], float] = field(default_factory=dict)
 
 
 class Prometheus:
@@ -50,58 +82,89 @@ class Prometheus:
 
     def __init__(self, url: str, window: str) -> None:
         self._url, self._window = url.rstrip("/"), window
-        self._http = urllib3.PoolManager(num_pools=1, retries=False)
+        self._http = urllib3.PoolManager(num_pools=1, maxsize=len(_QUERIES), retries=False)
         self.last = Measured()
         self._warned = False
 
-    async def look(self) -> Measured:
-        """The newest answers, or the last ones while it is away."""
+    async def look(self, now: float = 0.0) -> Measured:
+        """The newest answers, or the last ones while it is away.
+
+        Args:
+            now: seconds since 1970.
+        """
         if not self._url:
             return self.last
         try:
-            found = {}
-            for name, query in _QUERIES.items():
-                found[name] = await asyncio.to_thread(
-                    self._query, query.format(window=self._window)
+            async with asyncio.timeout(2 * TIMEOUT_S):  # its threads may not get their turn
+                answers = await asyncio.gather(
+                    *(asyncio.to_thread(self._query, *each) for each in _QUERIES.values())
                 )
-        except UnavailableError as error:
+        except (UnavailableError, TimeoutError) as error:
             if not self._warned:
                 log.warning("Prometheus is away: its last answers count", error=str(error))
             self._warned = True
             return self.last
         self._warned = False
-        self.last = _measured(found, self.last)
+        self.last = measured(dict(zip(_QUERIES, answers, strict=True)), self.last, now)
         return self.last
 
-    def _query(self, query: str) -> dict[tuple[str, ...], float]:
-        """Values by their labels, in order of name.
+    def _query(self, labels: tuple[str, ...], query: str) -> Values:
+        """Values by their labels.
 
         Raises:
             UnavailableError: no answer, or not Prometheus's.
         """
         try:
             answer = self._http.request(
-                "GET", f"{self._url}/api/v1/query", fields={"query": query}, timeout=TIMEOUT_S
-            )
-            body = json.loads(answer.data)
-            if body.get("status") != "success":
-                raise UnavailableError(f"Prometheus refused {query!r}: {body.get('error')}")
-            found = {}
-            for each in body["data"]["result"]:
-                value = float(each["value"][1])
-                if math.isfinite(value):
-                    labels = each["metric"]
-                    found[tuple(labels[key] for key in sorted(labels))] = value
-            return found
-        except (urllib3.exceptions.HTTPError, ValueError, KeyError, TypeError) as error:
+                "GET", f"{self._url}/api/v1/query",
+                fields={"query": query.format(window=self._window)},
+                timeout=urllib3.Timeout(total=TIMEOUT_S),
+            )  # fmt: skip
+            return values(json.loads(answer.data), labels)
+        except (urllib3.exceptions.HTTPError, ValueError, RecursionError) as error:
             raise UnavailableError(f"no answer of Prometheus at {self._url}: {error}") from error
 
 
-def _measured(found: Mapping[str, Mapping[tuple[str, ...], float]], last: Measured) -> Measured:
-    throughput = dict(last.throughput)
+def values(body: object, labels: tuple[str, ...]) -> Values:
+    """The finite values of an answer by these labels; a series that lacks one is of no use.
+
+    Raises:
+        ValueError: it is not what Prometheus answers.
+    """
+    match body:
+        case {"status": "success", "data": {"result": list(series)}}:
+            pass
+        case {"error": str(error)}:
+            raise ValueError(f"it refused the question: {error[:200]}")
+        case _:
+            raise ValueError(f"not what Prometheus answers: {str(body)[:100]}")
+    found = {}
+    for each in series:
+        match each:
+            case {"metric": dict(metric), "value": [_, str(text)]}:
+                value = float(text)
+                if math.isfinite(value) and all(isinstance(metric.get(k), str) for k in labels):
+                    found[tuple(metric[key] for key in labels)] = value
+            case _:
+                raise ValueError(f"not what Prometheus answers: {str(each)[:100]}")
+    return found
+
+
+def measured(found: Mapping[str, Values], last: Measured, now: float) -> Measured:
+    """What the newest answers say, and of the ones before what still counts."""
+    throughput, seen = dict(last.throughput), dict(last.seen)
+    kinds = set()
     for key, seconds in found["seconds"].items():
-        if seconds > 0 and len(key) == 2 and found["tasks"].get(key, 0.0) > 0:
-            throughput[key[0], key[1]] = found["tasks"][key] / seconds * 3600
+        if seconds > 0 and found["tasks"].get(key, 0.0) > 0:
+            kind, offer = key
+            kinds.add(kind)
+            throughput[kind, offer] = found["tasks"][key] / seconds * 3600
+            seen[kind, offer] = now
+    # An offer that was slow once is left alone, and so is never measured again: it gets another
+    # try. Where nothing of a kind runs, what is known of it stays.
+    for pair in [each for each in throughput if each[0] in kinds]:
+        if now - seen.get(pair, now) > FADE_S:
+            del throughput[pair], seen[pair]
     hazards = {}
     for (offer,), exposure_h in found["exposure"].items():
         events = found["preemptions"].get((offer,), 0.0)
@@ -110,5 +173,6 @@ def _measured(found: Mapping[str, Mapping[tuple[str, ...], float]], last: Measur
     for (offer,), seconds in found["cold_seconds"].items():
         starts = found["cold_starts"].get((offer,), 0.0)
         if starts > 0:
-            cold[offer] = seconds / starts / 3600
-    return Measured(throughput, hazards, cold)
+            cold[offer] = max(0.0, seconds) / starts / 3600
+    used = {offer: min(1.0, max(0.0, each)) for (offer,), each in found["utilization"].items()}
+    return Measured(throughput, hazards, cold, used, seen)

@@ -5,20 +5,21 @@ from __future__ import annotations
 import asyncio
 import math
 from collections.abc import Mapping
-from dataclasses import replace
-from random import Random
+from dataclasses import dataclass, replace
 from typing import Any
 
 from hyper.errors import FailedPreconditionError, InvalidArgumentError
-from hyper_scheduler import convert
+from hyper_scheduler import convert, forecasts
 from hyper_scheduler.autoscaler import Autoscaler
-from hyper_scheduler.core.model import Recipe
+from hyper_scheduler.core.model import Experiment, Recipe
 from hyper_scheduler.core.state import ExperimentRun, experiment_runs
 from hyper_scheduler.demands import tail_s
 from hyper_scheduler.driver import Driver
+from hyper_scheduler.forecasting import Question
+from hyper_scheduler.forecasts import Forecasts, allowed
 from hyper_scheduler.placement.demand import Demand, Known
 from hyper_scheduler.placement.fleet import UNKNOWN_TASK_S, plan, view_of
-from hyper_scheduler.placement.forecast import Spread, forecast
+from hyper_scheduler.placement.forecast import Spread
 from hyper_scheduler.placement.ledger import Account, Machine
 from hyper_scheduler.placement.simulation import Outcome
 from hyper_scheduler.recipe import parse_recipe
@@ -33,6 +34,7 @@ class PlacementServicer:
 
     def __init__(self, driver: Driver) -> None:
         self._driver = driver
+        self._forecasts = Forecasts()
 
     async def _autoscaler(self) -> Autoscaler:
         term = await self._driver.leading()
@@ -63,14 +65,44 @@ class PlacementServicer:
                 field="tasks",
             )
         autoscaler = await self._autoscaler()
-        return await asyncio.to_thread(
-            _plan, autoscaler, recipe, dict(request.tasks), task_s, request.samples or SAMPLES
+        response = await self._plan(
+            autoscaler, recipe, dict(request.tasks), task_s, request.samples or SAMPLES
         )
+        response.catalogue_date = str(autoscaler.catalogue.as_of)
+        response.now.FromNanoseconds(int(autoscaler.now() * 1e9))
+        return response
+
+    async def _plan(
+        self, autoscaler: Autoscaler, recipe: Recipe, tasks: Mapping[str, int], task_s: float,
+        samples: int,
+    ) -> pb.PlanWorkflowResponse:  # fmt: skip
+        """Wave by wave: what comes later is planned with the time that is left to it then."""
+        runs = experiment_runs(recipe)
+        samples = allowed(samples, len(runs))
+        whole, waiting = _Whole(recipe, samples), dict(runs)
+        end = asyncio.get_running_loop().time() + forecasts.LIMIT_S
+        while waiting:
+            parts = [
+                await asyncio.to_thread(
+                    _part, autoscaler, recipe, runs, name, tasks.get(name, 0), task_s,
+                    sum(whole.starts_s(run.spec)) / samples,
+                )
+                for name, run in waiting.items()
+                if not waiting.keys() & set(run.spec.depends_on)
+            ]  # fmt: skip
+            asked = {each.spec.name: each.question for each in parts if each.question is not None}
+            left_s = end - asyncio.get_running_loop().time()
+            answers = await self._forecasts.outcomes(list(asked.values()), samples, left_s)
+            found = dict(zip(asked, answers, strict=True))
+            for part in parts:
+                whole.take(part, found.get(part.spec.name))
+                del waiting[part.spec.name]
+        return whole.response()
 
     async def GetCost(  # noqa: N802
         self, request: pb.GetCostRequest, context: Any
     ) -> pb.GetCostResponse:
-        """Sums by workflow and offer, and what is paid for now."""
+        """Sums by workflow, experiment and offer, and what is paid for now."""
         prefix = f"tenants/{convert.tenant(request.parent)}/"
         autoscaler = await self._autoscaler()
         term = await self._driver.leading()
@@ -86,7 +118,11 @@ class PlacementServicer:
                 rework_usd=sum(each.rework_usd for each in offers.values()),
                 idle_usd=sum(each.idle_usd for each in offers.values()),
                 message=autoscaler.over_budget.get(name, ""),
-                offers=[_offer_cost(offer, account) for offer, account in offers.items()],
+                offers=[pb.OfferCost(offer=offer, **_sums(each)) for offer, each in offers.items()],
+                experiments=[
+                    pb.ExperimentCost(experiment=experiment, **_sums(each))
+                    for experiment, each in autoscaler.ledger.experiments.get(name, {}).items()
+                ],
             )
             if workflow is not None and workflow.recipe.budget_usd is not None:
                 cost.budget_usd = workflow.recipe.budget_usd
@@ -96,18 +132,12 @@ class PlacementServicer:
         return response
 
 
-def _offer_cost(offer: str, account: Account) -> pb.OfferCost:
-    return pb.OfferCost(
-        offer=offer,
-        usd=account.usd,
-        machine_h=account.machine_h,
-        on_demand_usd=account.on_demand_usd,
-        rework_s=account.rework_s,
-        rework_usd=account.rework_usd,
-        idle_usd=account.idle_usd,
-        launches=account.launches,
-        preemptions=account.preemptions,
-    )
+def _sums(account: Account) -> dict[str, Any]:
+    return {
+        name: getattr(account, name)
+        for name in ("usd", "machine_h", "on_demand_usd", "rework_s", "rework_usd", "idle_usd",
+                     "launches", "preemptions")
+    }  # fmt: skip
 
 
 def _machine_cost(machine: str, entry: Machine) -> pb.MachineCost:
@@ -128,40 +158,86 @@ def _machine_cost(machine: str, entry: Machine) -> pb.MachineCost:
     return found
 
 
-def _plan(
-    autoscaler: Autoscaler, recipe: Recipe, tasks: Mapping[str, int], task_s: float, samples: int
-) -> pb.PlanWorkflowResponse:
-    """Experiments one after another, as the graph has them; those side by side end together."""
-    response = pb.PlanWorkflowResponse(catalogue_date=str(autoscaler.catalogue.as_of))
-    runs = experiment_runs(recipe)
-    finish: dict[str, list[float]] = {}
-    cost, on_demand = [0.0] * samples, 0.0
-    for name, run in runs.items():
-        starts = [max((finish[each][i] for each in run.spec.depends_on), default=0.0)
-                  for i in range(samples)]  # fmt: skip
-        begins_s = sum(starts) / samples
-        planned, outcomes, sure_usd = _plan_one(
-            autoscaler, recipe, runs, name, tasks.get(name, 0), task_s, samples, begins_s
-        )
-        response.experiments.append(planned)
-        finish[name] = [
+@dataclass(frozen=True, slots=True)
+class _Part:
+    """One experiment of a plan.
+
+    Args:
+        spec: of the experiment.
+        planned: what is told of it.
+        question: for the forecast; None: nothing fits.
+        share: of the lanes that the forecast is of.
+        sure_usd: all of it on demand.
+    """
+
+    spec: Experiment
+    planned: pb.ExperimentPlan
+    question: Question | None = None
+    share: float = 1.0
+    sure_usd: float = 0.0
+
+
+class _Whole:
+    """A plan that grows: experiments one after another, as the graph has them.
+
+    Costs and ends are told of what is known; of the whole, only if all of it is.
+
+    Args:
+        recipe: that is planned.
+        samples: of each forecast.
+    """
+
+    def __init__(self, recipe: Recipe, samples: int) -> None:
+        self._recipe, self._samples = recipe, samples
+        self._finish: dict[str, list[float]] = {}
+        self._cost = [0.0] * samples
+        self._told: dict[str, pb.ExperimentPlan] = {}
+        self._on_demand_usd = 0.0
+
+    def starts_s(self, spec: Experiment) -> list[float]:
+        """When an experiment can start, sample by sample; those side by side end together."""
+        before = [self._finish[each] for each in spec.depends_on if each in self._finish]
+        return [max((each[i] for each in before), default=0.0) for i in range(self._samples)]
+
+    def take(self, part: _Part, outcomes: list[Outcome] | None) -> None:
+        """One experiment more; None: nothing fits."""
+        self._told[part.spec.name] = planned = part.planned
+        if outcomes is None:
+            return
+        if all(each.late and not each.launches for each in outcomes):
+            planned.message = planned.message or "no offer that fits can be had"
+            return
+        usd = [each.usd / part.share for each in outcomes]
+        planned.cost_usd.CopyFrom(_estimate(usd))
+        planned.finish_s.CopyFrom(_estimate([each.end_h * 3600 for each in outcomes]))
+        starts = self.starts_s(part.spec)
+        self._finish[part.spec.name] = [
             start + each.end_h * 3600 for start, each in zip(starts, outcomes, strict=True)
         ]
-        cost = [sum_ + each.usd for sum_, each in zip(cost, outcomes, strict=True)]
-        on_demand += sure_usd
-    ends = [max(each[i] for each in finish.values()) for i in range(samples)]
-    response.cost_usd.CopyFrom(_estimate(cost))
-    response.finish_s.CopyFrom(_estimate(ends))
-    response.on_demand_usd = on_demand
-    if recipe.deadline_s is not None:
-        response.late_probability = sum(end > recipe.deadline_s for end in ends) / samples
-    return response
+        self._cost = [sum_ + each for sum_, each in zip(self._cost, usd, strict=True)]
+        self._on_demand_usd += part.sure_usd
+
+    def response(self) -> pb.PlanWorkflowResponse:
+        """All that is known, in the recipe's order."""
+        found = pb.PlanWorkflowResponse(
+            experiments=[self._told[each.name] for each in self._recipe.experiments],
+            on_demand_usd=self._on_demand_usd,
+        )
+        if len(self._finish) < len(self._told):
+            return found
+        ends = [max(each[i] for each in self._finish.values()) for i in range(self._samples)]
+        found.cost_usd.CopyFrom(_estimate(self._cost))
+        found.finish_s.CopyFrom(_estimate(ends))
+        deadline_s = self._recipe.deadline_s
+        if deadline_s is not None:
+            found.late_probability = sum(end > deadline_s for end in ends) / self._samples
+        return found
 
 
-def _plan_one(
+def _part(
     autoscaler: Autoscaler, recipe: Recipe, runs: Mapping[str, ExperimentRun], name: str,
-    tasks: int, task_s: float, samples: int, begins_s: float,
-) -> tuple[pb.ExperimentPlan, list[Outcome], float]:  # fmt: skip
+    tasks: int, task_s: float, begins_s: float,
+) -> _Part:  # fmt: skip
     run = runs[name]
     count = tasks or run.total or 1
     known = autoscaler.known(run.kind)
@@ -175,7 +251,7 @@ def _plan_one(
         workflow="", experiment=run.spec.name, tasks=count, total=count,
         hardware=run.spec.hardware, limit=run.spec.workers, gang=run.spec.gang, task_s=seconds,
         step_s=run.spec.around.checkpoint_every_s, left_s=left_s, deadline_s=deadline_s,
-        labels=run.spec.labels,
+        labels=run.spec.labels, egress_gb=run.spec.hardware.data_bytes / 1e9,
     )  # fmt: skip
     offers, refusals, now = autoscaler.catalogue.offers, autoscaler.refusals, autoscaler.now()
     most = autoscaler.max_machines
@@ -187,31 +263,38 @@ def _plan_one(
         task_time_measured=not task_s and measured > 0,
         message=drawn.message,
     )
+    heard, used = autoscaler.price_times, autoscaler.utilization
     for row in sorted(drawn.rows, key=lambda each: each.usd_per_task_h):
-        found.offers.add(
+        told = found.offers.add(
             offer=row.offer, spot=row.spot, usd_h=row.usd_h, usd_per_unit=row.usd_per_task_h,
             machines=row.machines, reason=row.reason,
         )  # fmt: skip
-    outcomes = [Outcome()] * samples
+        if row.spot and row.offer in heard:
+            told.price_time.FromNanoseconds(int(heard[row.offer] * 1e9))
+        if row.offer in used:
+            told.utilization = used[row.offer]
+    if drawn.message:
+        return _Part(run.spec, found)
+    # what is refused now is not for the whole of a job that has not begun
+    view, names = view_of(demand, offers, known, {}, now, most)
+    if not any(each.capacity for each in view.markets):
+        found.message = "no offer that fits can be had: of each the most is 0"
+        return _Part(run.spec, found)
+    few = min(view.lanes, LANES_MAX)
+    share = few / view.lanes
+    smaller = replace(
+        view, lanes=few, work_h=view.work_h * share, total_h=view.total_h * share
+    )  # fmt: skip
+    hazards = tuple(
+        known.get(name, Known()).hazard
+        for name, market in zip(names, view.markets, strict=True)
+        if not market.on_demand
+    )
+    sure = view.cheapest_on_demand()
     sure_usd = 0.0
-    if not drawn.message:
-        view, names = view_of(demand, offers, known, refusals, now, most)
-        few = min(view.lanes, LANES_MAX)
-        smaller = replace(
-            view, lanes=few, work_h=view.work_h * few / view.lanes,
-            total_h=view.total_h * few / view.lanes,
-        )  # fmt: skip
-        hazards = [known.get(name, Known()).hazard for name, market in
-                   zip(names, view.markets, strict=True) if not market.on_demand]  # fmt: skip
-        outcomes = forecast(smaller, hazards, samples, Random(0))
-        for each in outcomes:
-            each.usd *= view.lanes / few
-        sure = view.cheapest_on_demand()
-        if sure is not None:
-            sure_usd = view.work_h / view.useful(sure) * view.markets[sure].usd_h
-    found.cost_usd.CopyFrom(_estimate([each.usd for each in outcomes]))
-    found.finish_s.CopyFrom(_estimate([each.end_h * 3600 for each in outcomes]))
-    return found, outcomes, sure_usd
+    if sure is not None:
+        sure_usd = view.work_h / view.useful(sure) * view.markets[sure].usd_h
+    return _Part(run.spec, found, Question(smaller, hazards), share, sure_usd)
 
 
 def _estimate(values: list[float]) -> pb.Estimate:

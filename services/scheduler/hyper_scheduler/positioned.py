@@ -67,15 +67,20 @@ def fail(problem: str, *, line: int, key: str) -> NoReturn:
     )
 
 
-def read(text: str) -> Node:
+def read(text: str, what: str = "recipe", needs: str = "`name` and `experiments`") -> Node:
     """Read one YAML document.
+
+    Args:
+        text: of it.
+        what: it is, for messages.
+        needs: what cannot be left out.
 
     Raises:
         InvalidArgumentError: INVALID_RECIPE; not YAML, or more than a recipe may hold.
     """
     if len(text.encode("utf-8", "surrogatepass")) > MAX_BYTES:
         fail(
-            f"the recipe is longer than {MAX_BYTES // 1024} KiB; keep data in files", line=1, key=""
+            f"the {what} is longer than {MAX_BYTES // 1024} KiB; keep data in files", line=1, key=""
         )
     try:
         _check_depth(text)
@@ -87,7 +92,7 @@ def read(text: str) -> Node:
     except (yaml.YAMLError, UnicodeError) as error:
         fail(f"not valid YAML: {' '.join(str(error).split())[:200]}", line=1, key="")
     if root is None:
-        fail("the recipe is empty; it needs `name` and `experiments`", line=1, key="")
+        fail(f"the {what} is empty; it needs {needs}", line=1, key="")
     return _Converter().convert(root, "", 0)
 
 

@@ -49,7 +49,7 @@ _EXPERIMENT_KEYS = (
     "gang", "objective", *AROUND_KEYS,
 )  # fmt: skip
 _HARDWARE_KEYS = (
-    "cpus", "memory", "gpu", "gpu_count", "spot", "instance_type", "clouds", "max_price",
+    "cpus", "memory", "gpu", "gpu_count", "spot", "instance_type", "clouds", "max_price", "data",
 )  # fmt: skip
 
 
@@ -345,6 +345,7 @@ def _hardware(node: Node) -> Hardware:
         instance_type=_text(fields["instance_type"]) if "instance_type" in fields else "",
         clouds=clouds,
         max_usd_h=_usd(fields["max_price"], "an hour") if "max_price" in fields else None,
+        data_bytes=_bytes(fields["data"]) if "data" in fields else 0,
     )
 
 

@@ -11,6 +11,7 @@ Under `{etcd_prefix}/scheduler/`:
     drained/{worker}
     placement/machines/{n}                   machines that are paid for, a thousand a key
     placement/accounts/{workflow}            what each workflow's have cost
+    identity                                 of this deployment, in the tag of its machines
 
 Every write carries the fence of the leadership it was decided under.
 """
@@ -19,6 +20,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import secrets
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -208,6 +210,23 @@ class Store:
         for batch in transactions((replace(put, key=f"placement/{put.key}"),) for put in puts):
             await self.write(batch, fence)
         self._ledger = new
+
+    async def has_identity(self) -> bool:
+        """Whether `identity` has been asked for before."""
+        return await self._etcd.get(f"{self._root}identity") is not None
+
+    async def identity(self, fence: Compare) -> str:
+        """Digits that no other deployment has; made when first asked for.
+
+        Raises:
+            DeposedError: another scheduler leads.
+        """
+        found = await self._etcd.get(f"{self._root}identity")
+        if found is not None:
+            return found.value.decode()
+        made = secrets.token_hex(4)
+        await self.write([Put("identity", made.encode())], fence)
+        return made
 
     async def _cut_history(self, size: int, revision: int) -> None:
         """Pages are written again and again: their old revisions would fill etcd between its own

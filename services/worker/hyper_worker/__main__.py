@@ -29,6 +29,7 @@ from hyper_worker.runner.process import ProcessRunner
 from hyper_worker.secrets import read_with
 from hyper_worker.staging.cache import Cache
 from hyper_worker.staging.stage import Stage
+from hyper_worker.told import write_certificates
 
 log = get_logger(__name__)
 
@@ -127,6 +128,7 @@ async def _leave_on_notice(settings: WorkerSettings, running: Running) -> None:
 def main() -> int:
     """Run until SIGTERM; returns the exit status."""
     settings = load_settings(WorkerSettings)
+    write_certificates(settings.workdir / "tls")
 
     async def build_it(running: Running) -> None:
         await build(settings, running)

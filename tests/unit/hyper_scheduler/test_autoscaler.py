@@ -8,6 +8,7 @@ import pytest
 
 from hyper_scheduler.autoscaler import network_of
 from hyper_scheduler.core.model import Hardware
+from hyper_scheduler.placement.ledger import Machine
 from hyper_servicekit.clock import ManualClock
 from tests.unit.hyper_scheduler.cores import Core, experiment, recipe
 from tests.unit.hyper_scheduler.scaling import DEAR, OFFERS, Provider, autoscaler
@@ -99,3 +100,19 @@ def test_networks_have_their_workflows_own_names() -> None:
     long = "tenants/t/workflows/" + "x" * 60
     assert network_of(f"{long}-1a2b3c4d") != network_of(f"{long}-5e6f7a8b")
     assert len(network_of(long)) <= 48
+
+
+async def test_machines_carry_a_tag_that_no_other_deployment_has() -> None:
+    core = Core()
+    scaler, beside = autoscaler(core, broken=Provider(), good=Provider())
+    # machines of an older version are called what they were
+    entry = Machine("dear", "w", "e", "good", True, 1.0, 1.0, 1, 0.0, 0.0)
+    scaler.ledger.open("m-1", entry)
+    await scaler._name_cluster()
+    assert (scaler._tag.value, beside.known) == ("hyper", "")
+    scaler.ledger.close("m-1", preempted=False)
+    await scaler._name_cluster()
+    assert scaler._tag.value == "hyper-1a2b"
+    scaler.ledger.open("m-2", entry)
+    await scaler._name_cluster()
+    assert scaler._tag.value == "hyper-1a2b"

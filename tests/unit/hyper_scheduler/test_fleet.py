@@ -14,21 +14,26 @@ from hyper import spot_traces
 from hyper.errors import InvalidArgumentError
 from hyper_scheduler.catalogue import parse_catalogue
 from hyper_scheduler.core.model import Hardware, Spot
+from hyper_scheduler.demands import demands
 from hyper_scheduler.placement.backoff import FIRST_S, MOST_S, accepted, refused
 from hyper_scheduler.placement.demand import Demand, Held, Known, refusal_key
 from hyper_scheduler.placement.fleet import plan, view_of
 from hyper_scheduler.placement.forecast import forecast
 from hyper_scheduler.placement.hazard import Hazard
-from hyper_scheduler.placement.ledger import Ledger, Machine
+from hyper_scheduler.placement.ledger import EXPERIMENTS, REST, Ledger, Machine
 from hyper_scheduler.placement.offers import Offer, mismatch
+from hyper_scheduler.providers.options import wrong_option
+from hyper_scheduler.recipe import parse_recipe
+from tests.unit.hyper_scheduler.cores import Core
 
 CATALOGUE = """
 version: 1
 as_of: 2026-11-01
 offers:
   - {name: t4, provider: aws, cloud: aws, region: r, zone: r-a, instance_type: g4dn.xlarge, cpus: 4,
-     memory: 16GiB, gpu: T4, on_demand: 0.526, spot: 0.158, egress: 0.09, slots: 4}
-  - {name: rack, provider: ssh, on_demand: 0}
+     memory: 16GiB, gpu: T4, on_demand: 0.526, spot: 0.158, egress: 0.09, slots: 4,
+     options: {image: ami-1}}
+  - {name: rack, provider: ssh, on_demand: 0, options: {hosts: "a,b"}}
 """
 
 
@@ -61,6 +66,9 @@ def test_a_catalogue_is_read():
         ("spot: 0.158", "sopt: 0.158", "sopt"),
         ("name: rack", "name: t4", "offers"),
         ("name: rack", "name: ../rack", "name"),
+        ("hosts: ", "host: ", "options.host"),
+        ("hosts: ", "port: ssh, hosts: ", "options.port"),
+        ('{hosts: "a,b"}', "{user: me}", "options"),
     ],
 )
 def test_a_wrong_catalogue_names_line_and_key(old: str, new: str, key: str):
@@ -68,6 +76,41 @@ def test_a_wrong_catalogue_names_line_and_key(old: str, new: str, key: str):
         parse_catalogue(CATALOGUE.replace(old, new))
     assert key in caught.value.metadata["key"]
     assert int(caught.value.metadata["line"]) > 0
+    assert caught.value.message.startswith("catalogue of offers: line ")
+
+
+@pytest.mark.parametrize("text", ["", "# nothing", "version: 1\nas_of: 2026-11-01\noffers: []"])
+def test_an_empty_catalogue_is_not_called_a_recipe(text: str):
+    with pytest.raises(InvalidArgumentError) as caught:
+        parse_catalogue(text)
+    assert "recipe" not in caught.value.message
+
+
+@pytest.mark.parametrize(
+    ("provider", "option", "value"),
+    [
+        ("process", "environment", "{"), ("process", "environment", "[1]"),
+        ("process", "environment", '{"A": {}}'),
+        ("docker", "cpus", "two"), ("docker", "memory_bytes", "8GiB"), ("docker", "command", "'"),
+        ("gcp", "disk_gb", "50GB"), ("slurm", "arguments", '--x="'), ("ssh", "port", "70000"),
+        ("kubernetes", "cpus", "2 cores"), ("kubernetes", "node_selector", "spot"),
+        ("aws", "keyname", "mine"),
+    ],
+)  # fmt: skip
+def test_options_are_checked_before_anything_is_launched(provider: str, option: str, value: str):
+    assert wrong_option(provider, {option: value})[0] == option
+    assert wrong_option(provider, {option: value})[1]
+
+
+def test_options_that_are_right_pass():
+    for provider, options in (
+        ("process", {"environment": '{"A": "b", "C": 1}'}),
+        ("slurm", {"arguments": "--mem=1G -N 1"}),
+        ("docker", {"image": "i", "cpus": "1.5", "memory_bytes": "1000", "command": "a 'b c'"}),
+        ("kubernetes", {"image": "i", "cpus": "500m", "memory_bytes": "4Gi", "gpus": "1"}),
+        ("elsewhere", {"anything": "goes"}),
+    ):  # fmt: skip
+        assert wrong_option(provider, options) == ("", "")
 
 
 def test_what_does_not_fit_says_why():
@@ -154,6 +197,30 @@ def test_what_was_measured_slow_costs_more():
     assert score["a"] == pytest.approx(3 * score["b"])
 
 
+def test_experiments_are_kept_apart():
+    ledger = Ledger.of({"accounts/w": {"a": {"usd": 2.0, "machine_h": 1.0}}})  # without them
+    ledger.open("m", Machine("a", "w", "e", "p", True, 1.0, 1.0, 1, 0.0, 0.0))
+    ledger.see("m", 3600.0, busy_slots=1)
+    ledger = Ledger.of(json.loads(json.dumps(ledger.parts())))
+    assert (ledger.spent_usd("w"), ledger.experiments["w"]["e"].usd) == (3.0, 1.0)
+    ledger.close("m", preempted=False)
+    ledger.forget(set())
+    assert ledger.parts() == {}
+
+
+def test_a_workflow_of_many_experiments_stays_small():
+    ledger = Ledger()
+    for number in range(2 * EXPERIMENTS):
+        ledger.open("m", Machine("a", "w", f"e{number}", "p", True, 1 / 3, 1.0, 1, 0.0, 0.0))
+        ledger.see("m", 1000.0, busy_slots=1)
+        ledger.close("m", preempted=False)
+    mine = ledger.experiments["w"]
+    assert len(mine) == EXPERIMENTS + 1
+    assert mine[REST].launches == EXPERIMENTS
+    assert max(len(json.dumps(part)) for part in ledger.parts().values()) < 1_000_000
+    assert sum(each.usd for each in mine.values()) == pytest.approx(ledger.spent_usd("w"))
+
+
 def test_the_ledger_pays_by_the_second_and_keeps_what_was_lost():
     ledger = Ledger()
     ledger.open("m", Machine("a", "w", "e", "p", True, 3.6, 10.8, 2, 0.0, 0.0))
@@ -225,3 +292,64 @@ def test_recordings_of_both_kinds_are_read(tmp_path: Path):
     (tmp_path / "us-1a_v100_1.json").write_text('{"data": [1]}')
     with pytest.raises(InvalidArgumentError, match="gap_seconds"):
         spot_traces.read([tmp_path])
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "says"),
+    [
+        ("a.json", '{"metadata": {"gap_seconds": Infinity}, "data": [1]}', "finite gap"),
+        ("a.json", '{"metadata": {"gap_seconds": NaN}, "data": [1]}', "finite gap"),
+        ("a.json", '{"metadata": {"gap_seconds": 0}, "data": [1]}', "finite gap"),
+        ("a.json", '{"metadata": {"gap_seconds": 60}, "data": []}', "at least one count"),
+        ("a.json", '{"metadata": {"gap_seconds": 60}, "data": [Infinity]}', "no count"),
+        ("a.json", '{"metadata": {"gap_seconds": 60}, "data": "123"}', "no count"),
+        ("a.json", "[" * 100_000, "expected"),
+        ("a.csv", "nan,1\n1,2", "times lie between"), ("a.csv", "1e300,1", "times lie between"),
+        ("a.csv", "inf,add,x", "times lie between"), ("a.csv", "1,2,3,4", "not the recording"),
+        ("a.csv", "\udcff", "not the recording"), ("b.md", "", "holds no recording"),
+    ],
+)  # fmt: skip
+def test_what_is_no_recording_is_refused(tmp_path: Path, name: str, text: str, says: str):
+    (tmp_path / name).write_bytes(text.encode("utf-8", "surrogateescape"))
+    with pytest.raises(InvalidArgumentError, match=says):
+        spot_traces.read([tmp_path])
+
+
+def test_recordings_of_one_name_are_refused(tmp_path: Path):
+    text = '{"metadata": {"gap_seconds": 600}, "data": [1, 2]}'
+    for folder in ("one/x", "two/x"):
+        (tmp_path / folder).mkdir(parents=True)
+        (tmp_path / folder / "a_v100.json").write_text(text)
+    with pytest.raises(InvalidArgumentError, match=r"'x/v100', of .*one/x and of .*two/x"):
+        spot_traces.read([tmp_path])
+    with pytest.raises(InvalidArgumentError, match="cannot be read"):
+        spot_traces.read([tmp_path / "absent.json"])
+
+
+@pytest.mark.parametrize(("slots", "gang"), [(1, 1), (4, 1), (4, 4)])
+def test_data_are_worth_staying_where_they_are(slots: int, gang: int):
+    """An offer that is cheaper by the hour is dearer with what its tasks move over a border."""
+    both = {"slots": slots, "on_demand_usd_h": 1.0 * slots}
+    offers = [
+        offer("near", spot_usd_h=0.2 * slots, **both),
+        offer("far", spot_usd_h=0.1 * slots, egress_usd_gb=0.09, **both),
+    ]
+    for gigabytes, best in ((0.0, "far"), (0.5, "far"), (5.0, "near")):
+        wanted = demand(egress_gb=gigabytes, limit=slots, gang=gang, task_s=3600.0)
+        drawn = plan(wanted, offers, {}, (), {}, 0.0, 9)
+        rows = {row.offer: row for row in drawn.rows if row.spot}
+        assert min(rows.values(), key=lambda row: row.usd_per_task_h).offer == best
+        assert {name for name, _ in drawn.launches} == {best}
+        assert ("egress" in rows["far"].reason) == (gigabytes > 0)
+    # an hour of what runs at once on one machine
+    assert rows["far"].usd_per_task_h == pytest.approx(slots * (0.1 + 5 * 0.09), rel=0.1)
+
+
+def test_a_recipe_says_how_much_its_tasks_move():
+    text = "name: r\nexperiments:\n  a:\n    command: 'true'\n    hardware: {data: 2GB}\n"
+    core = Core()
+    core.submit(parse_recipe(text))
+    (found,) = demands(core.state, [], core.now, 9)
+    assert found.egress_gb == 2.0
+    with pytest.raises(InvalidArgumentError, match="data"):
+        parse_recipe(text.replace("2GB", "much"))

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import yaml
 
+from hyper_scheduler.providers.make import PACKAGES
 from hyper_servicekit.signing import new_key
 from hyper_servicekit.tokens import Verifier
 from scripts import compose_env, dashboards, requirements
@@ -90,7 +91,10 @@ def test_images_are_slim_and_run_as_nobody_special(service: str) -> None:
     assert "-c constraints.txt" in first and "pip" not in last
     assert re.search(r"^USER hyper$", last, re.MULTILINE) and "HEALTHCHECK" in last
     extras = re.findall(r"requirements\.py ([a-z ]+) >", first)[0].split()
-    own = {"storage-gateway": ["storage"], "worker": ["worker", "matcher", "inference"]}
+    own = {
+        "storage-gateway": ["storage"], "worker": ["worker", "matcher", "inference"],
+        "scheduler": ["scheduler", *PACKAGES],
+    }  # fmt: skip
     assert extras == own.get(service, [service])
 
 

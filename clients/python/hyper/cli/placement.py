@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 from dataclasses import asdict
+from datetime import UTC, date, datetime
 from pathlib import Path
 from typing import Annotated
 
@@ -21,6 +22,8 @@ from hyperapi.scheduler.v1 import placement_service_pb2 as pb
 
 Json = Annotated[bool, typer.Option("--json", help="print JSON on the last line")]
 _SHOWN = 12
+_OLD_DAYS = 90
+_SUMS = ("USD", "HOURS", "ON DEMAND", "REWORK", "IDLE", "LAUNCHED", "TAKEN")
 
 
 def plan(
@@ -63,24 +66,44 @@ def _plan_text(found: placement.Plan) -> str:
                 f"{one.usd_h:.4g}",
                 "-" if math.isinf(one.usd_per_unit) else f"{one.usd_per_unit:.4g}",
                 one.machines or "",
+                "" if one.utilization is None else f"{one.utilization:.0%}",
                 one.reason,
             )
             for one in each.offers[:_SHOWN]
         ]
-        head = ("OFFER", "SORT", "USD/h", "USD/UNIT", "FIRST", "WHY")
+        head = ("OFFER", "SORT", "USD/h", "USD/UNIT", "FIRST", "BUSY", "WHY")
         lines += [output.table(head, rows), ""]
         if len(each.offers) > _SHOWN:
             lines.insert(-1, f"and {len(each.offers) - _SHOWN} more (--json shows all)")
         if each.message:
             lines += [each.message, ""]
     usd, end = found.cost_usd, found.finish_s
-    lines.append(f"cost   {usd.mean:.4g} USD ({usd.p10:.4g} to {usd.p90:.4g}); all on demand "
-                 f"{found.on_demand_usd:.4g}")  # fmt: skip
-    lines.append(f"finish {duration(end.mean)} ({duration(end.p10)} to {duration(end.p90)})")
+    if usd is None or end is None:
+        without = ", ".join(each.experiment for each in found.experiments if each.cost_usd is None)
+        lines.append(f"cost and finish are not known: no offer is to be had for {without}")
+    else:
+        sure = f"; all on demand {found.on_demand_usd:.4g}" if found.on_demand_usd else ""
+        lines.append(f"cost   {usd.mean:.4g} USD ({usd.p10:.4g} to {usd.p90:.4g}){sure}")
+        lines.append(f"finish {duration(end.mean)} ({duration(end.p10)} to {duration(end.p90)})")
     if found.late_probability:
         lines.append(f"misses its deadline in {found.late_probability:.0%} of the samples")
-    lines.append(f"prices of {found.catalogue_date}; spread: tenth to ninetieth percentile")
+    lines.append(f"{_prices_text(found)}; spread: tenth to ninetieth percentile")
+    days = (datetime.now(UTC).date() - date.fromisoformat(found.catalogue_date)).days
+    if days > _OLD_DAYS:
+        lines.append(f"the catalogue's prices are {days} days old: compare them with today's")
     return "\n".join(lines)
+
+
+def _prices_text(found: placement.Plan) -> str:
+    """Of when the prices are."""
+    ages = {
+        one.offer: one.price_age_s
+        for each in found.experiments for one in each.offers if one.price_age_s is not None
+    }  # fmt: skip
+    text = f"prices of {found.catalogue_date}"
+    if ages:
+        text += f"; spot of {len(ages)} offers live, {duration(max(ages.values()))} old"
+    return text
 
 
 def cost(json_output: Json = False) -> None:
@@ -94,20 +117,20 @@ def cost(json_output: Json = False) -> None:
 
 
 def _cost_text(found: pb.GetCostResponse) -> str:
-    rows = []
-    notes = []
+    rows, parts, notes = [], [], []
     for workflow in found.workflows:
         name = workflow.name.rpartition("/")[2]
-        for each in workflow.offers:
-            rows.append((
-                name, each.offer, f"{each.usd:.4g}", f"{each.machine_h:.3g}",
-                f"{each.on_demand_usd:.4g}", f"{each.rework_usd:.3g}", f"{each.idle_usd:.3g}",
-                each.launches, each.preemptions,
-            ))  # fmt: skip
+        rows += [(name, each.offer, *_sums(each)) for each in workflow.offers]
+        parts += [
+            (name, each.experiment or "(the rest)", *_sums(each)) for each in workflow.experiments
+        ]
         if workflow.message:
             notes.append(f"{name}: {workflow.message}")
-    head = ("WORKFLOW", "OFFER", "USD", "HOURS", "ON DEMAND", "REWORK", "IDLE", "LAUNCHED", "TAKEN")
-    text = output.table(head, rows) if rows else "nothing was spent"
+    text = "nothing was spent"
+    if rows:
+        text = output.table(("WORKFLOW", "OFFER", *_SUMS), rows)
+    if parts:
+        text += "\n\n" + output.table(("WORKFLOW", "EXPERIMENT", *_SUMS), parts)
     if found.machines:
         machines = [
             (each.machine, each.offer, "spot" if each.spot else "on-demand", f"{each.usd_h:.4g}",
@@ -118,10 +141,20 @@ def _cost_text(found: pb.GetCostResponse) -> str:
     return "\n".join([text, *notes])
 
 
+def _sums(each: pb.OfferCost | pb.ExperimentCost) -> tuple[object, ...]:
+    return (
+        f"{each.usd:.4g}", f"{each.machine_h:.3g}", f"{each.on_demand_usd:.4g}",
+        f"{each.rework_usd:.3g}", f"{each.idle_usd:.3g}", each.launches, each.preemptions,
+    )  # fmt: skip
+
+
 def chaos(
     trace: Annotated[Path, typer.Option(help="a recording of spot machines (JSON or CSV)")],
     workflow: Annotated[str, typer.Argument(help="go on until it has ended")] = "",
-    seconds: Annotated[float, typer.Option(help="without a workflow: for so long", min=1)] = 60.0,
+    beside: Annotated[
+        str, typer.Option(help="a command, such as 'hyper align SRC DST': until it has ended")
+    ] = "",
+    seconds: Annotated[float, typer.Option(help="else: for so long", min=1)] = 60.0,
     speed: Annotated[float, typer.Option(help="seconds of it a second", min=0.001)] = 600.0,
     least: Annotated[int, typer.Option(help="workers that are never killed", min=0)] = 0,
     spot_price: Annotated[float, typer.Option(help="USD an hour of one", min=0)] = 0.1,
@@ -129,18 +162,26 @@ def chaos(
     json_output: Json = False,
 ) -> None:
     """Kill and restart this machine's workers as a recording has it; report what it cost."""
-    from hyper.chaos import drill
+    from hyper import chaos as drills
     from hyper.cluster.home import Home
 
+    if workflow and beside:
+        raise InvalidArgumentError("either a workflow or --beside: both say when to end")
     end = time.monotonic() + seconds
-    with connect(notice=output.say) as client:
+    with connect(notice=output.say) as client, drills.command(beside) as job:
         watched = client.workflow(workflow) if workflow else None
-        done = drill(
-            Home.default(), trace,
-            lambda: not watched.refresh().state.ended if watched else time.monotonic() < end,
-            output.say, speed=speed, least=least,
+        before = drills.Spent.of(client)
+
+        def going() -> bool:
+            if job is not None:
+                return job.poll() is None
+            return not watched.refresh().state.ended if watched else time.monotonic() < end
+
+        done = drills.drill(
+            Home.default(), trace, going, output.say, speed=speed, least=least
         )  # fmt: skip
         status = watched.refresh() if watched else None
+        spent = drills.Spent.of(client).since(before)
     whole_usd = done.workers * done.seconds / 3600 * on_demand_price
     facts = {
         "seconds": done.seconds,
@@ -148,16 +189,27 @@ def chaos(
         "restarts": done.restarts,
         "usd": done.usd(spot_price),
         "on_demand_usd": whole_usd,
-        "lost_attempts": status.tasks.lost if status else 0,
+        "lost_attempts": status.tasks.lost if status else spent.lost_attempts,
         "state": str(status.state) if status else "",
+        "exit_status": None if job is None else job.returncode,
+        "ledger": spent.ledger,
     }
     text = (
         f"{done.kills} kills in {duration(done.seconds)}, {facts['lost_attempts']} attempts run "
         f"again; on spot machines {facts['usd']:.3g} USD, all on demand {whole_usd:.3g} USD"
     )
+    if spent.ledger is not None:
+        text += (
+            f"\nmachines that were launched meanwhile: {spent.ledger['usd']:.3g} USD, of that "
+            f"{spent.ledger['rework_usd']:.3g} for work done twice and "
+            f"{spent.ledger['idle_usd']:.3g} idle; all on demand "
+            f"{spent.ledger['on_demand_usd']:.3g} USD (`hyper cost`)"
+        )
     output.emit(facts, text, as_json=json_output)
     if status is not None and status.state is not RunState.SUCCEEDED:
         raise WorkFailedError(f"{workflow} {status.state}: {status.message}")
+    if job is not None and job.returncode:
+        raise WorkFailedError(f"{beside!r} ended with status {job.returncode}")
 
 
 def register(app: typer.Typer) -> None:

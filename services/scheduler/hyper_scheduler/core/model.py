@@ -111,6 +111,7 @@ class Hardware:
         instance_type: as a cloud names it; "": any.
         clouds: on which; none: on any.
         max_usd_h: of a machine; None: any price.
+        data_bytes: that a task reads from storage and writes there.
     """
 
     cpus: float = 0.0
@@ -121,6 +122,7 @@ class Hardware:
     instance_type: str = ""
     clouds: tuple[str, ...] = ()
     max_usd_h: float | None = None
+    data_bytes: int = 0
 
 
 @dataclass(frozen=True, slots=True)

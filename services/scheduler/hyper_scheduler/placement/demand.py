@@ -25,7 +25,7 @@ class Demand:
         step_s: work that is lost with a machine: a task, or a checkpoint's interval.
         left_s: until the deadline; infinite: none.
         deadline_s: from the workflow's start to its deadline.
-        egress_gb: of one task, to where its data are not.
+        egress_gb: that a task moves between storage and its machine.
         total: tasks in all.
         labels: that its machines must have.
         paused: nothing new starts; what runs goes on.

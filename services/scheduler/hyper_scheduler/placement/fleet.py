@@ -197,6 +197,7 @@ def _markets(
     """One of each choice; `there` machines of it are held."""
     measured = [known[each.offer.name].throughput for each in choices if each.offer.name in known]
     best = max(measured, default=0.0)
+    gb_h = demand.egress_gb * min(places) * demand.gang / task_h  # that a lane moves
     found = []
     for i, (offer, spot, away, doubtful) in enumerate(choices):
         fact, mine = known.get(offer.name, Known()), there.get(i, 0)
@@ -215,7 +216,7 @@ def _markets(
                 losses_per_h=fact.hazard.mean_per_h * group if spot else 0.0,
                 throughput=speed * lanes,
                 capacity=capacity // group,
-                egress_usd=demand.egress_gb * offer.egress_usd_gb / task_h,
+                egress_usd=gb_h * offer.egress_usd_gb,
                 lanes=lanes,
                 optimism=optimism,
             )

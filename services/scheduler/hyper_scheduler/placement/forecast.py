@@ -66,7 +66,8 @@ def forecast(view: View, hazards: Sequence[Hazard], samples: int, random: Chance
     tick_h = max(alone_h / TICKS, 1e-4)
     ticks = 4 * TICKS
     job = Job(view.work_h, deadline_h, view.lanes, view.changeover_h, view.step_h)
-    on_demand = sure[0] if sure else replace(view.markets[0], usd_h=1e9, on_demand=True)
+    # where none is sold there is none to be had, whatever the policy would like
+    on_demand = sure[0] if sure else replace(view.markets[0], on_demand=True, capacity=0)
     found = []
     for _ in range(samples):
         courses, rates = [], []

@@ -1,4 +1,4 @@
-"""What machines cost: by workflow and offer, with rework, idle time and what on-demand would cost.
+"""What machines cost: by workflow, offer, experiment; rework, idle time, what on-demand would cost.
 
 A machine belongs to the workflow it was launched for. What is open is kept too, so that a new
 leader finds machines that ended while nobody looked. It is stored in parts, for no value of etcd
@@ -12,8 +12,11 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 ENDED = 500
+EXPERIMENTS = 2_000  # of a workflow that are kept apart; the rest are one
+REST = ""
 MACHINES_A_PART = 1_000
-_MACHINES, _ACCOUNTS = "machines/", "accounts/"
+_MACHINES, _ACCOUNTS, _EXPERIMENTS = "machines/", "accounts/", "experiments/"
+_DIGITS = 9
 
 
 @dataclass(slots=True)
@@ -58,16 +61,26 @@ class Ledger:
 
     machines: dict[str, Machine] = field(default_factory=dict)
     accounts: dict[str, dict[str, Account]] = field(default_factory=dict)  # workflow -> offer
+    experiments: dict[str, dict[str, Account]] = field(default_factory=dict)  # workflow -> its
     ended: dict[str, Machine] = field(default_factory=dict)  # lately; what was lost is still told
 
     def account(self, workflow: str, offer: str) -> Account:
         """Made when first needed."""
         return self.accounts.setdefault(workflow, {}).setdefault(offer, Account())
 
+    def _accounts(self, machine: Machine) -> tuple[Account, Account]:
+        """Those of its offer and of its experiment."""
+        mine = self.experiments.setdefault(machine.workflow, {})
+        name = machine.experiment
+        if name not in mine and len(mine) >= EXPERIMENTS:
+            name = REST
+        return self.account(machine.workflow, machine.offer), mine.setdefault(name, Account())
+
     def open(self, name: str, machine: Machine) -> None:
         """A launch is asked for."""
         self.machines[name] = machine
-        self.account(machine.workflow, machine.offer).launches += 1
+        for account in self._accounts(machine):
+            account.launches += 1
 
     def see(self, name: str, now: float, busy_slots: float) -> None:
         """The machine is there; pay until now.
@@ -79,15 +92,15 @@ class Ledger:
         """
         machine = self.machines[name]
         passed_s = max(0.0, now - machine.seen)
-        account = self.account(machine.workflow, machine.offer)
         usd = passed_s / 3600 * machine.usd_h
-        account.usd += usd
-        account.machine_h += passed_s / 3600
-        account.on_demand_usd += passed_s / 3600 * machine.on_demand_usd_h
-        account.slot_s += passed_s * machine.slots
         busy = min(max(busy_slots, 0.0), machine.slots)
-        account.busy_slot_s += passed_s * busy
-        account.idle_usd += usd * (1.0 - busy / machine.slots)
+        for account in self._accounts(machine):
+            account.usd += usd
+            account.machine_h += passed_s / 3600
+            account.on_demand_usd += passed_s / 3600 * machine.on_demand_usd_h
+            account.slot_s += passed_s * machine.slots
+            account.busy_slot_s += passed_s * busy
+            account.idle_usd += usd * (1.0 - busy / machine.slots)
         machine.seen = max(machine.seen, now)
 
     def close(self, name: str, *, preempted: bool) -> None:
@@ -95,17 +108,17 @@ class Ledger:
         machine = self.ended[name] = self.machines.pop(name)
         while len(self.ended) > ENDED:
             del self.ended[next(iter(self.ended))]
-        if preempted:
-            self.account(machine.workflow, machine.offer).preemptions += 1
+        for account in self._accounts(machine):
+            account.preemptions += preempted
 
     def rework(self, name: str, seconds: float) -> Machine | None:
         """Work of one slot was lost with the machine; which that was, if it is known."""
         machine = self.machines.get(name) or self.ended.get(name)
         if machine is None:
             return None
-        account = self.account(machine.workflow, machine.offer)
-        account.rework_s += seconds
-        account.rework_usd += seconds / 3600 * machine.usd_h / machine.slots
+        for account in self._accounts(machine):
+            account.rework_s += seconds
+            account.rework_usd += seconds / 3600 * machine.usd_h / machine.slots
         return machine
 
     def spent_usd(self, workflow: str) -> float:
@@ -115,15 +128,15 @@ class Ledger:
     def forget(self, workflows: set[str]) -> None:
         """Accounts of these alone are kept."""
         owned = {each.workflow for each in self.machines.values()}
-        for name in self.accounts.keys() - workflows - owned:
-            del self.accounts[name]
+        for accounts in (self.accounts, self.experiments):
+            for name in accounts.keys() - workflows - owned:
+                del accounts[name]
 
     def parts(self) -> dict[str, Any]:
         """As JSON has it, by name; accounts first: a machine's are paid twice rather than not."""
-        found: dict[str, Any] = {
-            f"{_ACCOUNTS}{workflow}": {offer: asdict(each) for offer, each in offers.items()}
-            for workflow, offers in self.accounts.items()
-        }
+        found: dict[str, Any] = {}
+        for prefix, accounts in ((_ACCOUNTS, self.accounts), (_EXPERIMENTS, self.experiments)):
+            found |= {f"{prefix}{workflow}": _plain(mine) for workflow, mine in accounts.items()}
         names = list(self.machines)
         for start in range(0, len(names), MACHINES_A_PART):
             batch = names[start : start + MACHINES_A_PART]
@@ -138,8 +151,18 @@ class Ledger:
         for part, plain in sorted(parts.items()):
             if part.startswith(_MACHINES):
                 ledger.machines |= {name: Machine(**each) for name, each in plain.items()}
-            elif part.startswith(_ACCOUNTS):
-                ledger.accounts[part.removeprefix(_ACCOUNTS)] = {
-                    offer: Account(**each) for offer, each in plain.items()
-                }
+            for prefix, accounts in (
+                (_ACCOUNTS, ledger.accounts), (_EXPERIMENTS, ledger.experiments),
+            ):  # fmt: skip
+                if part.startswith(prefix):
+                    mine = {name: Account(**each) for name, each in plain.items()}
+                    accounts[part.removeprefix(prefix)] = mine
         return ledger
+
+
+def _plain(accounts: dict[str, Account]) -> dict[str, Any]:
+    """Without what is 0, and without digits that mean nothing: it is written again and again."""
+    return {
+        name: {key: round(each, _DIGITS) for key, each in asdict(account).items() if each}
+        for name, account in accounts.items()
+    }

@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 
 from hyper_scheduler.core.model import Hardware, Spot
 
+LOCAL = "local"  # an offer's cloud, region, zone and type where it names none
+
 
 @dataclass(frozen=True, slots=True)
 class Offer:
@@ -25,7 +27,8 @@ class Offer:
         gpu: of which model.
         on_demand_usd_h: price an hour; None: not sold so.
         spot_usd_h: the same for a machine that may be taken away.
-        egress_usd_gb: price of a gigabyte that leaves the region.
+        egress_usd_gb: price of a gigabyte between the machine and storage; 0 where both are of one
+            region.
         slots: tasks at once.
         most: machines at most.
         options: what the provider wants to know besides.
@@ -33,10 +36,10 @@ class Offer:
 
     name: str
     provider: str
-    cloud: str = "local"
-    region: str = "local"
-    zone: str = "local"
-    instance_type: str = "local"
+    cloud: str = LOCAL
+    region: str = LOCAL
+    zone: str = LOCAL
+    instance_type: str = LOCAL
     cpus: float = 1.0
     memory_bytes: int = 0
     gpus: int = 0

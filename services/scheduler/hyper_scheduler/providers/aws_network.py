@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import threading
 from typing import Any
 
 from hyper_scheduler.providers.base import CLUSTER_TAG
 
 NETWORK_TAG = "hyper-network"
 _RANGE = "10.77.0.0/16"
+_ALL = "0.0.0.0/0"
 _SUBNETS = 64  # of 1,024 addresses
 
 
@@ -22,9 +24,17 @@ class AwsNetwork:
     def __init__(self, client: Any, cluster: str) -> None:
         self._client, self._cluster = client, cluster
         self._known: dict[tuple[str, str], tuple[str, str]] = {}
+        self._lock = threading.Lock()  # machines of a workflow start at once
 
     def ensure(self, network: str, zone: str) -> tuple[str, str]:
-        """Subnet and security group of a workflow in a zone; made when first asked for."""
+        """Subnet and security group of a workflow in a zone; made when first asked for.
+
+        What an earlier try has made is found by its tags, and what it has left out is made up for.
+        """
+        with self._lock:
+            return self._ensure(network, zone)
+
+    def _ensure(self, network: str, zone: str) -> tuple[str, str]:
         known = self._known.get((network, zone))
         if known is not None:
             return known
@@ -56,32 +66,34 @@ class AwsNetwork:
             )["InternetGateway"]
         else:
             gateway = gateways[0]
+        name = gateway["InternetGatewayId"]
         if not gateway.get("Attachments"):
-            name = gateway["InternetGatewayId"]
             self._client.attach_internet_gateway(InternetGatewayId=name, VpcId=vpc)
-            tables = self._client.describe_route_tables(
-                Filters=[{"Name": "vpc-id", "Values": [vpc]},
-                         {"Name": "association.main", "Values": ["true"]}]
-            )["RouteTables"]  # fmt: skip
+        table = self._client.describe_route_tables(
+            Filters=[{"Name": "vpc-id", "Values": [vpc]},
+                     {"Name": "association.main", "Values": ["true"]}]
+        )["RouteTables"][0]  # fmt: skip
+        if not any(each.get("DestinationCidrBlock") == _ALL for each in table["Routes"]):
             self._client.create_route(
-                RouteTableId=tables[0]["RouteTableId"], DestinationCidrBlock="0.0.0.0/0",
-                GatewayId=name,
-            )  # fmt: skip
+                RouteTableId=table["RouteTableId"], DestinationCidrBlock=_ALL, GatewayId=name
+            )
         return vpc
 
     def _group(self, network: str, vpc: str) -> str:
         found = self._find("describe_security_groups", "SecurityGroups", network)
         if found:
-            return str(found[0]["GroupId"])
-        group = str(self._client.create_security_group(
-            GroupName=f"hyper-{self._cluster}-{network}", VpcId=vpc,
-            Description="Hyper: machines of one workflow reach one another",
-            TagSpecifications=self._tags("security-group", network),
-        )["GroupId"])  # fmt: skip
-        self._client.authorize_security_group_ingress(
-            GroupId=group,
-            IpPermissions=[{"IpProtocol": "-1", "UserIdGroupPairs": [{"GroupId": group}]}],
-        )
+            group, rules = str(found[0]["GroupId"]), found[0]["IpPermissions"]
+        else:
+            group, rules = str(self._client.create_security_group(
+                GroupName=f"hyper-{self._cluster}-{network}", VpcId=vpc,
+                Description="Hyper: machines of one workflow reach one another",
+                TagSpecifications=self._tags("security-group", network),
+            )["GroupId"]), []  # fmt: skip
+        if not rules:
+            self._client.authorize_security_group_ingress(
+                GroupId=group,
+                IpPermissions=[{"IpProtocol": "-1", "UserIdGroupPairs": [{"GroupId": group}]}],
+            )
         return group
 
     def in_use(self, states: list[str]) -> set[str]:
@@ -97,22 +109,38 @@ class AwsNetwork:
         return used
 
     def remove_others(self, kept: set[str]) -> None:
-        """Take down every network but these, from the inside out."""
+        """Take down every network but these; one that cannot be keeps no other from it.
+
+        Raises:
+            ClientError: the first of EC2's refusals, once all were tried.
+        """
+        from botocore.exceptions import ClientError
+
+        refusal: ClientError | None = None
         for vpc in self._all("describe_vpcs", "Vpcs"):
-            network, name = _network(vpc), vpc["VpcId"]
-            if network in kept:
+            if _network(vpc) in kept:
                 continue
-            for each in self._find("describe_security_groups", "SecurityGroups", network):
-                self._client.delete_security_group(GroupId=each["GroupId"])
-            for each in self._find("describe_subnets", "Subnets", network):
-                self._client.delete_subnet(SubnetId=each["SubnetId"])
-            for each in self._find("describe_internet_gateways", "InternetGateways", network):
-                gateway = each["InternetGatewayId"]
-                if each.get("Attachments"):
-                    self._client.detach_internet_gateway(InternetGatewayId=gateway, VpcId=name)
-                self._client.delete_internet_gateway(InternetGatewayId=gateway)
-            self._client.delete_vpc(VpcId=name)
-            self._known = {key: each for key, each in self._known.items() if key[0] != network}
+            try:
+                with self._lock:
+                    self._remove(_network(vpc), vpc["VpcId"])
+            except ClientError as error:
+                refusal = refusal or error
+        if refusal is not None:
+            raise refusal
+
+    def _remove(self, network: str, vpc: str) -> None:
+        """From the inside out."""
+        self._known = {key: each for key, each in self._known.items() if key[0] != network}
+        for each in self._find("describe_security_groups", "SecurityGroups", network):
+            self._client.delete_security_group(GroupId=each["GroupId"])
+        for each in self._find("describe_subnets", "Subnets", network):
+            self._client.delete_subnet(SubnetId=each["SubnetId"])
+        for each in self._find("describe_internet_gateways", "InternetGateways", network):
+            gateway = each["InternetGatewayId"]
+            if each.get("Attachments"):
+                self._client.detach_internet_gateway(InternetGatewayId=gateway, VpcId=vpc)
+            self._client.delete_internet_gateway(InternetGatewayId=gateway)
+        self._client.delete_vpc(VpcId=vpc)
 
     def _tags(self, kind: str, network: str) -> list[dict[str, Any]]:
         tags = [{"Key": CLUSTER_TAG, "Value": self._cluster},

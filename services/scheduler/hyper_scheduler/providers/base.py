@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import json
 import re
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import Protocol
+from functools import partial
+from typing import Any, Protocol, TypeVar
 
 from hyper.errors import ResourceExhaustedError, UnavailableError
 
 CLUSTER_TAG = "hyper-cluster"
 MACHINE_TAG = "hyper-machine"
+AT_ONCE = 16  # questions to one provider
 _LABEL_CHARS = 63
+_Item = TypeVar("_Item")
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,6 +118,41 @@ def unreachable(provider: str, error: object) -> UnavailableError:
     return UnavailableError(f"provider {provider} cannot be reached: {error}")
 
 
+async def all_of(
+    function: Callable[[_Item], Awaitable[object]], items: Iterable[_Item], at_once: int = AT_ONCE
+) -> None:
+    """Call a function with every item, so many at once; an error of one stops no other.
+
+    Raises:
+        Exception: the first that one of them raised, once all are done.
+    """
+    room = asyncio.Semaphore(at_once)
+
+    async def one(item: _Item) -> None:
+        async with room:
+            await function(item)
+
+    for each in await asyncio.gather(*map(one, items), return_exceptions=True):
+        if each is not None:
+            raise each
+
+
+class Threads:
+    """Where a provider's library waits: threads of its own, so that it takes none of others'."""
+
+    def __init__(self, name: str) -> None:
+        self._pool = ThreadPoolExecutor(AT_ONCE, thread_name_prefix=name)
+
+    async def run(self, function: Callable[..., Any], *arguments: Any) -> Any:
+        """What the function returns or raises."""
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(self._pool, partial(function, *arguments))
+
+    def close(self) -> None:
+        """What has not begun never does."""
+        self._pool.shutdown(wait=False, cancel_futures=True)
+
+
 def plain_name(text: str) -> str:
     """As DNS allows a label: small letters, digits, dashes, 63 at most; long ones keep a hash."""
     name = re.sub(r"[^a-z0-9-]+", "-", text.lower()).strip("-")
@@ -138,9 +178,25 @@ def boot_script(order: Order, cloud: str) -> str:
 
 
 def agent_environment(
-    *, machine: str, endpoint: str, slots: int, labels: Mapping[str, str], token: str
+    *,
+    machine: str,
+    endpoint: str,
+    slots: int,
+    labels: Mapping[str, str],
+    token: str,
+    certificates: Mapping[str, str] | None = None,
 ) -> dict[str, str]:
-    """Variables that make `python -m hyper_worker` the agent of a machine."""
+    """Variables that make `python -m hyper_worker` the agent of a machine.
+
+    Args:
+        machine: its name.
+        endpoint: where it dials.
+        slots: that it offers.
+        labels: besides its name.
+        token: that lets it in; "": none is needed.
+        certificates: PEM by the variable that names its file, such as HYPER_TLS_CA: a machine
+            elsewhere has no such files (`hyper_worker.told`).
+    """
     environment = {
         "HYPER_ENDPOINT": endpoint,
         "HYPER_WORKER__SCHEDULER_ENDPOINT": endpoint,
@@ -150,4 +206,5 @@ def agent_environment(
         "HYPER_WORKER__SLOTS": str(slots),
         "HYPER_WORKER__LABELS": json.dumps({**labels, "machine": machine}),
     }
+    environment |= {f"{name}_PEM": text for name, text in (certificates or {}).items()}
     return environment | ({"HYPER_TOKEN": token} if token else {})

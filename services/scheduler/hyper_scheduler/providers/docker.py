@@ -7,10 +7,9 @@ workflow), `cpus`, `memory_bytes`. A container is removed by the daemon when it 
 
 from __future__ import annotations
 
-import asyncio
 import shlex
+import threading
 from collections.abc import Sequence
-from functools import partial
 from typing import Any
 
 from hyper_scheduler.providers.base import (
@@ -19,11 +18,14 @@ from hyper_scheduler.providers.base import (
     Instance,
     Order,
     RefusedError,
+    Threads,
+    all_of,
     unreachable,
 )
 
 NETWORK_TAG = "hyper-network"
 GRACE_S = 10
+_TIMEOUT_S = 60
 
 
 class DockerProvider:
@@ -37,8 +39,9 @@ class DockerProvider:
         import docker
 
         self._cluster = cluster
+        self._threads, self._lock = Threads("docker"), threading.Lock()
         try:
-            self._client: Any = docker.from_env()
+            self._client: Any = docker.from_env(timeout=_TIMEOUT_S)
         except docker.errors.DockerException as error:
             raise unreachable("docker", error) from error
 
@@ -69,8 +72,9 @@ class DockerProvider:
     def _network(self, workflow: str) -> str:
         labels = {CLUSTER_TAG: self._cluster, NETWORK_TAG: workflow}
         name = f"hyper-{self._cluster}-{workflow}"
-        if not self._client.networks.list(names=[f"^{name}$"]):
-            self._client.networks.create(name, labels=labels, check_duplicate=True)
+        with self._lock:  # several machines of a workflow start at once
+            if not self._client.networks.list(names=[f"^{name}$"]):
+                self._client.networks.create(name, labels=labels, check_duplicate=True)
         return name
 
     async def instances(self) -> Sequence[Instance]:
@@ -88,9 +92,7 @@ class DockerProvider:
 
     async def terminate(self, ids: Sequence[str]) -> None:
         """SIGTERM, then SIGKILL; one that is paused goes on first, or it would hear neither."""
-        async with asyncio.TaskGroup() as group:
-            for each in ids:
-                group.create_task(self._call(self._end, each))
+        await all_of(lambda each: self._call(self._end, each), ids)
 
     def _end(self, name: str) -> None:
         import docker
@@ -123,6 +125,7 @@ class DockerProvider:
 
     async def close(self) -> None:
         """Containers go on: the next leader finds them."""
+        self._threads.close()
         self._client.close()
 
     async def _call(self, function: Any, *arguments: Any) -> Any:
@@ -131,7 +134,7 @@ class DockerProvider:
         import requests
 
         try:
-            return await asyncio.to_thread(partial(function, *arguments))
+            return await self._threads.run(function, *arguments)
         except docker.errors.ImageNotFound as error:
             raise RefusedError("ImageNotFound", str(error.explanation)) from error
         except docker.errors.APIError as error:

@@ -12,12 +12,11 @@ nobody reaches from outside; it goes with the last of them.
 
 from __future__ import annotations
 
-import asyncio
 import hashlib
 import re
+import threading
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from functools import partial
 from typing import Any
 
 from hyper_scheduler.providers.base import (
@@ -26,12 +25,15 @@ from hyper_scheduler.providers.base import (
     Instance,
     Order,
     RefusedError,
+    Threads,
+    all_of,
     boot_script,
     plain_name,
     unreachable,
 )
 
 _LIVE = frozenset({"PROVISIONING", "STAGING", "RUNNING", "REPAIRING", "STOPPING", "SUSPENDING"})
+_ENDED = frozenset({"TERMINATED", "STOPPED", "SUSPENDED"})  # off, but not gone: a disk costs
 _TIMEOUT_S = 60.0
 _INSIDE = "10.128.0.0/9"  # where networks of Google's making have their subnets
 _IN_USE = "RESOURCE_IN_USE_BY_ANOTHER_RESOURCE"
@@ -55,6 +57,7 @@ class GcpProvider:
             from google.cloud import compute_v1
 
         self._cluster = plain_name(cluster)
+        self._threads, self._lock = Threads("gcp"), threading.Lock()
         digest = hashlib.sha256(cluster.encode()).hexdigest()[:8]
         self._prefix = f"hyper-{self._cluster[:30]}-{digest}-"  # of the names of networks
         try:
@@ -89,7 +92,8 @@ class GcpProvider:
         from google.api_core.exceptions import Conflict
 
         name = plain_name(f"hyper-{self._cluster}-{order.machine}")
-        network = self._network(order.network)
+        with self._lock:  # several machines of a workflow start at once
+            network = self._network(order.network)
         body = machine(order, name, network, self._cluster)
         try:
             made = self._instances.insert_unary(
@@ -146,26 +150,24 @@ class GcpProvider:
 
     async def instances(self) -> Sequence[Instance]:
         """Instances with the cluster's label, of all zones."""
-        found: list[Instance] = await self._call(lambda: list(self._list()))
+        found: list[Instance] = await self._call(lambda: list(self._list(_LIVE)))
         return found
 
-    def _list(self) -> Iterator[Instance]:
+    def _list(self, states: frozenset[str]) -> Iterator[Instance]:
         pages = self._instances.aggregated_list(
             request={"project": self._project, "filter": f"labels.{CLUSTER_TAG}={self._cluster}"},
             timeout=_TIMEOUT_S,
         )
         for zone, part in pages:
             for each in part.instances:
-                if each.status in _LIVE:
+                if each.status in states:
                     name = f"{zone.removeprefix('zones/')}/{each.name}"
                     labels = dict(each.labels)
                     yield Instance(name, labels.get(MACHINE_TAG, ""), each.status == "RUNNING")
 
     async def terminate(self, ids: Sequence[str]) -> None:
         """Delete instances; those that are gone are fine."""
-        async with asyncio.TaskGroup() as group:
-            for each in ids:
-                group.create_task(self._call(self._delete, each))
+        await all_of(lambda each: self._call(self._delete, each), ids)
 
     def _delete(self, name: str) -> None:
         from google.api_core.exceptions import NotFound
@@ -184,7 +186,9 @@ class GcpProvider:
         return ()
 
     async def tidy(self, networks: Sequence[str]) -> None:
-        """Remove networks of workflows that have no machine."""
+        """Remove instances that have ended, and networks of workflows that have no machine."""
+        ended = await self._call(lambda: [each.id for each in self._list(_ENDED)])
+        await self.terminate(ended)
         await self._call(self._tidy, {self._network_name(each) for each in networks})
 
     def _tidy(self, kept: set[str]) -> None:
@@ -206,6 +210,7 @@ class GcpProvider:
 
     async def close(self) -> None:
         """Instances go on: the next leader finds them."""
+        self._threads.close()
         for client in (
             self._instances, self._networks, self._firewalls, self._in_zone, self._in_all,
         ):  # fmt: skip
@@ -218,7 +223,7 @@ class GcpProvider:
         from google.api_core.exceptions import ClientError, GoogleAPICallError, RetryError
 
         try:
-            return await asyncio.to_thread(partial(function, *arguments))
+            return await self._threads.run(function, *arguments)
         except ClientError as error:
             reasons = [e.get("reason", "") for e in error.errors if isinstance(e, dict)]
             raise RefusedError(next(filter(None, reasons), type(error).__name__),

@@ -5,7 +5,7 @@ Options of the provider: `namespace` (default: that of the credentials), `contex
 kubeconfig). Options of an offer: `image` (with hyper-dl[worker]), `command` (instead of its own),
 `cpus`, `memory_bytes`, `gpus` (limits, and what the pod asks for), `node_selector`
 ("key=value,key=value"), `tolerations` ("key=value:Effect,..."), `service_account`. An offer's zone
-and instance type become node selectors.
+and instance type become node selectors where it names them.
 
 What the agent is told, its token too, is in a Secret that goes with the pod. A cluster's autoscaler
 adds nodes for pods that wait; a node that is taken away says so by the pod's `DisruptionTarget`.
@@ -13,20 +13,21 @@ adds nodes for pods that wait; a node that is taken away says so by the pod's `D
 
 from __future__ import annotations
 
-import asyncio
 import os
 import re
 import shlex
 from collections.abc import Mapping, Sequence
-from functools import partial
 from typing import Any
 
+from hyper_scheduler.placement.offers import LOCAL
 from hyper_scheduler.providers.base import (
     CLUSTER_TAG,
     MACHINE_TAG,
     Instance,
     Order,
     RefusedError,
+    Threads,
+    all_of,
     plain_name,
     unreachable,
 )
@@ -49,7 +50,7 @@ class KubernetesProvider:
     def __init__(self, cluster: str, options: Mapping[str, str]) -> None:
         import kubernetes
 
-        self._cluster = cluster
+        self._cluster, self._threads = cluster, Threads("kubernetes")
         try:
             configuration, namespace = _credentials(options.get("context"))
         except kubernetes.config.ConfigException as error:
@@ -124,9 +125,7 @@ class KubernetesProvider:
 
     async def terminate(self, ids: Sequence[str]) -> None:
         """SIGTERM, then SIGKILL."""
-        async with asyncio.TaskGroup() as group:
-            for each in ids:
-                group.create_task(self._call(self._end, each))
+        await all_of(lambda each: self._call(self._end, each), ids)
 
     def _end(self, name: str) -> None:
         self._gone(self._api.delete_namespaced_pod, name, grace_period_seconds=GRACE_S)
@@ -164,6 +163,7 @@ class KubernetesProvider:
 
     async def close(self) -> None:
         """Pods go on: the next leader finds them."""
+        self._threads.close()
         self._client.close()
 
     async def _call(self, function: Any, *arguments: Any) -> Any:
@@ -172,7 +172,7 @@ class KubernetesProvider:
         from kubernetes.client import ApiException
 
         try:
-            return await asyncio.to_thread(partial(function, *arguments))
+            return await self._threads.run(function, *arguments)
         except ApiException as error:
             if error.status in (400, 403, 422):
                 name = "QuotaExceeded" if "exceeded quota" in str(error.body) else error.reason
@@ -196,7 +196,7 @@ def pod(order: Order, secret: str) -> dict[str, Any]:
     }  # fmt: skip
     resources = {name: str(amount) for name, amount in amounts.items() if amount}
     wanted = {_ZONE: order.zone, _TYPE: order.instance_type}
-    selector = {key: value for key, value in wanted.items() if value}
+    selector = {key: value for key, value in wanted.items() if value not in ("", LOCAL)}
     for pair in filter(None, options.get("node_selector", "").split(",")):
         key, _, value = pair.partition("=")
         selector[key.strip()] = value.strip()

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import importlib
 import tempfile
+import warnings
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
 from hyper.errors import FailedPreconditionError
 from hyper_scheduler.placement.offers import Offer
 from hyper_scheduler.providers.base import Provider
+from hyper_scheduler.providers.guarded import Guarded
 
 Options = Mapping[str, str]
 # A maker gets the cluster's name, the provider's options, and the offers that name it.
@@ -68,16 +72,27 @@ MAKERS: dict[str, Maker] = {
     "ssh": _ssh,
 }
 
+# What has to be installed for it.
+PACKAGES = {
+    "aws": "boto3", "docker": "docker", "gcp": "google.cloud.compute_v1",
+    "kubernetes": "kubernetes",
+}  # fmt: skip
+
 
 def make_providers(
-    offers: Sequence[Offer], cluster: str, options: Mapping[str, Options]
+    offers: Sequence[Offer], cluster: Callable[[], str], options: Mapping[str, Options]
 ) -> dict[str, Provider]:
-    """By name.
+    """By name; each is made when it is first asked something.
+
+    Args:
+        offers: of the catalogue.
+        cluster: what machines are tagged with, once that is known.
+        options: by provider.
 
     Raises:
         FailedPreconditionError: one is not known, or what it needs is not installed.
     """
-    made = {}
+    made: dict[str, Provider] = {}
     for name in sorted({each.provider for each in offers}):
         maker = MAKERS.get(name)
         if maker is None:
@@ -86,10 +101,22 @@ def make_providers(
             )
         mine = [each for each in offers if each.provider == name]
         try:
-            made[name] = maker(cluster, options.get(name, {}), mine)
+            if name in PACKAGES:
+                with warnings.catch_warnings():
+                    warnings.simplefilter("ignore", FutureWarning)  # Google's, of coming versions
+                    importlib.import_module(PACKAGES[name])
         except ImportError as error:
             raise FailedPreconditionError(
                 f"provider {name} needs a package that is not installed ({error.name}): "
                 f"pip install 'hyper-dl[{name}]'"
             ) from error
+        made[name] = Guarded(
+            name, partial(_make, maker, cluster, options.get(name, {}), mine)
+        )  # fmt: skip
     return made
+
+
+def _make(
+    maker: Maker, cluster: Callable[[], str], options: Options, offers: Sequence[Offer]
+) -> Provider:
+    return maker(cluster(), options, offers)

@@ -14,9 +14,13 @@ from dataclasses import dataclass
 
 from hyper.errors import UnavailableError
 from hyper_scheduler.placement.offers import Offer
-from hyper_scheduler.providers.base import Instance, Order, RefusedError, unreachable
+from hyper_scheduler.providers.base import Instance, Order, RefusedError, all_of, unreachable
+from hyper_servicekit.logs import get_logger
+
+log = get_logger(__name__)
 
 TIMEOUT_S = 20.0
+_PORT = "22"
 _UNREACHABLE = 255  # what ssh says of a host that it did not reach
 
 
@@ -33,6 +37,11 @@ class Host:
     folder: str
 
     @property
+    def key(self) -> str:
+        """What makes it another host: a name may have several ports."""
+        return self.name if self.port == _PORT else f"{self.name}:{self.port}"
+
+    @property
     def command(self) -> list[str]:
         """ssh up to the command on the host."""
         line = ["ssh", "-T", "-p", self.port, "-o", "BatchMode=yes", "-o", "ConnectTimeout=10"]
@@ -47,7 +56,7 @@ def hosts_of(offer: Offer) -> list[Host]:
     get = offer.options.get
     return [
         Host(
-            name.strip(), get("user", ""), get("port", "22"), get("identity", ""),
+            name.strip(), get("user", ""), get("port", _PORT), get("identity", ""),
             get("known_hosts", ""), get("python", "python3"), get("folder", ".hyper-agents"),
         )
         for name in get("hosts", "").split(",")
@@ -67,22 +76,26 @@ class SshProvider:
         self._cluster = cluster
         self._hosts = {offer.name: hosts_of(offer) for offer in offers}
         self._last: dict[str, list[Instance]] = {}
+        self._silent: set[str] = set()
+        self._taken: set[str] = set()  # hosts on which an agent is being started
 
     async def launch(self, order: Order) -> str:
         """Start an agent on a host of the offer that has none."""
-        free: list[Host] = []
-        for host in self._hosts.get(order.offer, []):
-            try:
-                there = await self._agents(host)
-            except UnavailableError:
-                continue
-            for each in there:
-                if each.machine == order.machine:
-                    return each.id
-            free += [host] if not there else []
+        hosts = {each.key: each for each in self._hosts.get(order.offer, [])}
+        there = await self._asked(list(hosts.values()))
+        for each in (agent for agents in there.values() for agent in agents or ()):
+            if each.machine == order.machine:
+                return each.id
+        free = [key for key, agents in there.items() if agents == [] and key not in self._taken]
         if not free:
             raise RefusedError("NoFreeHost", f"every host of {order.offer} is in use or away")
-        host = free[0]
+        self._taken.add(free[0])
+        try:
+            return await self._start(hosts[free[0]], order)
+        finally:
+            self._taken.discard(free[0])
+
+    async def _start(self, host: Host, order: Order) -> str:
         variables = " ".join(
             f"{name}={shlex.quote(value)}" for name, value in order.environment.items()
         )
@@ -97,27 +110,48 @@ class SshProvider:
         code, out = await _run(host, script)
         if code:
             raise RefusedError("CannotStart", f"{host.name}: {out[-300:]}")
-        return f"{host.name}/{order.machine}"
+        return f"{host.key}/{order.machine}"
 
     async def instances(self) -> Sequence[Instance]:
         """Agents that live; of a host that does not answer, those it had."""
         found: list[Instance] = []
-        for host in self._all_hosts():
+        asked = await self._asked(self._all_hosts())
+        for key, agents in asked.items():
+            if agents is not None:
+                self._last[key] = agents
+            found += self._last.get(key, [])
+        if asked and all(agents is None for agents in asked.values()):
+            raise unreachable("ssh", f"no host answers: {', '.join(asked)}")
+        return found
+
+    async def _asked(self, hosts: Sequence[Host]) -> dict[str, list[Instance] | None]:
+        """Agents of hosts, side by side; None of a host that does not answer."""
+        found: dict[str, list[Instance] | None] = {each.key: None for each in hosts}
+
+        async def ask(host: Host) -> None:
             try:
-                self._last[host.name] = await self._agents(host)
-            except UnavailableError:
-                if host.name not in self._last:
-                    raise
-            found += self._last[host.name]
+                found[host.key] = await self._agents(host)
+            except UnavailableError as error:
+                if host.key not in self._silent:
+                    log.warning("host does not answer", host=host.key, error=str(error))
+                self._silent.add(host.key)
+            else:
+                self._silent.discard(host.key)
+
+        await all_of(ask, hosts)
         return found
 
     async def terminate(self, ids: Sequence[str]) -> None:
         """SIGTERM, and SIGKILL after five seconds."""
-        for each in ids:
-            name, _, machine = each.rpartition("/")
-            for host in self._all_hosts():
-                if host.name == name:
-                    await self._end(host, machine)
+        hosts = {each.name: each for each in self._all_hosts()}  # names that older versions gave
+        hosts |= {each.key: each for each in self._all_hosts()}
+
+        async def end(each: str) -> None:
+            key, _, machine = each.rpartition("/")
+            if key in hosts:
+                await self._end(hosts[key], machine)
+
+        await all_of(end, ids)
 
     async def notices(self) -> Sequence[str]:
         """Own hosts are not taken away."""
@@ -130,7 +164,7 @@ class SshProvider:
         """Agents go on: the next leader finds them."""
 
     def _all_hosts(self) -> list[Host]:
-        unique = {each.name: each for hosts in self._hosts.values() for each in hosts}
+        unique = {each.key: each for hosts in self._hosts.values() for each in hosts}
         return list(unique.values())
 
     async def _agents(self, host: Host) -> list[Instance]:
@@ -145,7 +179,7 @@ class SshProvider:
             raise unreachable("ssh", f"{host.name}: {out[-300:]}")
         lines = [line.split() for line in out.splitlines()]
         machines = [words[1] for words in lines if len(words) == 2 and words[0] == "agent"]
-        return [Instance(f"{host.name}/{machine}", machine) for machine in machines]
+        return [Instance(f"{host.key}/{machine}", machine) for machine in machines]
 
     async def _end(self, host: Host, machine: str) -> None:
         file = _q(f"{host.folder}/{self._cluster}/{machine}.pid")

@@ -26,7 +26,7 @@ from google.protobuf import duration_pb2 as google_dot_protobuf_dot_duration__pb
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n-hyperapi/scheduler/v1/placement_service.proto\x12\x15hyperapi.scheduler.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xed\x01\n\x13PlanWorkflowRequest\x12\x0e\n\x06parent\x18\x01 \x01(\t\x12\x13\n\x0brecipe_yaml\x18\x02 \x01(\t\x12,\n\ttask_time\x18\x03 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x44\n\x05tasks\x18\x04 \x03(\x0b\x32\x35.hyperapi.scheduler.v1.PlanWorkflowRequest.TasksEntry\x12\x0f\n\x07samples\x18\x05 \x01(\x05\x1a,\n\nTasksEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x03:\x02\x38\x01\"\x81\x02\n\x14PlanWorkflowResponse\x12:\n\x0b\x65xperiments\x18\x01 \x03(\x0b\x32%.hyperapi.scheduler.v1.ExperimentPlan\x12\x31\n\x08\x63ost_usd\x18\x02 \x01(\x0b\x32\x1f.hyperapi.scheduler.v1.Estimate\x12\x31\n\x08\x66inish_s\x18\x03 \x01(\x0b\x32\x1f.hyperapi.scheduler.v1.Estimate\x12\x15\n\ron_demand_usd\x18\x04 \x01(\x01\x12\x18\n\x10late_probability\x18\x05 \x01(\x01\x12\x16\n\x0e\x63\x61talogue_date\x18\x06 \x01(\t\"2\n\x08\x45stimate\x12\x0c\n\x04mean\x18\x01 \x01(\x01\x12\x0b\n\x03p10\x18\x02 \x01(\x01\x12\x0b\n\x03p90\x18\x03 \x01(\x01\"\x89\x02\n\x0e\x45xperimentPlan\x12\x12\n\nexperiment\x18\x01 \x01(\t\x12\r\n\x05tasks\x18\x02 \x01(\x03\x12\x0e\n\x06task_s\x18\x03 \x01(\x01\x12\x1a\n\x12task_time_measured\x18\x04 \x01(\x08\x12\x31\n\x06offers\x18\x05 \x03(\x0b\x32!.hyperapi.scheduler.v1.OfferScore\x12\x31\n\x08\x63ost_usd\x18\x06 \x01(\x0b\x32\x1f.hyperapi.scheduler.v1.Estimate\x12\x31\n\x08\x66inish_s\x18\x07 \x01(\x0b\x32\x1f.hyperapi.scheduler.v1.Estimate\x12\x0f\n\x07message\x18\x08 \x01(\t\"p\n\nOfferScore\x12\r\n\x05offer\x18\x01 \x01(\t\x12\x0c\n\x04spot\x18\x02 \x01(\x08\x12\r\n\x05usd_h\x18\x03 \x01(\x01\x12\x14\n\x0cusd_per_unit\x18\x04 \x01(\x01\x12\x10\n\x08machines\x18\x05 \x01(\x05\x12\x0e\n\x06reason\x18\x06 \x01(\t\" \n\x0eGetCostRequest\x12\x0e\n\x06parent\x18\x01 \x01(\t\"\x7f\n\x0fGetCostResponse\x12\x36\n\tworkflows\x18\x01 \x03(\x0b\x32#.hyperapi.scheduler.v1.WorkflowCost\x12\x34\n\x08machines\x18\x02 \x03(\x0b\x32\".hyperapi.scheduler.v1.MachineCost\"\xd1\x01\n\x0cWorkflowCost\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x30\n\x06offers\x18\x02 \x03(\x0b\x32 .hyperapi.scheduler.v1.OfferCost\x12\x0b\n\x03usd\x18\x03 \x01(\x01\x12\x15\n\ron_demand_usd\x18\x04 \x01(\x01\x12\x12\n\nrework_usd\x18\x05 \x01(\x01\x12\x10\n\x08idle_usd\x18\x06 \x01(\x01\x12\x17\n\nbudget_usd\x18\x07 \x01(\x01H\x00\x88\x01\x01\x12\x0f\n\x07message\x18\x08 \x01(\tB\r\n\x0b_budget_usd\"\xb0\x01\n\tOfferCost\x12\r\n\x05offer\x18\x01 \x01(\t\x12\x0b\n\x03usd\x18\x02 \x01(\x01\x12\x11\n\tmachine_h\x18\x03 \x01(\x01\x12\x15\n\ron_demand_usd\x18\x04 \x01(\x01\x12\x10\n\x08rework_s\x18\x05 \x01(\x01\x12\x12\n\nrework_usd\x18\x06 \x01(\x01\x12\x10\n\x08idle_usd\x18\x07 \x01(\x01\x12\x10\n\x08launches\x18\x08 \x01(\x03\x12\x13\n\x0bpreemptions\x18\t \x01(\x03\"\x87\x02\n\x0bMachineCost\x12\x0f\n\x07machine\x18\x01 \x01(\t\x12\r\n\x05offer\x18\x02 \x01(\t\x12\x10\n\x08provider\x18\x03 \x01(\t\x12\x13\n\x0bprovider_id\x18\x04 \x01(\t\x12\x0c\n\x04spot\x18\x05 \x01(\x08\x12\r\n\x05usd_h\x18\x06 \x01(\x01\x12\x10\n\x08workflow\x18\x07 \x01(\t\x12\x12\n\nexperiment\x18\x08 \x01(\t\x12/\n\x0blaunch_time\x18\t \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12-\n\ncold_start\x18\n \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x0e\n\x06\x65nding\x18\x0b \x01(\x08\x32\xd5\x01\n\x10PlacementService\x12g\n\x0cPlanWorkflow\x12*.hyperapi.scheduler.v1.PlanWorkflowRequest\x1a+.hyperapi.scheduler.v1.PlanWorkflowResponse\x12X\n\x07GetCost\x12%.hyperapi.scheduler.v1.GetCostRequest\x1a&.hyperapi.scheduler.v1.GetCostResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n-hyperapi/scheduler/v1/placement_service.proto\x12\x15hyperapi.scheduler.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xed\x01\n\x13PlanWorkflowRequest\x12\x0e\n\x06parent\x18\x01 \x01(\t\x12\x13\n\x0brecipe_yaml\x18\x02 \x01(\t\x12,\n\ttask_time\x18\x03 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x44\n\x05tasks\x18\x04 \x03(\x0b\x32\x35.hyperapi.scheduler.v1.PlanWorkflowRequest.TasksEntry\x12\x0f\n\x07samples\x18\x05 \x01(\x05\x1a,\n\nTasksEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x03:\x02\x38\x01\"\xaa\x02\n\x14PlanWorkflowResponse\x12:\n\x0b\x65xperiments\x18\x01 \x03(\x0b\x32%.hyperapi.scheduler.v1.ExperimentPlan\x12\x31\n\x08\x63ost_usd\x18\x02 \x01(\x0b\x32\x1f.hyperapi.scheduler.v1.Estimate\x12\x31\n\x08\x66inish_s\x18\x03 \x01(\x0b\x32\x1f.hyperapi.scheduler.v1.Estimate\x12\x15\n\ron_demand_usd\x18\x04 \x01(\x01\x12\x18\n\x10late_probability\x18\x05 \x01(\x01\x12\x16\n\x0e\x63\x61talogue_date\x18\x06 \x01(\t\x12\'\n\x03now\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"2\n\x08\x45stimate\x12\x0c\n\x04mean\x18\x01 \x01(\x01\x12\x0b\n\x03p10\x18\x02 \x01(\x01\x12\x0b\n\x03p90\x18\x03 \x01(\x01\"\x89\x02\n\x0e\x45xperimentPlan\x12\x12\n\nexperiment\x18\x01 \x01(\t\x12\r\n\x05tasks\x18\x02 \x01(\x03\x12\x0e\n\x06task_s\x18\x03 \x01(\x01\x12\x1a\n\x12task_time_measured\x18\x04 \x01(\x08\x12\x31\n\x06offers\x18\x05 \x03(\x0b\x32!.hyperapi.scheduler.v1.OfferScore\x12\x31\n\x08\x63ost_usd\x18\x06 \x01(\x0b\x32\x1f.hyperapi.scheduler.v1.Estimate\x12\x31\n\x08\x66inish_s\x18\x07 \x01(\x0b\x32\x1f.hyperapi.scheduler.v1.Estimate\x12\x0f\n\x07message\x18\x08 \x01(\t\"\xca\x01\n\nOfferScore\x12\r\n\x05offer\x18\x01 \x01(\t\x12\x0c\n\x04spot\x18\x02 \x01(\x08\x12\r\n\x05usd_h\x18\x03 \x01(\x01\x12\x14\n\x0cusd_per_unit\x18\x04 \x01(\x01\x12\x10\n\x08machines\x18\x05 \x01(\x05\x12\x0e\n\x06reason\x18\x06 \x01(\t\x12.\n\nprice_time\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x18\n\x0butilization\x18\x08 \x01(\x01H\x00\x88\x01\x01\x42\x0e\n\x0c_utilization\" \n\x0eGetCostRequest\x12\x0e\n\x06parent\x18\x01 \x01(\t\"\x7f\n\x0fGetCostResponse\x12\x36\n\tworkflows\x18\x01 \x03(\x0b\x32#.hyperapi.scheduler.v1.WorkflowCost\x12\x34\n\x08machines\x18\x02 \x03(\x0b\x32\".hyperapi.scheduler.v1.MachineCost\"\x8d\x02\n\x0cWorkflowCost\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x30\n\x06offers\x18\x02 \x03(\x0b\x32 .hyperapi.scheduler.v1.OfferCost\x12\x0b\n\x03usd\x18\x03 \x01(\x01\x12\x15\n\ron_demand_usd\x18\x04 \x01(\x01\x12\x12\n\nrework_usd\x18\x05 \x01(\x01\x12\x10\n\x08idle_usd\x18\x06 \x01(\x01\x12\x17\n\nbudget_usd\x18\x07 \x01(\x01H\x00\x88\x01\x01\x12\x0f\n\x07message\x18\x08 \x01(\t\x12:\n\x0b\x65xperiments\x18\t \x03(\x0b\x32%.hyperapi.scheduler.v1.ExperimentCostB\r\n\x0b_budget_usd\"\xba\x01\n\x0e\x45xperimentCost\x12\x12\n\nexperiment\x18\x01 \x01(\t\x12\x0b\n\x03usd\x18\x02 \x01(\x01\x12\x11\n\tmachine_h\x18\x03 \x01(\x01\x12\x15\n\ron_demand_usd\x18\x04 \x01(\x01\x12\x10\n\x08rework_s\x18\x05 \x01(\x01\x12\x12\n\nrework_usd\x18\x06 \x01(\x01\x12\x10\n\x08idle_usd\x18\x07 \x01(\x01\x12\x10\n\x08launches\x18\x08 \x01(\x03\x12\x13\n\x0bpreemptions\x18\t \x01(\x03\"\xb0\x01\n\tOfferCost\x12\r\n\x05offer\x18\x01 \x01(\t\x12\x0b\n\x03usd\x18\x02 \x01(\x01\x12\x11\n\tmachine_h\x18\x03 \x01(\x01\x12\x15\n\ron_demand_usd\x18\x04 \x01(\x01\x12\x10\n\x08rework_s\x18\x05 \x01(\x01\x12\x12\n\nrework_usd\x18\x06 \x01(\x01\x12\x10\n\x08idle_usd\x18\x07 \x01(\x01\x12\x10\n\x08launches\x18\x08 \x01(\x03\x12\x13\n\x0bpreemptions\x18\t \x01(\x03\"\x87\x02\n\x0bMachineCost\x12\x0f\n\x07machine\x18\x01 \x01(\t\x12\r\n\x05offer\x18\x02 \x01(\t\x12\x10\n\x08provider\x18\x03 \x01(\t\x12\x13\n\x0bprovider_id\x18\x04 \x01(\t\x12\x0c\n\x04spot\x18\x05 \x01(\x08\x12\r\n\x05usd_h\x18\x06 \x01(\x01\x12\x10\n\x08workflow\x18\x07 \x01(\t\x12\x12\n\nexperiment\x18\x08 \x01(\t\x12/\n\x0blaunch_time\x18\t \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12-\n\ncold_start\x18\n \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x0e\n\x06\x65nding\x18\x0b \x01(\x08\x32\xd5\x01\n\x10PlacementService\x12g\n\x0cPlanWorkflow\x12*.hyperapi.scheduler.v1.PlanWorkflowRequest\x1a+.hyperapi.scheduler.v1.PlanWorkflowResponse\x12X\n\x07GetCost\x12%.hyperapi.scheduler.v1.GetCostRequest\x1a&.hyperapi.scheduler.v1.GetCostResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -40,23 +40,25 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_PLANWORKFLOWREQUEST_TASKSENTRY']._serialized_start=331
   _globals['_PLANWORKFLOWREQUEST_TASKSENTRY']._serialized_end=375
   _globals['_PLANWORKFLOWRESPONSE']._serialized_start=378
-  _globals['_PLANWORKFLOWRESPONSE']._serialized_end=635
-  _globals['_ESTIMATE']._serialized_start=637
-  _globals['_ESTIMATE']._serialized_end=687
-  _globals['_EXPERIMENTPLAN']._serialized_start=690
-  _globals['_EXPERIMENTPLAN']._serialized_end=955
-  _globals['_OFFERSCORE']._serialized_start=957
-  _globals['_OFFERSCORE']._serialized_end=1069
-  _globals['_GETCOSTREQUEST']._serialized_start=1071
-  _globals['_GETCOSTREQUEST']._serialized_end=1103
-  _globals['_GETCOSTRESPONSE']._serialized_start=1105
-  _globals['_GETCOSTRESPONSE']._serialized_end=1232
-  _globals['_WORKFLOWCOST']._serialized_start=1235
-  _globals['_WORKFLOWCOST']._serialized_end=1444
-  _globals['_OFFERCOST']._serialized_start=1447
-  _globals['_OFFERCOST']._serialized_end=1623
-  _globals['_MACHINECOST']._serialized_start=1626
-  _globals['_MACHINECOST']._serialized_end=1889
-  _globals['_PLACEMENTSERVICE']._serialized_start=1892
-  _globals['_PLACEMENTSERVICE']._serialized_end=2105
+  _globals['_PLANWORKFLOWRESPONSE']._serialized_end=676
+  _globals['_ESTIMATE']._serialized_start=678
+  _globals['_ESTIMATE']._serialized_end=728
+  _globals['_EXPERIMENTPLAN']._serialized_start=731
+  _globals['_EXPERIMENTPLAN']._serialized_end=996
+  _globals['_OFFERSCORE']._serialized_start=999
+  _globals['_OFFERSCORE']._serialized_end=1201
+  _globals['_GETCOSTREQUEST']._serialized_start=1203
+  _globals['_GETCOSTREQUEST']._serialized_end=1235
+  _globals['_GETCOSTRESPONSE']._serialized_start=1237
+  _globals['_GETCOSTRESPONSE']._serialized_end=1364
+  _globals['_WORKFLOWCOST']._serialized_start=1367
+  _globals['_WORKFLOWCOST']._serialized_end=1636
+  _globals['_EXPERIMENTCOST']._serialized_start=1639
+  _globals['_EXPERIMENTCOST']._serialized_end=1825
+  _globals['_OFFERCOST']._serialized_start=1828
+  _globals['_OFFERCOST']._serialized_end=2004
+  _globals['_MACHINECOST']._serialized_start=2007
+  _globals['_MACHINECOST']._serialized_end=2270
+  _globals['_PLACEMENTSERVICE']._serialized_start=2273
+  _globals['_PLACEMENTSERVICE']._serialized_end=2486
 # @@protoc_insertion_point(module_scope)

@@ -82,6 +82,7 @@ class PlanWorkflowResponse(google.protobuf.message.Message):
     ON_DEMAND_USD_FIELD_NUMBER: builtins.int
     LATE_PROBABILITY_FIELD_NUMBER: builtins.int
     CATALOGUE_DATE_FIELD_NUMBER: builtins.int
+    NOW_FIELD_NUMBER: builtins.int
     on_demand_usd: builtins.float
     """all of it on demand"""
     late_probability: builtins.float
@@ -91,9 +92,17 @@ class PlanWorkflowResponse(google.protobuf.message.Message):
     @property
     def experiments(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___ExperimentPlan]: ...
     @property
-    def cost_usd(self) -> Global___Estimate: ...
+    def cost_usd(self) -> Global___Estimate:
+        """unset: not known, for an experiment that nothing is to be had for"""
+
     @property
-    def finish_s(self) -> Global___Estimate: ...
+    def finish_s(self) -> Global___Estimate:
+        """the same"""
+
+    @property
+    def now(self) -> google.protobuf.timestamp_pb2.Timestamp:
+        """the scheduler's, to tell the age of prices by"""
+
     def __init__(
         self,
         *,
@@ -103,9 +112,10 @@ class PlanWorkflowResponse(google.protobuf.message.Message):
         on_demand_usd: builtins.float = ...,
         late_probability: builtins.float = ...,
         catalogue_date: builtins.str = ...,
+        now: google.protobuf.timestamp_pb2.Timestamp | None = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["cost_usd", b"cost_usd", "finish_s", b"finish_s"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["catalogue_date", b"catalogue_date", "cost_usd", b"cost_usd", "experiments", b"experiments", "finish_s", b"finish_s", "late_probability", b"late_probability", "on_demand_usd", b"on_demand_usd"]) -> None: ...
+    def HasField(self, field_name: typing.Literal["cost_usd", b"cost_usd", "finish_s", b"finish_s", "now", b"now"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["catalogue_date", b"catalogue_date", "cost_usd", b"cost_usd", "experiments", b"experiments", "finish_s", b"finish_s", "late_probability", b"late_probability", "now", b"now", "on_demand_usd", b"on_demand_usd"]) -> None: ...
 
 Global___PlanWorkflowResponse: typing_extensions.TypeAlias = PlanWorkflowResponse
 
@@ -155,9 +165,13 @@ class ExperimentPlan(google.protobuf.message.Message):
         """the cheapest for work first"""
 
     @property
-    def cost_usd(self) -> Global___Estimate: ...
+    def cost_usd(self) -> Global___Estimate:
+        """unset: nothing is to be had"""
+
     @property
-    def finish_s(self) -> Global___Estimate: ...
+    def finish_s(self) -> Global___Estimate:
+        """the same"""
+
     def __init__(
         self,
         *,
@@ -185,6 +199,8 @@ class OfferScore(google.protobuf.message.Message):
     USD_PER_UNIT_FIELD_NUMBER: builtins.int
     MACHINES_FIELD_NUMBER: builtins.int
     REASON_FIELD_NUMBER: builtins.int
+    PRICE_TIME_FIELD_NUMBER: builtins.int
+    UTILIZATION_FIELD_NUMBER: builtins.int
     offer: builtins.str
     spot: builtins.bool
     usd_h: builtins.float
@@ -193,6 +209,12 @@ class OfferScore(google.protobuf.message.Message):
     machines: builtins.int
     """of it that would be launched first"""
     reason: builtins.str
+    utilization: builtins.float
+    """part of its machines' slots that has work; unset: not known"""
+    @property
+    def price_time(self) -> google.protobuf.timestamp_pb2.Timestamp:
+        """of a live price; unset: it is the catalogue's"""
+
     def __init__(
         self,
         *,
@@ -202,8 +224,12 @@ class OfferScore(google.protobuf.message.Message):
         usd_per_unit: builtins.float = ...,
         machines: builtins.int = ...,
         reason: builtins.str = ...,
+        price_time: google.protobuf.timestamp_pb2.Timestamp | None = ...,
+        utilization: builtins.float | None = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["machines", b"machines", "offer", b"offer", "reason", b"reason", "spot", b"spot", "usd_h", b"usd_h", "usd_per_unit", b"usd_per_unit"]) -> None: ...
+    def HasField(self, field_name: typing.Literal["_utilization", b"_utilization", "price_time", b"price_time", "utilization", b"utilization"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["_utilization", b"_utilization", "machines", b"machines", "offer", b"offer", "price_time", b"price_time", "reason", b"reason", "spot", b"spot", "usd_h", b"usd_h", "usd_per_unit", b"usd_per_unit", "utilization", b"utilization"]) -> None: ...
+    def WhichOneof(self, oneof_group: typing.Literal["_utilization", b"_utilization"]) -> typing.Literal["utilization"] | None: ...
 
 Global___OfferScore: typing_extensions.TypeAlias = OfferScore
 
@@ -255,6 +281,7 @@ class WorkflowCost(google.protobuf.message.Message):
     IDLE_USD_FIELD_NUMBER: builtins.int
     BUDGET_USD_FIELD_NUMBER: builtins.int
     MESSAGE_FIELD_NUMBER: builtins.int
+    EXPERIMENTS_FIELD_NUMBER: builtins.int
     name: builtins.str
     usd: builtins.float
     on_demand_usd: builtins.float
@@ -265,6 +292,10 @@ class WorkflowCost(google.protobuf.message.Message):
     """that the budget is used up"""
     @property
     def offers(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___OfferCost]: ...
+    @property
+    def experiments(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___ExperimentCost]:
+        """of very many the rest are one, or are left out"""
+
     def __init__(
         self,
         *,
@@ -276,12 +307,53 @@ class WorkflowCost(google.protobuf.message.Message):
         idle_usd: builtins.float = ...,
         budget_usd: builtins.float | None = ...,
         message: builtins.str = ...,
+        experiments: collections.abc.Iterable[Global___ExperimentCost] | None = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["_budget_usd", b"_budget_usd", "budget_usd", b"budget_usd"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["_budget_usd", b"_budget_usd", "budget_usd", b"budget_usd", "idle_usd", b"idle_usd", "message", b"message", "name", b"name", "offers", b"offers", "on_demand_usd", b"on_demand_usd", "rework_usd", b"rework_usd", "usd", b"usd"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["_budget_usd", b"_budget_usd", "budget_usd", b"budget_usd", "experiments", b"experiments", "idle_usd", b"idle_usd", "message", b"message", "name", b"name", "offers", b"offers", "on_demand_usd", b"on_demand_usd", "rework_usd", b"rework_usd", "usd", b"usd"]) -> None: ...
     def WhichOneof(self, oneof_group: typing.Literal["_budget_usd", b"_budget_usd"]) -> typing.Literal["budget_usd"] | None: ...
 
 Global___WorkflowCost: typing_extensions.TypeAlias = WorkflowCost
+
+@typing.final
+class ExperimentCost(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    EXPERIMENT_FIELD_NUMBER: builtins.int
+    USD_FIELD_NUMBER: builtins.int
+    MACHINE_H_FIELD_NUMBER: builtins.int
+    ON_DEMAND_USD_FIELD_NUMBER: builtins.int
+    REWORK_S_FIELD_NUMBER: builtins.int
+    REWORK_USD_FIELD_NUMBER: builtins.int
+    IDLE_USD_FIELD_NUMBER: builtins.int
+    LAUNCHES_FIELD_NUMBER: builtins.int
+    PREEMPTIONS_FIELD_NUMBER: builtins.int
+    experiment: builtins.str
+    """empty: the rest"""
+    usd: builtins.float
+    machine_h: builtins.float
+    on_demand_usd: builtins.float
+    rework_s: builtins.float
+    rework_usd: builtins.float
+    idle_usd: builtins.float
+    launches: builtins.int
+    preemptions: builtins.int
+    def __init__(
+        self,
+        *,
+        experiment: builtins.str = ...,
+        usd: builtins.float = ...,
+        machine_h: builtins.float = ...,
+        on_demand_usd: builtins.float = ...,
+        rework_s: builtins.float = ...,
+        rework_usd: builtins.float = ...,
+        idle_usd: builtins.float = ...,
+        launches: builtins.int = ...,
+        preemptions: builtins.int = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["experiment", b"experiment", "idle_usd", b"idle_usd", "launches", b"launches", "machine_h", b"machine_h", "on_demand_usd", b"on_demand_usd", "preemptions", b"preemptions", "rework_s", b"rework_s", "rework_usd", b"rework_usd", "usd", b"usd"]) -> None: ...
+
+Global___ExperimentCost: typing_extensions.TypeAlias = ExperimentCost
 
 @typing.final
 class OfferCost(google.protobuf.message.Message):

@@ -59,7 +59,7 @@ class PlacementServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def GetCost(self, request, context):
-        """What was spent, by workflow and offer, and the machines that are paid for now.
+        """What was spent, by workflow, experiment and offer, and the machines that are paid for now.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -88,7 +88,7 @@ class PlacementServiceStub(typing.Generic[_PlacementServicePlanWorkflowType, _Pl
     """What a recipe would run on and cost; launches nothing."""
 
     GetCost: _PlacementServiceGetCostType
-    """What was spent, by workflow and offer, and the machines that are paid for now."""
+    """What was spent, by workflow, experiment and offer, and the machines that are paid for now."""
 
 PlacementServiceAsyncStub: typing_extensions.TypeAlias = PlacementServiceStub[
     grpc.aio.UnaryUnaryMultiCallable[
@@ -118,6 +118,6 @@ class PlacementServiceServicer(metaclass=abc.ABCMeta):
         request: hyperapi.scheduler.v1.placement_service_pb2.GetCostRequest,
         context: _ServicerContext,
     ) -> typing.Union[hyperapi.scheduler.v1.placement_service_pb2.GetCostResponse, collections.abc.Awaitable[hyperapi.scheduler.v1.placement_service_pb2.GetCostResponse]]:
-        """What was spent, by workflow and offer, and the machines that are paid for now."""
+        """What was spent, by workflow, experiment and offer, and the machines that are paid for now."""
 
 def add_PlacementServiceServicer_to_server(servicer: PlacementServiceServicer, server: typing.Union[grpc.Server, grpc.aio.Server]) -> None: ...

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from hyper.arrays import Array
     from hyper.datasets import Dataset
-    from hyper.placement import Cost, Plan
+    from hyper.placement import Cost, Estimate, Plan
     from hyper.status import ExperimentStatus, WorkflowStatus
 
 _CELL = "text-align:left;padding:.15em 1em .15em 0"
@@ -68,11 +68,14 @@ def dataset(value: Dataset) -> str:
 
 def plan(value: Plan) -> str:
     """What it would cost and take, and the best offers of each experiment."""
-    usd, end = value.cost_usd, value.finish_s
+
+    def spread(one: Estimate | None) -> str:
+        return f"{one.mean:.4g} ({one.p10:.4g} to {one.p90:.4g})" if one else "nothing fits"
+
     facts = [
-        ("cost, USD", f"{usd.mean:.4g} ({usd.p10:.4g} to {usd.p90:.4g})"),
+        ("cost, USD", spread(value.cost_usd)),
         ("all on demand, USD", f"{value.on_demand_usd:.4g}"),
-        ("finish, s", f"{end.mean:.4g} ({end.p10:.4g} to {end.p90:.4g})"),
+        ("finish, s", spread(value.finish_s)),
         ("misses its deadline", f"{value.late_probability:.0%}"),
         ("prices of", escape(value.catalogue_date)),
     ]

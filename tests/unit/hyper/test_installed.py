@@ -66,8 +66,7 @@ def test_no_code_advises_a_release_that_there_is_not() -> None:
         for path in (ROOT / folder).rglob("*.py"):
             if re.search(r"pip install '?hyper-dl", path.read_text()):
                 found.append(str(path.relative_to(ROOT)))
-    # until the providers' branch is merged
-    assert set(found) <= {"services/scheduler/hyper_scheduler/providers/make.py"}
+    assert found == []
 
 
 def test_the_extras_are_those_of_the_project() -> None:

@@ -10,6 +10,7 @@ from functools import partial
 from pathlib import Path
 
 from hyper.errors import FailedPreconditionError
+from hyper.installed import install_command
 from hyper_scheduler.placement.offers import Offer
 from hyper_scheduler.providers.base import Provider
 from hyper_scheduler.providers.guarded import Guarded
@@ -108,7 +109,7 @@ def make_providers(
         except ImportError as error:
             raise FailedPreconditionError(
                 f"provider {name} needs a package that is not installed ({error.name}): "
-                f"pip install 'hyper-dl[{name}]'"
+                + install_command(name)
             ) from error
         made[name] = Guarded(
             name, partial(_make, maker, cluster, options.get(name, {}), mine)

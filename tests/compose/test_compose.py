@@ -139,6 +139,37 @@ def test_containers_are_what_the_file_says(stack: Stack) -> None:
             assert bool(secrets) != (service == "worker")  # agents have no keys
 
 
+LOOK_AROUND = """\
+import os, socket, time
+for name in ("etcd", "grafana"):
+    try:
+        print("found", name, socket.gethostbyname(name))
+    except OSError:
+        pass
+own, end = os.environ["HYPER_TOKEN"], time.monotonic() + 25
+while time.monotonic() < end:  # two health checks are made meanwhile
+    for pid in filter(str.isdecimal, os.listdir("/proc")):
+        try:
+            with open(f"/proc/{pid}/environ") as file:
+                pairs = file.read().split(chr(0))
+        except OSError:
+            continue
+        tokens = [pair for pair in pairs if pair.startswith("HYPER_TOKEN=")]
+        if tokens and tokens != [f"HYPER_TOKEN={own}"]:
+            print("found a token in", pid)
+    time.sleep(0.001)
+print("looked around")
+"""
+
+
+def test_a_task_finds_neither_etcd_nor_the_workers_token(client: Client) -> None:
+    looking = recipe(1, "python -c {{program}}")
+    looking["experiments"]["many"]["parameters"]["program"] = LOOK_AROUND
+    workflow = client.submit(looking)
+    workflow.wait()
+    assert workflow.log_tail(workflow.task("many", 0)) == ["looked around"]
+
+
 def test_the_demo_from_outside(stack: Stack, tmp_path: Path) -> None:
     folder = sample_data.find()
     if folder is None:

@@ -109,9 +109,9 @@ class Stack:
         )
 
     def address(self, container: str) -> str:
-        """Its IP address."""
-        (network,) = self.inspect(container)["NetworkSettings"]["Networks"].values()
-        return str(network["IPAddress"])
+        """Its IP address on the network that services and workers share."""
+        networks = self.inspect(container)["NetworkSettings"]["Networks"]
+        return str(networks[f"{self.project}_default"]["IPAddress"])
 
     def metric(self, container: str, name: str, labels: str = "") -> float:
         """The sum of a metric's series of one replica whose labels hold the text `labels`."""
@@ -128,13 +128,15 @@ class Stack:
 
     @contextmanager
     def cut_off(self, container: str, service: str) -> Iterator[None]:
-        """Take a container off the network for as long as the block runs."""
-        network = f"{self.project}_default"
-        docker("network", "disconnect", network, container)
+        """Take a container off its networks for as long as the block runs."""
+        networks = list(self.inspect(container)["NetworkSettings"]["Networks"])
+        for network in networks:
+            docker("network", "disconnect", network, container)
         try:
             yield
         finally:
-            docker("network", "connect", "--alias", service, network, container)
+            for network in networks:
+                docker("network", "connect", "--alias", service, network, container)
 
     def leftovers(self) -> dict[str, str]:
         """What of the project there still is."""

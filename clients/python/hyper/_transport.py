@@ -132,8 +132,8 @@ def token() -> str:
     Raises:
         InvalidArgumentError: the file cannot be read.
     """
-    given = os.environ.get("HYPER_TOKEN", "")
-    path = os.environ.get("HYPER_TOKEN_FILE", "")
+    given = os.environ.get("HYPER_TOKEN", "") or _kept.get("HYPER_TOKEN", "")
+    path = os.environ.get("HYPER_TOKEN_FILE", "") or _kept.get("HYPER_TOKEN_FILE", "")
     if given or not path:
         return given
     try:
@@ -142,6 +142,16 @@ def token() -> str:
         raise InvalidArgumentError(
             f"HYPER_TOKEN_FILE: {path} cannot be read ({error.strerror})"
         ) from error
+
+
+_kept: dict[str, str] = {}
+
+
+def keep_token() -> None:
+    """Take our token, or where it is, out of the environment: children shall not inherit it."""
+    for name in ("HYPER_TOKEN", "HYPER_TOKEN_FILE"):
+        if found := os.environ.pop(name, ""):
+            _kept[name] = found
 
 
 def token_metadata() -> tuple[tuple[str, str], ...]:

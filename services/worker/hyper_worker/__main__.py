@@ -26,6 +26,7 @@ from hyper_worker.runner.guard import Guard
 from hyper_worker.runner.isolation import Isolation
 from hyper_worker.runner.orphans import adopt_orphans
 from hyper_worker.runner.process import ProcessRunner
+from hyper_worker.runner.unseen import hide_agent
 from hyper_worker.secrets import read_with
 from hyper_worker.staging.cache import Cache
 from hyper_worker.staging.stage import Stage
@@ -126,6 +127,7 @@ async def _leave_on_notice(settings: WorkerSettings, running: Running) -> None:
 
 def main() -> int:
     """Run until SIGTERM; returns the exit status."""
+    hide_agent()
     settings = load_settings(WorkerSettings)
 
     async def build_it(running: Running) -> None:

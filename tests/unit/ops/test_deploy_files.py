@@ -114,6 +114,30 @@ def test_compose_opens_ports_to_this_machine_alone_and_bounds_everything() -> No
             assert "healthcheck" in service, name
 
 
+def networks(service: str) -> set[str]:
+    return set(COMPOSE["services"][service].get("networks", ["default"]))
+
+
+def test_workers_share_a_network_with_what_they_call_alone() -> None:
+    """Their tasks are strangers' programs; etcd asks nobody who they are."""
+    seen = {name for name in COMPOSE["services"] if networks(name) & networks("worker")}
+    calls = {"scheduler", "storage-gateway", "inference", "matcher", "s3"}
+    assert seen - {"worker", "prometheus"} == calls  # Prometheus has to reach them
+    for name in networks("etcd"):
+        assert COMPOSE["networks"][name]["internal"]
+        assert "ports" not in COMPOSE["services"]["etcd"]
+    for name in ("scheduler", "storage-gateway", "inference", "matcher", "prometheus"):
+        assert networks(name) & networks("etcd"), name
+
+
+def test_the_worker_token_is_in_no_process_that_tasks_can_read() -> None:
+    """The agent hides itself; what else is started with its environment has to be hidden too."""
+    assert COMPOSE["services"]["worker"]["init"] is False
+    text = (ROOT / "services/worker/Dockerfile").read_text()
+    assert 'CMD ["/usr/local/bin/closed-sh", "-c", "unset HYPER_TOKEN; ' in text
+    assert 'ENTRYPOINT ["python", "-P", ' in text
+
+
 def test_compose_has_no_password_that_was_not_generated() -> None:
     made = compose_env.complete({}, 0.0)
     secret = re.compile(r"(PASSWORD|SECRET|TOKEN|ACCESS_KEY|AUTH_KEYS|MINIO_ROOT)")

@@ -1,8 +1,9 @@
 """What separates processes from each other and from the agent.
 
-Without isolation (`isolation: none`) a command is a process of the agent's user: it can read what
-the agent can read, its settings and other tasks' files included. That is for machines whose
-recipes are all trusted. With `isolation: user`, which needs root, each attempt has
+Without isolation (`isolation: none`) a command is a process of the agent's user: it can read the
+files that the agent can read, and other tasks' files and memory; the agent's own memory is closed
+(`unseen.py`). That is for machines whose recipes are all trusted. With `isolation: user`, which
+needs root, each attempt has
 
 - a user id of its own, from a range that no one else uses: no signals, no ptrace, no reading of
   another's files, memory or environment; `no_new_privs`, so no set-uid program gives root back;

@@ -49,7 +49,11 @@ lint: .stamps/dev        ## format, style, types, import rules, protos
 	  cd protos && ../.venv/bin/buf breaking --against "../.git#tag=$$tag,subdir=protos"; fi
 	@for file in $(filter-out %kustomization.yaml %adapter-rules.yaml,$(wildcard deploy/kubernetes/*.yaml)); do \
 	  .venv/bin/kubernetes-validate --quiet --strict $$file; done
-	@if command -v promtool >/dev/null; then promtool check rules deploy/prometheus/rules/*.yml; fi
+	@if command -v promtool >/dev/null; then \
+	  promtool check rules deploy/prometheus/rules/*.yml && promtool test rules deploy/prometheus/tests/*.yml; \
+	else \
+	  echo "NOT CHECKED: the alerts, for there is no promtool: apt-get install prometheus" >&2; test -z "$${CI:-}"; \
+	fi
 
 protos: .stamps/dev      ## regenerate protos/gen
 	@.venv/bin/python protos/generate.py

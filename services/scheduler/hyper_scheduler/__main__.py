@@ -6,6 +6,7 @@ import sys
 from collections.abc import Callable, Sequence
 
 from hyper.errors import FailedPreconditionError
+from hyper_scheduler import metrics
 from hyper_scheduler.autoscaler import Autoscaler
 from hyper_scheduler.catalogue import parse_catalogue
 from hyper_scheduler.config import SchedulerSettings
@@ -130,6 +131,7 @@ def _placement(
             f"the catalogue of offers {placed.offers} cannot be read ({error.strerror}); see "
             "HYPER_SCHEDULER__PLACEMENT__OFFERS"
         ) from error
+    metrics.know_offers(offer.name for offer in catalogue.offers)
     providers = make_providers(catalogue.offers, placed.cluster, placed.options)
     prometheus = Prometheus(placed.prometheus, placed.window)
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from prometheus_client import Counter, Gauge, Histogram
 
 _BUCKETS = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1, 3, 10)
@@ -34,3 +36,18 @@ BUSY = Gauge("hyper_placement_utilization", "Part of their slots that has work."
 USD = Counter("hyper_placement_usd_total", "Spent.", _OFFER)
 REWORK_SECONDS = Counter("hyper_placement_rework_seconds_total", "Work lost.", _OFFER)
 REWORK_USD = Counter("hyper_placement_rework_usd_total", "What it had cost.", _OFFER)
+
+
+def know_offers(names: Iterable[str]) -> None:
+    """Begin the series of these offers at 0: of one that begins at 1 Prometheus misses the first.
+
+    The same holds for dashboards, which show what there is.
+    """
+    by_offer = (EXPOSURE, PREEMPTIONS, COLD_STARTS, COLD_SECONDS, USD, REWORK_SECONDS, REWORK_USD)
+    for name in names:
+        for counter in by_offer:
+            counter.labels(name)
+        for gauge in (MACHINES, BUSY):
+            gauge.labels(name)
+        for outcome in ("started", "refused"):
+            LAUNCHES.labels(name, outcome)

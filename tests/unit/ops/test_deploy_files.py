@@ -11,7 +11,9 @@ from typing import Any
 
 import pytest
 import yaml
+from prometheus_client import REGISTRY
 
+from hyper_scheduler import metrics
 from hyper_servicekit.tokens import Verifier
 from scripts import compose_env, dashboards, requirements
 
@@ -60,6 +62,21 @@ def test_rules_and_dashboards_name_metrics_that_exist() -> None:
         assert not unknown, f"{query}: {unknown}"
 
 
+def test_what_is_bought_is_counted_from_0() -> None:
+    """A series that begins at 1 has no increase: the first launch would be seen by nobody."""
+    (placement,) = (each for each in dashboards.DASHBOARDS if each.uid == "hyper-placement")
+    queries = [query for row in placement.rows for panel in row for query, _ in panel.queries]
+    names = {name for query in queries for name in re.findall(r"hyper_placement_\w+", query)}
+    assert len(names) >= 5
+    metrics.know_offers(["small"])
+    for name in names:
+        samples = [
+            sample.value for family in REGISTRY.collect() for sample in family.samples
+            if sample.name == name and sample.labels["offer"] == "small"
+        ]  # fmt: skip
+        assert samples and not any(samples), name
+
+
 def test_metrics_are_named_by_the_conventions() -> None:
     names = {re.sub(r"_(bucket|sum|count)\Z", "", name) for name in declared_metrics()}
     assert names
@@ -74,11 +91,18 @@ def test_metrics_are_named_by_the_conventions() -> None:
 
 
 @pytest.mark.skipif(shutil.which("promtool") is None, reason="promtool is not installed")
-def test_promtool_likes_the_rules() -> None:
-    done = subprocess.run(
-        ["promtool", "check", "rules", str(RULES)], capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0, done.stderr
+def test_promtool_likes_the_rules_and_they_fire_when_they_should() -> None:
+    cases = ROOT / "deploy/prometheus/tests/alerts.yml"
+    for arguments in (["check", "rules", str(RULES)], ["test", "rules", str(cases)]):
+        done = subprocess.run(["promtool", *arguments], capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_every_alert_has_a_case() -> None:
+    cases = (ROOT / "deploy/prometheus/tests/alerts.yml").read_text()
+    for group in yaml.safe_load(RULES.read_text())["groups"]:
+        for rule in group["rules"]:
+            assert rule.get("alert", "") in cases, rule["alert"]
 
 
 @pytest.mark.parametrize("service", SERVICES)

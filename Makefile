@@ -8,7 +8,7 @@ PIP := .venv/bin/python -m pip --disable-pip-version-check install -q --no-compi
 export PYTHONDONTWRITEBYTECODE :=
 export HYPER_DATA_DIR ?= $(shell test -d ../shared/data && cd ../shared/data && pwd)
 
-.PHONY: help demo test lint protos bench simulate faults fault-matrix compose-env compose-test docker-test dashboards docs constraints clean
+.PHONY: help demo test lint protos bench simulate faults fault-matrix compose-env compose-tls compose-test docker-test dashboards docs constraints clean
 
 help:            ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## */\t/' | expand -t 14
@@ -75,6 +75,9 @@ fault-matrix: .stamps/dev .stamps/etcd ## every part x every fault, into docs/fa
 
 compose-env: .stamps/local ## .env of docker-compose.yml, with keys and passwords of its own
 	@.venv/bin/python -m scripts.compose_env
+
+compose-tls: compose-env   ## certificates in certs/, and docker-compose.tls.yml switched on in .env
+	@.venv/bin/python -m scripts.compose_certs
 
 compose-test: .stamps/dev ## docker-compose.yml for real: the demo, scaled, killed, cut off; needs a Docker daemon
 	@HYPER_TEST_COMPOSE=1 .venv/bin/python -m pytest tests/compose -q -rP --show-capture=stdout -p no:randomly $(PYTEST_ARGS)

@@ -22,12 +22,13 @@ from hyper import sample_data
 from hyper.client import Client
 from hyper.compute_matching import match_images
 from hyper.images import write_png
+from hyper.status import RunState
 from hyperapi.storage.v1.dataset_service_pb2 import ListDatasetsRequest
 from hyperapi.storage.v1.dataset_service_pb2_grpc import DatasetServiceStub
 from scripts import compose_env, dashboards
 from tests.compiler.nets import small_unet_model
 from tests.support import compose
-from tests.support.compose import OWN, Stack, wait_for
+from tests.support.compose import OWN, Stack, docker, wait_for
 
 pytestmark = [
     pytest.mark.docker,
@@ -318,6 +319,50 @@ def test_everything_is_watched(stack: Stack, client: Client) -> None:
         return [(title, text) for title, text in shown if not ask(prometheus, text)]
 
     wait_for(lambda: not empty(), "every panel has data", 90)
+
+
+def test_replicas_are_replaced_one_after_the_other(stack: Stack, client: Client) -> None:
+    """As docs/operations.md says: new ones first, then the old ones go; no call fails."""
+    service = "storage-gateway"
+    old = stack.containers(service)
+    with meanwhile(lambda: list_datasets(client)) as results:
+        more = f"{service}={2 * len(old)}"
+        stack.compose("up", "-d", "--no-deps", "--no-recreate", "--scale", more, service)
+        wait_for(lambda: stack.healthy(service, 2 * len(old)), "the new ones are there")
+        docker("stop", *old)
+        docker("rm", *old)
+        wait_for(lambda: stack.healthy(service, len(old)), "the new ones alone")
+    assert not set(old) & set(stack.containers(service))
+    assert [each for each in results if isinstance(each, Exception)] == []
+
+
+def test_a_backup_is_restored(stack: Stack, client: Client, tmp_path: Path) -> None:
+    """As docs/operations.md says, into volumes that are new."""
+    with client.session("demo/kept") as session:
+        session.write("text.txt", b"kept")
+    workflow = client.submit(recipe(2, "echo hello"))
+    workflow.wait()
+    folder = tmp_path / "backup"
+    folder.mkdir()
+    mount = ("-v", f"{folder}:/backup", "--user", f"{os.getuid()}:{os.getgid()}")
+    once = ("run", "--rm", "--no-deps", "-T")
+    backup = ("--entrypoint", "python", "storage-gateway", "-m", "hyper_servicekit.backup")
+    said = stack.compose(*once, *mount, *backup, "save", "/backup")
+    assert "objects" in said
+    stack.compose("down", "-v", "-t", "20")
+    stack.compose(
+        *once, "-v", f"{folder}:/backup", "--entrypoint", "etcdctl", "etcd", "snapshot", "restore",
+        "/backup/etcd.db", "--data-dir", "/var/lib/etcd/data",
+    )  # fmt: skip
+    stack.compose("up", "-d", "s3")
+    wait_for(lambda: stack.healthy("s3", 1), "S3 is there")
+    stack.compose(*once, *mount, *backup, "restore", "/backup")
+    stack.compose("up", "-d")
+    wait_for(lambda: stack.healthy("scheduler", 2), "schedulers are there")
+    wait_for(lambda: stack.healthy("storage-gateway", 1), "the gateway is there")
+    with hyper.connect(stack.port("scheduler", 50051), patience_s=60) as again:
+        assert again.open("demo/kept").read("text.txt") == b"kept"
+        assert again.workflow(workflow.name).refresh().state is RunState.SUCCEEDED
 
 
 def panels(stack: Stack) -> list[tuple[str, str]]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import shutil
 import subprocess
+import sys
 import tomllib
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from prometheus_client import REGISTRY
 
 from hyper_scheduler import metrics
 from hyper_servicekit.tokens import Verifier
-from scripts import compose_env, dashboards, requirements
+from scripts import compose_certs, compose_env, dashboards, requirements
 
 ROOT = Path(__file__).parents[3]
 SERVICES = ("scheduler", "storage-gateway", "inference", "matcher", "worker")
@@ -113,7 +114,10 @@ def test_images_are_slim_and_run_as_nobody_special(service: str) -> None:
     assert re.search(r"^USER hyper$", last, re.MULTILINE) and "HEALTHCHECK" in last
     extras = re.findall(r"requirements\.py ([a-z ]+) >", first)[0].split()
     own = {"storage-gateway": ["storage"], "worker": ["worker", "matcher", "inference"]}
-    assert extras == own.get(service, [service])
+    assert extras == [*own.get(service, [service]), "traces"]
+    build = next(step for step in first.split("RUN ") if "--no-deps ." in step)
+    assert "PIP_CONSTRAINT=constraints.txt" in build  # for hatchling, which makes the package
+    assert re.search(r"^hatchling==", (ROOT / "constraints.txt").read_text(), re.MULTILINE)
 
 
 @pytest.mark.parametrize("extra", ["scheduler", "worker", "storage", "inference", "matcher"])
@@ -186,6 +190,80 @@ def test_env_is_made_once_and_for_its_owner_alone(tmp_path: Path) -> None:
     assert compose_env.read(path)["HYPER_S3_SECRET_KEY"] == known["HYPER_S3_SECRET_KEY"]
 
 
+TLS_COMPOSE: dict[str, Any] = yaml.safe_load((ROOT / "docker-compose.tls.yml").read_text())
+
+
+def test_compose_with_tls_changes_nothing_else() -> None:
+    plain, secured = COMPOSE["services"], TLS_COMPOSE["services"]
+    assert set(secured) == {*SERVICES, "etcd", "prometheus"}
+    etcd = [flag.replace("https://", "http://") for flag in secured["etcd"]["command"]]
+    added = [flag for flag in etcd if flag not in plain["etcd"]["command"]]
+    assert set(plain["etcd"]["command"]) <= set(etcd)
+    assert all("cert" in flag or "/certs/" in flag for flag in added), added
+    assert "--client-cert-auth" in added
+    prometheus = [
+        flag.replace("prometheus-tls.yml", "prometheus.yml")
+        for flag in secured["prometheus"]["command"]
+    ]
+    assert prometheus == plain["prometheus"]["command"]
+    for name, service in secured.items():
+        assert "networks" not in service and "ports" not in service
+        for key in service.get("environment", {}):
+            assert "TLS" in key or key.startswith("ETCDCTL_"), (name, key)
+    assert "worker" in secured["worker"]["volumes"][0]  # a caller's certificate, not a service's
+
+
+def test_prometheus_with_tls_asks_the_same() -> None:
+    folder = ROOT / "deploy/prometheus"
+    plain, secured = (
+        yaml.safe_load((folder / name).read_text())
+        for name in ("prometheus.yml", "prometheus-tls.yml")
+    )
+
+    def named(config: dict[str, Any]) -> set[Any]:
+        found: set[Any] = set()
+        for job in config.pop("scrape_configs"):
+            for discovery in job.get("dns_sd_configs", []):
+                found |= {(name, discovery["port"]) for name in discovery["names"]}
+            found |= {each for part in job.get("static_configs", []) for each in part["targets"]}
+            secured = job.get("scheme") == "https"
+            assert secured == ("tls_config" in job)
+        return found
+
+    assert named(plain) == named(secured)
+    assert plain == secured
+
+
+@pytest.mark.skipif(shutil.which("promtool") is None, reason="promtool is not installed")
+@pytest.mark.parametrize("name", ["prometheus.yml", "prometheus-tls.yml"])
+def test_promtool_likes_the_configuration(name: str) -> None:
+    done = subprocess.run(
+        ["promtool", "check", "config", "--syntax-only", str(ROOT / "deploy/prometheus" / name)],
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+
+
+def test_certificates_of_compose(tmp_path: Path) -> None:
+    folder = tmp_path / "certs"
+    compose_certs.make(folder)
+    authority = (folder / "authority/ca.pem").read_bytes()
+    before = (folder / "service/service.key").read_bytes()
+    compose_certs.make(folder)  # renews all but the authority
+    assert (folder / "service/service.key").read_bytes() != before
+    assert folder.stat().st_mode & 0o777 == 0o700  # what is in it containers can read
+    for name in ("service", "worker", "client"):
+        shown = {file.name: file for file in (folder / name).iterdir()}
+        assert set(shown) == {"ca.pem", f"{name}.pem", f"{name}.key"}
+        assert shown["ca.pem"].read_bytes() == authority
+        assert all(file.stat().st_mode & 0o777 == 0o644 for file in shown.values())
+    env = tmp_path / ".env"
+    compose_env.write(env)
+    assert compose_certs.switch_on(env) and not compose_certs.switch_on(env)
+    assert compose_env.read(env)["COMPOSE_FILE"] == compose_certs.FILES
+    assert env.stat().st_mode & 0o777 == 0o600
+
+
 KUBERNETES = ROOT / "deploy/kubernetes"
 
 
@@ -219,3 +297,43 @@ def test_kubernetes_has_all_that_is_there() -> None:
             assert reference is None or reference["key"] in secrets, variable
         asks_for_keys = any("AUTH_KEYS" in variable["name"] for variable in container["env"])
         assert asks_for_keys != (name == "worker")
+    wanted = {"PodDisruptionBudget": set(SERVICES), "HorizontalPodAutoscaler": {*SERVICES[1:]}}
+    for kind, names in wanted.items():  # schedulers: one leads, however many there are
+        of_kind = [doc for docs in found.values() for doc in docs if doc["kind"] == kind]
+        assert {doc["metadata"]["name"] for doc in of_kind} == names, kind
+
+
+@pytest.mark.skipif(shutil.which("kubectl") is None, reason="kubectl is not installed")
+@pytest.mark.parametrize("tls", [False, True])
+def test_the_kustomization_is_what_kubernetes_takes(tmp_path: Path, tls: bool) -> None:
+    folder = tmp_path / "kubernetes"
+    shutil.copytree(KUBERNETES, folder)
+    if tls:
+        file = folder / "kustomization.yaml"
+        text = file.read_text()
+        assert "\n# components: [tls]" in text
+        file.write_text(text.replace("\n# components: [tls]", "\ncomponents: [tls]"))
+    done = subprocess.run(
+        ["kubectl", "kustomize", str(folder)], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    rendered = tmp_path / "rendered.yaml"
+    rendered.write_text(done.stdout)
+    program = Path(sys.executable).with_name("kubernetes-validate")
+    checked = subprocess.run(
+        [program, "--quiet", "--strict", rendered], capture_output=True, text=True, check=False
+    )
+    assert checked.returncode == 0, checked.stdout + checked.stderr
+    docs = list(yaml.safe_load_all(done.stdout))
+    for doc in docs:
+        if doc["kind"] != "Deployment":
+            continue
+        name = doc["metadata"]["name"]
+        (container,) = doc["spec"]["template"]["spec"]["containers"]
+        for probe in ("startupProbe", "readinessProbe"):
+            scheme = container[probe]["httpGet"].get("scheme", "HTTP")
+            assert (scheme == "HTTPS") == (tls and name != "worker"), name  # as its metrics are
+    settings = {
+        key for doc in docs if doc["kind"] == "ConfigMap" for key in doc["data"] if "__TLS__" in key
+    }
+    assert len(settings) == (12 if tls else 0)

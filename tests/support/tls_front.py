@@ -18,12 +18,15 @@ def tls_front(host: str, port: int, cert: Path, key: Path) -> Iterator[str]:
     context.load_cert_chain(cert, key)
     loop = asyncio.new_event_loop()
 
+    writers: set[asyncio.StreamWriter] = set()
+
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        try:
+        with contextlib.suppress(OSError):
             inner_reader, inner = await asyncio.open_connection(host, port)
+            writers.update((writer, inner))
             await asyncio.gather(pump(reader, inner), pump(inner_reader, writer))
-        except OSError:
-            writer.close()
+            writers.difference_update((writer, inner))
+        writer.close()
 
     async def pump(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         with contextlib.suppress(OSError):
@@ -32,19 +35,25 @@ def tls_front(host: str, port: int, cert: Path, key: Path) -> Iterator[str]:
                 await writer.drain()
         writer.close()
 
-    async def start() -> str:
-        server = await asyncio.start_server(serve, "127.0.0.1", 0, ssl=context)
-        return f"127.0.0.1:{server.sockets[0].getsockname()[1]}"
+    async def start() -> asyncio.Server:
+        return await asyncio.start_server(serve, "127.0.0.1", 0, ssl=context)
+
+    async def stop(server: asyncio.Server) -> None:
+        server.close()
+        for writer in writers:
+            writer.transport.abort()
+        others = asyncio.all_tasks() - {asyncio.current_task()}
+        await asyncio.wait_for(asyncio.gather(*others, return_exceptions=True), 10)
 
     thread = threading.Thread(target=loop.run_forever, name="tls-front")
     thread.start()
+    server = asyncio.run_coroutine_threadsafe(start(), loop).result(10)
     try:
-        yield asyncio.run_coroutine_threadsafe(start(), loop).result(10)
+        yield f"127.0.0.1:{server.sockets[0].getsockname()[1]}"
     finally:
-        loop.call_soon_threadsafe(loop.stop)
-        thread.join()
-        left = asyncio.all_tasks(loop)
-        for task in left:
-            task.cancel()
-        loop.run_until_complete(asyncio.gather(*left, return_exceptions=True))
-        loop.close()
+        try:
+            asyncio.run_coroutine_threadsafe(stop(server), loop).result(20)
+        finally:
+            loop.call_soon_threadsafe(loop.stop)
+            thread.join()
+            loop.close()

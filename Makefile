@@ -8,7 +8,7 @@ PIP := .venv/bin/python -m pip --disable-pip-version-check install -q --no-compi
 export PYTHONDONTWRITEBYTECODE :=
 export HYPER_DATA_DIR ?= $(shell test -d ../shared/data && cd ../shared/data && pwd)
 
-.PHONY: help demo test lint protos bench simulate faults fault-matrix protos-baseline fuzz compose-env compose-test docker-test dashboards docs release constraints clean
+.PHONY: help demo test lint protos bench simulate faults fault-matrix protos-baseline fuzz compose-env compose-tls compose-test docker-test dashboards docs release constraints clean
 
 help:            ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## */\t/' | expand -t 14
@@ -48,7 +48,11 @@ lint: .stamps/dev        ## format, style, types, import rules, protos
 	@cd protos && ../.venv/bin/buf breaking --against baseline.binpb
 	@for file in $(filter-out %kustomization.yaml %adapter-rules.yaml,$(wildcard deploy/kubernetes/*.yaml) deploy/kubernetes/machines/access.yaml deploy/kubernetes/machines/network.yaml); do \
 	  .venv/bin/kubernetes-validate --quiet --strict $$file; done
-	@if command -v promtool >/dev/null; then promtool check rules deploy/prometheus/rules/*.yml; fi
+	@if command -v promtool >/dev/null; then \
+	  promtool check rules deploy/prometheus/rules/*.yml && promtool test rules deploy/prometheus/tests/*.yml; \
+	else \
+	  echo "NOT CHECKED: the alerts, for there is no promtool: apt-get install prometheus" >&2; test -z "$${CI:-}"; \
+	fi
 
 protos: .stamps/dev      ## regenerate protos/gen
 	@.venv/bin/python protos/generate.py
@@ -79,6 +83,9 @@ fuzz: .stamps/dev .stamps/etcd ## hostile inputs to every RPC of real services, 
 
 compose-env: .stamps/local ## .env of docker-compose.yml, with keys and passwords of its own
 	@.venv/bin/python -m scripts.compose_env
+
+compose-tls: compose-env   ## certificates in certs/, and docker-compose.tls.yml switched on in .env
+	@.venv/bin/python -m scripts.compose_certs
 
 compose-test: .stamps/dev ## docker-compose.yml for real: the demo, scaled, killed, cut off; needs a Docker daemon
 	@HYPER_TEST_COMPOSE=1 .venv/bin/python -m pytest tests/compose -q -rP --show-capture=stdout -p no:randomly $(PYTEST_ARGS)

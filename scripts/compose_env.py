@@ -104,6 +104,10 @@ def client(path: Path) -> int:
         return found.returncode
     print(f"export HYPER_ENDPOINT={shlex.quote(found.stdout.strip())}")
     print(f"export HYPER_TOKEN={shlex.quote(known['HYPER_TOKEN'])}")
+    if "docker-compose.tls.yml" in known.get("COMPOSE_FILE", ""):
+        certs = ROOT / known.get("HYPER_CERTS", "certs") / "client"
+        for name, file in (("CA", "ca.pem"), ("CERT", "client.pem"), ("KEY", "client.key")):
+            print(f"export HYPER_TLS_{name}={shlex.quote(str(certs / file))}")
     return 0
 
 

@@ -8,8 +8,9 @@ if (!recipe) {
   console.error("usage: node example.js HOST:PORT RECIPE.yaml [ARRAY i,j,k]");
   process.exit(2);
 }
-const client = new Client(endpoint);
+let client;
 try {
+  client = new Client(endpoint);
   const workflow = await client.submit(await readFile(recipe, "utf8"));
   let last = workflow;
   for await (const update of client.watch(workflow.name)) last = update;
@@ -27,5 +28,5 @@ try {
   console.error(`error: ${error.details || error.message}`);
   process.exitCode = 1;
 } finally {
-  client.close();
+  client?.close();
 }

@@ -2,6 +2,7 @@
 // What the wire promises is in docs/wire.md.
 
 import { randomUUID } from "node:crypto";
+import { readFileSync } from "node:fs";
 import path from "node:path";
 import { fileURLToPath } from "node:url";
 
@@ -20,6 +21,7 @@ const CHANNEL_OPTIONS = {
   "grpc.keepalive_time_ms": 20_000, // a stream has no deadline
   "grpc.keepalive_timeout_ms": 10_000,
 };
+const SERVER_NAME = "hyper"; // in the certificate of every service, whatever address was dialled
 
 const definition = protoLoader.loadSync(
   [
@@ -38,9 +40,22 @@ const SERVICES = {
   LogService: ["storage-gateway", api.storage.v1.LogService],
 };
 
-/** A cluster. It needs a scheduler's "host:port" and learns the rest from it. */
+/** Paths of PEM files that the environment names: the authority, and for mTLS our certificate and key. */
+export function tlsOfEnvironment(env = process.env) {
+  if (!env.HYPER_TLS_CA) return null;
+  return { ca: env.HYPER_TLS_CA, cert: env.HYPER_TLS_CERT, key: env.HYPER_TLS_KEY };
+}
+
+/**
+ * A cluster. It needs a scheduler's "host:port" and learns the rest from it. `tls` is null for none, or
+ * {ca, cert, key}, as paths.
+ */
 export class Client {
-  constructor(endpoint, { token = process.env.HYPER_TOKEN || "", tenant = "default" } = {}) {
+  constructor(
+    endpoint,
+    { token = process.env.HYPER_TOKEN || "", tenant = "default", tls = tlsOfEnvironment() } = {},
+  ) {
+    this.open = opener(tls);
     this.tenant = tenant;
     this.endpoint = endpoint;
     this.schedulers = []; // as GetCluster told last
@@ -140,7 +155,7 @@ export class Client {
       const from = others.length ? others : all;
       address = from[Math.floor(Math.random() * from.length)];
     }
-    if (!this.stubs.has(service)) this.stubs.set(service, open(Stub, address));
+    if (!this.stubs.has(service)) this.stubs.set(service, this.open(Stub, address));
     return this.stubs.get(service);
   }
 
@@ -148,7 +163,7 @@ export class Client {
   async #cluster() {
     let failure;
     for (const address of new Set([this.endpoint, ...this.schedulers])) {
-      const stub = open(api.scheduler.v1.ClusterService, address);
+      const stub = this.open(api.scheduler.v1.ClusterService, address);
       try {
         const found = await this.#unary(stub, "GetCluster", {}, LOOK_MS);
         const schedulers = found.instances.filter((each) => each.service === "scheduler");
@@ -213,9 +228,20 @@ export function ended(state) {
   return ["RUN_STATE_SUCCEEDED", "RUN_STATE_FAILED", "RUN_STATE_CANCELLED"].includes(state);
 }
 
-function open(Stub, address) {
-  const stub = new Stub(address, grpc.credentials.createInsecure(), CHANNEL_OPTIONS);
-  return Object.assign(stub, { address });
+/** What makes stubs at addresses. */
+function opener(tls) {
+  let credentials = grpc.credentials.createInsecure();
+  let options = CHANNEL_OPTIONS;
+  if (tls) {
+    const [ca, key, cert] = [tls.ca, tls.key, tls.cert].map((file) => (file ? readFileSync(file) : null));
+    credentials = grpc.credentials.createSsl(ca, key, cert);
+    options = {
+      ...CHANNEL_OPTIONS,
+      "grpc.ssl_target_name_override": SERVER_NAME,
+      "grpc.default_authority": SERVER_NAME,
+    };
+  }
+  return (Stub, address) => Object.assign(new Stub(address, credentials, options), { address });
 }
 
 function pause(ms) {

@@ -20,7 +20,7 @@ from hyper.errors import (
     UnavailableError,
 )
 from hyper_servicekit.interceptor import CallInterceptor
-from hyper_servicekit.metrics import RPC_TOTAL
+from hyper_servicekit.metrics import RPC_REDIRECTED, RPC_TOTAL
 from hyperapi.common.v1 import errors_pb2
 from tests.support.echo_service import FULL_NAME, SECRET, Echo, add_echo, caller, failure
 
@@ -78,6 +78,21 @@ async def test_every_reason_comes_back(echo: tuple[grpc.aio.Channel, Echo], kind
         assert (error.reason, error.metadata) == (reason, sent.metadata)
         assert (error.message, str(error)) == (sent.message, sent.message)
         assert (error.field, error.retry_after_s) == ("spec.field", 1.5)
+
+
+async def test_calls_for_another_replica_are_counted_apart(
+    echo: tuple[grpc.aio.Channel, Echo],
+) -> None:
+    """They are UNAVAILABLE and no failures; of etcd's absence the same code tells a failure."""
+    unavailable = RPC_TOTAL.labels("Echo", "Unary", "UNAVAILABLE")
+    counters = (unavailable, RPC_REDIRECTED)
+    before = [each._value.get() for each in counters]
+    for reason in ("ETCD_UNREACHABLE", "NOT_LEADER", "DRAINING"):
+        await error_of(echo[0], "Unary", f"raise {reason}")
+    async with asyncio.timeout(10):  # a call is counted once its caller has been told
+        while unavailable._value.get() - before[0] < 3:  # noqa: ASYNC110
+            await asyncio.sleep(0)
+    assert [each._value.get() - was for each, was in zip(counters, before, strict=True)] == [3, 2]
 
 
 @pytest.mark.parametrize("kind", KINDS)

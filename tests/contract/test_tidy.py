@@ -53,6 +53,43 @@ def test_the_demo_path_imports_no_torch(module: str) -> None:
     assert done.returncode == 0, done.stderr
 
 
+UNTRACED = """\
+import asyncio, sys
+import grpc, grpc.aio
+from google.protobuf.wrappers_pb2 import StringValue
+from hyper import _transport
+from hyper_servicekit import tracing
+from hyper_servicekit.interceptor import CallInterceptor
+from tests.support.echo_service import Echo, add_echo, caller
+async def main():
+    server = grpc.aio.server(interceptors=[CallInterceptor()])
+    add_echo(Echo(), server)
+    port = server.add_insecure_port("127.0.0.1:0")
+    await server.start()
+    async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
+        for kind in ("Unary", "Stream"):
+            call = caller(channel, kind)(
+                StringValue(value="echo a"), timeout=10, metadata=_transport.call_metadata()
+            )
+            print((await call).value if kind == "Unary" else (await call.read()).value)
+    await server.stop(0)
+asyncio.run(main())
+assert tracing.current() is None and tracing.traceparent("t", "1.1") == ""
+print([name for name in sys.modules if name.startswith("opentelemetry")])
+"""
+
+
+@pytest.mark.parametrize("module", [*(f"{name}.__main__" for name in SERVED), "hyper.cli.main"])
+def test_without_traces_nothing_of_opentelemetry_is_loaded(module: str) -> None:
+    """Off, they cost a look at a variable: neither a service nor a call loads anything for them."""
+    done = subprocess.run(
+        [sys.executable, "-c", f"import {module}\n{UNTRACED}"],
+        capture_output=True, text=True, check=False, cwd=ROOT,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines() == ["echo a", "first", "[]"]
+
+
 def test_the_demo_path_installs_no_torch() -> None:
     extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"][
         "optional-dependencies"

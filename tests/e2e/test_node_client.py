@@ -4,6 +4,7 @@ and on two schedulers, of which one leads."""
 from __future__ import annotations
 
 import json
+import os
 import secrets
 import shutil
 import signal
@@ -15,7 +16,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from hyper.cli.main import run
 from hyper.client import Client
+from hyper_servicekit.tokens import ANY_TENANT, Signer
 from tests.support.local_cluster import LocalCluster
 from tests.support.servers import EtcdServer, S3Server
 from tests.support.services import ServiceProcess, run_services
@@ -159,3 +162,46 @@ def test_a_leader_is_found_and_may_die(
     assert first, errors
     assert program.returncode == 0, errors
     assert rest.split()[-1:] == ["RUN_STATE_SUCCEEDED"]
+
+
+def test_through_mtls_with_a_token(
+    node: str,
+    tmp_path: Path,
+    etcd_server: EtcdServer,
+    s3_server: S3Server,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    certs = tmp_path / "certs"
+    assert run(["certs", str(certs)]) == 0 and run(["certs", str(certs), "--client", "ada"]) == 0
+    key = secrets.token_hex(32)
+    token = Signer("k1", key).sign(ANY_TENANT, subject="ada", expires_s=time.time() + 600)
+    prefix = f"test-{secrets.token_hex(8)}"
+    files = {"CERT": "service.pem", "KEY": "service.key", "CLIENT_CA": "ca.pem"}
+    settings = {f"TLS__{name}": str(certs / file) for name, file in files.items()}
+    trusted = {
+        "HYPER_TLS_CA": str(certs / "ca.pem"), "HYPER_TLS_CERT": str(certs / "ada.pem"),
+        "HYPER_TLS_KEY": str(certs / "ada.key"), "HYPER_TOKEN": token,
+    }  # fmt: skip
+    for name, value in trusted.items():
+        monkeypatch.setenv(name, value)
+    (tmp_path / "recipe.yaml").write_text(RECIPE)
+
+    def submit(endpoint: str, **changes: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [node, "example.js", endpoint, str(tmp_path / "recipe.yaml")], cwd=FOLDER,
+            env={**os.environ, **changes}, capture_output=True, text=True, timeout=120, check=False,
+        )  # fmt: skip
+
+    with run_services(
+        tmp_path, etcd_server, s3_server.settings(prefix), f"/{prefix}", workers=1,
+        common_settings={**settings, "AUTH_KEYS__K1": key},
+    ) as services:  # fmt: skip
+        endpoint = services.scheduler.address
+        done = submit(endpoint)
+        assert done.returncode == 0, done.stderr
+        assert json.loads(done.stdout)["succeeded"] == 3
+        assert submit(endpoint, HYPER_TOKEN="").returncode == 1
+        assert "token" in submit(endpoint, HYPER_TOKEN="").stderr
+        broken = submit(endpoint, HYPER_TLS_CA=str(certs / "none.pem"))
+        assert broken.returncode == 1 and "none.pem" in broken.stderr
+        assert len(broken.stderr.strip().splitlines()) == 1

@@ -13,11 +13,11 @@ import urllib.request
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from scripts import compose_env
+from scripts import compose_certs, compose_env
 
 ROOT = Path(__file__).resolve().parents[2]
 NO_REGISTRY = Path(os.environ.get("HYPER_NO_REGISTRY", ROOT.parent / "shared/tools/no-registry"))
@@ -49,17 +49,21 @@ class Stack:
         project: its name.
         env: its .env.
         home: HYPER_HOME of commands.
+        files: of Compose.
+        certs: what `make compose-tls` makes.
     """
 
     project: str
     env: Path
     home: Path
+    files: tuple[str, ...] = ("docker-compose.yml",)
+    certs: Path | None = None  # of docker-compose.tls.yml
 
     def compose(self, *arguments: str, check: bool = True) -> str:
         """Run Compose on this project; its stdout."""
         command = [
             *compose_env.compose_command(), "--env-file", str(self.env), "-p", self.project,
-            *arguments,
+            *(part for file in self.files for part in ("-f", file)), *arguments,
         ]  # fmt: skip
         done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
         if check and done.returncode != 0:
@@ -74,8 +78,17 @@ class Stack:
     def environment(self) -> dict[str, str]:
         """Of clients."""
         kept = {k: v for k, v in os.environ.items() if not k.startswith("HYPER_")}
+        trusted = {}
+        if self.certs is not None:
+            own = self.certs / "client"
+            trusted = {
+                "HYPER_TLS_CA": str(own / "ca.pem"),
+                "HYPER_TLS_CERT": str(own / "client.pem"),
+                "HYPER_TLS_KEY": str(own / "client.key"),
+            }
         return {
             **kept,
+            **trusted,
             "HYPER_HOME": str(self.home),
             "HYPER_TOKEN": compose_env.read(self.env)["HYPER_TOKEN"],
             "HYPER_ENDPOINT": self.port("scheduler", 50051),
@@ -109,9 +122,9 @@ class Stack:
         )
 
     def address(self, container: str) -> str:
-        """Its IP address."""
-        (network,) = self.inspect(container)["NetworkSettings"]["Networks"].values()
-        return str(network["IPAddress"])
+        """Its IP address on the network that services and workers share."""
+        networks = self.inspect(container)["NetworkSettings"]["Networks"]
+        return str(networks[f"{self.project}_default"]["IPAddress"])
 
     def metric(self, container: str, name: str, labels: str = "") -> float:
         """The sum of a metric's series of one replica whose labels hold the text `labels`."""
@@ -128,13 +141,15 @@ class Stack:
 
     @contextmanager
     def cut_off(self, container: str, service: str) -> Iterator[None]:
-        """Take a container off the network for as long as the block runs."""
-        network = f"{self.project}_default"
-        docker("network", "disconnect", network, container)
+        """Take a container off its networks for as long as the block runs."""
+        networks = list(self.inspect(container)["NetworkSettings"]["Networks"])
+        for network in networks:
+            docker("network", "disconnect", network, container)
         try:
             yield
         finally:
-            docker("network", "connect", "--alias", service, network, container)
+            for network in networks:
+                docker("network", "connect", "--alias", service, network, container)
 
     def leftovers(self) -> dict[str, str]:
         """What of the project there still is."""
@@ -175,3 +190,13 @@ def new_stack(folder: Path) -> Stack:
     home = folder / "home"
     home.mkdir()
     return Stack(f"hyper-test-{uuid.uuid4().hex[:8]}", env, home)
+
+
+def new_tls_stack(folder: Path) -> Stack:
+    """One with docker-compose.tls.yml."""
+    plain = new_stack(folder)
+    certs = folder / "certs"
+    compose_certs.make(certs)
+    with plain.env.open("a") as env:
+        env.write(f"HYPER_CERTS={certs}\n")
+    return replace(plain, files=tuple(compose_certs.FILES.split(":")), certs=certs)

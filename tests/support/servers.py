@@ -94,13 +94,14 @@ class ServerProcess:
 
 @dataclass(frozen=True, slots=True)
 class EtcdServer:
-    """An etcd of the test's own; `endpoint` is host:port."""
+    """An etcd of the test's own; `endpoint` is host:port, `secure` the same behind mTLS."""
 
     endpoint: str
     name: str
     program: Program
     server: ServerProcess
     port: int
+    secure: str = ""
 
     def start(self) -> None:
         """Start it, or start it again after `kill`."""
@@ -156,17 +157,31 @@ def _or_skip(find: Callable[[], Program]) -> Program:
 
 @contextmanager
 def run_etcd(
-    folder: Path, program: Program | None = None, options: Sequence[str] = ()
+    folder: Path,
+    program: Program | None = None,
+    options: Sequence[str] = (),
+    certs: Path | None = None,
 ) -> Iterator[EtcdServer]:
-    """An etcd with its data in `folder`, gone at the end; any, unless `program` is given."""
+    """An etcd with its data in `folder`, gone at the end; any, unless `program` is given.
+
+    With `certs`, a folder of `hyper certs`, it listens on one more port, behind mTLS.
+    """
     program = program or _or_skip(find_etcd)
     name = f"test-{secrets.token_hex(8)}"
     with HeldPorts() as held:
         ports = EtcdPorts.hold(held)
         command = etcd_command(program, name=name, data=folder / "data", ports=ports)
         command += options
+        secure = ""
+        if certs is not None:
+            secure = f"127.0.0.1:{held.one()}"
+            command += [
+                f"--listen-client-urls=http://{ports.endpoint},https://{secure}",
+                f"--cert-file={certs / 'service.pem'}", f"--key-file={certs / 'service.key'}",
+                f"--trusted-ca-file={certs / 'ca.pem'}", "--client-cert-auth",
+            ]  # fmt: skip
         process = ServerProcess("etcd", command, folder, folder / "etcd.log")
-    server = EtcdServer(ports.endpoint, name, program, process, ports.client)
+    server = EtcdServer(ports.endpoint, name, program, process, ports.client, secure)
     try:
         server.start()
         yield server

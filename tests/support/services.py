@@ -163,6 +163,7 @@ def s3_environment(settings: S3Settings) -> dict[str, str]:
         "S3__REGION": settings.region,
         "S3__ACCESS_KEY": settings.access_key,
         "S3__SECRET_KEY": settings.secret_key.get_secret_value(),
+        **({} if settings.ca is None else {"S3__CA": str(settings.ca)}),
     }
 
 

@@ -22,6 +22,7 @@ import google_crc32c
 import grpc
 import urllib3
 
+from hyper import _tls
 from hyper._wire_errors import from_rpc_error
 from hyper.config import STORAGE
 from hyper.errors import (
@@ -76,6 +77,7 @@ class _Process:
             retries=False,
             blocksize=_PART,
             timeout=urllib3.Timeout(connect=_CONNECT_S, read=_PUT_SILENCE_S),
+            ssl_context=_tls.s3_context(),
         )
         self.threads = ThreadPoolExecutor(THREADS, thread_name_prefix="hyper-s3")
         # Those who wait for `threads` need threads of their own.

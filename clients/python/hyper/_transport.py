@@ -136,8 +136,8 @@ def token() -> str:
     """
     if _given_token:
         return _given_token
-    given = os.environ.get("HYPER_TOKEN", "")
-    path = os.environ.get("HYPER_TOKEN_FILE", "")
+    given = os.environ.get("HYPER_TOKEN", "") or _kept.get("HYPER_TOKEN", "")
+    path = os.environ.get("HYPER_TOKEN_FILE", "") or _kept.get("HYPER_TOKEN_FILE", "")
     if given or not path:
         return given
     try:
@@ -155,6 +155,16 @@ def show_token(text: str) -> None:
     """Prove who we are with this one from now on; "": with what the environment says."""
     global _given_token
     _given_token = text
+
+
+_kept: dict[str, str] = {}
+
+
+def keep_token() -> None:
+    """Take our token, or where it is, out of the environment: children shall not inherit it."""
+    for name in ("HYPER_TOKEN", "HYPER_TOKEN_FILE"):
+        if found := os.environ.pop(name, ""):
+            _kept[name] = found
 
 
 def token_metadata() -> tuple[tuple[str, str], ...]:

@@ -94,6 +94,9 @@ class S3Settings(BaseModel):
         default=False,
         description="presigned URLs hold its IP address, for clients that do not know its name",
     )
+    ca: Path | None = Field(
+        default=None, description="the authority of https endpoints, where it is a private one"
+    )
     create_bucket: bool = Field(default=False, description="make the bucket if it is not there")
 
 
@@ -114,6 +117,8 @@ class ServiceSettings(BaseSettings):
     )
     etcd_prefix: str = "/hyper"
     etcd_tls: EtcdTlsSettings | None = None
+    etcd_user: str = Field(default="", description="where etcd asks who we are")
+    etcd_password: SecretStr = Field(default=SecretStr(""), description="of that user")
     tls: TlsSettings | None = Field(default=None, description="of gRPC and of the metrics")
     instance: str | None = Field(default=None, description="unique name of this replica")
     ready_file: Path | None = Field(default=None, description="written once the service serves")

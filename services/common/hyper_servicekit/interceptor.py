@@ -29,7 +29,7 @@ from hyper_servicekit.admission import Admission, counted_as
 from hyper_servicekit.audit import Said, is_change, write
 from hyper_servicekit.authorize import Authorizer, caller
 from hyper_servicekit.logs import get_logger
-from hyper_servicekit.metrics import RPC_SECONDS, RPC_TOTAL
+from hyper_servicekit.metrics import RPC_REDIRECTED, RPC_SECONDS, RPC_TOTAL
 from hyper_servicekit.open_streams import OpenStreams
 from hyper_servicekit.tokens import Claims
 
@@ -37,6 +37,7 @@ log = get_logger(__name__)
 
 # These were waited for here already: the channel's quick retries would only multiply the wait.
 _WAITED_FOR = ("ETCD_UNREACHABLE", "S3_UNREACHABLE")
+_ELSEWHERE = ("NOT_LEADER", "DRAINING")  # another replica takes the call: nothing is wrong
 _NO_CHANNEL_RETRY = ("grpc-retry-pushback-ms", "-1")
 _QUIET = ("/grpc.health.", "/grpc.reflection.")
 
@@ -222,6 +223,8 @@ class _Watched:
             RPC_SECONDS.labels(call.service, call.method, self._kind).observe(
                 time.perf_counter() - self._start
             )
+            if getattr(error, "reason", "") in _ELSEWHERE:
+                RPC_REDIRECTED.inc()
             RPC_TOTAL.labels(call.service, call.method, code.name).inc()
             if self._span is not None and (traces := tracing.current()) is not None:
                 tenant = "" if call.claims is None else call.claims.tenant

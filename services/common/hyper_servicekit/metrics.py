@@ -24,6 +24,10 @@ RPC_SECONDS = Histogram(
     buckets=(0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1, 3, 10, 30, 100, 300),
 )
 RPC_TOTAL = Counter("hyper_rpc_total", "Calls that ended.", ("service", "method", "code"))
+RPC_REDIRECTED = Counter(
+    "hyper_rpc_redirected_total",
+    "Calls that ended UNAVAILABLE because another replica is to take them: no failures.",
+)
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,6 +12,7 @@ from pathlib import Path
 import grpc
 from pydantic import BaseModel, ConfigDict, Field
 
+from hyper._tls import trusting
 from hyper.errors import FailedPreconditionError
 
 
@@ -56,6 +57,22 @@ def read(path: Path) -> bytes:
     except OSError as error:
         raise FailedPreconditionError(
             f"the certificate or key {path} cannot be read ({error.strerror})"
+        ) from error
+
+
+def client_context(authority: Path | None) -> ssl.SSLContext | None:
+    """How https is spoken where an authority beside the machine's own counts; None: by default.
+
+    Raises:
+        FailedPreconditionError: the file is no certificate.
+    """
+    if authority is None:
+        return None
+    try:
+        return trusting(authority)
+    except OSError as error:  # SSLError is one
+        raise FailedPreconditionError(
+            f"the authority {authority} cannot be used ({error})"
         ) from error
 
 

@@ -25,6 +25,7 @@ from hyper_servicekit.clock import Clock
 from hyper_servicekit.config import S3Settings
 from hyper_servicekit.logs import get_logger
 from hyper_servicekit.objects.presign import Presigner
+from hyper_servicekit.tls import client_context
 from hyper_storage.access import session_prefix
 
 log = get_logger(__name__)
@@ -71,7 +72,8 @@ def probe(settings: S3Settings) -> dict[str, Answer]:
         ProbeError: an ordinary PUT or GET does not work.
         urllib3.exceptions.HTTPError: nobody answers.
     """
-    with urllib3.PoolManager(retries=False, timeout=_SILENCE_S) as http:
+    context = client_context(settings.ca)
+    with urllib3.PoolManager(retries=False, timeout=_SILENCE_S, ssl_context=context) as http:
         asked = _Asked(http, settings)
         first = asked.put(_BODY)
         if first.status not in (HTTPStatus.OK, HTTPStatus.CREATED):

@@ -26,6 +26,8 @@ from hyper_worker.runner.guard import Guard
 from hyper_worker.runner.isolation import Isolation
 from hyper_worker.runner.orphans import adopt_orphans
 from hyper_worker.runner.process import ProcessRunner
+from hyper_worker.runner.trust import Trust
+from hyper_worker.runner.unseen import hide_agent
 from hyper_worker.secrets import read_with
 from hyper_worker.staging.cache import Cache
 from hyper_worker.staging.stage import Stage
@@ -51,6 +53,7 @@ async def build(settings: WorkerSettings, running: Running) -> None:
         settings.first_user_id if settings.isolation == "user" else None,
         2 * settings.slots + 2,
         [settings.workdir],
+        Trust(folders.root),
     )
     adopt_orphans()
     guard = Guard()
@@ -127,6 +130,7 @@ async def _leave_on_notice(settings: WorkerSettings, running: Running) -> None:
 
 def main() -> int:
     """Run until SIGTERM; returns the exit status."""
+    hide_agent()
     settings = load_settings(WorkerSettings)
     write_certificates(settings.workdir / "tls")
 

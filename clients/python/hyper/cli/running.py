@@ -112,7 +112,9 @@ def join(
         **os.environ,
         "HYPER_WORKER__SCHEDULER_ENDPOINT": address,
         "HYPER_WORKER__LISTEN": "127.0.0.1:0",
-        "HYPER_WORKER__METRICS_LISTEN": "127.0.0.1:0",
+        "HYPER_WORKER__METRICS_LISTEN": os.environ.get(
+            "HYPER_WORKER__METRICS_LISTEN", "127.0.0.1:0"
+        ),
         "HYPER_WORKER__LOG_FORMAT": "json" if json_output else "console",
         "HYPER_WORKER__ISOLATION": isolation,
     }

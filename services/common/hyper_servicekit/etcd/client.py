@@ -19,6 +19,7 @@ from hyper.errors import UnavailableError
 from hyper_servicekit.config import ServiceSettings, split_address
 from hyper_servicekit.etcd.errors import CompactedError, translate
 from hyper_servicekit.etcd.lease import Lease
+from hyper_servicekit.etcd.login import Login, Metadata
 from hyper_servicekit.etcd.values import (
     MAX_OPERATIONS,
     Change,
@@ -60,6 +61,7 @@ class Etcd:
         endpoints: "host:port" of the members.
         timeout_s: for one call, retry included.
         credentials: for TLS; the certificate must be for the host of the first endpoint.
+        login: who we are, where etcd asks for a user and a password.
     """
 
     def __init__(
@@ -68,6 +70,7 @@ class Etcd:
         *,
         timeout_s: float = 5.0,
         credentials: grpc.ChannelCredentials | None = None,
+        login: Login | None = None,
     ) -> None:
         if not endpoints:
             raise ValueError("no etcd endpoint is set")
@@ -76,6 +79,7 @@ class Etcd:
         self.endpoints = tuple(endpoints)
         self.timeout_s = timeout_s
         self._credentials = credentials
+        self._login = login or Login()
         self._channel: grpc.aio.Channel | None = None
 
     @classmethod
@@ -86,6 +90,7 @@ class Etcd:
             settings.etcd_endpoints,
             timeout_s=timeout_s,
             credentials=None if tls is None else tls.credentials(),
+            login=Login(settings.etcd_user, settings.etcd_password.get_secret_value()),
         )
 
     async def __aenter__(self) -> Self:
@@ -188,7 +193,8 @@ class Etcd:
         assert self._channel is not None
         stub = rpc_pb2_grpc.MaintenanceStub(self._channel)
         try:
-            async for part in stub.Snapshot(rpc.SnapshotRequest()):
+            shown = await self.shown()
+            async for part in stub.Snapshot(rpc.SnapshotRequest(), metadata=shown):
                 yield part.blob
         except grpc.aio.AioRpcError as error:
             raise translate(error, self.endpoints) from error
@@ -217,9 +223,33 @@ class Etcd:
         answer = await self._write(self._lease.LeaseGrant, request)
         return Lease(self, self._lease, answer.ID, float(answer.TTL), asked_at)
 
+    async def shown(self, timeout_s: float | None = None) -> Metadata:
+        """What streams of this client's stubs have to show; unary calls do by themselves.
+
+        Raises:
+            grpc.aio.AioRpcError: etcd cannot be reached, or does not know us.
+        """
+        assert self._channel is not None
+        return await self._login.metadata(self._channel, timeout_s or self.timeout_s)
+
+    def refused(self, shown: Metadata) -> None:
+        """A stream was refused, perhaps because of what it showed."""
+        self._login.forget(shown)
+
+    async def _ask(self, method: Any, request: Any, timeout_s: float) -> Any:
+        """A unary call. One whose token is refused was not carried out, and is made again."""
+        for last in (False, True):
+            shown = await self.shown(timeout_s)
+            try:
+                return await method(request, timeout=timeout_s, wait_for_ready=True, metadata=shown)
+            except grpc.aio.AioRpcError as error:
+                if last or not self._login.was_refused(error, shown):
+                    raise
+        raise AssertionError("unreachable")
+
     async def _write(self, method: Any, request: Any) -> Any:
         try:
-            return await method(request, timeout=self.timeout_s, wait_for_ready=True)
+            return await self._ask(method, request, self.timeout_s)
         except grpc.aio.AioRpcError as error:
             raise translate(error, self.endpoints, write=True) from error
 
@@ -229,7 +259,7 @@ class Etcd:
         for last in (False, True):
             try:
                 left = max(0.001, deadline - loop.time())
-                return await method(request, timeout=left, wait_for_ready=True)
+                return await self._ask(method, request, left)
             except grpc.aio.AioRpcError as error:
                 if last or error.code() is not grpc.StatusCode.UNAVAILABLE:
                     raise translate(error, self.endpoints) from error

@@ -9,11 +9,14 @@ import grpc.aio
 
 from hyper.errors import (
     ConflictError,
+    FailedPreconditionError,
     HyperError,
     InternalError,
     ResourceExhaustedError,
     UnavailableError,
 )
+
+_AUTH = ("user name is empty", "authentication", "auth token", "user name not found")
 
 
 class LeaseLostError(ConflictError):
@@ -58,5 +61,19 @@ def translate(
             )
         case grpc.StatusCode.RESOURCE_EXHAUSTED if "too many requests" in text:
             return ResourceExhaustedError(f"etcd at {where} is overloaded", retry_after_s=1.0)
+        case grpc.StatusCode.PERMISSION_DENIED:
+            return FailedPreconditionError(
+                f"etcd at {where} does not let us do this ({text}); check `etcd_user` and "
+                "`etcd_password`, and grant that user readwrite on `etcd_prefix`"
+            )
+        case (
+            grpc.StatusCode.UNAUTHENTICATED
+            | grpc.StatusCode.INVALID_ARGUMENT
+            | grpc.StatusCode.FAILED_PRECONDITION
+        ) if any(said in text for said in _AUTH):
+            return FailedPreconditionError(
+                f"etcd at {where} does not let us in ({text}); check `etcd_user` and "
+                "`etcd_password`, and that `etcdctl auth enable` was done if they are set"
+            )
         case _:
             return InternalError(f"etcd at {where} refused a call: {code.name}: {text}")

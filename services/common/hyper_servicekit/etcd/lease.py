@@ -11,6 +11,7 @@ import grpc
 import grpc.aio
 from aetcd import rpc
 
+from hyper_servicekit.etcd.login import Metadata
 from hyper_servicekit.logs import get_logger
 from hyper_servicekit.owned import owned
 
@@ -61,8 +62,10 @@ class Lease:
             return
         self.lost.set()
         try:
+            timeout_s = min(2.0, self._etcd.timeout_s)
+            shown = await self._etcd.shown(timeout_s)
             await self._stub.LeaseRevoke(
-                rpc.LeaseRevokeRequest(ID=self.id), timeout=min(2.0, self._etcd.timeout_s)
+                rpc.LeaseRevokeRequest(ID=self.id), timeout=timeout_s, metadata=shown
             )
         except grpc.aio.AioRpcError as error:
             log.debug("lease not revoked", lease=self.id, code=error.code().name)
@@ -85,18 +88,23 @@ class Lease:
 
     async def _ask(self, timeout_s: float) -> float | None:
         """One keepalive on a stream of its own (any member answers); None: no answer."""
-        call = self._stub.LeaseKeepAlive(
-            timeout=timeout_s, wait_for_ready=True, metadata=_HAS_LEADER
-        )
+        call = None
+        shown: Metadata = ()
         try:
+            shown = await self._etcd.shown(timeout_s)
+            call = self._stub.LeaseKeepAlive(
+                timeout=timeout_s, wait_for_ready=True, metadata=_HAS_LEADER + shown
+            )
             await call.write(rpc.LeaseKeepAliveRequest(ID=self.id))
             await call.done_writing()
             answer = await call.read()
         except (grpc.aio.AioRpcError, asyncio.InvalidStateError) as error:
             log.warning("lease keepalive failed", lease=self.id, error=type(error).__name__)
+            self._etcd.refused(shown)
             return None
         finally:
-            call.cancel()
+            if call is not None:
+                call.cancel()
         return None if answer is grpc.aio.EOF else float(answer.TTL)
 
     def _extend(self, sent_at: float, ttl_s: float) -> None:

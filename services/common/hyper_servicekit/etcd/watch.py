@@ -12,6 +12,7 @@ from aetcd import rpc
 
 from hyper.errors import UnavailableError
 from hyper_servicekit.etcd.errors import CompactedError
+from hyper_servicekit.etcd.login import Metadata
 from hyper_servicekit.etcd.values import Change, Snapshot, prefix_end
 from hyper_servicekit.logs import get_logger
 
@@ -31,8 +32,11 @@ async def list_then_watch(
     yield Snapshot(tuple(items), revision)
     pause_s = _BACKOFF_S[0]
     while True:
-        stream = _Stream(stub, prefix, revision + 1)
+        stream: _Stream | None = None
+        shown: Metadata = ()
         try:
+            shown = await etcd.shown()
+            stream = _Stream(stub, prefix, revision + 1, shown)
             async for response in stream.responses():
                 pause_s = _BACKOFF_S[0]
                 for event in response.events:
@@ -44,6 +48,7 @@ async def list_then_watch(
                     revision = event.kv.mod_revision
                 if not response.events and not response.created:  # a progress notice
                     revision = max(revision, response.header.revision)
+            etcd.refused(shown)  # etcd has ended it
         except CompactedError:
             log.info("watch relists", prefix=prefix, revision=revision)
             try:
@@ -56,8 +61,10 @@ async def list_then_watch(
         except (grpc.aio.AioRpcError, asyncio.InvalidStateError) as error:
             code = error.code().name if isinstance(error, grpc.aio.AioRpcError) else "BROKEN"
             log.warning("watch broken, resumes", prefix=prefix, revision=revision, code=code)
+            etcd.refused(shown)
         finally:
-            stream.cancel()
+            if stream is not None:
+                stream.cancel()
         await asyncio.sleep(pause_s)
         pause_s = min(2 * pause_s, _BACKOFF_S[1])
 
@@ -65,8 +72,8 @@ async def list_then_watch(
 class _Stream:
     """One watch stream from `start` on."""
 
-    def __init__(self, stub: Any, prefix: str, start: int) -> None:
-        self._call = stub.Watch(wait_for_ready=True, metadata=_HAS_LEADER)
+    def __init__(self, stub: Any, prefix: str, start: int, shown: Metadata) -> None:
+        self._call = stub.Watch(wait_for_ready=True, metadata=_HAS_LEADER + shown)
         self._request = rpc.WatchRequest(
             create_request=rpc.WatchCreateRequest(
                 key=prefix.encode(),

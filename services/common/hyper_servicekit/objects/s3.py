@@ -31,6 +31,7 @@ from hyper_servicekit.logs import get_logger
 from hyper_servicekit.objects.base import ObjectInfo, byte_range, checked_method, not_found
 from hyper_servicekit.objects.presign import Presigner
 from hyper_servicekit.owned import owned
+from hyper_servicekit.tls import client_context
 
 log = get_logger(__name__)
 T = TypeVar("T")
@@ -76,6 +77,7 @@ class S3Store:
             maxsize=threads,
             block=True,
             timeout=urllib3.Timeout(connect=3, read=_SILENCE_S),
+            ssl_context=client_context(settings.ca),
             retries=_Retry(
                 total=3,
                 backoff_factor=0.1,

@@ -46,6 +46,7 @@ from hyper_worker.runner.images import Images
 from hyper_worker.runner.isolation import block_metadata
 from hyper_worker.runner.place import Place
 from hyper_worker.runner.template import render
+from hyper_worker.runner.trust import Trust, trust_environment
 from hyper_worker.runner.usage import Usage
 
 log = get_logger(__name__)
@@ -95,6 +96,7 @@ class ContainerRunner:
 
     def __init__(self, endpoint: str, settings: ContainerSettings, agent: Path, slots: int) -> None:
         self._endpoint, self._settings, self._agent = endpoint, settings, agent
+        self._trust = Trust(agent)
         self.threads = ThreadPoolExecutor(2 * slots + 4, thread_name_prefix="docker")
         self._slots = slots
         self._api: docker.APIClient | None = None
@@ -197,7 +199,7 @@ class ContainerRunner:
         }
         if job.around.network and self._endpoint:
             environment["HYPER_ENDPOINT"] = self._endpoint
-            environment = token_environment(job.token) | environment
+            environment = token_environment(job.token) | trust_environment() | environment
         paths = [SITE] if place.site is not None else []
         if job.workdir:
             paths.append(CWD)
@@ -249,7 +251,7 @@ class ContainerRunner:
             if writable:
                 self._own(place.site)
             mounts.append(Mount(SITE, str(place.site), "bind", read_only=not writable))
-        for bind in place.binds:
+        for bind in (*place.binds, *(self._trust.binds() if job.around.network else ())):
             target = bind.target if bind.target.startswith("/") else f"{CWD}/{bind.target}"
             if bind.writable:
                 self._own(bind.source)

@@ -12,12 +12,13 @@ from hyper.context import ATTEMPT, PARAMETERS, TASK
 from hyper_servicekit import tracing
 from hyper_worker.core.model import Job
 from hyper_worker.runner.place import Place
+from hyper_worker.runner.trust import trust_environment
 
 # Settings of services (HYPER_STORAGE__S3__SECRET_KEY, ...) are not the tasks' business.
 _SETTING = re.compile(r"HYPER_[A-Z]+__")
 _HARMLESS = re.compile(
     r"(PATH|LANG|LC_\w+|TZ|TERM|PYTHON\w+|VIRTUAL_ENV|LD_LIBRARY_PATH|CUDA_\w+|NVIDIA_\w+"
-    r"|\w+_NUM_THREADS|NUMBA_\w+|HYPER_TLS_CA)\Z"
+    r"|\w+_NUM_THREADS|NUMBA_\w+|SSL_CERT_FILE)\Z"
 )
 
 
@@ -39,6 +40,8 @@ def base_environment(
     """
     own = {k: v for k, v in os.environ.items() if not _SETTING.match(k)}
     environment = {k: v for k, v in own.items() if not isolated or _HARMLESS.match(k)}
+    if isolated:
+        environment |= trust_environment()
     programs = [str(Path(sys.executable).parent), *filter(None, [environment.get("PATH")])]
     if site is not None:
         programs.insert(0, str(site / "bin"))

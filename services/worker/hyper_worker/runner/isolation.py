@@ -1,8 +1,9 @@
 """What separates processes from each other and from the agent.
 
-Without isolation (`isolation: none`) a command is a process of the agent's user: it can read what
-the agent can read, its settings and other tasks' files included. That is for machines whose
-recipes are all trusted. With `isolation: user`, which needs root, each attempt has
+Without isolation (`isolation: none`) a command is a process of the agent's user: it can read the
+files that the agent can read, and other tasks' files and memory; the agent's own memory is closed
+(`unseen.py`). That is for machines whose recipes are all trusted. With `isolation: user`, which
+needs root, each attempt has
 
 - a user id of its own, from a range that no one else uses: no signals, no ptrace, no reading of
   another's files, memory or environment; `no_new_privs`, so no set-uid program gives root back;
@@ -32,6 +33,7 @@ from pathlib import Path
 
 from hyper_servicekit.logs import get_logger
 from hyper_worker.runner.place import Bind, Place
+from hyper_worker.runner.trust import Trust
 
 log = get_logger(__name__)
 
@@ -49,9 +51,17 @@ class Isolation:
         first_id: of the user ids; None: no isolation.
         ids: how many.
         hidden: folders that attempts must not look into, but for their own place.
+        trust: certificates that attempts get a copy of.
     """
 
-    def __init__(self, first_id: int | None, ids: int, hidden: Sequence[Path]) -> None:
+    def __init__(
+        self,
+        first_id: int | None,
+        ids: int,
+        hidden: Sequence[Path],
+        trust: Trust | None = None,
+    ) -> None:
+        self._trust = trust
         self._hidden = [str(path.resolve()) for path in hidden]
         self._free = [] if first_id is None else list(range(first_id, first_id + ids))
         self.active = first_id is not None
@@ -104,6 +114,8 @@ class Isolation:
             hidden = [*self._hidden, *_closed()]
             binds += [[str(temporary), "/tmp", True], [str(place.cwd), str(place.cwd), True]]
             binds += [[path, path, False] for path in _needed(("/tmp", *hidden))]
+            if self._trust is not None:
+                binds += [[str(b.source), b.target, False] for b in self._trust.binds()]
             if place.site is not None:
                 binds.append([str(place.site), str(place.site), False])
         spec = {

@@ -1,7 +1,9 @@
 """`make bench`: run every benchmark and render docs/benchmarks.md, with the machine's name.
 
 Each benchmark is a program, with arguments, that ends with one JSON object when given `--json`; one
-that fails is shown as failed, with its last line, never left out.
+that fails is shown as failed, with its last line, never left out. Results are kept, with their day
+and machine, in docs/benchmarks.json: `python -m benchmarks MODULE...` runs these alone, and the
+page shows the others as they were (`--render`: all of them).
 """
 
 from __future__ import annotations
@@ -18,9 +20,10 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGE = ROOT / "docs" / "benchmarks.md"
+RESULTS = PAGE.with_suffix(".json")
 MODULES = (
     "benchmarks.inference",
-    "benchmarks.inference --net rsunet --scaling --cost",
+    "benchmarks.inference --net rsunet --scaling --cost --plot docs/inference_scaling.png",
     "benchmarks.load",
     "benchmarks.matcher.alignment",
     "benchmarks.matcher.false_matches",
@@ -32,14 +35,14 @@ MODULES = (
     "benchmarks.matcher.projection",
     "benchmarks.matcher.scale",
     "benchmarks.matcher.stitching",
-    "benchmarks.placement",
+    "benchmarks.placement --plot docs/placement_cost.png",
     "benchmarks.scheduler --plot docs/scheduler_planning.png",
     "benchmarks.search",
     "benchmarks.storage",
     "benchmarks.storage.million",
     "benchmarks.storage.training --plot docs/storage_training.png",
     "benchmarks.worker",
-    "benchmarks.workloads",
+    "benchmarks.workloads --plot docs/workloads.png",
 )
 
 
@@ -84,31 +87,56 @@ def flat(value: Any, name: str = "") -> list[tuple[str, str]]:
     return [(name, json.dumps(value))]
 
 
+def section(module: str, entry: dict[str, Any]) -> list[str]:
+    """A benchmark's part of the page."""
+    small = ", small inputs (`--quick`)" if entry["quick"] else ""
+    lines = [f"\n## `python -m {module}`\n", f"{entry['date']}, {entry['machine']}{small}.\n"]
+    if entry["problem"]:
+        return [*lines, f"Failed: {entry['problem']}"]
+    lines.append("| figure | value |\n| --- | --- |")
+    lines += [f"| {name} | {value} |" for name, value in flat(entry["result"])]
+    if "--plot" in module:
+        lines.append(f"\n![{module}]({Path(module.split()[-1]).name})")
+    return lines
+
+
+def render(results: dict[str, dict[str, Any]]) -> str:
+    """The page."""
+    parts = [
+        "# Benchmarks\n",
+        "Rendered by `make bench` from `benchmarks.json`. Peers run in the same command, in turn "
+        "with ours; what a figure means is said by `python -m BENCHMARK --help`.",
+    ]
+    missing = [module for module in MODULES if module not in results]
+    if missing:
+        parts.append("\nNot run yet: " + ", ".join(f"`{module}`" for module in missing) + ".")
+    for module in [*MODULES, *sorted(results.keys() - set(MODULES))]:
+        if module in results:
+            parts += section(module, results[module])
+    return "\n".join(parts) + "\n"
+
+
 def main() -> int:
     """Run what is asked for and write the page."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("modules", nargs="*", help="default: all")
+    parser.add_argument("modules", nargs="*", help="with their arguments in quotes; default: all")
     parser.add_argument("--quick", action="store_true", help="small inputs, few rounds")
+    parser.add_argument("--render", action="store_true", help="run nothing: only write the page")
     arguments = parser.parse_args()
-    modules = arguments.modules or list(MODULES)
-    parts = [
-        "# Benchmarks\n",
-        f"Rendered by `make bench` on {datetime.now(UTC):%Y-%m-%d}, on {machine()}."
-        + (" Small inputs (`--quick`)." if arguments.quick else ""),
-    ]
+    results = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
+    named = {module.split()[0]: module for module in MODULES if module.count(" ") in (0, 2)}
+    asked = [named.get(module, module) for module in arguments.modules] or list(MODULES)
     failed = False
-    for module in modules:
+    for module in [] if arguments.render else asked:
         result, problem = run(module, arguments.quick)
-        parts.append(f"\n## `python -m {module}`\n")
-        if problem:
-            failed = True
-            parts.append(f"Failed: {problem}")
-            continue
-        parts.append("| figure | value |\n| --- | --- |")
-        parts += [f"| {name} | {value} |" for name, value in flat(result)]
-        if "--plot" in module:
-            parts.append(f"\n![{module}]({Path(module.split()[-1]).name})")
-    PAGE.write_text("\n".join(parts) + "\n")
+        failed = failed or bool(problem)
+        results[module] = {
+            "date": f"{datetime.now(UTC):%Y-%m-%d}", "machine": machine(), "quick": arguments.quick,
+            "problem": problem, "result": result,
+        }  # fmt: skip
+        RESULTS.write_text(json.dumps(results, indent=1, sort_keys=True) + "\n")
+        PAGE.write_text(render(results))
+    PAGE.write_text(render(results))
     print(f"wrote {PAGE.relative_to(ROOT)}", file=sys.stderr)
     return 1 if failed else 0
 

@@ -229,12 +229,38 @@ def cluster() -> Iterator[Client]:
             subprocess.run([*hyper, "down"], env=environment, check=False, stdout=sys.stderr)
 
 
+def plot(found: Mapping[str, Mapping[str, Any]], path: Path) -> None:
+    """Seconds of each workload by hand, with one worker and with two."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(figsize=(8, 3.5))
+    bars = (("by hand", "seconds_by_hand"), ("1 worker", "seconds_1_worker"),
+            ("2 workers", "seconds_2_workers"))  # fmt: skip
+    for i, (label, key) in enumerate(bars):
+        places = [row + 0.26 * i for row in range(len(found))]
+        axes.barh(places, [each[key] for each in found.values()], 0.24, label=label)
+    for row, each in enumerate(found.values()):
+        text = f"{each['speedup_2_workers']:.2f}x, {each['overhead_percent']:+.1f}%"
+        axes.text(each["seconds_2_workers"], row + 0.52, " " + text, va="center", fontsize=8)
+    axes.set_yticks([row + 0.26 for row in range(len(found))], list(found))
+    axes.invert_yaxis()
+    axes.set_xlabel("seconds (speed-up by the second worker, overhead over by hand)")
+    axes.legend(fontsize=8)
+    figure.tight_layout()
+    figure.savefig(path, dpi=110)
+    pyplot.close(figure)
+
+
 def main() -> int:
     """Measure what is asked for."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--quick", action="store_true", help="small inputs, one round")
     parser.add_argument("--json", action="store_true", help="end with one JSON object")
     parser.add_argument("--only", nargs="*", choices=sorted(FULL), default=sorted(FULL))
+    parser.add_argument("--plot", type=Path, help="draw the seconds, as PNG or SVG")
     parser.add_argument("--rounds", type=int, default=0, help="of one, two, by hand")
     arguments = parser.parse_args()
     rounds = arguments.rounds or (1 if arguments.quick else 3)
@@ -245,6 +271,8 @@ def main() -> int:
         for name in arguments.only:
             found[name] = measure(client, name, arguments.quick, rounds)
             print(name, json.dumps(found[name]), file=sys.stderr, flush=True)
+    if arguments.plot is not None:
+        plot(found, arguments.plot)
     if arguments.json:
         print(json.dumps(found))
     return 0

@@ -1,4 +1,4 @@
-"""`python -m benchmarks.placement [--traces PATH...] [--quick] [--check] [--json] [--plots DIR]`.
+"""`python -m benchmarks.placement [--traces PATH...] [--quick] [--check] [--json] [--plot FILE]`.
 
 Replays jobs on spot markets and says what each policy would have paid, as a share of running all
 of it on demand. Without `--traces`: Bamboo's fleets below HYPER_DATA_DIR, if they are there, and
@@ -72,7 +72,7 @@ def main() -> int:
     parser.add_argument("--quick", action="store_true", help="6 windows")
     parser.add_argument("--check", action="store_true", help="fail if a limit is not kept")
     parser.add_argument("--json", action="store_true")
-    parser.add_argument("--plots", type=Path, metavar="FOLDER")
+    parser.add_argument("--plot", type=Path, help="draw the table, as PNG or SVG")
     arguments = parser.parse_args()
     if not 0 < arguments.work < 1 or arguments.spot_price <= 0:
         parser.error("--work lies between 0 and 1, --spot-price above 0")
@@ -92,8 +92,8 @@ def main() -> int:
     found["mean"] = summary(found)
     kept = limits.limits(found, jobs, arguments.work, arguments.spot_price)
     print(table(found), limits.table(kept), sep="\n\n", file=sys.stderr)
-    if arguments.plots is not None:
-        plot(found, list(POLICIES), arguments.plots)
+    if arguments.plot is not None:
+        plot(found, list(POLICIES), arguments.plot)
     if arguments.json:
         print(json.dumps({**found, "limits": {each.name: each.facts() for each in kept}}))
     return 1 if arguments.check and not all(each.kept for each in kept) else 0

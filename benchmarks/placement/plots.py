@@ -7,15 +7,14 @@ from pathlib import Path
 
 
 def plot(
-    found: Mapping[str, Mapping[str, Mapping[str, float]]], policies: Sequence[str], folder: Path
+    found: Mapping[str, Mapping[str, Mapping[str, float]]], policies: Sequence[str], path: Path
 ) -> None:
-    """Bars of cost ratios, a group a scenario, and the bound as a line in each: cost.png."""
+    """Bars of cost ratios, a group a scenario, and the bound as a line in each."""
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    folder.mkdir(parents=True, exist_ok=True)
     names = list(found)
     figure, axes = pyplot.subplots(figsize=(9, 0.5 * len(names) * len(policies) / 3 + 2))
     height = 0.8 / len(policies)
@@ -31,5 +30,5 @@ def plot(
     axes.set_xlabel("cost / cost of all on-demand (dashed: nobody can be cheaper)")
     axes.legend(fontsize=7)
     figure.tight_layout()
-    figure.savefig(folder / "cost.png", dpi=110)
+    figure.savefig(path, dpi=110)
     pyplot.close(figure)

@@ -287,23 +287,21 @@ async def test_stop_lets_a_function_clean_up(scheduler: FakeScheduler, tmp_path:
     assert marker.read_text() == "cleaned up"
 
 
-@pytest.mark.parametrize("with_child", [False, True])
-async def test_a_process_that_heeds_a_stop_stays_unless_it_has_children(
-    scheduler: FakeScheduler, tmp_path: Path, with_child: bool
+@pytest.mark.parametrize("busy", ["alone", "child", "thread"])
+async def test_a_process_that_heeds_a_stop_stays_unless_it_has_children_or_waited_for_a_thread(
+    scheduler: FakeScheduler, tmp_path: Path, busy: str
 ) -> None:
     async with agent(scheduler, tmp_path, slots=1):
         scheduler.assign(0, function=f"{MODULE}:count")
         first = json.loads((await scheduler.ended(0)).result_json)["pid"]
-        scheduler.assign(
-            1, function=f"{MODULE}:sleep", parameters={"with_child": with_child}, grace_s=60.0
-        )
+        scheduler.assign(1, function=f"{MODULE}:sleep", parameters={"busy": busy}, grace_s=60.0)
         await scheduler.logged(1, b"asleep")
         scheduler.stop_tasks(task_key(1))
         assert (await scheduler.ended(1)).outcome == wire.OUTCOME_STOPPED
         scheduler.assign(2, function=f"{MODULE}:count")
         end = await scheduler.ended(2)
         assert end.outcome == wire.OUTCOME_SUCCEEDED
-        assert (json.loads(end.result_json)["pid"] == first) is not with_child
+        assert (json.loads(end.result_json)["pid"] == first) is (busy == "alone")
 
 
 async def test_a_stubborn_function_and_its_children_are_killed(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -68,11 +69,13 @@ def crash(context: TaskContext) -> None:
     os.abort()
 
 
-def sleep(context: TaskContext, *, marker: str = "", with_child: bool = False) -> None:
-    if with_child:
+def sleep(context: TaskContext, *, marker: str = "", busy: str = "alone") -> None:
+    if busy == "child":
         subprocess.Popen(["sleep", "600"])
     print("asleep", flush=True)
     try:
+        if busy == "thread":
+            threading.Event().wait(600)
         time.sleep(600)
     except TaskStopped:
         if marker:

@@ -55,8 +55,9 @@ STATUS = WorkflowStatus(
 
 def offer(**changes: Any) -> OfferScore:
     made = OfferScore(
-        offer=HOSTILE, spot=True, usd_h=0.04, usd_per_unit=0.05, machines=3, reason=HOSTILE
-    )
+        offer=HOSTILE, spot=True, usd_h=0.04, usd_per_unit=0.05, machines=3, reason=HOSTILE,
+        price_age_s=None, utilization=None,
+    )  # fmt: skip
     return replace(made, **changes)
 
 

@@ -365,8 +365,10 @@ def test_the_kustomization_is_what_kubernetes_takes(tmp_path: Path, tls: bool) -
     if tls:
         file = folder / "kustomization.yaml"
         text = file.read_text()
-        assert "\n# components: [tls]" in text
-        file.write_text(text.replace("\n# components: [tls]", "\ncomponents: [tls]"))
+        for line in ("components:", "  - tls"):
+            assert f"\n# {line}" in text
+            text = text.replace(f"\n# {line}", f"\n{line}")
+        file.write_text(text)
     done = subprocess.run(
         ["kubectl", "kustomize", str(folder)], capture_output=True, text=True, check=False
     )

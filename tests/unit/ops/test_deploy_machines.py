@@ -31,8 +31,10 @@ def test_one_line_takes_them_in(tmp_path: Path) -> None:
     shutil.copytree(MANIFESTS, folder)
     file = folder / "kustomization.yaml"
     text = file.read_text()
-    assert "\n# components: [machines]" in text
-    file.write_text(text.replace("\n# components: [machines]", "\ncomponents: [machines]"))
+    for line in ("components:", "  - machines"):
+        assert f"\n# {line}" in text
+        text = text.replace(f"\n# {line}", f"\n{line}")
+    file.write_text(text)
     made = subprocess.run(
         ["kubectl", "kustomize", str(folder)], capture_output=True, text=True, check=True
     )

@@ -41,6 +41,9 @@ ANSWER = struct.Struct("=IIBddQ")  # bytes of text, call, flags, wall_s, cpu_s, 
 OK, OUTPUT, PERMANENT, STOPPED = 1, 2, 4, 8  # flags of an answer
 PACKET_BYTES_MAX = 128 << 10  # a request that is longer comes as a file
 INLINE, FILE = b"=", b"@"
+_WITH_THREADS = {
+    "asyncio", "concurrent", "grpc", "hyper", "logging", "queue", "threading", "urllib3",
+}  # fmt: skip
 _PEAK_S = 0.25  # the peak of memory is looked at so often, and after calls of 10 ms and more
 _SHORT_S = 0.01
 _STATUS_BYTES = 4096
@@ -51,7 +54,8 @@ class _Stopper:
     """SIGTERM: ends the process between functions, raises `TaskStopped` inside one.
 
     `heeded` says that it did in the latest call, and hit nobody else: the process is as good as one
-    whose function has failed. Children, which SIGTERM hits too, may be needed by later calls.
+    whose function has failed. Children, which SIGTERM hits too, may be needed by later calls; and a
+    wait for another thread, our client's calls among them, may have left a lock behind.
     """
 
     def __init__(self) -> None:
@@ -61,9 +65,19 @@ class _Stopper:
 
     def _asked(self, number: int, frame: FrameType | None) -> None:
         if self.running:
-            self.running, self.heeded = False, not _has_children()
+            self.running = False
+            self.heeded = not _has_children() and not _waits_for_threads(frame)
             raise TaskStopped("the worker was asked to end this task")
         os._exit(128 + number)
+
+
+def _waits_for_threads(frame: FrameType | None) -> bool:
+    """Whether what was interrupted is on behalf of a module that shares locks with threads."""
+    while frame is not None:
+        if str(frame.f_globals.get("__name__", "")).partition(".")[0] in _WITH_THREADS:
+            return True
+        frame = frame.f_back
+    return False
 
 
 def _has_children() -> bool:

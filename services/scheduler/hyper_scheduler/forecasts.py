@@ -8,6 +8,7 @@ from collections.abc import Sequence
 
 from hyper.errors import ResourceExhaustedError, UnavailableError
 from hyper_scheduler.forecasting import Question, pack, unpack
+from hyper_scheduler.killing import killed
 from hyper_scheduler.placement.simulation import Outcome
 
 LIMIT_S = 60.0
@@ -71,8 +72,7 @@ class Forecasts:
             ) from error
         finally:
             if process.returncode is None:
-                process.kill()
-                await process.wait()
+                await killed(process)
         if process.returncode:
             raise UnavailableError(
                 f"the forecast has failed: {err.decode(errors='replace')[-300:]}"

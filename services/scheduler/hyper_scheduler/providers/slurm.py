@@ -12,6 +12,7 @@ import asyncio
 import shlex
 from collections.abc import Sequence
 
+from hyper_scheduler.killing import killed
 from hyper_scheduler.providers.base import Instance, Order, RefusedError, unreachable
 
 TIMEOUT_S = 30.0
@@ -110,7 +111,6 @@ class SlurmProvider:
             async with asyncio.timeout(TIMEOUT_S):
                 out, err = await process.communicate(text.encode())
         except TimeoutError:
-            process.kill()
-            await process.wait()
+            await killed(process)
             raise unreachable("slurm", f"{command[0]} took over {TIMEOUT_S:g} s") from None
         return process.returncode or 0, out.decode(), err.decode(errors="replace")

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from hyper.errors import UnavailableError
+from hyper_scheduler.killing import killed
 from hyper_scheduler.placement.offers import Offer
 from hyper_scheduler.providers.base import Instance, Order, RefusedError, all_of, unreachable
 from hyper_servicekit.logs import get_logger
@@ -209,8 +210,7 @@ async def _run(host: Host, script: str) -> tuple[int, str]:
         async with asyncio.timeout(TIMEOUT_S):
             out, _ = await process.communicate(script.encode())
     except TimeoutError:
-        process.kill()
-        await process.wait()
+        await killed(process)
         raise unreachable("ssh", f"{host.name} has not answered for {TIMEOUT_S:g} s") from None
     text = out.decode(errors="replace")
     if process.returncode == _UNREACHABLE:

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import gc
 import sys
-import warnings
 from collections.abc import Awaitable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -188,7 +186,3 @@ async def test_a_provider_that_is_away_at_the_start_comes_later(
     with pytest.raises(UnavailableError, match=name):
         await provider.instances()
     await provider.close()
-    del provider  # it keeps the error, whose frames have docker's socket, which docker never closes
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ResourceWarning)
-        gc.collect()

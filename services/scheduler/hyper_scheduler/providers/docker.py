@@ -7,7 +7,9 @@ workflow), `cpus`, `memory_bytes`. A container is removed by the daemon when it 
 
 from __future__ import annotations
 
+import os
 import shlex
+import socket
 import threading
 from collections.abc import Sequence
 from typing import Any
@@ -26,6 +28,23 @@ from hyper_scheduler.providers.base import (
 NETWORK_TAG = "hyper-network"
 GRACE_S = 10
 _TIMEOUT_S = 60
+_USUAL_HOST = "unix:///var/run/docker.sock"
+
+
+def _knock() -> None:
+    """Refuse where no daemon listens: docker's own client would leave its socket open.
+
+    Raises:
+        UnavailableError: nobody answers.
+    """
+    kind, _, place = os.environ.get("DOCKER_HOST", _USUAL_HOST).partition("://")
+    if kind == "unix":
+        with socket.socket(socket.AF_UNIX) as knocking:
+            knocking.settimeout(_TIMEOUT_S)
+            try:
+                knocking.connect(place)
+            except OSError as error:
+                raise unreachable("docker", error) from error
 
 
 class DockerProvider:
@@ -40,6 +59,7 @@ class DockerProvider:
 
         self._cluster = cluster
         self._threads, self._lock = Threads("docker"), threading.Lock()
+        _knock()
         try:
             self._client: Any = docker.from_env(timeout=_TIMEOUT_S)
         except docker.errors.DockerException as error:

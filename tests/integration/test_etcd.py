@@ -309,8 +309,9 @@ class TestLease:
             Etcd([proxy.endpoint], timeout_s=1) as far,
             Etcd([etcd_server.endpoint]) as near,
         ):
-            lease = await far.grant(2)
+            lease = await far.grant(6)
             await far.put(etcd_prefix, b"", lease=lease.id)
+            assert await near.get(etcd_prefix) is not None  # and it is connected
             async with lease.keep():
                 proxy.stall()
                 await lease.lost.wait()

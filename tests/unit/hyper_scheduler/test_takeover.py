@@ -67,3 +67,24 @@ def test_a_leader_without_known_workers_starts_at_once() -> None:
     core = Core()
     core.submit(recipe(experiment("a", 1)))
     assert starts(successor(core).hello("w1"))
+
+
+def test_of_two_attempts_that_come_to_light_the_older_one_is_stopped() -> None:
+    core = Core()
+    core.hello("w1", slots=1)
+    core.hello("w2", slots=1)
+    core.submit(recipe(experiment("a", 2)))
+    after = successor(core)
+    after.hello("w1", slots=1, running=((task(0), Attempt(9, 1)),))
+    found = after.hello("w2", slots=1, running=((task(0), Attempt(9, 5)),))
+    stop = c.Stop("w1", after.state.workers["w1"].session, ((task(0), Attempt(9, 1)),))
+    assert stop in found
+    # and so where the newer one has ended already, and is only reported
+    core = Core()
+    core.hello("w1", slots=1)
+    core.hello("w2", slots=1)
+    core.submit(recipe(experiment("a", 1)))
+    after = successor(core)
+    after.hello("w1", slots=1, running=((task(0), Attempt(9, 1)),))
+    after.hello("w2", slots=1)
+    assert stop in after.report("w2", task(0), 7, epoch=9)

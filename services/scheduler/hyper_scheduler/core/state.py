@@ -408,6 +408,7 @@ class State:
     shared_at: float = 0.0  # up to when their use has been counted
     reserved: Reservation | None = None
     broken: dict[TaskId, None] = field(default_factory=dict)  # first tasks of gangs to look at
+    superseded: list[tuple[str, TaskId, Attempt]] = field(default_factory=list)  # to be stopped
     worker_s: float = 0.0  # how long workers have been watched together
     workers_crashed: int = 0  # of them, without notice
     wake: bool = False  # dispatch may have something to do

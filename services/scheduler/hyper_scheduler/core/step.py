@@ -72,6 +72,7 @@ def step(state: State, event: Event) -> list[Command]:
     """Change `state` by `event`; returns what the shell must do, in order."""
     count_use(state, event.now)
     commands = _handle(state, event)
+    commands += _superseded(state)
     commands += settle_gangs(state, event.now)
     while state.unsettled:
         name = next(iter(state.unsettled))
@@ -84,6 +85,17 @@ def step(state: State, event: Event) -> list[Command]:
     commands += [Moved(to, count) for to, count in state.moved.items()]
     state.touched, state.moved = {}, {}
     return commands
+
+
+def _superseded(state: State) -> list[Command]:
+    """Stops of attempts of which newer ones run; a worker that is away is told when it comes."""
+    found = [(state.workers[name], task, attempt) for name, task, attempt in state.superseded]
+    state.superseded = []
+    return [
+        Stop(worker.name, worker.session, ((task, attempt),))
+        for worker, task, attempt in found
+        if worker.session
+    ]
 
 
 def _handle(state: State, event: Event) -> list[Command]:

@@ -350,7 +350,7 @@ def adopt(state: State, task: TaskId, attempt: Attempt, worker: WorkerRun, now: 
     """The worker goes on with an `adoptable` attempt."""
     record = state.workflows[task.workflow].experiments[task.experiment].record(task.index)
     if record is not None and record.status is Status.RUNNING:
-        release(state, task, record)  # an older attempt; what it reports will be too late
+        _supersede(state, task, record)
     assign(state, task, attempt, worker, now)
     if worker.alone is not None:  # it was not as alone as an earlier leader thought
         worker.alone = None
@@ -361,6 +361,13 @@ def adopt(state: State, task: TaskId, attempt: Attempt, worker: WorkerRun, now: 
     run = state.workflows[task.workflow].experiments[task.experiment]
     if run.spec.gang > 1:
         look_at_gang(state, run, task)
+
+
+def _supersede(state: State, task: TaskId, record: Record) -> None:
+    """A newer attempt has come to light: what an older one reports will be too late, so it ends."""
+    assert record.attempt is not None  # it runs
+    state.superseded.append((record.worker, task, record.attempt))
+    release(state, task, record)
 
 
 def take_report(state: State, report: Report, now: float) -> bool:
@@ -394,7 +401,7 @@ def _unwritten(
     page = run.page(task.index)
     record = page.records.get(task.index)
     if record is not None and record.status is Status.RUNNING:
-        release(state, task, record)
+        _supersede(state, task, record)
     if record is None:
         record = page.records[task.index] = Record(Status.PENDING)
     record.status, record.attempt, record.start_time = Status.PENDING, attempt, now

@@ -227,6 +227,10 @@ DASHBOARDS = (
                             "3600 * sum(rate(hyper_placement_rework_usd_total[10m])) or vector(0)",
                             "for work done again",
                         ),
+                        (
+                            "3600 * sum(rate(hyper_placement_egress_usd_total[10m])) or vector(0)",
+                            "for data",
+                        ),
                     ],
                     "currencyUSD",
                 ),

@@ -118,6 +118,7 @@ class OfferCost:
         on_demand_usd: what the same hours cost on demand.
         rework_usd: of it, work that was done again.
         idle_usd: of it, machines that waited.
+        egress_usd: of it, data between machines and storage.
         launches: of machines.
         preemptions: machines that were taken away.
     """
@@ -128,6 +129,7 @@ class OfferCost:
     on_demand_usd: float
     rework_usd: float
     idle_usd: float
+    egress_usd: float
     launches: int
     preemptions: int
 
@@ -142,6 +144,7 @@ class WorkflowCost:
         on_demand_usd: what the same hours cost on demand.
         rework_usd: of it, work that was done again.
         idle_usd: of it, machines that waited.
+        egress_usd: of it, data between machines and storage.
         budget_usd: of its recipe; None: it has none.
         message: that the budget is used up; "".
         offers: the same, offer by offer.
@@ -152,6 +155,7 @@ class WorkflowCost:
     on_demand_usd: float
     rework_usd: float
     idle_usd: float
+    egress_usd: float
     budget_usd: float | None
     message: str
     offers: tuple[OfferCost, ...]
@@ -250,11 +254,12 @@ def cost(client: Client) -> Cost:
     workflows = tuple(
         WorkflowCost(
             each.name, each.usd, each.on_demand_usd, each.rework_usd, each.idle_usd,
+            each.egress_usd,
             each.budget_usd if each.HasField("budget_usd") else None, each.message,
             tuple(
                 OfferCost(
                     one.offer, one.usd, one.machine_h, one.on_demand_usd, one.rework_usd,
-                    one.idle_usd, one.launches, one.preemptions,
+                    one.idle_usd, one.egress_usd, one.launches, one.preemptions,
                 )
                 for one in each.offers
             ),

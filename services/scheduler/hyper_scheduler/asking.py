@@ -86,7 +86,7 @@ def entry_of(offer: Offer, workflow: str, experiment: str, now: float, *, spot: 
     on_demand_usd_h = offer.on_demand_usd_h if offer.on_demand_usd_h is not None else usd_h
     return Machine(
         offer.name, workflow, experiment, offer.provider, spot, usd_h, on_demand_usd_h,
-        offer.slots, now, now,
+        offer.slots, now, now, egress_usd_gb=offer.egress_usd_gb,
     )  # fmt: skip
 
 

@@ -179,6 +179,11 @@ class Autoscaler:
                 metrics.REWORK_SECONDS.labels(entry.offer).inc(seconds)
                 usd = seconds / 3600 * entry.usd_h / entry.slots
                 metrics.REWORK_USD.labels(entry.offer).inc(usd)
+        for worker, size in command.carried:
+            paid = self.ledger.carry(asking.machine_of(self._term.state, worker), size)
+            if paid is not None:
+                metrics.USD.labels(paid[0]).inc(paid[1])
+                metrics.EGRESS_USD.labels(paid[0]).inc(paid[1])
 
     def _told_of(self, kind: str) -> str:
         """The label of a kind of task; its counters are there before they count."""

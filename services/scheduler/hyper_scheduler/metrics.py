@@ -35,6 +35,9 @@ MACHINES = Gauge("hyper_placement_machines", "Launched and not gone.", _OFFER)
 BUSY = Gauge("hyper_placement_utilization", "Part of their slots that has work.", _OFFER)
 USD = Counter("hyper_placement_usd_total", "Spent.", _OFFER)
 REWORK_SECONDS = Counter("hyper_placement_rework_seconds_total", "Work lost.", _OFFER)
+EGRESS_USD = Counter(
+    "hyper_placement_egress_usd_total", "Of it, data between machines and storage.", _OFFER
+)
 REWORK_USD = Counter("hyper_placement_rework_usd_total", "What it had cost.", _OFFER)
 
 
@@ -43,7 +46,10 @@ def know_offers(names: Iterable[str]) -> None:
 
     The same holds for dashboards, which show what there is.
     """
-    by_offer = (EXPOSURE, PREEMPTIONS, COLD_STARTS, COLD_SECONDS, USD, REWORK_SECONDS, REWORK_USD)
+    by_offer = (
+        EXPOSURE, PREEMPTIONS, COLD_STARTS, COLD_SECONDS, USD, EGRESS_USD, REWORK_SECONDS,
+        REWORK_USD,
+    )  # fmt: skip
     for name in names:
         for counter in by_offer:
             counter.labels(name)

@@ -117,6 +117,7 @@ class PlacementServicer:
                 on_demand_usd=sum(each.on_demand_usd for each in offers.values()),
                 rework_usd=sum(each.rework_usd for each in offers.values()),
                 idle_usd=sum(each.idle_usd for each in offers.values()),
+                egress_usd=sum(each.egress_usd for each in offers.values()),
                 message=autoscaler.over_budget.get(name, ""),
                 offers=[pb.OfferCost(offer=offer, **_sums(each)) for offer, each in offers.items()],
                 experiments=[
@@ -136,7 +137,7 @@ def _sums(account: Account) -> dict[str, Any]:
     return {
         name: getattr(account, name)
         for name in ("usd", "machine_h", "on_demand_usd", "rework_s", "rework_usd", "idle_usd",
-                     "launches", "preemptions")
+                     "egress_usd", "launches", "preemptions")
     }  # fmt: skip
 
 
@@ -293,7 +294,8 @@ def _part(
     sure = view.cheapest_on_demand()
     sure_usd = 0.0
     if sure is not None:
-        sure_usd = view.work_h / view.useful(sure) * view.markets[sure].usd_h
+        market = view.markets[sure]
+        sure_usd = view.work_h * (market.usd_h / view.useful(sure) + market.egress_usd)
     return _Part(run.spec, found, Question(smaller, hazards), share, sure_usd)
 
 

@@ -251,6 +251,18 @@ def test_no_part_of_a_ledger_outgrows_a_value_of_etcd():
     assert Ledger.of(json.loads(json.dumps(parts))) == ledger
 
 
+def test_the_ledger_pays_for_data_by_the_gigabyte():
+    ledger = Ledger()
+    machine = Machine("a", "w", "e", "p", True, 3.6, 10.8, 2, 0.0, 0.0, egress_usd_gb=0.09)
+    ledger.open("m", machine)
+    assert ledger.carry("m", 2_000_000_000) == ("a", pytest.approx(0.18))
+    ledger.close("m", preempted=True)
+    ledger = Ledger.of(json.loads(json.dumps(ledger.parts())))
+    for account in (ledger.account("w", "a"), ledger.experiments["w"]["e"]):
+        assert account.usd == account.egress_usd == account.on_demand_usd == pytest.approx(0.18)
+    assert ledger.carry("unknown", 1) is None
+
+
 @pytest.mark.parametrize("deadline_s", [math.inf, 40_000.0])
 def test_a_forecast_has_a_spread(deadline_s: float):
     offers = [offer("a"), offer("b")]

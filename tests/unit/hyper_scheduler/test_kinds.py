@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import pytest
 
+from hyper_scheduler.core import commands as c
 from hyper_scheduler.core import events as e
 from hyper_scheduler.core.model import Around, Hardware, Spot
 from hyper_scheduler.core.state import Capacity
@@ -67,3 +68,29 @@ def test_what_was_saved_at_the_notice_is_not_lost(announced: bool) -> None:
         core.state.checked_at = core.now - 0.5
         commands = step(core.state, e.Tick(core.now))
         assert ("w1", 300.0) in [pair for each in commands for pair in getattr(each, "lost", ())]
+
+
+def test_data_of_every_attempt_that_ran_is_counted() -> None:
+    """Done, failed or lost: it was moved; what was given back unbegun was not."""
+    core = Core()
+    launched(core, "w1")
+    core.submit(recipe(experiment("a", 2, retries=3, hardware=Hardware(data_bytes=5_000))))
+    core.report("w1", task(0), 1, e.Outcome.FAILED)
+    core.report("w1", task(1), 1, e.Outcome.RETURNED, sequence=2)
+    core.report("w1", task(0), 2, sequence=3)
+    assert core.state.carried == {"w1": 10_000}
+    core.now += 1000
+    core.state.workers["w1"].last_seen = core.now - 10  # with the other one running
+    core.state.checked_at = core.now - 0.5
+    commands = step(core.state, e.Tick(core.now))
+    told = [each.carried for each in commands if isinstance(each, c.Worked)]
+    assert told == [(("w1", 15_000),)]
+    assert core.state.carried == {}
+
+
+def test_machines_of_the_users_own_pay_for_no_data() -> None:
+    core = Core()
+    core.hello("w1")
+    core.submit(recipe(experiment("a", 1, hardware=Hardware(data_bytes=5_000))))
+    core.report("w1", task(0), 1)
+    assert core.state.carried == {}

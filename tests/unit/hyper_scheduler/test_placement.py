@@ -191,6 +191,13 @@ def test_spot_that_never_fails_costs_its_price():
     assert (outcome.preemptions, outcome.on_demand_h, outcome.launches) == (0, 0.0, 1)
 
 
+def test_a_simulated_job_pays_for_its_data():
+    far = Market("z", "z", 0.25, egress_usd=0.07)
+    market = Traces.of(0.1, [[1] * 300], [far], ON_DEMAND, 1)
+    outcome = simulate(Job(10.0, 20.0, 1, 0.5), market, 0, steady)
+    assert outcome.usd == pytest.approx(0.25 * 10.5 + 0.07 * 10)
+
+
 @st.composite
 def mixed_views(draw: st.DrawFn) -> View:
     """Machines of several sizes, on spot and on demand, some of each to be had."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from types import SimpleNamespace
 from typing import Any, cast
 
+import pytest
 from google.protobuf.duration_pb2 import Duration
 
 from hyper_scheduler.placement_servicer import PlacementServicer
@@ -23,15 +24,15 @@ experiments:
 """
 
 
-async def plan(deadline: str) -> pb.PlanWorkflowResponse:
-    scaler, _ = autoscaler(Core(), DEAR, ManualClock(), good=Provider())
+async def plan(deadline: str, stages: str = STAGES, offers: str = DEAR) -> pb.PlanWorkflowResponse:
+    scaler, _ = autoscaler(Core(), offers, ManualClock(), good=Provider())
 
     async def leading() -> object:
         return SimpleNamespace(ended=False)
 
     driver = SimpleNamespace(autoscaler=scaler, leading=leading)
     request = pb.PlanWorkflowRequest(
-        parent="tenants/t", recipe_yaml=STAGES.format(deadline=deadline), samples=3,
+        parent="tenants/t", recipe_yaml=stages.format(deadline=deadline), samples=3,
         task_time=Duration(seconds=600),
     )  # fmt: skip
     return await PlacementServicer(cast(Any, driver)).PlanWorkflow(request, None)
@@ -47,3 +48,13 @@ async def test_a_stage_leaves_the_next_one_its_time() -> None:
     relaxed, tight = await plan("600m"), await plan("210m")
     assert [bought(each) for each in relaxed.experiments] == [[True], [True]]
     assert bought(tight.experiments[0]) == [False]
+
+
+async def test_data_that_leaves_its_cloud_is_in_the_plan() -> None:
+    stages = STAGES.replace("workers: 1", "workers: 1, hardware: {{data: 3GB}}")
+    far = DEAR.replace("max: 2}", "max: 2, egress: 0.09}")
+    near, dear = await plan("600m", stages), await plan("600m", stages, far)
+    data_usd = 20 * 3 * 0.09
+    assert dear.on_demand_usd == pytest.approx(near.on_demand_usd + data_usd)
+    more = dear.cost_usd.mean - near.cost_usd.mean
+    assert data_usd <= more < 1.2 * data_usd  # tasks that are lost move theirs again

@@ -23,7 +23,7 @@ from hyperapi.scheduler.v1 import placement_service_pb2 as pb
 Json = Annotated[bool, typer.Option("--json", help="print JSON on the last line")]
 _SHOWN = 12
 _OLD_DAYS = 90
-_SUMS = ("USD", "HOURS", "ON DEMAND", "REWORK", "IDLE", "LAUNCHED", "TAKEN")
+_SUMS = ("USD", "HOURS", "ON DEMAND", "REWORK", "IDLE", "EGRESS", "LAUNCHED", "TAKEN")
 
 
 def plan(
@@ -144,7 +144,8 @@ def _cost_text(found: pb.GetCostResponse) -> str:
 def _sums(each: pb.OfferCost | pb.ExperimentCost) -> tuple[object, ...]:
     return (
         f"{each.usd:.4g}", f"{each.machine_h:.3g}", f"{each.on_demand_usd:.4g}",
-        f"{each.rework_usd:.3g}", f"{each.idle_usd:.3g}", each.launches, each.preemptions,
+        f"{each.rework_usd:.3g}", f"{each.idle_usd:.3g}", f"{each.egress_usd:.3g}",
+        each.launches, each.preemptions,
     )  # fmt: skip
 
 

@@ -172,10 +172,12 @@ class Worked:
     Args:
         done: (kind of task, offer), tasks, seconds.
         lost: worker, seconds of work.
+        carried: worker, bytes between it and storage.
     """
 
     done: tuple[tuple[tuple[str, str], float, float], ...]
     lost: tuple[tuple[str, float], ...]
+    carried: tuple[tuple[str, int], ...] = ()
 
 
 Command = (

@@ -419,6 +419,7 @@ class State:
     moved: dict[str, int] = field(default_factory=dict)  # tasks by the state they came to
     worked: dict[tuple[str, str], list[float]] = field(default_factory=dict)  # count, seconds
     rework_s: dict[str, float] = field(default_factory=dict)  # lost with machines, by worker
+    carried: dict[str, int] = field(default_factory=dict)  # bytes of attempts' data, by worker
 
     over_budget: Mapping[str, str] = field(default_factory=dict)  # workflow -> what that means
     placement: Mapping[str, str] = field(default_factory=dict)  # workflow -> why no machine comes

@@ -286,10 +286,11 @@ def _tick(state: State, now: float) -> list[Command]:
             text = f"the deadline of {deadline_s:g} s has passed"
             commands += stop_workflow(state, workflow, RunState.FAILED, text, now)
     forget_old(state, now)
-    if state.worked or state.rework_s:
+    if state.worked or state.rework_s or state.carried:
         done = tuple((key, count, seconds) for key, (count, seconds) in state.worked.items())
-        commands.append(Worked(done, tuple(state.rework_s.items())))
-        state.worked, state.rework_s = {}, {}
+        lost, carried = tuple(state.rework_s.items()), tuple(state.carried.items())
+        commands.append(Worked(done, lost, carried))
+        state.worked, state.rework_s, state.carried = {}, {}, {}
     if state.left_over:
         commands += discard_forgotten(state, state.left_over)
         state.left_over = []

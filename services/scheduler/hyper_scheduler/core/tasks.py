@@ -237,6 +237,13 @@ def _count_work(state: State, run: ExperimentRun, worker: str, wall_s: float) ->
         sums[1] += wall_s
 
 
+def _count_data(state: State, run: ExperimentRun, worker: str) -> None:
+    """What an attempt moves between a launched machine and storage, as its recipe says."""
+    size, there = run.spec.hardware.data_bytes, state.workers.get(worker)
+    if size and there is not None and there.capacity.offer:
+        state.carried[worker] = state.carried.get(worker, 0) + size
+
+
 def _count_rework(
     state: State, run: ExperimentRun, record: Record, now: float, *, announced: bool
 ) -> None:
@@ -259,6 +266,7 @@ def _count_loss(
 ) -> None:  # fmt: skip
     record.losses += 1
     run.lost += 1
+    _count_data(state, run, record.worker)
     _count_rework(state, run, record, now, announced=announced)
     touch_head(state, task.workflow, now)
     count_move(state, "lost")
@@ -414,6 +422,7 @@ def _conclude(state: State, run: ExperimentRun, report: Report, record: Record, 
     record.reported = True
     if outcome not in (Outcome.PREEMPTED, Outcome.RETURNED):
         record.crashes, record.lone_crashes, record.lone_s = 0, 0, 0.0
+        _count_data(state, run, record.worker)  # of the others: as lost, or they began nothing
     count_move(state, outcome.value)
     trial = run.trial(task.index)
     if trial is not None and trial.stopped and outcome is not Outcome.SUCCEEDED:

@@ -37,13 +37,14 @@ class Machine:
     provider_id: str = ""  # "": the launch has not been answered
     ending: bool = False
     noticed: bool = False  # its provider has said that it takes it away
+    egress_usd_gb: float = 0.0  # between it and storage
 
 
 @dataclass(slots=True)
 class Account:
     """Sums of one workflow on one offer."""
 
-    usd: float = 0.0
+    usd: float = 0.0  # machines and egress
     machine_h: float = 0.0
     on_demand_usd: float = 0.0  # what the same hours would have cost on demand
     rework_s: float = 0.0
@@ -51,6 +52,7 @@ class Account:
     busy_slot_s: float = 0.0
     slot_s: float = 0.0
     idle_usd: float = 0.0
+    egress_usd: float = 0.0
     launches: int = 0
     preemptions: int = 0
 
@@ -120,6 +122,18 @@ class Ledger:
             account.rework_s += seconds
             account.rework_usd += seconds / 3600 * machine.usd_h / machine.slots
         return machine
+
+    def carry(self, name: str, size: int) -> tuple[str, float] | None:
+        """Data went between a machine and storage; the machine's offer and the USD, if known."""
+        machine = self.machines.get(name) or self.ended.get(name)
+        if machine is None:
+            return None
+        usd = size / 1e9 * machine.egress_usd_gb
+        for account in self._accounts(machine):
+            account.egress_usd += usd
+            account.usd += usd
+            account.on_demand_usd += usd  # an on-demand machine of the offer would pay it too
+        return machine.offer, usd
 
     def spent_usd(self, workflow: str) -> float:
         """Of a workflow until now."""

@@ -227,6 +227,7 @@ def _pass(run: _Run, markets: tuple[Market, ...]) -> None:
     for each, rate in workers:
         done = max(0.0, step_h - each.ready_in_h) * rate
         run.work_h -= done
+        run.outcome.usd += done * markets[each.market].egress_usd
         if run.job.step_h > 0:
             each.unsaved_h = math.fmod(each.unsaved_h + done, run.job.step_h)
     run.work_h = max(0.0, run.work_h)

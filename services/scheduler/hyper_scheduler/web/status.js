@@ -187,14 +187,14 @@ function costOf(cost) {
   if (!cost) return [];
   const offers = (cost.offers || []).map((each) => row(each.offer, [
     each.offer || "", usd(each.usd), number(each.machine_h).toPrecision(3), usd(each.on_demand_usd),
-    usd(each.rework_usd), usd(each.idle_usd), number(each.launches), number(each.preemptions),
+    usd(each.rework_usd), usd(each.idle_usd), usd(each.egress_usd), number(each.launches), number(each.preemptions),
   ]));
   const budget = cost.budget_usd === undefined ? "" : ` of a budget of ${usd(cost.budget_usd)} USD`;
   return [
     make("h2", {}, "Cost"),
     make("p", {}, `${usd(cost.usd)} USD spent${budget}; on demand it would have been ${usd(cost.on_demand_usd)} USD. `,
       cost.message || ""),
-    table("by offer, USD", ["Offer", "Spent", "Machine hours", "On demand", "Rework", "Idle", "Launched", "Taken away"], offers),
+    table("by offer, USD", ["Offer", "Spent", "Machine hours", "On demand", "Rework", "Idle", "Egress", "Launched", "Taken away"], offers),
   ];
 }
 

@@ -282,6 +282,7 @@ class WorkflowCost(google.protobuf.message.Message):
     BUDGET_USD_FIELD_NUMBER: builtins.int
     MESSAGE_FIELD_NUMBER: builtins.int
     EXPERIMENTS_FIELD_NUMBER: builtins.int
+    EGRESS_USD_FIELD_NUMBER: builtins.int
     name: builtins.str
     usd: builtins.float
     on_demand_usd: builtins.float
@@ -290,6 +291,8 @@ class WorkflowCost(google.protobuf.message.Message):
     budget_usd: builtins.float
     message: builtins.str
     """that the budget is used up"""
+    egress_usd: builtins.float
+    """of it, data between machines and storage"""
     @property
     def offers(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___OfferCost]: ...
     @property
@@ -308,9 +311,10 @@ class WorkflowCost(google.protobuf.message.Message):
         budget_usd: builtins.float | None = ...,
         message: builtins.str = ...,
         experiments: collections.abc.Iterable[Global___ExperimentCost] | None = ...,
+        egress_usd: builtins.float = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["_budget_usd", b"_budget_usd", "budget_usd", b"budget_usd"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["_budget_usd", b"_budget_usd", "budget_usd", b"budget_usd", "experiments", b"experiments", "idle_usd", b"idle_usd", "message", b"message", "name", b"name", "offers", b"offers", "on_demand_usd", b"on_demand_usd", "rework_usd", b"rework_usd", "usd", b"usd"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["_budget_usd", b"_budget_usd", "budget_usd", b"budget_usd", "egress_usd", b"egress_usd", "experiments", b"experiments", "idle_usd", b"idle_usd", "message", b"message", "name", b"name", "offers", b"offers", "on_demand_usd", b"on_demand_usd", "rework_usd", b"rework_usd", "usd", b"usd"]) -> None: ...
     def WhichOneof(self, oneof_group: typing.Literal["_budget_usd", b"_budget_usd"]) -> typing.Literal["budget_usd"] | None: ...
 
 Global___WorkflowCost: typing_extensions.TypeAlias = WorkflowCost
@@ -328,6 +332,7 @@ class ExperimentCost(google.protobuf.message.Message):
     IDLE_USD_FIELD_NUMBER: builtins.int
     LAUNCHES_FIELD_NUMBER: builtins.int
     PREEMPTIONS_FIELD_NUMBER: builtins.int
+    EGRESS_USD_FIELD_NUMBER: builtins.int
     experiment: builtins.str
     """empty: the rest"""
     usd: builtins.float
@@ -338,6 +343,7 @@ class ExperimentCost(google.protobuf.message.Message):
     idle_usd: builtins.float
     launches: builtins.int
     preemptions: builtins.int
+    egress_usd: builtins.float
     def __init__(
         self,
         *,
@@ -350,8 +356,9 @@ class ExperimentCost(google.protobuf.message.Message):
         idle_usd: builtins.float = ...,
         launches: builtins.int = ...,
         preemptions: builtins.int = ...,
+        egress_usd: builtins.float = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["experiment", b"experiment", "idle_usd", b"idle_usd", "launches", b"launches", "machine_h", b"machine_h", "on_demand_usd", b"on_demand_usd", "preemptions", b"preemptions", "rework_s", b"rework_s", "rework_usd", b"rework_usd", "usd", b"usd"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["egress_usd", b"egress_usd", "experiment", b"experiment", "idle_usd", b"idle_usd", "launches", b"launches", "machine_h", b"machine_h", "on_demand_usd", b"on_demand_usd", "preemptions", b"preemptions", "rework_s", b"rework_s", "rework_usd", b"rework_usd", "usd", b"usd"]) -> None: ...
 
 Global___ExperimentCost: typing_extensions.TypeAlias = ExperimentCost
 
@@ -368,6 +375,7 @@ class OfferCost(google.protobuf.message.Message):
     IDLE_USD_FIELD_NUMBER: builtins.int
     LAUNCHES_FIELD_NUMBER: builtins.int
     PREEMPTIONS_FIELD_NUMBER: builtins.int
+    EGRESS_USD_FIELD_NUMBER: builtins.int
     offer: builtins.str
     usd: builtins.float
     machine_h: builtins.float
@@ -377,6 +385,7 @@ class OfferCost(google.protobuf.message.Message):
     idle_usd: builtins.float
     launches: builtins.int
     preemptions: builtins.int
+    egress_usd: builtins.float
     def __init__(
         self,
         *,
@@ -389,8 +398,9 @@ class OfferCost(google.protobuf.message.Message):
         idle_usd: builtins.float = ...,
         launches: builtins.int = ...,
         preemptions: builtins.int = ...,
+        egress_usd: builtins.float = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["idle_usd", b"idle_usd", "launches", b"launches", "machine_h", b"machine_h", "offer", b"offer", "on_demand_usd", b"on_demand_usd", "preemptions", b"preemptions", "rework_s", b"rework_s", "rework_usd", b"rework_usd", "usd", b"usd"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["egress_usd", b"egress_usd", "idle_usd", b"idle_usd", "launches", b"launches", "machine_h", b"machine_h", "offer", b"offer", "on_demand_usd", b"on_demand_usd", "preemptions", b"preemptions", "rework_s", b"rework_s", "rework_usd", b"rework_usd", "usd", b"usd"]) -> None: ...
 
 Global___OfferCost: typing_extensions.TypeAlias = OfferCost
 

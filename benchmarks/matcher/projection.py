@@ -28,7 +28,7 @@ from hyper_matcher.align.geometry import Affine, Mesh, PairMatches
 from hyper_matcher.align.levels import Tiling
 from hyper_matcher.align.match import MatchOptions, PreparedSection, match_pair
 from hyper_matcher.align.pipeline import pairs_of
-from hyper_matcher.align.quality import measure_windows
+from hyper_matcher.align.quality import measure_windows, residuals_at
 from hyper_matcher.align.render import Canvas, inverse_map
 from hyper_matcher.align.tiled import relax_tiled
 from hyper_matcher.bandpass import bandpass
@@ -104,10 +104,9 @@ def run(volume: NDArray[Any]) -> tuple[dict[str, float], dict[str, float]]:
         for a, b in pairs_of(depth, 2)
     ]
     lap("measure")
-    near = np.concatenate([p.residuals for p in after if p.target_z == p.source_z + 1])
     quality = {
         "cpc94": float(np.mean([p.cpc for p in after if p.cpc and p.target_z == p.source_z + 1])),
-        "residual_z1_p95": float(np.percentile(near, 95)),
+        "residual_z1_p95": residuals_at(after, 1).percentile(95),
     }
     # A short stack has fewer pairs a section than a tall one: scaled to the pairs of a tall one.
     spent["match"] *= NEIGHBOURS * depth / len(pairs_of(depth, NEIGHBOURS))

@@ -17,7 +17,13 @@ from hyper.context import TaskContext
 from hyper.workflows import Workflow
 from hyper_matcher.align.facts import PairFacts
 from hyper_matcher.align.order import failed_pairs
-from hyper_matcher.align.quality import Facts, PairQuality, join_quality, result_object
+from hyper_matcher.align.quality import (
+    Facts,
+    PairQuality,
+    join_quality,
+    residuals_at,
+    result_object,
+)
 from hyper_matcher.align.render import tissue_kept
 from hyper_matcher.job_files import ALIGNED, Job, RenderedPart, measure_file, section_file
 from hyper_matcher.job_plan import Plan
@@ -146,8 +152,8 @@ def _report_data(
             NeighbourScore(z, z + 1, came[z].cpc if z in came else None, pair.cpc)
             for z, pair in sorted(neighbours.items())
         ],
-        residuals_z1=_residuals(after, 1),
-        residuals_z2=_residuals(after, 2),
+        residuals_z1=residuals_at(after, 1),
+        residuals_z2=residuals_at(after, 2),
         matches=result["matches"],
         rejected=result["rejected"],
         flagged=flagged,
@@ -158,11 +164,6 @@ def _report_data(
         parameters=_parameters(job.plan),
         notes=_notes(job),
     )
-
-
-def _residuals(after: Sequence[PairQuality], distance: int) -> NDArray[np.float64]:
-    lists = [p.residuals for p in after if p.target_z - p.source_z == distance]
-    return np.concatenate([np.zeros(0), *(np.array(values) for values in lists)])
 
 
 def _overlays(source: Array, aligned: Array, neighbours: Sequence[PairQuality]) -> list[Overlay]:
@@ -206,13 +207,13 @@ def _reslice(array: Array) -> NDArray[Any]:
 def _meshes(job: Job, neighbours: Mapping[int, PairQuality]) -> list[SectionMesh]:
     """The sections whose residuals are largest."""
     worst = sorted(
-        (p for p in neighbours.values() if p.residuals),
-        key=lambda p: -float(np.percentile(p.residuals, 95)),
+        (p for p in neighbours.values() if len(p.residuals)),
+        key=lambda p: -(p.residuals.percentile(95) or 0.0),
     )
     shown = []
     for pair in worst[:_MESHES]:
         mesh, positions, _ = job.load_placed(pair.source_z)
-        p95 = float(np.percentile(pair.residuals, 95))
+        p95 = pair.residuals.percentile(95)
         note = f"residual to section {pair.target_z}: p95 {p95:.2f} px"
         shown.append(SectionMesh(pair.source_z, mesh, positions, note))
     return shown

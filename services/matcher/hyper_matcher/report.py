@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from hyper_matcher import report_charts as charts
 from hyper_matcher.align.geometry import Mesh
+from hyper_matcher.align.lengths import NONE, Lengths
 
 _GOAL_CPC = 0.5
 
@@ -108,7 +109,7 @@ class ReportData:
         reslice_before: (Z, X) cut through the sections as they came.
         reslice_after: (Z, X) through the rendered ones.
         scores: of every neighbour.
-        residuals_z1: lengths of fresh matches of neighbours, px.
+        residuals_z1: lengths of fresh matches of neighbours.
         residuals_z2: of the next but one.
         matches: accepted ones.
         rejected: {reason: count}.
@@ -128,8 +129,8 @@ class ReportData:
     reslice_before: NDArray[Any] | None = None
     reslice_after: NDArray[Any] | None = None
     scores: Sequence[NeighbourScore] = ()
-    residuals_z1: NDArray[np.float64] = field(default_factory=lambda: np.zeros(0))
-    residuals_z2: NDArray[np.float64] = field(default_factory=lambda: np.zeros(0))
+    residuals_z1: Lengths = NONE
+    residuals_z2: Lengths = NONE
     matches: int = 0
     rejected: Mapping[str, int] = field(default_factory=dict)
     flagged: Mapping[int, str] = field(default_factory=dict)
@@ -266,8 +267,9 @@ def _residuals(data: ReportData) -> str:
         return ""
     limit = 3.0
     for values in (data.residuals_z1, data.residuals_z2):
-        if len(values):
-            limit = max(limit, min(24.0, float(np.ceil(np.percentile(values, 99)))))
+        p99 = values.percentile(99)
+        if p99 is not None:
+            limit = max(limit, min(24.0, float(np.ceil(p99))))
     chart = charts.histogram(
         {"z2": data.residuals_z2, "z1": data.residuals_z1}, x_label="residual, px", limit=limit
     )
@@ -275,7 +277,7 @@ def _residuals(data: ReportData) -> str:
         (
             name,
             f"{len(values):,}",
-            *(_number(float(np.percentile(values, p)), 2) for p in (50, 95, 99)),
+            *(_number(values.percentile(p) or 0.0, 2) for p in (50, 95, 99)),
         )
         for name, values in (("z + 1", data.residuals_z1), ("z + 2", data.residuals_z2))
         if len(values)

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from hyper_matcher.align.geometry import Affine, Mesh
+from hyper_matcher.align.lengths import Lengths
 from hyper_matcher.align.render import jacobians
 
 _JPEG_QUALITY = 84
@@ -99,16 +100,15 @@ def lines(
     return _svg(width, height, "".join(parts), y_label)
 
 
-def histogram(
-    series: Mapping[str, NDArray[np.float64]], *, x_label: str, limit: float, bins: int = 40
-) -> str:
+def histogram(series: Mapping[str, Lengths], *, x_label: str, limit: float, bins: int = 40) -> str:
     """Overlaid histograms, as shares; what lies above `limit` is counted in the last bar."""
     width, height, left, bottom = 760, 240, 46, 40
     edges = np.linspace(0, limit, bins + 1)
     shares = {}
     for name, values in series.items():
         if len(values):
-            counts = np.histogram(np.minimum(values, limit * (1 - 1e-9)), edges)[0]
+            within = np.minimum(values.px, limit * (1 - 1e-9))
+            counts = np.histogram(within, edges, weights=values.counts)[0]
             shares[name] = counts / len(values)
     high = _round_up(max([0.05, *(float(s.max()) for s in shares.values())]))
 

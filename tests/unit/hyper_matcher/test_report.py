@@ -7,6 +7,7 @@ import numpy as np
 
 from hyper_matcher import report_charts as charts
 from hyper_matcher.align.geometry import Mesh
+from hyper_matcher.align.lengths import Lengths
 from hyper_matcher.report import (
     NeighbourScore,
     Overlay,
@@ -64,8 +65,8 @@ def _full() -> ReportData:
         reslice_before=a[:10],
         reslice_after=b[:10],
         scores=[NeighbourScore(0, 1, 0.03, 0.56), NeighbourScore(1, 2, None, 0.5)],
-        residuals_z1=np.abs(rng.normal(0, 0.4, 500)),
-        residuals_z2=np.abs(rng.normal(0, 30, 500)),
+        residuals_z1=Lengths.of(np.abs(rng.normal(0, 0.4, 500))),
+        residuals_z2=Lengths.of(np.abs(rng.normal(0, 30, 500))),
         matches=900,
         rejected={"low_peak": 60, "consensus": 40},
         flagged={4: _EVIL},

@@ -5,7 +5,6 @@ Sections are scored as they are rendered, 8-bit and unfiltered.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -210,9 +209,3 @@ def mean_gradient(section: NDArray[Any], valid: NDArray[np.bool_] | None = None)
         return float(length.mean())
     inner = scipy.ndimage.binary_erosion(valid, np.ones((3, 3)))[1:-1, 1:-1]
     return float(length[inner].mean()) if inner.any() else 0.0
-
-
-def percentile(values: Sequence[NDArray[np.float64]], share: float) -> float | None:
-    """Percentile over several lists of numbers; None where there are none."""
-    joined = np.concatenate([np.zeros(0), *values])
-    return float(np.percentile(joined, share)) if len(joined) else None

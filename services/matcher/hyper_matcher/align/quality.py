@@ -10,12 +10,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from hyper_matcher.align.metrics import (
-    CPC_TILE_PX,
-    chunked_correlation,
-    fresh_residuals,
-    percentile,
-)
+from hyper_matcher.align.lengths import NONE, Lengths
+from hyper_matcher.align.metrics import CPC_TILE_PX, chunked_correlation, fresh_residuals
 
 _FAR_PX = 10.0
 _WINDOW_PX = 24 * CPC_TILE_PX
@@ -35,7 +31,7 @@ class PairQuality:
         target_z: the second.
         cpc: mean correlation of their tiles; None where no tile has tissue in both.
         tiles: how many tiles.
-        residuals: lengths of the fresh matches' displacements, px.
+        residuals: lengths of the fresh matches' displacements.
         tried: how many fresh matches were tried.
         coverage: share of the common tissue that their templates cover.
     """
@@ -44,18 +40,18 @@ class PairQuality:
     target_z: int
     cpc: float | None
     tiles: int
-    residuals: tuple[float, ...] = ()
+    residuals: Lengths = NONE
     tried: int = 0
     coverage: float = 0.0
 
     def to_json(self) -> dict[str, Any]:
-        """As plain values; residuals rounded to 0.01 px."""
+        """As plain values."""
         return {
             "source_z": self.source_z,
             "target_z": self.target_z,
             "cpc": self.cpc,
             "tiles": self.tiles,
-            "residuals": [round(value, 2) for value in self.residuals],
+            "residuals": self.residuals.to_json(),
             "tried": self.tried,
             "coverage": round(self.coverage, 4),
         }
@@ -63,7 +59,7 @@ class PairQuality:
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> PairQuality:
         """The way back."""
-        return cls(**{**values, "residuals": tuple(values["residuals"])})
+        return cls(**{**values, "residuals": Lengths.from_json(values["residuals"])})
 
 
 def measure_pair(
@@ -77,7 +73,7 @@ def measure_pair(
     """Score two sections as they are: (H, W) each, 0 where there is no tissue."""
     tiles = chunked_correlation(first, second)
     cpc = float(tiles.mean()) if len(tiles) else None
-    fresh: tuple[tuple[float, ...], int, float] = (), 0, 0.0
+    fresh: tuple[Lengths, int, float] = NONE, 0, 0.0
     if residuals:
         fresh = _fresh(
             np.pad(first, _SEARCH_PX, "reflect"),
@@ -90,18 +86,18 @@ def measure_pair(
 
 def _fresh(
     first: NDArray[Any], second: NDArray[Any], within: NDArray[np.bool_], spacing_px: int
-) -> tuple[tuple[float, ...], int, float]:
+) -> tuple[Lengths, int, float]:
     """Lengths of fresh residuals, points tried, coverage; none where there is no room for them.
 
     Templates keep a search's width from the edges of what is given, which the sections' own edges
     are mirrored by.
     """
     if min(first.shape) < 1.5 * _TEMPLATE_PX + 2 * _SEARCH_PX:
-        return (), 0, 0.0
+        return NONE, 0, 0.0
     found = fresh_residuals(
         first, second, template_px=_TEMPLATE_PX, spacing_px=spacing_px, within=within
     )
-    return tuple(float(value) for value in found.lengths), found.tried, found.coverage
+    return Lengths.of(found.lengths), found.tried, found.coverage
 
 
 def measure_windows(
@@ -127,7 +123,7 @@ def measure_windows(
         share: (k, n): every n-th window from the k-th on; `join_quality` puts all together.
     """
     tiles, correlated = 0, 0.0
-    lengths: list[float] = []
+    lengths = NONE
     tried, covered, areas = 0, 0.0, 0
     ys, xs = _spans(shape[0]), _spans(shape[1])
     spacing_px = _SPACING_PX if len(ys) * len(xs) == 1 else _WIDE_SPACING_PX
@@ -157,11 +153,11 @@ def measure_windows(
                 own = np.pad(np.ones([s.stop - s.start for s in within], bool), around)
                 fresh, count, coverage = _fresh(views[0], views[1], own, spacing_px)
                 area = int(((views[0] > 0) & (views[1] > 0) & own).sum())
-                lengths += fresh
+                lengths = Lengths.joined([lengths, fresh])
                 tried, covered, areas = tried + count, covered + coverage * area, areas + area
     cpc = correlated / tiles if tiles else None
     return PairQuality(
-        source_z, target_z, cpc, tiles, tuple(lengths), tried, covered / areas if areas else 0.0
+        source_z, target_z, cpc, tiles, lengths, tried, covered / areas if areas else 0.0
     )
 
 
@@ -176,7 +172,7 @@ def join_quality(shares: Sequence[PairQuality]) -> PairQuality:
         shares[0],
         cpc=sum((each.cpc or 0.0) * each.tiles for each in scored) / tiles if tiles else None,
         tiles=tiles,
-        residuals=tuple(length for each in shares for length in each.residuals),
+        residuals=Lengths.joined(each.residuals for each in shares),
         tried=tried,
         coverage=sum(each.coverage * each.tried for each in shares) / max(1, tried),
     )
@@ -224,6 +220,11 @@ class Facts:
     report: str = ""
 
 
+def residuals_at(pairs: Sequence[PairQuality], distance: int) -> Lengths:
+    """Those of all pairs that are so many sections apart."""
+    return Lengths.joined(p.residuals for p in pairs if p.target_z - p.source_z == distance)
+
+
 def result_object(
     before: Sequence[PairQuality], after: Sequence[PairQuality], facts: Facts
 ) -> dict[str, Any]:
@@ -233,14 +234,13 @@ def result_object(
         values = [p.cpc for p in pairs if p.cpc is not None and p.target_z - p.source_z == 1]
         return round(float(np.mean(values)), 4) if values else None
 
-    def residuals(distance: int) -> list[NDArray[np.float64]]:
-        return [np.array(p.residuals) for p in after if p.target_z - p.source_z == distance]
+    residuals = {distance: residuals_at(after, distance) for distance in (1, 2)}
 
     def at(distance: int, share: float) -> float | None:
-        value = percentile(residuals(distance), share)
+        value = residuals[distance].percentile(share)
         return None if value is None else round(value, 3)
 
-    every = np.concatenate([np.zeros(0), *residuals(1), *residuals(2)])
+    far = Lengths.joined(residuals.values()).share_over(_FAR_PX)
     return {
         "cpc94_before": cpc(before),
         "cpc94": cpc(after),
@@ -249,7 +249,7 @@ def result_object(
         "residual_z1_p99": at(1, 99),
         "residual_z2_p95": at(2, 95),
         "residual_z2_p99": at(2, 99),
-        "residual_over_10px": round(float((every > _FAR_PX).mean()), 5) if len(every) else None,
+        "residual_over_10px": None if far is None else round(far, 5),
         "tissue_kept": round(facts.tissue_kept, 4),
         "sharpness": round(facts.sharpness, 4),
         "jacobian_min": round(facts.jacobian_min, 4),

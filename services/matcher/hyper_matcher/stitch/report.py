@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hyper_matcher import report_charts as charts
+from hyper_matcher.align.lengths import Lengths
 from hyper_matcher.report import STYLE, html_section, html_table
 from hyper_matcher.stitch.solve import Montage
 
@@ -68,7 +69,9 @@ def _seams(
     if not measured:
         return html_section("Seams", "<p>No overlap is wide enough to be measured.</p>")
     every = np.concatenate(list(measured.values()))
-    chart = charts.histogram({"z1": every}, x_label="residual, px", limit=max(2.0, every.max()))
+    chart = charts.histogram(
+        {"z1": Lengths.of(every)}, x_label="residual, px", limit=max(2.0, every.max())
+    )
     worst = sorted(measured, key=lambda pair: -float(np.percentile(measured[pair], 95)))[:_WORST]
     rows = [
         (

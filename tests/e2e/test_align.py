@@ -400,16 +400,36 @@ def test_large_sections_are_rendered_and_measured_part_by_part(
         write_png(tmp_path / f"z{z}.png", plane[y : y + 4280, x : x + 300])
     with Client(local_cluster.endpoint) as client:
         source, found = align_source.inspect_folder(tmp_path), {}
-        for name, part_px in (("parts", 4096), ("one", 8192)):
-            options = align.AlignOptions(part_px=part_px)
+        for name, part_px, level_voxels in (("parts", 4096, 200_000), ("one", 8192, 2**29)):
+            options = align.AlignOptions(
+                part_px=part_px, level_voxels=level_voxels, voxel_size_nm=(40.0, 4.0, 4.0)
+            )
             job = align.submit(client, source, f"lab/{name}", options, say=print)
             found[name] = align.finish(client, job)
             tasks = {each.id: each.tasks.total for each in job.workflow.status.experiments}
             expected = 2 if name == "parts" else 1
             assert {tasks[k] for k in ("features", "render", "measure")} == {3 * expected}
-        np.testing.assert_array_equal(
-            client.open_array("lab/parts/aligned")[...], client.open_array("lab/one/aligned")[...]
-        )
+            assert tasks["gather"] == 2  # sections of several blocks
+            assert [k for k in tasks if k.startswith("coarsen")] == (
+                ["coarsen-1", "coarsen-2", "coarsen-3"] if name == "parts" else []
+            )
+        names = {name: client.open_dataset(f"lab/{name}").arrays() for name in found}
+        assert names["parts"] == names["one"] and "aligned-levels/6" in names["one"]
+        for each in names["one"]:
+            np.testing.assert_array_equal(
+                client.open_array(f"lab/parts/{each}")[...],
+                client.open_array(f"lab/one/{each}")[...],
+            )
+        # once more, from its fields, and without a voxel size: no level of the old version stays
+        again = align.AlignOptions(part_px=4096, from_fields="lab/parts/fields")
+        align.finish(client, align.submit(client, source, "lab/one", again, say=print))
+        names["again"] = client.open_dataset("lab/one").arrays()
+        assert names["again"] == [each for each in names["one"] if "levels" not in each]
+        for each in ("aligned", "fields"):
+            np.testing.assert_array_equal(
+                client.open_array(f"lab/parts/{each}")[...],
+                client.open_array(f"lab/one/{each}")[...],
+            )
     for key in ("cpc94_before", "cpc94", "residual_z1_p95", "tissue_kept", "sharpness",
                 "jacobian_min", "matches", "rejected", "flagged_sections"):  # fmt: skip
         assert found["parts"][key] == pytest.approx(found["one"][key], abs=1e-4)

@@ -21,6 +21,7 @@ import yaml
 from hyper.align_source import Source
 from hyper.errors import HyperError, InvalidArgumentError, NotFoundError, WorkFailedError
 from hyper.names import Address, array_address, parse_address
+from hyper.pyramids import levels_of
 from hyper.status import RunState
 
 if TYPE_CHECKING:
@@ -62,6 +63,8 @@ class AlignOptions:
             one, and the finer ones tile by tile, about four times so many a task.
         part_px: larger sections are filtered, rendered and measured part by part; a multiple of
             4,096.
+        level_voxels: coarser levels of the pyramid that are made from more have tasks of their own,
+            one a shard.
     """
 
     voxel_size_nm: tuple[float, float, float] | None = None
@@ -78,6 +81,7 @@ class AlignOptions:
     from_fields: str = ""
     relax_vertices: int = 200_000
     part_px: int = 8 * SHARD_PX
+    level_voxels: int = 2**29
 
     def __post_init__(self) -> None:
         if self.method not in METHODS:
@@ -198,7 +202,12 @@ def recipe(session: str, source: Source, options: AlignOptions, *, name: str) ->
             "block": {"range": [0, len(blocks(source.shape))]},
         }
         experiments["match"] = stage("match", ["features"], by_block)
-        experiments["relax"] = stage("relax", ["match"], {})
+        before = "match"
+        if len(blocks(source.shape)) > 1:
+            by_section = {"z": {"range": [0, sections - 1]}}
+            experiments["gather"] = stage("gather", [before], by_section)
+            before = "gather"
+        experiments["relax"] = stage("relax", [before], {})
         before = "relax"
         for level in range(1, relax_levels(source.shape, asdict(options)) + 1):
             for turn in range(1, RELAX_TURNS + 1):
@@ -214,9 +223,14 @@ def recipe(session: str, source: Source, options: AlignOptions, *, name: str) ->
         experiments["refine"] = stage("refine", ["render"], each)
     else:
         experiments["render"] = stage("render", [before], each | of_canvas)
-    placed = "refine" if options.method == "deep" else "render"
+    placed = before = "refine" if options.method == "deep" else "render"
     experiments["measure"] = stage("measure", [placed], each | of_canvas)
-    experiments["report"] = stage("report", ["measure"], {})
+    for level in range(1, levels_apart(source.shape, asdict(options)) + 1):
+        by_shard = {"level": level, "shard": {"from": f"{canvas}/shards-{level}"}}
+        experiments[f"coarsen-{level}"] = stage("coarsen", [before], by_shard)
+        before = f"coarsen-{level}"
+    ends = ["measure"] if before == placed else ["measure", before]
+    experiments["report"] = stage("report", ends, {})
     document = {"version": 1, "name": name, "experiments": experiments}
     return yaml.safe_dump(document, sort_keys=False)
 
@@ -245,6 +259,19 @@ def blocks(shape: tuple[int, int, int]) -> list[tuple[int, int, int, int]]:
         ends = np.linspace(0, edge, count + 1).round().astype(int).tolist()
         spans.append(list(itertools.pairwise(ends)))
     return [(y0, x0, y1, x1) for y0, y1 in spans[0] for x0, x1 in spans[1]]
+
+
+def levels_apart(shape: Sequence[int], options: Mapping[str, Any]) -> int:
+    """How many levels of the pyramid have tasks of their own; the last stage makes the others.
+
+    Args:
+        shape: (z, y, x) of the source; the canvas is little larger.
+        options: `AlignOptions` as a mapping.
+    """
+    if not options["voxel_size_nm"]:
+        return 0
+    volumes = [shape, *(each.shape for each in levels_of(shape, options["voxel_size_nm"]))]
+    return sum(math.prod(each) > options["level_voxels"] for each in volumes[:-1])
 
 
 def relax_levels(shape: Sequence[int], options: Mapping[str, Any]) -> int:

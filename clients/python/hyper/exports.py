@@ -14,7 +14,7 @@ import numpy as np
 
 from hyper import images
 from hyper.errors import InvalidArgumentError
-from hyper.pyramids import ome_attributes, precomputed_info, slabs
+from hyper.pyramids import ome_attributes, precomputed_info
 
 if TYPE_CHECKING:
     from hyper.arrays import Array
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 _CHUNK = (64, 64, 64)
 _N5_EDGE = 128
 _HDF5_EDGE = 64
+_SLAB_BYTES = 64 * 2**20
 _N5 = (
     "uint8", "int8", "uint16", "int16", "uint32", "int32", "uint64", "int64", "float32", "float64",
 )  # fmt: skip
@@ -52,9 +53,8 @@ def write_ome_zarr(
             dimension_names=("z", "y", "x"),
             overwrite=True,
         )
-        for z, block in slabs(level, level.shards[0]):
-            target[z : z + len(block)] = block
-            advance(len(block))
+        for z, y, block in _slabs(level, level.shards[:2], advance):
+            target[z : z + block.shape[0], y : y + block.shape[1]] = block
     document = {
         "zarr_format": 3, "node_type": "group", "attributes": ome_attributes(name, sizes),
     }  # fmt: skip
@@ -75,19 +75,31 @@ def write_precomputed(
     for level, scale in zip(levels, info["scales"], strict=True):
         target = folder / scale["key"]
         target.mkdir(parents=True, exist_ok=True)
-        for z, block in slabs(level, _CHUNK[0]):
-            _write_chunks(block, z, target)
-            advance(len(block))
+        for z, y, block in _slabs(level, _CHUNK[:2], advance):
+            _write_chunks(block, z, y, target)
     (folder / "info").write_text(json.dumps(info, indent=1))
 
 
-def _write_chunks(block: np.ndarray, z: int, target: Path) -> None:
+def _slabs(
+    array: Array, steps: Sequence[int], advance: Advance
+) -> Iterator[tuple[int, int, np.ndarray]]:
+    """(z, y, voxels from there on) of a (z, y, x) array: multiples of steps, as memory allows."""
+    row = max(1, array.shape[2] * array.dtype.itemsize)
+    rows = max(1, _SLAB_BYTES // (steps[0] * row) // steps[1]) * steps[1]
+    thick = max(1, _SLAB_BYTES // (array.shape[1] * row) // steps[0]) * steps[0]
+    for z in range(0, array.shape[0], thick):
+        for y in range(0, array.shape[1], rows):
+            yield z, y, np.asarray(array[z : z + thick, y : y + rows])
+        advance(min(thick, array.shape[0] - z))
+
+
+def _write_chunks(block: np.ndarray, z: int, y: int, target: Path) -> None:
     steps = [range(0, n, c) for n, c in zip(block.shape, _CHUNK, strict=True)]
     for corner in itertools.product(*steps):
         ends = [min(at + c, n) for at, c, n in zip(corner, _CHUNK, block.shape, strict=True)]
         part = block[tuple(slice(a, b) for a, b in zip(corner, ends, strict=True))]
         shifted = [
-            (a + shift, b + shift) for a, b, shift in zip(corner, ends, (z, 0, 0), strict=True)
+            (a + shift, b + shift) for a, b, shift in zip(corner, ends, (z, y, 0), strict=True)
         ]
         name = "_".join(f"{a}-{b}" for a, b in reversed(shifted))
         little = part.astype(part.dtype.newbyteorder("<"), copy=False)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -16,7 +18,7 @@ if TYPE_CHECKING:
     from hyper.sessions import Session
 
 _SMALLEST = 64  # levels end where the longest edge is this short
-_SLAB_BYTES = 32 * 2**20
+_PIECE_VOXELS = 2**21
 _LEVELS_MAX = 16
 
 
@@ -53,45 +55,117 @@ def downsample(block: np.ndarray, factors: Sequence[int], *, labels: bool = Fals
     return (np.rint(means) if block.dtype.kind in "iu" else means).astype(block.dtype)
 
 
-def slabs(array: Any, step: int) -> Iterator[tuple[int, np.ndarray]]:
-    """(z, voxels from there on) of a (z, y, x) array: multiples of `step`, as memory allows."""
-    section = max(1, math.prod(array.shape[1:]) * np.dtype(array.dtype).itemsize)
-    thickness = max(1, _SLAB_BYTES // section // step) * step
-    for z in range(0, array.shape[0], thickness):
-        yield z, np.asarray(array[z : z + thickness])
+@dataclass(frozen=True, slots=True)
+class Level:
+    """A coarser copy, as made from the one before it.
+
+    Args:
+        level: 1 is made from the array itself.
+        factors: by what it is coarser than the one before, (z, y, x).
+        shape: (z, y, x).
+        voxel_size_nm: (z, y, x).
+    """
+
+    level: int
+    factors: tuple[int, int, int]
+    shape: tuple[int, int, int]
+    voxel_size_nm: tuple[float, float, float]
 
 
-def build(session: Session, name: str, *, levels: int | None = None, labels: bool = False) -> int:
+def levels_of(
+    shape: Sequence[int], voxel_size_nm: Sequence[float], count: int | None = None
+) -> list[Level]:
+    """The coarser levels of an array, the finest first.
+
+    Args:
+        shape: (z, y, x).
+        voxel_size_nm: (z, y, x).
+        count: of levels with the array itself; None: until the longest edge is 64.
+    """
+    found: list[Level] = []
+    z, y, x = shape
+    z_nm, y_nm, x_nm = voxel_size_nm
+    while len(found) + 1 < (count or _LEVELS_MAX) and (count or max(z, y, x) > _SMALLEST):
+        by = factors_of((z_nm, y_nm, x_nm), (z, y, x))
+        z, y, x = (-(-n // f) for n, f in zip((z, y, x), by, strict=True))
+        z_nm, y_nm, x_nm = (s * f for s, f in zip((z_nm, y_nm, x_nm), by, strict=True))
+        found.append(Level(len(found) + 1, by, (z, y, x), (z_nm, y_nm, x_nm)))
+    return found
+
+
+def create_level(session: Session, name: str, level: Level) -> Array:
+    """Make the array of a level of array `name`, which belongs to the coming version."""
+    return session.create_array(
+        level_name(name, level.level), level.shape, session[name].dtype,
+        voxel_size_nm=level.voxel_size_nm, attributes={"level_of": name, "level": level.level},
+    )  # fmt: skip
+
+
+def shards_of(target: Array) -> int:
+    """How many shards an array has: one task's work each, and one hand's."""
+    return math.prod(_shards_along(target))
+
+
+def _shards_along(target: Array) -> tuple[int, ...]:
+    return tuple(-(-n // s) for n, s in zip(target.shape, target.shards, strict=True))
+
+
+def fill_shard(
+    source: Array, target: Array, number: int, factors: Sequence[int], *, labels: bool = False
+) -> None:
+    """Write one shard of a level, in C order, from the level before; memory is a shard's."""
+    at = np.unravel_index(number, _shards_along(target))
+    begin = [int(i) * s for i, s in zip(at, target.shards, strict=True)]
+    end = [min(b + s, n) for b, s, n in zip(begin, target.shards, target.shape, strict=True)]
+    made = np.empty([e - b for b, e in zip(begin, end, strict=True)], target.dtype)
+    for piece in _pieces(made.shape):
+        box = tuple(
+            slice((b + p.start) * f, min((b + p.stop) * f, n))
+            for b, p, f, n in zip(begin, piece, factors, source.shape, strict=True)
+        )
+        made[piece] = downsample(np.asarray(source[box]), factors, labels=labels)
+    target[tuple(slice(b, e) for b, e in zip(begin, end, strict=True))] = made
+
+
+def _pieces(shape: Sequence[int]) -> Iterator[tuple[slice, ...]]:
+    """Parts of a block that are made at a time: halves of halves, the longest edge first."""
+    edges = list(shape)
+    while math.prod(edges) > _PIECE_VOXELS:
+        longest = edges.index(max(edges))
+        edges[longest] = -(-edges[longest] // 2)
+    steps = [range(0, n, edge) for n, edge in zip(shape, edges, strict=True)]
+    for begin in itertools.product(*steps):
+        yield tuple(slice(b, min(b + e, n)) for b, e, n in zip(begin, edges, shape, strict=True))
+
+
+def build(
+    session: Session, name: str, *, levels: int | None = None, labels: bool = False, first: int = 1
+) -> int:
     """Write the coarser levels of array `name`, which is (z, y, x) and has a voxel size.
 
     Returns how many there are with the array itself. They belong to the coming version.
+
+    Args:
+        session: that holds the array.
+        name: of the array.
+        levels: with the array itself; None: until the longest edge is 64.
+        labels: the first voxel of each box counts, not their mean.
+        first: level from which on they are written; those before are there.
     """
-    source: Any = session[name]
+    source: Array = session[name]
     if source.ndim != 3 or source.voxel_size_nm is None:
         raise InvalidArgumentError(
             f"{name} has {source.ndim} axes and voxel size {source.voxel_size_nm}; a pyramid needs "
             "(z, y, x) and voxel_size_nm",
             reason="SHAPE_MISMATCH",
         )
-    level = 1
-    while level < (levels or _LEVELS_MAX):
-        if levels is None and max(source.shape) <= _SMALLEST:
-            break
-        factors = factors_of(source.voxel_size_nm, source.shape)
-        z_nm, y_nm, x_nm = (s * f for s, f in zip(source.voxel_size_nm, factors, strict=True))
-        shape = [-(-n // f) for n, f in zip(source.shape, factors, strict=True)]
-        target = session.create_array(
-            level_name(name, level), shape, source.dtype, voxel_size_nm=(z_nm, y_nm, x_nm),
-            attributes={"level_of": name, "level": level},
-        )  # fmt: skip
-        step = target.shards[0] * factors[0]
-        for z, block in slabs(source, step):
-            coarse = downsample(block, factors, labels=labels)
-            at = z // factors[0]
-            target[at : at + len(coarse)] = coarse
-        source = target
-        level += 1
-    return level
+    every = levels_of(source.shape, source.voxel_size_nm, levels)
+    for level in every[first - 1 :]:
+        source = session[level_name(name, level.level - 1)]
+        target = create_level(session, name, level)
+        for number in range(shards_of(target)):
+            fill_shard(source, target, number, level.factors, labels=labels)
+    return 1 + len(every)
 
 
 def open_levels(tree: Tree, name: str) -> list[Array]:

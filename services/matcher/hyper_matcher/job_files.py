@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import json
 import uuid
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -13,9 +13,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hyper import images
-from hyper.align import SETTINGS_FILE, SHARD_PX, blocks, mesh_spacings, parts
+from hyper.align import (
+    SETTINGS_FILE,
+    SHARD_PX,
+    blocks,
+    levels_apart,
+    mesh_spacings,
+    parts,
+)
 from hyper.arrays import Array
 from hyper.context import TaskContext
+from hyper.pyramids import build, create_level, fill_shard, level_name, levels_of, shards_of
 from hyper.sessions import Session
 from hyper_matcher.align.blocks import join_blocks
 from hyper_matcher.align.facts import PairFacts, facts_of, join_facts, thin
@@ -36,6 +44,7 @@ _PLAN_FILE = "align/plan.json"
 TILE_SHARE = 4  # a tile starts near its rest, and costs less a vertex than the coarsest mesh
 _COARSE_FILE = "align/coarse.npz"
 _CHUNK_PX = 512
+_SAMPLE_PX = 4096  # edge of what is looked at of larger sections
 _NAMESPACE = uuid.UUID("5f0a1c86-6f0b-4f0f-9e5e-2f2f5a8f7f10")
 
 
@@ -44,14 +53,18 @@ def match_file(source_z: int, target_z: int, block: int) -> str:
     return f"align/matches/{source_z:06d}-{target_z:06d}-{block:06d}.npz"
 
 
-def facts_file(source_z: int, target_z: int, block: int) -> str:
-    """Where their counts are."""
-    return f"align/facts/{source_z:06d}-{target_z:06d}-{block:06d}.json"
+def facts_file(source_z: int, target_z: int, block: int | None) -> str:
+    """Where their counts are; None: those of the whole section."""
+    return f"align/facts/{source_z:06d}-{target_z:06d}-{_number(block)}.json"
 
 
-def thin_file(source_z: int, target_z: int, block: int) -> str:
-    """Where few of them are, for a coarser mesh."""
-    return f"align/thin/{source_z:06d}-{target_z:06d}-{block:06d}.npz"
+def thin_file(source_z: int, target_z: int, block: int | None) -> str:
+    """Where few of them are, for a coarser mesh; None: those of the whole section."""
+    return f"align/thin/{source_z:06d}-{target_z:06d}-{_number(block)}.npz"
+
+
+def _number(block: int | None) -> str:
+    return "all" if block is None else f"{block:06d}"
 
 
 def tile_file(level: int, turn: int, tile: int) -> str:
@@ -189,7 +202,11 @@ class Job:
 
         By path, not from a listing: the session also shows what an earlier alignment left.
         """
-        return [content for _, content in self.session.read_many(paths)] if paths else []
+        return list(self.stream_files(paths))
+
+    def stream_files(self, paths: Iterable[str]) -> Iterator[bytes]:
+        """The same of very many, which are never all in memory."""
+        return (content for _, content in self.session.read_many(paths))
 
     # Sections
 
@@ -200,6 +217,25 @@ class Job:
         good = [z for z in range(depth) if z not in bad]
         picks = np.linspace(0, len(good) - 1, min(3, len(good))).round().astype(int)
         return [good[k] for k in picks]
+
+    def sample_section(self, z: int) -> NDArray[Any]:
+        """A section, or of a large one in an array a part that has tissue, where one is found."""
+        _, height, width = self.shape
+        if self.settings["files"] or height * width <= 2 * _SAMPLE_PX**2:
+            return self.source_section(z)
+        part = np.zeros((0, 0), self.settings["dtype"])
+        for y, x in ((0.5, 0.5), (0.25, 0.25), (0.25, 0.75), (0.75, 0.25), (0.75, 0.75)):
+            top, left = (
+                max(0, min(int(edge * at) - _SAMPLE_PX // 2, edge - _SAMPLE_PX))
+                for edge, at in ((height, y), (width, x))
+            )
+            part = self.source_window(
+                z, slice(top, min(height, top + _SAMPLE_PX)),
+                slice(left, min(width, left + _SAMPLE_PX)),
+            )  # fmt: skip
+            if part.any():
+                break
+        return part
 
     def source_array(self) -> Array:
         """The array that is aligned: `raw`, or the one the user named."""
@@ -248,6 +284,37 @@ class Job:
             shards=(1, *(shard_px(edge) for edge in shape[1:])),
             voxel_size_nm=tuple(voxel_size) if voxel_size else None,
         )
+
+    def make_levels(self, shape: tuple[int, int, int]) -> list[int]:
+        """Make the coarser levels of the pyramid that have tasks of their own: shards of each."""
+        options, found = self.settings["options"], []
+        count = levels_apart(self.shape, options)
+        for level in levels_of(shape, options["voxel_size_nm"])[:count] if count else []:
+            name = level_name(ALIGNED, level.level)
+            if name in self.session.arrays() and self.session[name].url:
+                self.session.delete_array(name)
+            if name not in self.session.arrays():
+                create_level(self.session, ALIGNED, level)
+            found.append(shards_of(self.session[name]))
+        return found
+
+    def coarsen(self, level: int, shard: int) -> None:
+        """Write a shard of a level of the pyramid."""
+        source = self.session[level_name(ALIGNED, level - 1)]
+        by = levels_of(self.session[ALIGNED].shape, self.settings["options"]["voxel_size_nm"])
+        target = self.session[level_name(ALIGNED, level)]
+        fill_shard(source, target, shard, by[level - 1].factors)
+
+    def finish_levels(self) -> None:
+        """Make the rest of the pyramid; what an earlier attempt or version left goes first."""
+        options = self.settings["options"]
+        count = levels_apart(self.shape, options)
+        kept = {level_name(ALIGNED, level) for level in range(1, count + 1)}
+        for name in self.session.arrays():
+            if name.startswith(f"{ALIGNED}-levels/") and name not in kept:
+                self.session.delete_array(name)
+        if options["voxel_size_nm"]:
+            build(self.session, ALIGNED, first=count + 1)
 
     def make_fields(self, mesh: Mesh, canvas: Canvas) -> None:
         """Make the array of displacement fields, (2, z, rows, columns), px."""
@@ -298,23 +365,52 @@ class Job:
             files.append((thin_file(*ends), pack_pair(thin(pair, self.levels[0]))))
         self.session.write_many(files)
 
-    def _of_pairs(self, file_of: Callable[[int, int, int], str]) -> Iterator[list[bytes]]:
-        """For each pair the files of its blocks; none where another alignment's fields are used."""
-        if self.settings["options"]["from_fields"]:
-            return
-        count = len(blocks(self.shape))
-        for pair in pairs_of(self.shape[0], self.plan.neighbours):
-            yield self.read_files([file_of(*pair, block) for block in range(count)])
+    def gather(self, z: int) -> int:
+        """Put the blocks' facts, and their few matches, together: a file each for a pair from z.
 
-    def load_matches(self, *, thinned: bool = False) -> list[PairMatches]:
+        What looks at the whole stack then reads as many files as there are pairs, not blocks.
+        """
+        found = [pair for pair in pairs_of(self.shape[0], self.plan.neighbours) if pair[0] == z]
+        every, thinned = range(len(blocks(self.shape))), len(self.levels) > 1
+        for pair in found:
+            facts = self._facts(self.read_files([facts_file(*pair, block) for block in every]))
+            files = [(facts_file(*pair, None), json.dumps(asdict(facts)).encode())]
+            if thinned:
+                few = self._matches(self.read_files([thin_file(*pair, block) for block in every]))
+                files.append((thin_file(*pair, None), pack_pair(few)))
+            self.session.write_many(files)
+        return len(found)
+
+    def load_matches(self) -> list[PairMatches]:
         """All pairs, in order."""
-        found = self._of_pairs(thin_file if thinned else match_file)
-        return [join_blocks([load_pair(content) for content in parts]) for parts in found]
+        every = range(len(blocks(self.shape)))
+        return [
+            self._matches(self.read_files([match_file(*pair, block) for block in every]))
+            for pair in pairs_of(self.shape[0], self.plan.neighbours)
+        ]
+
+    def load_thin_matches(self) -> list[PairMatches]:
+        """Few of each pair's, in order."""
+        return [load_pair(content) for content in self._of_pairs(thin_file)]
 
     def load_facts(self) -> list[PairFacts]:
-        """The counts of all pairs, in order."""
-        found = self._of_pairs(facts_file)
-        return [join_facts([PairFacts(**json.loads(each)) for each in parts]) for parts in found]
+        """The counts of all pairs, in order; none where another alignment's fields are used."""
+        if self.settings["options"]["from_fields"]:
+            return []
+        return [PairFacts(**json.loads(content)) for content in self._of_pairs(facts_file)]
+
+    def _of_pairs(self, file_of: Callable[[int, int, int | None], str]) -> Iterator[bytes]:
+        block = 0 if len(blocks(self.shape)) == 1 else None
+        pairs = pairs_of(self.shape[0], self.plan.neighbours)
+        return self.stream_files(file_of(*pair, block) for pair in pairs)
+
+    @staticmethod
+    def _facts(contents: Sequence[bytes]) -> PairFacts:
+        return join_facts([PairFacts(**json.loads(content)) for content in contents])
+
+    @staticmethod
+    def _matches(contents: Sequence[bytes]) -> PairMatches:
+        return join_blocks([load_pair(content) for content in contents])
 
     def write_fields(self, z: int, moved: NDArray[np.float64]) -> None:
         """Keep the displacements (sections, n, 2) of the vertices from section z on, px."""
@@ -322,9 +418,17 @@ class Job:
         plane = moved.transpose(2, 0, 1).reshape(2, len(moved), *array.shape[2:])
         array[:, z : z + len(moved)] = plane.astype(np.float32)
 
+    def take_fields(self, z: int) -> None:
+        """Keep a section's displacements of another alignment, if it is one that is used."""
+        if taken := self.settings["options"]["from_fields"]:
+            there = self.context.client.open_array(taken)
+            self.session[FIELDS][:, z : z + 1] = there[:, z : z + 1]
+
     def load_placed(self, z: int) -> tuple[Mesh, NDArray[np.float64], Canvas]:
         """The mesh, the vertices of section z (n, 2) in the common frame, and the canvas."""
         array = self.session[FIELDS]
+        if taken := self.settings["options"]["from_fields"]:
+            array = self.context.client.open_array(taken)
         height, width = array.attributes["section_shape_px"]
         y, x, rows, columns = (int(value) for value in array.attributes["canvas_px"])
         mesh = Mesh((int(height), int(width)), int(array.shape[2]), int(array.shape[3]))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -39,6 +40,7 @@ from hyper_matcher.report import (
 )
 
 _OVERLAYS = 4
+_TASKS = 20_000  # of a stage whose workers are told
 _MESHES = 2
 _RESLICE_SECTIONS = 400  # more are thinned out
 _PICTURE_PX = 1024  # an overlay shows at most so much of a section, from its middle
@@ -50,8 +52,8 @@ def write_report(context: TaskContext, job: Job) -> dict[str, Any]:
     before, after = _measures(job)
     pairs = job.load_facts()
     sections = [
-        RenderedPart.joined([RenderedPart(**json.loads(content)) for content in contents])
-        for contents in _each(job, section_file, job.tasks_a_section(rendered=True))
+        RenderedPart.joined([RenderedPart(**part) for part in parts])
+        for parts in _each(job, section_file, job.tasks_a_section(rendered=True))
     ]
     flagged = job.flagged()
     result = result_object(before, after, _facts(job, workflow, sections, pairs, flagged))
@@ -72,19 +74,19 @@ def write_report(context: TaskContext, job: Job) -> dict[str, Any]:
 def _measures(job: Job) -> tuple[list[PairQuality], list[PairQuality]]:
     """Scores of all pairs, as they came and as rendered."""
     found: dict[str, list[PairQuality]] = {"before": [], "after": []}
-    for contents in _each(job, measure_file, job.tasks_a_section()):
-        shares = [json.loads(content) for content in contents]
+    for shares in _each(job, measure_file, job.tasks_a_section()):
         for when, pairs in found.items():
             for same in zip(*(scores[when] for scores in shares), strict=True):
                 pairs.append(join_quality([PairQuality.from_json(values) for values in same]))
     return found["before"], found["after"]
 
 
-def _each(job: Job, file_of: Callable[[int, int], str], count: int) -> Iterator[list[bytes]]:
-    """For each section the files of its parts."""
-    names = [file_of(z, part) for z in range(job.shape[0]) for part in range(count)]
-    contents = job.read_files(names)
-    return (contents[k : k + count] for k in range(0, len(contents), count))
+def _each(job: Job, file_of: Callable[[int, int], str], count: int) -> Iterator[list[Any]]:
+    """For each section what is in the files of its parts."""
+    names = (file_of(z, part) for z in range(job.shape[0]) for part in range(count))
+    contents = job.stream_files(names)
+    for _ in range(job.shape[0]):
+        yield [json.loads(content) for content in itertools.islice(contents, count)]
 
 
 def _facts(
@@ -220,7 +222,7 @@ def _meshes(job: Job, neighbours: Mapping[int, PairQuality]) -> list[SectionMesh
 
 
 def _work(workflow: Workflow) -> tuple[list[Stage], list[WorkerShare]]:
-    """Time of every stage so far, and which worker ran what."""
+    """Time of every stage so far, and which worker ran what, of the first tasks of each."""
     status = workflow.refresh()
     stages: list[Stage] = []
     shares: dict[str, Counter[str]] = {}
@@ -230,7 +232,7 @@ def _work(workflow: Workflow) -> tuple[list[Stage], list[WorkerShare]]:
             end = experiment.end_time or now
             seconds = (end - experiment.start_time).total_seconds()
             stages.append(Stage(experiment.id, seconds, experiment.tasks.total))
-        for task in workflow.tasks(experiment.id):
+        for task in itertools.islice(workflow.tasks(experiment.id), _TASKS):
             if task.worker:
                 share = shares.setdefault(task.worker.rpartition("/")[2], Counter())
                 share[experiment.id] += 1

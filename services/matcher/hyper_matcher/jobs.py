@@ -15,7 +15,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from hyper import pyramids
 from hyper.align import blocks
 from hyper.context import TaskContext
 from hyper.errors import InvalidArgumentError
@@ -45,7 +44,6 @@ from hyper_matcher.job_files import (
     ALIGNED,
     ELASTIC,
     FEATURES,
-    FIELDS,
     MODEL_FILE,
     RAW,
     VALID,
@@ -70,7 +68,7 @@ def prepare(context: TaskContext, *, session: str) -> dict[str, Any]:
     job = Job.open(context, session)
     if job.settings["options"]["method"] == "deep":
         _deep()  # refused now, not after all else has been done
-    plan = choose_plan(job.settings, [job.source_section(z) for z in job.sample()])
+    plan = choose_plan(job.settings, [job.sample_section(z) for z in job.sample()])
     job.write_plan(plan)
     depth, height, width = job.shape
     if job.settings["files"]:
@@ -141,6 +139,11 @@ def match(context: TaskContext, *, session: str, z: int, block: int = 0) -> dict
     return {"accepted": accepted}
 
 
+def gather(context: TaskContext, *, session: str, z: int) -> dict[str, Any]:
+    """Put together what the blocks of section z leave for those who look at the whole stack."""
+    return {"pairs": Job.open(context, session).gather(z)}
+
+
 def relax(context: TaskContext, *, session: str) -> dict[str, Any]:
     """Bring all meshes to rest at once, or a coarser mesh of each; decide the canvas.
 
@@ -158,7 +161,7 @@ def relax(context: TaskContext, *, session: str) -> dict[str, Any]:
         relaxed = relax_stack((height, width), depth, pairs, options, points, facts)
     else:
         coarse = options_at(levels[0], options)
-        pairs = job.load_matches(thinned=True)
+        pairs = job.load_thin_matches()
         relaxed = relax_stack((height, width), depth, pairs, coarse, points, facts)
     flagged = swapped_sections(depth, facts) | relaxed.flagged
     for bad in job.settings["bad"]:
@@ -170,7 +173,7 @@ def relax(context: TaskContext, *, session: str) -> dict[str, Any]:
         )
     canvas = choose_canvas(relaxed.positions, relaxed.mesh, _MIN_KEPT, tuple(flagged))
     job.write_flagged(flagged)
-    _make_outputs(job, Mesh.over((height, width), levels[-1]), canvas)
+    made = _make_outputs(job, Mesh.over((height, width), levels[-1]), canvas)
     if len(levels) == 1:
         job.write_fields(0, relaxed.positions - relaxed.mesh.vertices)
     else:
@@ -181,9 +184,8 @@ def relax(context: TaskContext, *, session: str) -> dict[str, Any]:
     counts = [len(job.tiling(k, relaxed.rigid)) for k in range(1, len(levels))]
     counts += [0] * (_MESHES - len(counts))
     tiles = {f"level-{k}": {"range": [0, count]} for k, count in enumerate(counts, 1)}
-    found: dict[str, Any] = {"flagged": len(flagged), "canvas": list(canvas.shape), **tiles}
-    found["parts"] = {"range": [0, -(-depth // PLACED) if len(levels) > 1 else 0]}
-    return found | {"canvas-parts": {"range": [0, len(job.parts(canvas.shape))]}}
+    placed = {"range": [0, -(-depth // PLACED) if len(levels) > 1 else 0]}
+    return {"flagged": len(flagged), "parts": placed} | tiles | made
 
 
 def settle(
@@ -203,13 +205,20 @@ def place(context: TaskContext, *, session: str, part: int) -> dict[str, Any]:
     return {"sections": len(sections)}
 
 
-def _make_outputs(job: Job, mesh: Mesh, canvas: Canvas) -> None:
+def _make_outputs(job: Job, mesh: Mesh, canvas: Canvas) -> dict[str, Any]:
+    """Make the arrays that are written; returns the parts of the canvas, for what follows."""
     shape = (job.shape[0], *canvas.shape)
     job.make_array(ALIGNED, shape, job.settings["dtype"])
     job.make_array(VALID, shape, "uint8")
     if job.settings["options"]["method"] == "deep":
         job.make_array(ELASTIC, shape, job.settings["dtype"])
     job.make_fields(mesh, canvas)
+    shards = enumerate(job.make_levels(shape), 1)
+    return {
+        "canvas": list(canvas.shape),
+        "canvas-parts": {"range": [0, len(job.parts(canvas.shape))]},
+        **{f"shards-{level}": {"range": [0, count]} for level, count in shards},
+    }
 
 
 def take_fields(context: TaskContext, *, session: str) -> dict[str, Any]:
@@ -232,12 +241,7 @@ def take_fields(context: TaskContext, *, session: str) -> dict[str, Any]:
     job.write_flagged(
         {int(bad["z"]): f"left blank: {bad['reason']}" for bad in job.settings["bad"]}
     )
-    _make_outputs(job, mesh, canvas)
-    for z in range(depth):
-        job.session[FIELDS][:, z : z + 1] = fields[:, z : z + 1]
-    return {
-        "canvas": [height, width], "canvas-parts": {"range": [0, len(job.parts(canvas.shape))]},
-    }  # fmt: skip
+    return _make_outputs(job, mesh, canvas)
 
 
 def why_nothing(flagged: Mapping[int, str], pairs: Sequence[PairFacts]) -> str:
@@ -269,6 +273,8 @@ def render(
             f"section {z} has not been placed: the recipe lacks stages `settle` and `place`, which "
             "a stack of this size needs; see hyper.align.recipe"
         )
+    if not part:
+        job.take_fields(z)
     placed = mesh, positions, canvas = job.load_placed(z)
     if job.settings["options"]["method"] == "deep":
         whole = job.source_window(z, slice(0, mesh.shape[0]), slice(0, mesh.shape[1]))
@@ -349,6 +355,12 @@ def _store(
     return {"valid_px": valid_px}
 
 
+def coarsen(context: TaskContext, *, session: str, level: int, shard: int) -> dict[str, Any]:
+    """Write one shard of a level of the pyramid."""
+    Job.open(context, session).coarsen(level, shard)
+    return {}
+
+
 def measure(
     context: TaskContext, *, session: str, z: int, part: int | None = None
 ) -> dict[str, Any]:
@@ -385,9 +397,5 @@ def report(context: TaskContext, *, session: str) -> dict[str, Any]:
         found["cpc94"] = write_report(context, job)["cpc94"]
         if not job.settings["options"]["keep_intermediates"]:
             job.drop_intermediates()
-        if job.settings["options"]["voxel_size_nm"]:
-            for name in job.session.arrays():
-                if name.startswith(f"{ALIGNED}-levels/"):  # an earlier attempt's, or version's
-                    job.session.delete_array(name)
-            pyramids.build(job.session, ALIGNED)
+        job.finish_levels()
     return {"version": job.commit(context.task)} | found

@@ -119,8 +119,8 @@ def histogram(series: Mapping[str, Lengths], *, x_label: str, limit: float, bins
         )
 
     parts = [_frame(width, height, left, bottom, 0.0, high, at, "share")]
-    for name, values in shares.items():
-        for k, share in enumerate(values.tolist()):
+    for name, heights in shares.items():
+        for k, share in enumerate(heights.tolist()):
             x, y = at(k + 0.08, share)
             bar = at(k + 0.92, 0)[0] - x
             tip = f"{edges[k]:.2f} to {edges[k + 1]:.2f} px: {share:.1%}"

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any, cast
+
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from hyper import pyramids
 from hyper.pyramids import downsample, factors_of, ome_attributes, precomputed_info
 
 lengths = st.tuples(*[st.integers(1, 7)] * 3)
@@ -57,3 +60,42 @@ def test_metadata_has_scales_in_nanometres() -> None:
     assert [scale["size"] for scale in info["scales"]] == [[10, 20, 3], [5, 10, 3]]
     assert info["scales"][1]["resolution"] == [8.0, 8.0, 40.0]
     assert info["scales"][1]["key"] == "8_8_40"
+
+
+class Blocks:
+    """An array in memory that is written shard by shard."""
+
+    def __init__(self, content: np.ndarray, shards: tuple[int, ...]) -> None:
+        self.content, self.shards = content, shards
+        self.shape, self.dtype = content.shape, content.dtype
+
+    def __getitem__(self, box: tuple[slice, ...]) -> np.ndarray:
+        return self.content[box]
+
+    def __setitem__(self, box: tuple[slice, ...], value: np.ndarray) -> None:
+        assert all(s.start % edge == 0 for s, edge in zip(box, self.shards, strict=True))
+        self.content[box] = value
+
+
+@given(st.tuples(*[st.integers(1, 20)] * 3), lengths, factors, st.integers(1, 60))
+def test_levels_are_the_same_shard_by_shard(
+    shape: tuple[int, ...], shards: tuple[int, ...], by: tuple[int, ...], most: int
+) -> None:
+    source = Blocks(np.random.default_rng(0).integers(0, 255, shape).astype(np.uint8), (1, 1, 1))
+    whole = downsample(source.content, by)
+    target: Any = Blocks(np.zeros_like(whole), shards)
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(pyramids, "_PIECE_VOXELS", most)
+        for number in range(pyramids.shards_of(target)):
+            pyramids.fill_shard(cast(Any, source), target, number, by)
+    np.testing.assert_array_equal(target.content, whole)
+
+
+def test_a_brain_has_levels_until_it_fits_a_thumbnail() -> None:
+    levels = pyramids.levels_of((7_600, 92_000, 187_000), (40.0, 4.0, 4.0))
+    assert [each.factors for each in levels[:4]] == [(1, 2, 2)] * 3 + [(2, 2, 2)]
+    assert [each.level for each in levels] == list(range(1, len(levels) + 1))
+    assert max(levels[-1].shape) <= 64 < max(levels[-2].shape)
+    assert pyramids.levels_of((10, 500, 500), (40.0, 4.0, 4.0), count=2) == [
+        pyramids.Level(1, (1, 2, 2), (10, 250, 250), (40.0, 8.0, 8.0))
+    ]

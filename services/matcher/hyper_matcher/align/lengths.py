@@ -65,7 +65,7 @@ class Lengths:
             float(self.px[np.searchsorted(ends, at, side="right")])
             for at in (np.floor(place), np.ceil(place))
         )
-        return low + (high - low) * (place - np.floor(place))
+        return float(low + (high - low) * (place - np.floor(place)))
 
     def share_over(self, px: float) -> float | None:
         """Which part is longer."""

@@ -23,7 +23,8 @@ from numpy.typing import NDArray
 
 from benchmarks.matcher.damage import smooth_field, turn
 from benchmarks.matcher.sections import aligned, read_stack
-from hyper_matcher.align.deep import DeepOptions, compose, refine_section
+from hyper_matcher.align.deep import DeepOptions, refine_section
+from hyper_matcher.align.fading import compose
 from hyper_matcher.align.metrics import chunked_correlation
 from hyper_matcher.align.pipeline import AlignedStack, align_stack
 from hyper_matcher.align.render import inverse_map, render_maps

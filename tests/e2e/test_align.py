@@ -395,9 +395,9 @@ def test_a_stack_relaxed_tile_by_tile_is_aligned_alike(
 def test_large_sections_are_rendered_and_measured_part_by_part(
     local_cluster: LocalCluster, tmp_path: Path
 ) -> None:
-    plane = np.maximum(texture((4300, 320), seed=4), 1)
+    plane = np.maximum(texture((4720, 320), seed=4), 1)
     for z, (y, x) in enumerate([(4, 6), (10, 2), (0, 12)]):
-        write_png(tmp_path / f"z{z}.png", plane[y : y + 4280, x : x + 300])
+        write_png(tmp_path / f"z{z}.png", plane[y : y + 4700, x : x + 300])
     with Client(local_cluster.endpoint) as client:
         source, found = align_source.inspect_folder(tmp_path), {}
         for name, part_px, level_voxels in (("parts", 4096, 200_000), ("one", 8192, 2**29)):
@@ -420,6 +420,12 @@ def test_large_sections_are_rendered_and_measured_part_by_part(
                 client.open_array(f"lab/parts/{each}")[...],
                 client.open_array(f"lab/one/{each}")[...],
             )
+        pytest.importorskip("torch", reason="the deep refinement needs torch")
+        options = align.AlignOptions(part_px=4096, method="deep")
+        job = align.submit(client, source, "lab/deep", options, say=print)
+        found["deep"] = align.finish(client, job)
+        tasks = {each.id: each.tasks.total for each in job.workflow.status.experiments}
+        assert tasks["refine"] == tasks["redraw"] == 3 * 2
         # once more, from its fields, and without a voxel size: no level of the old version stays
         again = align.AlignOptions(part_px=4096, from_fields="lab/parts/fields")
         align.finish(client, align.submit(client, source, "lab/one", again, say=print))
@@ -433,3 +439,6 @@ def test_large_sections_are_rendered_and_measured_part_by_part(
     for key in ("cpc94_before", "cpc94", "residual_z1_p95", "tissue_kept", "sharpness",
                 "jacobian_min", "matches", "rejected", "flagged_sections"):  # fmt: skip
         assert found["parts"][key] == pytest.approx(found["one"][key], abs=1e-4)
+    assert found["deep"]["cpc94"] > found["one"]["cpc94"] - 0.005
+    assert found["deep"]["tissue_kept"] > found["one"]["tissue_kept"] - 0.005
+    assert 0.5 < found["deep"]["jacobian_min"]

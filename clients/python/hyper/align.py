@@ -218,12 +218,13 @@ def recipe(session: str, source: Source, options: AlignOptions, *, name: str) ->
         if before != "relax":
             experiments["place"] = stage("place", [before], {"part": {"from": "relax/parts"}})
             before = "place"
+    experiments["render"] = stage("render", [before], each | of_canvas)
+    placed = before = "render"
     if options.method == "deep":
-        experiments["render"] = stage("render", [before], each)
-        experiments["refine"] = stage("refine", ["render"], each)
-    else:
-        experiments["render"] = stage("render", [before], each | of_canvas)
-    placed = before = "refine" if options.method == "deep" else "render"
+        tiles = {"tile": {"from": f"{canvas}/refine-tiles"}}
+        experiments["refine"] = stage("refine", ["render"], each | tiles)
+        experiments["redraw"] = stage("redraw", ["refine"], each | of_canvas)
+        placed = before = "redraw"
     experiments["measure"] = stage("measure", [placed], each | of_canvas)
     for level in range(1, levels_apart(source.shape, asdict(options)) + 1):
         by_shard = {"level": level, "shard": {"from": f"{canvas}/shards-{level}"}}
@@ -248,14 +249,20 @@ def parts(shape: Sequence[int], part_px: int) -> list[tuple[int, int, int, int]]
     ]
 
 
-def blocks(shape: tuple[int, int, int]) -> list[tuple[int, int, int, int]]:
+def blocks(
+    shape: tuple[int, int, int], block_px: int = BLOCK_PX
+) -> list[tuple[int, int, int, int]]:
     """(y0, x0, y1, x1) of the parts of a section that are matched one by one, ends excluded.
 
     One for sections that fit; memory is then bounded by a block, whatever the section.
+
+    Args:
+        shape: (z, y, x).
+        block_px: about their edge; a section of half as much again is one.
     """
     spans = []
     for edge in shape[1:]:
-        count = max(1, round(edge / BLOCK_PX)) if edge > 1.5 * BLOCK_PX else 1
+        count = max(1, round(edge / block_px)) if edge > 1.5 * block_px else 1
         ends = np.linspace(0, edge, count + 1).round().astype(int).tolist()
         spans.append(list(itertools.pairwise(ends)))
     return [(y0, x0, y1, x1) for y0, y1 in spans[0] for x0, x1 in spans[1]]

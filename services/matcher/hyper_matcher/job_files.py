@@ -25,8 +25,9 @@ from hyper.arrays import Array
 from hyper.context import TaskContext
 from hyper.pyramids import build, create_level, fill_shard, level_name, levels_of, shards_of
 from hyper.sessions import Session
-from hyper_matcher.align.blocks import join_blocks
+from hyper_matcher.align.blocks import Span, join_blocks
 from hyper_matcher.align.facts import PairFacts, facts_of, join_facts, thin
+from hyper_matcher.align.fading import TILE_PX, FieldTile
 from hyper_matcher.align.geometry import Affine, Mesh, PairMatches
 from hyper_matcher.align.levels import Tiling
 from hyper_matcher.align.pipeline import pairs_of
@@ -70,6 +71,11 @@ def _number(block: int | None) -> str:
 def tile_file(level: int, turn: int, tile: int) -> str:
     """Where a tile's vertices are after a turn of its level, both from 1 on."""
     return f"align/tiles/{level}-{turn}/{tile:09d}.npz"
+
+
+def field_file(z: int, tile: int) -> str:
+    """Where the refinement's field of a tile of a section is."""
+    return f"align/refined/{z:06d}-{tile:06d}.npz"
 
 
 def placed_file(part: int) -> str:
@@ -190,10 +196,9 @@ class Job:
         """Those of a plane of the source, or of the canvas."""
         return parts(shape, int(self.settings["options"]["part_px"]))
 
-    def tasks_a_section(self, *, rendered: bool = False) -> int:
-        """How many measure a section of the result, or have rendered it."""
-        deep = self.settings["options"]["method"] == "deep"
-        if len(self.parts(self.shape[1:])) == 1 or (rendered and deep):
+    def tasks_a_section(self) -> int:
+        """How many render a section of the result, or measure it."""
+        if len(self.parts(self.shape[1:])) == 1:
             return 1
         return len(self.parts(self.session[ALIGNED].shape[1:]))
 
@@ -465,6 +470,26 @@ class Job:
             counts = {(int(a), int(b)): tuple(map(int, rest)) for a, b, *rest in stored["pairs"]}
             frame = Affine(stored["frame_matrix"], stored["frame_offset"])
             return Coarse(rigid, frame, mesh, patch, counts)
+
+    def refine_tiles(self) -> list[Span]:
+        """The tiles of the canvas that are refined one by one."""
+        height, width = self.session[ELASTIC].shape[1:]
+        return blocks((1, height, width), TILE_PX)
+
+    def write_field(self, z: int, number: int, tile: FieldTile) -> None:
+        """Keep the refinement's field of a tile."""
+        buffer = io.BytesIO()
+        np.savez_compressed(
+            buffer, origin=np.array(tile.origin), field=tile.field.astype(np.float16)
+        )
+        self.session.write(field_file(z, number), buffer.getvalue())
+
+    def load_field(self, z: int, number: int, core: Span) -> FieldTile:
+        """The way back."""
+        content = self.session.read(field_file(z, number))
+        with np.load(io.BytesIO(content), allow_pickle=False) as stored:
+            y, x = (int(value) for value in stored["origin"])
+            return FieldTile(core, (y, x), stored["field"].astype(np.float32))
 
     def write_flagged(self, flagged: Mapping[int, str]) -> None:
         """Keep which sections are flagged, and why."""

@@ -53,7 +53,7 @@ def write_report(context: TaskContext, job: Job) -> dict[str, Any]:
     pairs = job.load_facts()
     sections = [
         RenderedPart.joined([RenderedPart(**part) for part in parts])
-        for parts in _each(job, section_file, job.tasks_a_section(rendered=True))
+        for parts in _each(job, section_file, job.tasks_a_section())
     ]
     flagged = job.flagged()
     result = result_object(before, after, _facts(job, workflow, sections, pairs, flagged))

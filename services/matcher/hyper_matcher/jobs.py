@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
+from functools import lru_cache
 from types import ModuleType
 from typing import Any
 
@@ -20,8 +21,9 @@ from hyper.context import TaskContext
 from hyper.errors import InvalidArgumentError
 from hyper.installed import install_command
 from hyper_matcher import job_tiles
-from hyper_matcher.align.blocks import Means, grown, render_window, within_block
+from hyper_matcher.align.blocks import Means, Span, grown, render_window, within_block
 from hyper_matcher.align.facts import PairFacts
+from hyper_matcher.align.fading import MARGIN_PX, compose, faded, keep, touches
 from hyper_matcher.align.geometry import NOTHING_TO_MATCH, Mesh, point_pairs
 from hyper_matcher.align.levels import options_at
 from hyper_matcher.align.metrics import mean_gradient
@@ -35,7 +37,6 @@ from hyper_matcher.align.render import (
     inverse_map,
     jacobians,
     placed_px,
-    render_section,
 )
 from hyper_matcher.align.springs import RelaxOptions
 from hyper_matcher.bandpass import bandpass_onnx
@@ -210,11 +211,13 @@ def _make_outputs(job: Job, mesh: Mesh, canvas: Canvas) -> dict[str, Any]:
     shape = (job.shape[0], *canvas.shape)
     job.make_array(ALIGNED, shape, job.settings["dtype"])
     job.make_array(VALID, shape, "uint8")
+    tiles: dict[str, Any] = {}
     if job.settings["options"]["method"] == "deep":
         job.make_array(ELASTIC, shape, job.settings["dtype"])
+        tiles = {"refine-tiles": {"range": [0, len(job.refine_tiles())]}}
     job.make_fields(mesh, canvas)
     shards = enumerate(job.make_levels(shape), 1)
-    return {
+    return tiles | {
         "canvas": list(canvas.shape),
         "canvas-parts": {"range": [0, len(job.parts(canvas.shape))]},
         **{f"shards-{level}": {"range": [0, count]} for level, count in shards},
@@ -265,8 +268,8 @@ def why_nothing(flagged: Mapping[int, str], pairs: Sequence[PairFacts]) -> str:
 def render(
     context: TaskContext, *, session: str, z: int, part: int | None = None
 ) -> dict[str, Any]:
-    """Render one section, or its part on a part of the canvas, into array `aligned`; or, whole,
-    into what the refinement starts from."""
+    """Render one section, or its part on a part of the canvas, into array `aligned`; or into what
+    the refinement starts from."""
     job = Job.open(context, session)
     if job.tiled and not job.session.exists(placed_file(z // PLACED)):
         raise InvalidArgumentError(
@@ -275,25 +278,50 @@ def render(
         )
     if not part:
         job.take_fields(z)
-    placed = mesh, positions, canvas = job.load_placed(z)
-    if job.settings["options"]["method"] == "deep":
-        whole = job.source_window(z, slice(0, mesh.shape[0]), slice(0, mesh.shape[1]))
-        job.session[ELASTIC][z] = render_section(whole, positions, mesh, canvas)[0]
-        return {}
-    return _store(job, z, placed, part)
+    placed = mesh, _, canvas = job.load_placed(z)
+    if job.settings["options"]["method"] != "deep":
+        return _store(job, z, placed, part, lambda window: _maps(placed, window))
+    for y0, x0, y1, x1 in _pieces(job, canvas, part):
+        maps = _maps(placed, (y0, x0, y1, x1))
+        job.session[ELASTIC][z, y0:y1, x0:x1] = _drawn(job, z, mesh, maps)[0]
+    return {}
 
 
-def refine(context: TaskContext, *, session: str, z: int) -> dict[str, Any]:
-    """Refine one section against its neighbours, and render it in one pass."""
+def refine(context: TaskContext, *, session: str, z: int, tile: int) -> dict[str, Any]:
+    """Find out how far a tile of a section, as rendered, lies off its neighbours."""
     deep = _deep()
     job = Job.open(context, session)
-    elastic = job.session[ELASTIC]
+    elastic, core = job.session[ELASTIC], job.refine_tiles()[tile]
+    shape = (int(elastic.shape[1]), int(elastic.shape[2]))
+    window = y0, x0, y1, x1 = grown(core, MARGIN_PX, shape)
     beside = [d for d in (-2, -1, 1, 2) if 0 <= z + d < job.shape[0]]
-    others = [(abs(d), np.asarray(elastic[z + d])) for d in beside]
-    field = deep.refine_section(np.asarray(elastic[z]), others)
+    others = [(abs(d), np.asarray(elastic[z + d, y0:y1, x0:x1])) for d in beside]
+    field = deep.refine_section(np.asarray(elastic[z, y0:y1, x0:x1]), others)
+    job.write_field(z, tile, keep(core, window, field, shape))
     length = np.linalg.norm(field, axis=-1)
-    moved = {"refined_px_p99": round(float(np.percentile(length, 99)), 2)}
-    return _store(job, z, job.load_placed(z), None, lambda maps: deep.compose(maps, field)) | moved
+    return {"refined_px_p99": round(float(np.percentile(length, 99)), 2)}
+
+
+def redraw(
+    context: TaskContext, *, session: str, z: int, part: int | None = None
+) -> dict[str, Any]:
+    """Render one section, or its part on a part of the canvas, with what the refinement found."""
+    job = Job.open(context, session)
+    placed = _, _, canvas = job.load_placed(z)
+    cores = job.refine_tiles()
+    read = lru_cache(maxsize=9)(lambda number: job.load_field(z, number, cores[number]))
+
+    def maps(window: Span) -> NDArray[np.float32]:
+        near = [number for number, core in enumerate(cores) if touches(core, window)]
+        field = faded(map(read, near), window, canvas.shape)
+        reach = grown(window, int(np.ceil(np.abs(field).max())) + 1, canvas.shape)
+        y, x = window[0] - reach[0], window[1] - reach[1]
+        wide = np.zeros((reach[2] - reach[0], reach[3] - reach[1], 2), np.float32)
+        inner = np.s_[y : y + field.shape[0], x : x + field.shape[1]]
+        wide[inner] = field
+        return np.asarray(compose(_maps(placed, reach), wide)[inner])
+
+    return _store(job, z, placed, part, maps)
 
 
 def _deep() -> ModuleType:
@@ -311,7 +339,7 @@ def _store(
     z: int,
     placed: tuple[Mesh, NDArray[np.float64], Canvas],
     part: int | None,
-    change: Callable[[NDArray[np.float32]], NDArray[np.float32]] | None = None,
+    maps: Callable[[Span], NDArray[np.float32]],
 ) -> dict[str, Any]:
     """Render a section shard by shard, and keep where it is valid, and its facts.
 
@@ -320,28 +348,18 @@ def _store(
         z: section.
         placed: its mesh, where the vertices lie, and the canvas.
         part: of the canvas; None: all of it.
-        change: of the inverse map; the whole section is then rendered at once.
+        maps: the inverse map (h, w, 2) of a window of the canvas.
     """
     mesh, positions, canvas = placed
-    shared = [(0, 0, *canvas.shape)] if part is None else job.parts(canvas.shape)
-    top, left, bottom, right = shared[part or 0]
-    pieces = [(0, 0, *canvas.shape)]
-    if change is None:
-        pieces = [s for s in shards(canvas.shape) if top <= s[0] < bottom and left <= s[1] < right]
     before, after, valid_px, shown = Means(), Means(), 0, False
-    for y0, x0, y1, x1 in pieces:
-        window = Canvas((canvas.origin[0] + y0, canvas.origin[1] + x0), (y1 - y0, x1 - x0))
-        maps = inverse_map(positions, mesh, window)
-        if change is not None:
-            maps = change(maps)
-        section, valid = render_window(
-            maps, mesh.shape, job.settings["dtype"], lambda y, x: job.source_window(z, y, x)
-        )
+    for y0, x0, y1, x1 in _pieces(job, canvas, part):
+        section, valid = _drawn(job, z, mesh, maps((y0, x0, y1, x1)))
         job.session[ALIGNED][z, y0:y1, x0:x1] = section
         job.session[VALID][z, y0:y1, x0:x1] = valid.astype(np.uint8)
         after.add(mean_gradient(section, valid), int(valid.sum()))
         valid_px += int(valid.sum())
-    for y0, x0, y1, x1 in blocks((1, *mesh.shape))[part or 0 :: len(shared)]:
+    count = 1 if part is None else len(job.parts(canvas.shape))
+    for y0, x0, y1, x1 in blocks((1, *mesh.shape))[part or 0 :: count]:
         source = job.source_window(z, slice(y0, y1), slice(x0, x1))
         before.add(mean_gradient(source), source.size)
         shown = shown or bool(source.any())
@@ -353,6 +371,32 @@ def _store(
     )  # fmt: skip
     job.write_json(section_file(z, part or 0), asdict(facts))
     return {"valid_px": valid_px}
+
+
+def _pieces(job: Job, canvas: Canvas, part: int | None) -> list[Span]:
+    """The shards of the canvas, or of a part of it."""
+    pieces = shards(canvas.shape)
+    if part is None:
+        return pieces
+    top, left, bottom, right = job.parts(canvas.shape)[part]
+    return [s for s in pieces if top <= s[0] < bottom and left <= s[1] < right]
+
+
+def _maps(placed: tuple[Mesh, NDArray[np.float64], Canvas], window: Span) -> NDArray[np.float32]:
+    """The inverse map (h, w, 2) of a window of the canvas."""
+    mesh, positions, canvas = placed
+    y0, x0, y1, x1 = window
+    origin = (canvas.origin[0] + y0, canvas.origin[1] + x0)
+    return inverse_map(positions, mesh, Canvas(origin, (y1 - y0, x1 - x0)))
+
+
+def _drawn(
+    job: Job, z: int, mesh: Mesh, maps: NDArray[np.float32]
+) -> tuple[NDArray[Any], NDArray[np.bool_]]:
+    """A window of a section, and where it is valid."""
+    return render_window(
+        maps, mesh.shape, job.settings["dtype"], lambda y, x: job.source_window(z, y, x)
+    )
 
 
 def coarsen(context: TaskContext, *, session: str, level: int, shard: int) -> dict[str, Any]:

@@ -7,11 +7,11 @@ pytest.importorskip("torch", reason="the deep refinement needs torch")
 
 from hyper_matcher.align.deep import (
     DeepOptions,
-    compose,
     crack_mask,
     refine_section,
     warp_by,
 )
+from hyper_matcher.align.fading import compose
 from tests.support.sections import texture
 
 _FAST = DeepOptions(factors=(8, 4, 2), steps=40)

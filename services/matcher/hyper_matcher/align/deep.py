@@ -122,20 +122,6 @@ def warp_by(section: NDArray[Any], field: NDArray[np.float32]) -> NDArray[np.flo
     )
 
 
-def compose(maps: NDArray[np.float32], field: NDArray[np.float32]) -> NDArray[np.float32]:
-    """The inverse map (H, W, 2) of the refined section: `maps` read at p + field[p]; NaN outside.
-
-    One pass over the source then renders both.
-    """
-    grid = np.mgrid[: maps.shape[0], : maps.shape[1]].astype(np.float32)
-    where = grid + np.moveaxis(field, -1, 0)
-    read = [
-        scipy.ndimage.map_coordinates(maps[..., axis], where, order=1, cval=np.nan)
-        for axis in (0, 1)
-    ]
-    return np.asarray(np.stack(read, -1), np.float32)
-
-
 def _bandpass(image: NDArray[np.float32]) -> NDArray[np.float32]:
     return contrast_features(image, 0.8, 4.0)
 

@@ -9,7 +9,7 @@ import functools
 import io
 import json
 import uuid
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
@@ -77,10 +77,12 @@ class _Job:
 
         return read
 
-    def parts(self) -> list[str]:
+    def parts(self, members: Collection[int] | None = None) -> list[str]:
+        """Files of matches: all, or those with overlaps of these tiles."""
         step = self.settings["seams_a_task"]
-        count = -(-len(self.settings["seams"]) // step)
-        return [_part_file(part) for part in range(count)]
+        seams = enumerate(self.settings["seams"])
+        parts = {k // step for k, (a, _) in seams if members is None or a in members}
+        return [_part_file(part) for part in sorted(parts)]
 
     def members(self, z: int) -> list[int]:
         return [k for k, section in enumerate(self.settings["section_of"]) if section == z]
@@ -141,11 +143,11 @@ def render(context: TaskContext, *, session: str, z: int) -> dict[str, Any]:
         block = Canvas((canvas.origin[0] + y0, canvas.origin[1] + x0), (y1 - y0, x1 - x0))
         pixels = render_montage(montage, members, read, block)
         array[z, y0:y1, x0:x1] = pixels.astype(job.settings["dtype"])
-    flags = {(s.first, s.second): s.flag for s in _load_parts(job)[0]}
     own = set(members)
     residuals = []
-    for a, b in job.settings["seams"]:
-        if a in own and not flags[(a, b)]:
+    for seam in _load_parts(job, own)[0]:
+        a, b = seam.first, seam.second
+        if a in own and not seam.flag:
             lengths, tried = seam_residuals(montage, a, b, (read(a), read(b)))
             residuals.append([a, b, tried, [round(float(v), 3) for v in lengths]])
     job.session.write(_section_file(z), json.dumps(residuals).encode())
@@ -231,10 +233,12 @@ def _pack_part(seams: Sequence[Seam], facts: Mapping[int, TileFacts]) -> bytes:
     return buffer.getvalue()
 
 
-def _load_parts(job: _Job) -> tuple[list[Seam], dict[int, TileFacts]]:
+def _load_parts(
+    job: _Job, members: Collection[int] | None = None
+) -> tuple[list[Seam], dict[int, TileFacts]]:
     seams: list[Seam] = []
     facts: dict[int, TileFacts] = {}
-    for _, content in job.session.read_many(job.parts()):
+    for _, content in job.session.read_many(job.parts(members)):
         with np.load(io.BytesIO(content), allow_pickle=False) as stored:
             ends = np.cumsum(stored["sizes"])[:-1]
             columns = [

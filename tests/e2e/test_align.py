@@ -441,4 +441,4 @@ def test_large_sections_are_rendered_and_measured_part_by_part(
         assert found["parts"][key] == pytest.approx(found["one"][key], abs=1e-4)
     assert found["deep"]["cpc94"] > found["one"]["cpc94"] - 0.005
     assert found["deep"]["tissue_kept"] > found["one"]["tissue_kept"] - 0.005
-    assert 0.5 < found["deep"]["jacobian_min"]
+    assert found["deep"]["jacobian_min"] > 0.5

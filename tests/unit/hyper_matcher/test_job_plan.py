@@ -1,11 +1,14 @@
 from __future__ import annotations
 
+from typing import Any, cast
+
 import numpy as np
+from numpy.typing import NDArray
 
 from hyper.sample_data import synthetic_stack
 from hyper_matcher.align.geometry import Affine, PairMatches
 from hyper_matcher.bandpass import bandpass
-from hyper_matcher.job_files import load_pair, pack_pair
+from hyper_matcher.job_files import Job, load_pair, pack_pair
 from hyper_matcher.job_plan import Plan, choose_plan
 
 OPTIONS = {"template_px": 0, "search_px": 0, "spacing_px": 0.0, "neighbours": 3}
@@ -64,3 +67,18 @@ def test_matches_survive_their_file() -> None:
     for name in ("source", "displacement", "p1", "p2", "rejection"):
         assert np.array_equal(getattr(back, name), getattr(pair, name)), name
     assert np.array_equal(back.coarse.offset, pair.coarse.offset)
+
+
+class Large(Job):
+    """A job over an array whose tissue lies in one corner."""
+
+    def source_window(self, z: int, y: slice, x: slice) -> NDArray[Any]:
+        tissue = y.start >= 11_000 and x.start >= 11_000
+        return np.full((y.stop - y.start, x.stop - x.start), int(tissue), np.uint8)
+
+
+def test_of_a_large_section_a_part_with_tissue_is_looked_at() -> None:
+    settings = {"shape": [2, 20_000, 20_000], "files": [], "dtype": "uint8", "bad": []}
+    part = Large(cast(Any, None), cast(Any, None), settings).sample_section(0)
+    assert part.shape == (4096, 4096)
+    assert part.all()

@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import scipy.ndimage
 from PIL import Image
 
 import hyper
@@ -442,3 +443,21 @@ def test_large_sections_are_rendered_and_measured_part_by_part(
     assert found["deep"]["cpc94"] > found["one"]["cpc94"] - 0.005
     assert found["deep"]["tissue_kept"] > found["one"]["tissue_kept"] - 0.005
     assert found["deep"]["jacobian_min"] > 0.5
+
+
+def test_large_sections_may_be_turned_and_shifted_as_far_as_small_ones(
+    local_cluster: LocalCluster, tmp_path: Path
+) -> None:
+    """Blocks alone would look for their tissue where other tissue lies."""
+    plane = np.maximum(texture((4200, 1900), seed=6), 1)
+    shape, middle = (3300, 1000), (2100, 950)
+    for z, (degrees, shift) in enumerate([(0, (0, 0)), (170, (12, -30)), (4, (430, -260))]):
+        where = np.stack(np.mgrid[: shape[0], : shape[1]], -1) - (np.array(shape) - 1) / 2
+        turn = np.exp(1j * np.radians(degrees)) * (where @ np.array([1, 1j]))
+        places = [turn.real + middle[0] + shift[0], turn.imag + middle[1] + shift[1]]
+        section = scipy.ndimage.map_coordinates(plane, places, order=1)
+        write_png(tmp_path / f"z{z}.png", section)
+    result = local_cluster.json("align", str(tmp_path), "lab/turned")
+    assert result["flagged_sections"] == [] and result["failed_pairs"] == []
+    assert result["residual_z1_p95"] < 0.5
+    assert result["cpc94"] > 0.9 and result["tissue_kept"] > 0.99

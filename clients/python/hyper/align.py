@@ -201,10 +201,15 @@ def recipe(session: str, source: Source, options: AlignOptions, *, name: str) ->
             "z": {"range": [0, sections - 1]},
             "block": {"range": [0, len(blocks(source.shape))]},
         }
-        experiments["match"] = stage("match", ["features"], by_block)
+        before = "features"
+        by_section = {"z": {"range": [0, sections - 1]}}
+        in_blocks = len(blocks(source.shape)) > 1
+        if in_blocks:
+            experiments["coarse"] = stage("coarse", [before], by_section)
+            before = "coarse"
+        experiments["match"] = stage("match", [before], by_block)
         before = "match"
-        if len(blocks(source.shape)) > 1:
-            by_section = {"z": {"range": [0, sections - 1]}}
+        if in_blocks:
             experiments["gather"] = stage("gather", [before], by_section)
             before = "gather"
         experiments["relax"] = stage("relax", [before], {})

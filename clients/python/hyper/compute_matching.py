@@ -131,6 +131,7 @@ def match_sections(
     min_peak: float = 0.0,
     downsample: float = 0.0,
     window: tuple[int, int, int, int] | None = None,
+    guesses: Sequence[Affine | None] | None = None,
     keep_rejected: bool = True,
 ) -> Iterator[PairMatches]:
     """Match pairs of sections of an array (z, y, x); results come pair by pair, in order.
@@ -149,12 +150,19 @@ def match_sections(
         downsample: the array's pixels are so many times coarser than full resolution; decides what
             0 means above. Results are in the array's pixels.
         window: (y0, x0, y1, x1), ends excluded: only this part of either section is looked at;
-            results are relative to its first pixel.
+            results are relative to its first pixel, in the target too.
+        guesses: for each pair, or None, roughly where the source lies in the target, in the pixels
+            of results; the part of the target that is looked at lies where it puts the window.
         keep_rejected: also return what was not accepted.
     """
-    left = [(int(source), int(target)) for source, target in pairs]
-    if not left:
+    if not pairs:
         raise InvalidArgumentError("no pairs of sections were given", field="pairs")
+    known = guesses or [None] * len(pairs)
+    if len(known) != len(pairs):
+        raise InvalidArgumentError(
+            f"{len(known)} guesses for {len(pairs)} pairs; give one each, or none", field="guesses"
+        )
+    left = [_section_pair(*pair, guess) for pair, guess in zip(pairs, known, strict=True)]
     request = api.MatchSectionsRequest(
         array=ArrayRef(name=array.name),
         spacing_px=spacing_px,
@@ -173,7 +181,7 @@ def match_sections(
     waited_s = 0.0
     while left:
         del request.pairs[:]
-        request.pairs.extend(api.SectionPair(source_z=a, target_z=b) for a, b in left)
+        request.pairs.extend(left)
         responses = client.stream(SERVICE, MatcherServiceStub, "MatchSections", request)
         progress = False
         try:
@@ -194,6 +202,14 @@ def match_sections(
                 raise
             waited_s += pause_s
             time.sleep(pause_s)
+
+
+def _section_pair(source_z: int, target_z: int, guess: Affine | None) -> api.SectionPair:
+    pair = api.SectionPair(source_z=int(source_z), target_z=int(target_z))
+    if guess is not None:
+        pair.guess.matrix.extend(np.asarray(guess.matrix, np.float64).ravel().tolist())
+        pair.guess.ty, pair.guess.tx = (float(value) for value in guess.offset)
+    return pair
 
 
 def _join(responses: Iterator[Any]) -> Iterator[PairMatches]:

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hyper.errors import InvalidArgumentError
-from hyper_matcher.align.geometry import PairMatches, Points
+from hyper_matcher.align.geometry import Affine, PairMatches, Points
 from hyper_matcher.align.match import Found, MatchOptions
 from hyperapi.common.v1 import tensor_pb2
 from hyperapi.matcher.v1 import matcher_service_pb2 as api
@@ -78,6 +78,26 @@ def points_from(messages: Any, field: str) -> Points:
             f"{field} has coordinates that are not numbers of pixels", field=field
         )
     return points
+
+
+def guess_from(pair: api.SectionPair) -> Affine | None:
+    """Where a pair's source lies in its target, if it says.
+
+    Raises:
+        InvalidArgumentError: it is no map between sections.
+    """
+    if not pair.HasField("guess"):
+        return None
+    values = np.array([*pair.guess.matrix, pair.guess.ty, pair.guess.tx], np.float64)
+    if len(values) == 6 and np.isfinite(values).all() and np.abs(values[4:]).max() <= _LARGEST_PX:
+        matrix = values[:4].reshape(2, 2)
+        if 0.25 <= abs(np.linalg.det(matrix)) <= 4.0 and np.abs(matrix).max() <= 4.0:
+            return Affine(matrix, values[4:])
+    raise InvalidArgumentError(
+        f"the guess of sections {pair.source_z} and {pair.target_z} is no affine map between "
+        "sections: give a matrix of four numbers, of a determinant from 0.25 to 4, and a shift",
+        field="pairs.guess",
+    )
 
 
 def options_from(

@@ -25,6 +25,7 @@ from hyper.arrays import Array
 from hyper.context import TaskContext
 from hyper.pyramids import build, create_level, fill_shard, level_name, levels_of, shards_of
 from hyper.sessions import Session
+from hyper_matcher.align import overview
 from hyper_matcher.align.blocks import Span, join_blocks
 from hyper_matcher.align.facts import PairFacts, facts_of, join_facts, thin
 from hyper_matcher.align.fading import TILE_PX, FieldTile
@@ -45,6 +46,7 @@ _PLAN_FILE = "align/plan.json"
 TILE_SHARE = 4  # a tile starts near its rest, and costs less a vertex than the coarsest mesh
 _COARSE_FILE = "align/coarse.npz"
 _CHUNK_PX = 512
+_MIN_SHARE = 0.3  # of an overview's blocks that agree with a fit that is used
 _SAMPLE_PX = 4096  # edge of what is looked at of larger sections
 _NAMESPACE = uuid.UUID("5f0a1c86-6f0b-4f0f-9e5e-2f2f5a8f7f10")
 
@@ -52,6 +54,16 @@ _NAMESPACE = uuid.UUID("5f0a1c86-6f0b-4f0f-9e5e-2f2f5a8f7f10")
 def match_file(source_z: int, target_z: int, block: int) -> str:
     """Where a pair's matches in one block of the section are."""
     return f"align/matches/{source_z:06d}-{target_z:06d}-{block:06d}.npz"
+
+
+def overview_file(z: int, part: int) -> str:
+    """Where a part of a large section is, shrunk."""
+    return f"align/overviews/{z:06d}-{part:06d}.npz"
+
+
+def guess_file(z: int) -> str:
+    """Where the following sections show what a large section does, roughly."""
+    return f"align/guesses/{z:06d}.json"
 
 
 def facts_file(source_z: int, target_z: int, block: int | None) -> str:
@@ -343,6 +355,58 @@ class Job:
     # Matches and meshes
 
     @property
+    def in_blocks(self) -> bool:
+        """Whether sections are so large that they are matched block by block."""
+        return len(blocks(self.shape)) > 1
+
+    def write_overview(self, z: int, part: int) -> None:
+        """Keep a part of a section, shrunk."""
+        factor = overview.factor_of(self.shape[1:])
+        span = self.parts(self.shape[1:])[part]
+        small = overview.shrink(lambda y, x: self.source_window(z, y, x), span, factor)
+        buffer = io.BytesIO()
+        np.savez_compressed(
+            buffer, origin=np.array(small.origin), grey=small.grey, tissue=small.tissue
+        )
+        self.session.write(overview_file(z, part), buffer.getvalue())
+
+    def load_overview(self, z: int) -> NDArray[np.float32]:
+        """A section, shrunk; blank if it was left out."""
+        every = range(0 if self.left_out(z) else len(self.parts(self.shape[1:])))
+        found = []
+        for content in self.stream_files([overview_file(z, part) for part in every]):
+            with np.load(io.BytesIO(content), allow_pickle=False) as stored:
+                y, x = (int(value) for value in stored["origin"])
+                found.append(overview.Shrunk((y, x), stored["grey"], stored["tissue"]))
+        shape = self.shape[1:]
+        return overview.joined(found, shape, overview.factor_of(shape))
+
+    def guess(self, z: int) -> list[tuple[int, int, float]]:
+        """Find out roughly where a section's tissue lies in the following ones; keep it."""
+        source, factor = self.load_overview(z), overview.factor_of(self.shape[1:])
+        told, found = [], []
+        for a, b in pairs_of(self.shape[0], self.plan.neighbours):
+            if a == z:
+                fit, share = overview.fit(source, self.load_overview(b), factor)
+                told.append((a, b, share))
+                found.append(
+                    {"target_z": b, "matrix": fit.matrix.tolist(), "offset": fit.offset.tolist(),
+                     "share": share}
+                )  # fmt: skip
+        self.write_json(guess_file(z), found)
+        return told
+
+    def load_guesses(self, z: int) -> dict[int, Affine]:
+        """By the following sections where it can be trusted."""
+        if not self.in_blocks:
+            return {}
+        return {
+            int(one["target_z"]): Affine(np.array(one["matrix"]), np.array(one["offset"]))
+            for one in self.read_json(guess_file(z))
+            if one["share"] >= _MIN_SHARE
+        }
+
+    @property
     def levels(self) -> tuple[float, ...]:
         """Spacings of the meshes that are relaxed, the coarsest first, px."""
         budget = int(self.settings["options"]["relax_vertices"])
@@ -405,7 +469,7 @@ class Job:
         return [PairFacts(**json.loads(content)) for content in self._of_pairs(facts_file)]
 
     def _of_pairs(self, file_of: Callable[[int, int, int | None], str]) -> Iterator[bytes]:
-        block = 0 if len(blocks(self.shape)) == 1 else None
+        block = None if self.in_blocks else 0
         pairs = pairs_of(self.shape[0], self.plan.neighbours)
         return self.stream_files(file_of(*pair, block) for pair in pairs)
 

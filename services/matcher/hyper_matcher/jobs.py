@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from hyper import compute_matching
 from hyper.align import blocks
 from hyper.context import TaskContext
 from hyper.errors import InvalidArgumentError
@@ -24,7 +25,7 @@ from hyper_matcher import job_tiles
 from hyper_matcher.align.blocks import Means, Span, grown, render_window, within_block
 from hyper_matcher.align.facts import PairFacts
 from hyper_matcher.align.fading import MARGIN_PX, compose, faded, keep, touches
-from hyper_matcher.align.geometry import NOTHING_TO_MATCH, Mesh, point_pairs
+from hyper_matcher.align.geometry import NOTHING_TO_MATCH, Affine, Mesh, point_pairs
 from hyper_matcher.align.levels import options_at
 from hyper_matcher.align.metrics import mean_gradient
 from hyper_matcher.align.order import swapped_sections
@@ -112,6 +113,15 @@ def features(
         output_scale=_FEATURE_GAIN,
         output_shift=_FEATURE_ZERO,
     )
+    if job.in_blocks:
+        job.write_overview(z, part or 0)
+    return {}
+
+
+def coarse(context: TaskContext, *, session: str, z: int) -> dict[str, Any]:
+    """Fit section z, shrunk, to the next ones: where its blocks are to be looked for."""
+    for a, b, share in Job.open(context, session).guess(z):
+        context.log(f"{a} - {b}: {share:.0%} of the blocks of their overviews agree")
     return {}
 
 
@@ -123,6 +133,7 @@ def match(context: TaskContext, *, session: str, z: int, block: int = 0) -> dict
     core = blocks(job.shape)[block]
     window = grown(core, 2 * plan.template_px + plan.search_px + 64, (height, width))
     pairs = [pair for pair in pairs_of(job.shape[0], plan.neighbours) if pair[0] == z]
+    guesses, corner = job.load_guesses(z), np.array(window[:2], np.float64)
     accepted = 0
     for found in context.client.match_sections(
         job.session[FEATURES],
@@ -131,6 +142,7 @@ def match(context: TaskContext, *, session: str, z: int, block: int = 0) -> dict
         template_px=plan.template_px,
         search_px=plan.search_px,
         window=window,
+        guesses=[_from_corner(guesses.get(b), corner) for _, b in pairs],
     ):
         kept = within_block(found, window, core)
         accepted += int((kept.rejection == 0).sum())
@@ -138,6 +150,15 @@ def match(context: TaskContext, *, session: str, z: int, block: int = 0) -> dict
             context.log(f"{kept.source_z} - {kept.target_z}: {kept.flag}")
         job.write_matches(kept, block)
     return {"accepted": accepted}
+
+
+def _from_corner(
+    guess: Affine | None, corner: NDArray[np.float64]
+) -> compute_matching.Affine | None:
+    """A map between sections as one between places relative to a corner."""
+    if guess is None:
+        return None
+    return compute_matching.Affine(guess.matrix, guess(corner[None])[0] - corner)
 
 
 def gather(context: TaskContext, *, session: str, z: int) -> dict[str, Any]:

@@ -7,13 +7,14 @@ import threading
 from collections import OrderedDict
 from collections.abc import Sequence
 from concurrent.futures import Future
+from dataclasses import replace
 from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from hyper.errors import InvalidArgumentError
-from hyper_matcher.align.geometry import PairMatches
+from hyper_matcher.align.geometry import Affine, PairMatches, Points
 from hyper_matcher.align.match import MatchOptions, PreparedSection, match_pair
 from hyper_matcher.convert import finite
 
@@ -94,24 +95,52 @@ class Matcher:
         self._array, self._window, self._options, self._cache = array, window, options, cache
         self._source: tuple[int, PreparedSection] | None = None  # mostly that of the next pair too
 
-    def match(self, source_z: int, target_z: int) -> PairMatches:
-        """All matches of a pair.
+    def match(self, source_z: int, target_z: int, guess: Affine | None = None) -> PairMatches:
+        """All matches of a pair; positions in the target, too, are relative to the window's start.
+
+        Args:
+            source_z: section the templates come from.
+            target_z: section searched.
+            guess: source -> target, roughly: the target's window is where it puts the window.
 
         Raises:
             InvalidArgumentError: a section that cannot be matched.
         """
         if self._source is None or self._source[0] != source_z:
-            self._source = (source_z, self._prepared(source_z))
-        source, target = self._source[1], self._prepared(target_z)
+            self._source = (source_z, self._prepared(source_z, self._window))
+        moved, window = self._moved(guess)
+        source, target = self._source[1], self._prepared(target_z, window)
+        if guess is not None:
+            guess = Affine(guess.matrix, guess.offset - moved)
         try:
-            return match_pair(source, target, source_z, target_z)
+            found = match_pair(source, target, source_z, target_z, guess)
         except ValueError as error:
             raise InvalidArgumentError(
                 f"sections {source_z} and {target_z}: {error}", field="options"
             ) from error
+        if not moved.any():
+            return found
+        coarse = Affine(found.coarse.matrix, found.coarse.offset + moved)
+        return replace(found, coarse=coarse, displacement=found.displacement + moved)
 
-    def _prepared(self, z: int) -> PreparedSection:
-        section = finite(np.asarray(self._array[(z, *self._window)]), f"section {z}")
+    def _moved(self, guess: Affine | None) -> tuple[Points, tuple[slice, slice]]:
+        """The target's window, and how far its start lies from the source's, (2,) whole px."""
+        moved = np.zeros(2)
+        if guess is not None:
+            sizes = np.array([side.stop - side.start for side in self._window])
+            start = np.array([side.start for side in self._window])
+            middle = (sizes - 1) / 2
+            room = np.array(self._array.shape[1:]) - sizes
+            wanted = start + np.rint(guess(middle[None])[0] - middle)
+            moved = np.clip(wanted, 0, room) - start
+        y, x = (
+            slice(int(side.start + by), int(side.stop + by))
+            for side, by in zip(self._window, moved, strict=True)
+        )
+        return moved, (y, x)
+
+    def _prepared(self, z: int, window: tuple[slice, slice]) -> PreparedSection:
+        section = finite(np.asarray(self._array[(z, *window)]), f"section {z}")
         try:
             return self._cache.prepare(section, self._options)
         except ValueError as error:

@@ -140,6 +140,7 @@ class MatcherServicer(api_grpc.MatcherServiceServicer):
             request.options, spacing_px=request.spacing_px, downsample=request.downsample
         )
         pairs = [(pair.source_z, pair.target_z) for pair in request.pairs]
+        guesses = [convert.guess_from(pair) for pair in request.pairs]
         if not request.array.name:
             raise InvalidArgumentError("name the array to match in", field="array.name")
         with self._pool:
@@ -148,8 +149,8 @@ class MatcherServicer(api_grpc.MatcherServiceServicer):
             check_pairs(pairs, array.shape, self._settings.pairs_max)
             window = window_of(request.array.box, array.shape)
             matcher = Matcher(array, window, options, self._cache)
-            for source_z, target_z in pairs:
-                pair = await self._pool.run(matcher.match, source_z, target_z)
+            for ends, guess in zip(pairs, guesses, strict=True):
+                pair = await self._pool.run(matcher.match, *ends, guess)
                 _observe(pair)
                 for response in convert.pair_to(
                     pair,

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from hyper.compute_matching import PairMatches, match_images, match_sections
+from hyper.compute_matching import Affine, PairMatches, match_images, match_sections
 from hyper.errors import InvalidArgumentError, ResourceExhaustedError, UnavailableError
 from hyperapi.matcher.v1 import matcher_service_pb2 as api
 
@@ -104,3 +104,21 @@ def test_inline_images_travel_as_tensors() -> None:
     spec = client.request.source.spec
     assert (list(spec.shape), spec.dtype) == ([3, 4], "uint16")
     assert np.frombuffer(client.request.source.data, "<u2").tolist() == list(range(12))
+
+
+def test_guesses_travel_with_their_pairs_and_through_a_lost_stream() -> None:
+    sent: list[list[Any]] = []
+
+    class Watched(_Client):
+        def stream(self, service: str, stub: Any, method: str, request: Any) -> Iterator[Any]:
+            sent.append([api.SectionPair.FromString(p.SerializeToString()) for p in request.pairs])
+            return super().stream(service, stub, method, request)
+
+    client = Watched([_part(0, 1, 1), _part(1, 2), UnavailableError("x")], [_part(1, 2)])
+    guesses = [None, Affine(np.array([[0, -1], [1, 0]]), np.array([5, 6]))]
+    assert len(list(match_sections(client, _Array(), [(0, 1), (1, 2)], guesses=guesses))) == 2  # type: ignore[arg-type]  # look-alikes
+    assert [p.HasField("guess") for p in sent[0]] == [False, True]
+    last = sent[-1][-1].guess
+    assert (list(last.matrix), last.ty, last.tx) == ([0, -1, 1, 0], 5, 6)
+    with pytest.raises(InvalidArgumentError, match="1 guesses for 2 pairs"):
+        list(match_sections(client, _Array(), [(0, 1), (1, 2)], guesses=[None]))  # type: ignore[arg-type]

@@ -5,10 +5,12 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
+import scipy.ndimage
 
 from hyper_matcher import sections
+from hyper_matcher.align.geometry import Affine
 from hyper_matcher.align.match import MatchOptions, PreparedSection
-from hyper_matcher.sections import SectionCache
+from hyper_matcher.sections import Matcher, SectionCache
 from tests.support.sections import texture
 
 _OPTIONS = MatchOptions(template_px=32, spacing_px=16)
@@ -58,3 +60,33 @@ def test_a_section_that_cannot_be_prepared_is_not_kept() -> None:
     for _ in range(2):
         with pytest.raises(ValueError, match="larger than the section"):
             cache.prepare(np.zeros((20, 20), np.uint8), _OPTIONS)
+
+
+@pytest.mark.parametrize(("degrees", "shift"), [(0, (130, -90)), (170, (20, 10)), (3, (-60, 150))])
+def test_a_window_is_looked_for_where_the_guess_puts_it(
+    degrees: float, shift: tuple[int, int]
+) -> None:
+    plane = texture((900, 900), seed=2)
+    there = Affine.rigid(np.radians(degrees), np.array([299.5, 299.5]), np.array(shift, float))
+    back = np.linalg.inv(there.matrix)
+    source, target = plane[150:750, 150:750], scipy.ndimage.affine_transform(
+        plane, back, 150 - back @ there.offset, output_shape=(600, 600), order=1
+    )  # fmt: skip
+    window = slice(200, 460), slice(180, 440)
+    corner = np.array([200.0, 180.0])
+    guess = Affine(there.matrix, there(corner[None])[0] - corner + (6, -5))  # a little off
+    options = MatchOptions(template_px=64, spacing_px=24)
+    stack = np.stack([source, target])
+    found = Matcher(stack, window, options, SectionCache(2)).match(0, 1, guess)
+    assert found.flag == "" and found.accepted.mean() > 0.6
+    places = found.source[found.accepted] + corner
+    error = found.displacement[found.accepted] - (there(places) - places)
+    assert np.percentile(np.linalg.norm(error, axis=1), 95) < 0.6
+
+
+def test_a_guess_that_leads_out_of_the_section_is_no_error() -> None:
+    stack = np.stack([texture((300, 300), 1), texture((300, 300), 2)])
+    options = MatchOptions(template_px=48, spacing_px=24)
+    matcher = Matcher(stack, (slice(0, 150), slice(0, 150)), options, SectionCache(2))
+    found = matcher.match(0, 1, Affine(np.eye(2), np.array([9e4, -9e4])))
+    assert found.flag

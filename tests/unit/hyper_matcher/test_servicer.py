@@ -229,3 +229,32 @@ async def test_a_full_queue_turns_calls_away_until_there_is_room(pool: Pool) -> 
 async def _until(condition: Callable[[], bool]) -> None:
     while not condition():  # noqa: ASYNC110  (a count is watched, not an event)
         await asyncio.sleep(0)
+
+
+@pytest.mark.parametrize(
+    "guess",
+    [
+        api.Affine(matrix=[1, 0, 0, 1, 0]),
+        api.Affine(),
+        api.Affine(matrix=[1, 0, 0, 1], ty=float("nan")),
+        api.Affine(matrix=[0, 0, 0, 0]),
+        api.Affine(matrix=[1e9, 0, 0, 1e-9]),
+        api.Affine(matrix=[1, 0, 0, 1], tx=1e12),
+    ],
+    ids=str,
+)
+async def test_guesses_that_are_no_maps_are_refused(pool: Pool, guess: api.Affine) -> None:
+    pair = api.SectionPair(source_z=0, target_z=1, guess=guess)
+    with pytest.raises(InvalidArgumentError, match="no affine map"):
+        await _sections(_servicer(pool, _stack()), pairs=[pair])
+
+
+async def test_a_guess_comes_to_the_same_where_none_is_needed(pool: Pool) -> None:
+    guess = api.Affine(matrix=[1, 0, 0, 1], ty=-4, tx=-8)
+    pair = api.SectionPair(source_z=0, target_z=1, guess=guess)
+    (told,) = await _sections(_servicer(pool, _stack()), pairs=[pair])
+    (alone,) = await _sections(_servicer(pool, _stack()))
+    assert not told.pair.HasField("guess")
+    for one, other in zip(told.matches, alone.matches, strict=True):
+        if one.rejection == 0 == other.rejection:
+            assert (one.dy, one.dx) == pytest.approx((other.dy, other.dx), abs=0.1)

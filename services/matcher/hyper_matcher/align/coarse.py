@@ -80,14 +80,28 @@ class CoarseImage:
         self.block_search = SearchImage(self.blocks)
 
 
-def coarse_fit(source: CoarseImage, target: CoarseImage) -> tuple[Affine, float]:
-    """The affine map source -> target in px of the sections, and the share of blocks behind it."""
+def coarse_fit(
+    source: CoarseImage, target: CoarseImage, guess: Affine | None = None
+) -> tuple[Affine, float]:
+    """The affine map source -> target in px of the sections, and the share of blocks behind it.
+
+    Args:
+        source: whose blocks are matched.
+        target: where they are looked for.
+        guess: looked at first, and alone if enough blocks agree.
+    """
     options = source.options
     if not (source.search.any() and target.search.any()):
         return Affine.identity(), 0.0
+    guessed = (Affine.identity(), 0.0)
+    if guess is not None:
+        guessed = refine_affine(source, target, guess)
+        if guessed[1] >= _SURE:
+            return guessed
     likely = min(options.likely_angle_deg, options.max_angle_deg)
     correlator = _Correlator(target.search, options.min_overlap)
     found = refine_affine(source, target, _search_rotation(source, correlator, likely))
+    found = max(guessed, found, key=lambda fit: fit[1])
     if found[1] >= _SURE or likely == options.max_angle_deg:
         return found
     rigid = _search_rotation(source, correlator, options.max_angle_deg)
@@ -107,13 +121,13 @@ def refine_affine(source: CoarseImage, target: CoarseImage, guess: Affine) -> tu
         points = lattice(source.blocks.shape, options.block_px * 0.6, options.block_px * 0.5)
         found, displacement, p1, tried = _match_blocks(source, target, current, points, radius)
         if len(found) < 6:
-            return _from_factor(best, factor), 0.0
+            return from_factor(best, factor), 0.0
         fitted, inliers = _robust_affine(found, found + displacement, p1, options.tolerance_px)
         share = float(inliers.sum()) / max(tried, _FEWEST_BLOCKS * len(points))
         if inliers.sum() < 6:
-            return _from_factor(best, factor), 0.0
+            return from_factor(best, factor), 0.0
         current = best = fitted
-    return _from_factor(best, factor), share
+    return from_factor(best, factor), share
 
 
 def contrast_features(image: NDArray[np.float32], low: float, high: float) -> NDArray[np.float32]:
@@ -136,7 +150,7 @@ def _search_rotation(source: CoarseImage, correlator: _Correlator, limit_deg: fl
     nearby = [best[2] + step * part for part in (-0.5, -0.25, 0.25, 0.5)]
     _, shift, angle = max(best, _best_angle(source, correlator, nearby), key=lambda fit: fit[0])
     center = (np.array(source.search.shape) - 1) / 2
-    return _from_factor(Affine.rigid(angle, center, shift), source.search_factor)
+    return from_factor(Affine.rigid(angle, center, shift), source.search_factor)
 
 
 def _best_angle(
@@ -267,7 +281,7 @@ def _best_rigid(
     return Affine(matrix, np.array([shift[k].real, shift[k].imag]))
 
 
-def _from_factor(map_: Affine, factor: int) -> Affine:
+def from_factor(map_: Affine, factor: int) -> Affine:
     """A map between sections shrunk by `factor` (block means) as one between full sections."""
     shift = (factor - 1) / 2  # the middle of block 0
     return Affine(

@@ -141,21 +141,25 @@ class Found:
 
 
 def match_pair(
-    source: PreparedSection, target: PreparedSection, source_z: int, target_z: int
+    source: PreparedSection,
+    target: PreparedSection,
+    source_z: int,
+    target_z: int,
+    guess: Affine | None = None,
 ) -> PairMatches:
-    """All matches of a pair, rejected ones included, with the pair's flag."""
+    """All matches of a pair, rejected ones included, with the pair's flag; `guess`: see the fit."""
     start = time.perf_counter()
     options = source.options
-    affine, share = coarse_fit(source.coarse, target.coarse)
-    guess, quality = _first_pass(source, target, affine, options.template_px)
+    affine, share = coarse_fit(source.coarse, target.coarse, guess)
+    known, quality = _first_pass(source, target, affine, options.template_px)
     if quality < _POOR and 1.4 * options.template_px <= 0.4 * min(source.shape):
-        guess, quality = _first_pass(source, target, affine, round(1.4 * options.template_px))
+        known, quality = _first_pass(source, target, affine, round(1.4 * options.template_px))
         quality = min(quality, _POOR)
     size = options.fine_template_px or max(16, round(options.template_px * fine_scale(quality)))
     margin = 0.3 * size
     points = lattice(source.shape, options.spacing_px, margin)
     found = search(
-        source.full, target.full, field_guess(guess, affine, points),
+        source.full, target.full, field_guess(known, affine, points),
         size, options.fine_search_px, options.peaks,
     )  # fmt: skip
     displacement = found.target - found.source

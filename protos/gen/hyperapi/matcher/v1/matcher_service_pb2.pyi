@@ -233,15 +233,24 @@ class SectionPair(google.protobuf.message.Message):
 
     SOURCE_Z_FIELD_NUMBER: builtins.int
     TARGET_Z_FIELD_NUMBER: builtins.int
+    GUESS_FIELD_NUMBER: builtins.int
     source_z: builtins.int
     target_z: builtins.int
+    @property
+    def guess(self) -> Global___Affine:
+        """Roughly where the source's content lies in the target; in answers absent. With a box, the part of
+        the target that is looked at is one of the box's size, where the guess puts the box's middle.
+        """
+
     def __init__(
         self,
         *,
         source_z: builtins.int = ...,
         target_z: builtins.int = ...,
+        guess: Global___Affine | None = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["source_z", b"source_z", "target_z", b"target_z"]) -> None: ...
+    def HasField(self, field_name: typing.Literal["guess", b"guess"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["guess", b"guess", "source_z", b"source_z", "target_z", b"target_z"]) -> None: ...
 
 Global___SectionPair: typing_extensions.TypeAlias = SectionPair
 

@@ -10,9 +10,12 @@ import numpy as np
 import pytest
 
 from benchmarks.matcher.stitching import cut_tiles
+from hyper import stitch
 from hyper.client import Client
 from hyper.context import AttemptId, TaskContext
 from hyper.images import read_section, write_png
+from hyper.tile_positions import read_layout
+from hyper_matcher.ncc import SearchImage
 from hyper_matcher.stitch.jobs import report
 from tests.support.local_cluster import LocalCluster
 from tests.support.sections import texture
@@ -92,3 +95,43 @@ def test_a_missing_tile_is_named_before_any_work(
     done = local_cluster.run("stitch", str(positions), "lab/missing")
     assert done.returncode == 2
     assert "t2.png: listed in the positions, but not there" in done.stderr
+
+
+def test_sections_of_a_long_canvas_are_rendered_part_by_part(
+    local_cluster: LocalCluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(stitch, "_PART_PX", 4096)
+    monkeypatch.setattr(stitch, "_SEAMS_A_TASK", 5)
+    rng = np.random.default_rng(1)
+    files = []
+    for z in range(2):
+        plane = np.maximum(texture((220, 4700), seed=z), 1)
+        lines = ["{RESOLUTION}\t4.0"]
+        for k in range(13):
+            write_png(tmp_path / f"s{z}t{k}.png", plane[10:210, 5 + 350 * k : 405 + 350 * k])
+            y, x = rng.uniform(-4, 4), rng.uniform(-4, 4) + 350 * k
+            lines.append(f"s{z}t{k}.png\t{x:.2f}\t{y:.2f}")
+        files.append(tmp_path / f"s{z}.txt")
+        files[-1].write_text("\n".join(lines) + "\n")
+    options = stitch.StitchOptions(lens_degree=0)
+    mosaic = stitch.inspect(read_layout(files, None), "strips", options)
+    with Client(local_cluster.endpoint) as client:
+        workflow, session = stitch.submit(client, mosaic, "lab/strips", options)
+        result = stitch.finish(client, workflow, session, "lab/strips")
+        tasks = {each.id: each.tasks.total for each in workflow.status.experiments}
+        array = client.open_array("lab/strips/raw")
+        pixels = array[...]
+    assert tasks == {"match": 6, "lens": 1, "place": 2, "frame": 1, "render": 4, "report": 1}
+    assert (result["tiles"], result["seams"], result["sections"]) == (26, 24, 2)
+    assert result["seam_residual_p95"] <= 0.5 and result["flagged_tiles"] == {}
+    assert 4600 <= pixels.shape[2] <= 4620
+    for z in range(2):  # a seam between parts would show
+        plane = np.maximum(texture((220, 4700), seed=z), 1)
+        across = pixels[z, 60:140, 4046:4146].astype(float)
+        score = best_score(plane.astype(float), across)
+        assert score > 0.97
+
+
+def best_score(plane: np.ndarray, template: np.ndarray) -> float:
+    """Highest correlation of a template anywhere in the plane."""
+    return float(SearchImage(plane.astype(np.float32)).correlate(template.astype(np.float32)).max())

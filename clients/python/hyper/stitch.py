@@ -1,8 +1,8 @@
 """Stitch overlapping tiles into montages: check them, write the recipe, follow the job.
 
-The work is done by `hyper_matcher.stitch.jobs` on workers: `match` (overlaps, in parts), `place`
-(all sections at once: they share the lens), `render` (array `raw`, a section a task), `report`
-(commits).
+The work is done by `hyper_matcher.stitch.jobs` on workers: `match` (overlaps, in parts), `lens`
+(what all tiles share, from some of the sections), `place` (the tiles of a section), `frame` (the
+canvas), `render` (array `raw`, a section or a part of it a task), `report` (commits).
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import numpy as np
 import yaml
 
 from hyper import images
-from hyper.align import abandon, check_destination
+from hyper.align import SHARD_PX, abandon, check_destination
 from hyper.errors import InvalidArgumentError, WorkFailedError
 from hyper.tile_positions import Layout, Tile, overlapping, strays
 
@@ -30,6 +30,7 @@ REPORT_FILE = "stitch/report.html"
 ARRAY = "raw"  # the name that `hyper align` gives sections as they came
 SMALLEST_PX = 64
 _SEAMS_A_TASK = 200
+_PART_PX = 4 * SHARD_PX  # of the canvas: more is rendered part by part
 
 
 @dataclass(frozen=True, slots=True)
@@ -197,11 +198,13 @@ def recipe(session: str, mosaic: Mosaic, *, name: str) -> str:
             "timeout": "2h",
         }
 
-    parts = -(-len(mosaic.seams) // _SEAMS_A_TASK)
+    each = {"z": {"range": [0, len(mosaic.sections)]}}
     experiments = {
-        "match": stage("match", [], {"part": {"range": [0, parts]}}),
-        "place": stage("place", ["match"], {}),
-        "render": stage("render", ["place"], {"z": {"range": [0, len(mosaic.sections)]}}),
+        "match": stage("match", [], {"part": {"range": [0, _first_parts(mosaic)[-1]]}}),
+        "lens": stage("lens", ["match"], {}),
+        "place": stage("place", ["lens"], each),
+        "frame": stage("frame", ["place"], {}),
+        "render": stage("render", ["frame"], each | {"part": {"from": "frame/parts"}}),
         "report": stage("report", ["render"], {}),
     }
     return yaml.safe_dump({"version": 1, "name": name, "experiments": experiments}, sort_keys=False)
@@ -219,25 +222,66 @@ def submit(
         settings = {
             "options": asdict(options),
             "source": mosaic.label,
-            "files": names,
-            "names": [tile.file.name for tile in mosaic.tiles],
-            "positions": [[tile.y, tile.x] for tile in mosaic.tiles],
-            "section_of": mosaic.section_of,
             "sections": mosaic.sections,
+            "tiles": [len(members) for members in _members(mosaic)],
+            "first_part": _first_parts(mosaic),
             "shape": mosaic.shape,
             "dtype": mosaic.dtype,
-            "seams": mosaic.seams,
             "seams_a_task": _SEAMS_A_TASK,
+            "part_px": _PART_PX,
             "left_out": mosaic.left_out,
             "pixel_nm": mosaic.pixel_nm,
             "destination": destination,
         }
+        session.write_many(_sections(mosaic, names))
         session.write(SETTINGS_FILE, json.dumps(settings).encode())
         text = recipe(session.name, mosaic, name=f"stitch-{address.dataset}"[:64])
         return client.submit(text), session.name
     except BaseException:
         session.abort()
         raise
+
+
+def section_file(z: int) -> str:
+    """Where a section's tiles, their positions and overlaps are told."""
+    return f"stitch/sections/{z:06d}.json"
+
+
+def _members(mosaic: Mosaic) -> list[range]:
+    """The tiles of each section: they are sorted by it."""
+    counts = np.bincount(mosaic.section_of, minlength=len(mosaic.sections))
+    ends = np.cumsum(counts).tolist()
+    return [range(end - int(count), end) for end, count in zip(ends, counts, strict=True)]
+
+
+def _seams_of(mosaic: Mosaic) -> list[list[tuple[int, int]]]:
+    """The overlaps of each section, tiles numbered within it."""
+    found: list[list[tuple[int, int]]] = [[] for _ in mosaic.sections]
+    members = _members(mosaic)
+    for a, b in mosaic.seams:
+        z = mosaic.section_of[a]
+        begin = members[z].start
+        found[z].append((a - begin, b - begin))
+    return found
+
+
+def _first_parts(mosaic: Mosaic) -> list[int]:
+    """The number of each section's first part of overlaps, and at the end how many there are."""
+    counts = [-(-len(seams) // _SEAMS_A_TASK) for seams in _seams_of(mosaic)]
+    return [0, *np.cumsum(counts).tolist()]
+
+
+def _sections(mosaic: Mosaic, files: Sequence[str]) -> Iterator[tuple[str, bytes]]:
+    of_sections = zip(_members(mosaic), _seams_of(mosaic), strict=True)
+    for z, (members, seams) in enumerate(of_sections):
+        tiles = [mosaic.tiles[k] for k in members]
+        told = {
+            "files": [files[k] for k in members],
+            "names": [tile.file.name for tile in tiles],
+            "positions": [[tile.y, tile.x] for tile in tiles],
+            "seams": seams,
+        }
+        yield section_file(z), json.dumps(told).encode()
 
 
 def _contents(tiles: Sequence[Tile], names: Sequence[str]) -> Iterator[tuple[str, bytes]]:

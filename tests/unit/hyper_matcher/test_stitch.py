@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -13,7 +14,7 @@ from hyper_matcher.stitch.overlap import match_overlap
 from hyper_matcher.stitch.pipeline import Stitched, stitch_tiles
 from hyper_matcher.stitch.polynomials import basis, normalised, terms
 from hyper_matcher.stitch.render import montage_canvas, render_montage
-from hyper_matcher.stitch.solve import solve
+from hyper_matcher.stitch.solve import Shared, solve
 from hyper_matcher.stitch.values import StitchOptions, TileFacts
 from tests.support.sections import data_folder, texture
 
@@ -40,6 +41,29 @@ def test_tiles_meet_and_lie_where_they_were_cut(tiles: Tiles, stitched: Stitched
     error = truth_errors(tiles, stitched)
     assert np.percentile(error, 95) < 3.0
     assert (stitched.section > 0).mean() > 0.9
+
+
+@pytest.mark.timeout(120)
+def test_what_tiles_share_is_found_in_some_sections_and_serves_the_others(
+    tiles: Tiles, stitched: Stitched
+) -> None:
+    """Section by section with the lens of one of them: as good as with its own."""
+    shared = Shared(stitched.montage.lens, stitched.montage.pattern)
+    facts = {k: TileFacts.of(tile) for k, tile in enumerate(tiles.images)}
+    again = solve(
+        stitched.montage.shape, tiles.positions, [0] * 9, stitched.seams, facts, StitchOptions(),
+        shared,
+    )  # fmt: skip
+    np.testing.assert_allclose(again.maps, stitched.montage.maps, atol=0.02)
+    np.testing.assert_allclose(again.brightness, stitched.montage.brightness, atol=0.005)
+    other = cut_tiles(texture((700, 700), seed=4, sigma_px=2.5), 3, 0.25, 4.0, 15.0, seed=2)
+    alone = stitch_tiles(list(other.images), other.positions)
+    facts = {k: TileFacts.of(tile) for k, tile in enumerate(other.images)}
+    told = solve(
+        alone.montage.shape, other.positions, [0] * 9, alone.seams, facts, StitchOptions(), shared
+    )
+    error = truth_errors(other, replace(alone, montage=told))
+    assert np.percentile(error, 95) < 1.1 * np.percentile(truth_errors(other, alone), 95) + 0.1
 
 
 @pytest.mark.timeout(120)

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,6 +16,7 @@ from hyper_matcher.stitch.overlap import match_overlap
 from hyper_matcher.stitch.quality import seam_residuals
 from hyper_matcher.stitch.render import montage_canvas, render_montage
 from hyper_matcher.stitch.solve import Montage, solve
+from hyper_matcher.stitch.summary import Summary, stitch_result
 from hyper_matcher.stitch.values import Seam, StitchOptions, TileFacts
 
 
@@ -70,49 +70,5 @@ def stitch_tiles(
         for s in seams
         if not s.flag
     }  # fmt: skip
-    return Stitched(
-        rendered, canvas, montage, tuple(seams), stitch_result(montage, seams, residuals)
-    )
-
-
-def stitch_result(
-    montage: Montage,
-    seams: Sequence[Seam],
-    residuals: Mapping[tuple[int, int], tuple[NDArray[np.float64], int]],
-) -> dict[str, Any]:
-    """The result object of a stitching; None where nothing was measured.
-
-    `seam_residual_*` are px over all fresh matches; `residual_share` the share of the tried ones
-    that passed the peak filters; `stage_error_px` the median distance of tiles from their
-    positions, `lens_px` the lens's largest displacement.
-    """
-    lengths = np.concatenate([np.zeros(0), *(values for values, _ in residuals.values())])
-    tried = sum(number for _, number in residuals.values())
-    rejected: Counter[str] = Counter()
-    for seam in seams:
-        rejected.update(seam.counts())
-
-    def at(share: float) -> float | None:
-        return round(float(np.percentile(lengths, share)), 3) if len(lengths) else None
-
-    edge = np.linspace(-1, 1, 21)
-    grid = np.stack(np.meshgrid(edge, edge, indexing="ij"), -1).reshape(-1, 2)
-    grid = grid * (np.array(montage.shape) / max(montage.shape))
-    moved = np.linalg.norm(montage.maps[:, 0], axis=1)
-    return {
-        "tiles": len(montage.positions),
-        "seams": len(seams),
-        "failed_seams": [
-            {"first": s.first, "second": s.second, "why": s.flag} for s in seams if s.flag
-        ],
-        "matches": sum(int(s.accepted.sum()) for s in seams),
-        "rejected": dict(sorted(rejected.items())),
-        "seam_residual_p50": at(50),
-        "seam_residual_p95": at(95),
-        "seam_residual_p99": at(99),
-        "residual_share": round(len(lengths) / tried, 4) if tried else None,
-        "stage_error_px": round(float(np.median(moved)), 2),
-        "lens_px": round(float(np.linalg.norm(montage.lens(grid), axis=1).max()), 2),
-        "lens_degree": max((i + j for i, j in montage.lens.products), default=0),
-        "flagged_tiles": {str(k): why for k, why in sorted(montage.flagged.items())},
-    }
+    result = stitch_result(Summary.of(montage, seams, residuals), montage.lens, shape)
+    return Stitched(rendered, canvas, montage, tuple(seams), result)

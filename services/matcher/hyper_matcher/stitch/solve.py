@@ -1,4 +1,4 @@
-"""Where tiles lie: one sparse, robust least-squares fit over all overlaps of all sections.
+"""Where tiles lie: a sparse, robust least-squares fit over the overlaps of sections.
 
 A point p of tile k lies at position_k + p + A_k u + L(u), u being p from -1 to 1. A_k, of six
 numbers, is the tile's own shift and affine map; L, the lens, a polynomial without linear terms that
@@ -54,8 +54,21 @@ class Lens:
 
 
 @dataclass(frozen=True, slots=True)
+class Shared:
+    """What all tiles have in common.
+
+    Args:
+        lens: distortion.
+        pattern: (terms,) logarithm of the brightness.
+    """
+
+    lens: Lens
+    pattern: NDArray[np.float64]
+
+
+@dataclass(frozen=True, slots=True)
 class Montage:
-    """Where the tiles of all sections lie.
+    """Where tiles lie.
 
     Args:
         shape: (H, W) of a tile.
@@ -111,8 +124,9 @@ def solve(
     seams: Sequence[Seam],
     facts: Mapping[int, TileFacts],
     options: StitchOptions,
+    shared: Shared | None = None,
 ) -> Montage:
-    """Place tiles of all sections at once.
+    """Place tiles, of one or of several sections at once.
 
     Args:
         shape: (H, W) of a tile.
@@ -121,6 +135,7 @@ def solve(
         seams: of all overlaps.
         facts: of the tiles.
         options: lens and illumination.
+        shared: what is known of all tiles already; None: it is found out of these.
     """
     count = len(positions)
     good = [seam for seam in seams if not seam.flag and seam.accepted.any()]
@@ -129,19 +144,25 @@ def solve(
     p = _gather2([s.first_points[s.accepted] for s in good])
     q = _gather2([s.second_points[s.accepted] for s in good])
     u, v = normalised(p, shape), normalised(q, shape)
-    products = terms(2, _degree(options.lens_degree, len(good)))
     own = _tile_rows(first, _affine_design(u), count) - _tile_rows(second, _affine_design(v), count)
-    shared = sp.csr_matrix(basis(u, products) - basis(v, products))
-    design = sp.hstack([own, shared]).tocsr()
     gap = (p + positions[first]) - (q + positions[second])
     own_hold = np.tile([_HOLD_SHIFT, _HOLD_AFFINE, _HOLD_AFFINE], count)
-    lens_hold = [_HOLD_LENS * 4.0 ** (i + j - 2) for i, j in products]
-    hold = np.concatenate([own_hold, lens_hold])
-    found = _robust(design, -gap, hold, _HUBER_PX)
+    if shared is None:
+        products = terms(2, _degree(options.lens_degree, len(good)))
+        common = sp.csr_matrix(basis(u, products) - basis(v, products))
+        design = sp.hstack([own, common]).tocsr()
+        lens_hold = [_HOLD_LENS * 4.0 ** (i + j - 2) for i, j in products]
+        found = _robust(design, -gap, np.concatenate([own_hold, lens_hold]), _HUBER_PX)
+        lens = Lens(tuple(products), found[3 * count :])
+    else:
+        lens = shared.lens
+        found = _robust(own.tocsr(), lens(v) - lens(u) - gap, own_hold, _HUBER_PX)
     maps = found[: 3 * count].reshape(count, 3, 2)
-    lens = Lens(tuple(products), found[3 * count :])
     part, flagged = _parts(count, section, good, seams, facts)
-    pattern, brightness = _brightness(shape, count, good, first, second, u, v, facts, options)
+    known = None if shared is None else shared.pattern
+    pattern, brightness = _brightness(
+        shape, count, good, first, second, u, v, facts, options, known
+    )  # fmt: skip
     return Montage(shape, positions, maps, lens, pattern, brightness, part, flagged)
 
 
@@ -234,6 +255,7 @@ def _brightness(
     v: NDArray[np.float64],
     facts: Mapping[int, TileFacts],
     options: StitchOptions,
+    known: NDArray[np.float64] | None,
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """The pattern that all tiles share and each tile's own brightness, as logarithms.
 
@@ -243,24 +265,29 @@ def _brightness(
     products = terms(1, _PATTERN_DEGREE)
     shown = {tile: fact for tile, fact in facts.items() if not fact.blank}
     if not options.illumination or len(shown) < 2 or len(first) == 0:
-        return np.zeros(len(products)), np.zeros(count)
+        return np.zeros(len(products)) if known is None else known, np.zeros(count)
     grey = np.log(np.maximum(_gather2([s.grey[s.accepted] for s in good]), 1.0))
     own = _tile_rows(first, np.ones((len(u), 1)), count) - _tile_rows(
         second, np.ones((len(v), 1)), count
     )
-    shared = sp.csr_matrix(basis(u, products) - basis(v, products))
-    rows = sp.hstack([own, shared])
+    common = basis(u, products) - basis(v, products)
+    between = grey[:, 0] - grey[:, 1]
+    if known is not None:
+        right = (between - common @ known)[:, None]
+        found = _robust(own.tocsr(), right, np.full(count, _HOLD_BRIGHTNESS), _HUBER_GREY)[:, 0]
+        return known, found
+    rows = sp.hstack([own, sp.csr_matrix(common)])
     grids = np.log(np.maximum(np.stack([fact.grid for fact in shown.values()]), 1.0))
-    common = np.median(grids - grids.mean(axis=(1, 2), keepdims=True), axis=0)
+    usual = np.median(grids - grids.mean(axis=(1, 2), keepdims=True), axis=0)
     places = [
-        (np.arange(n) + 0.5) / n * edge - 0.5 for n, edge in zip(common.shape, shape, strict=True)
+        (np.arange(n) + 0.5) / n * edge - 0.5 for n, edge in zip(usual.shape, shape, strict=True)
     ]
     points = np.stack(np.meshgrid(*places, indexing="ij"), -1).reshape(-1, 2)
     seen = basis(normalised(points, shape), products)
     seen -= seen.mean(axis=0)
     below = sp.hstack([sp.csr_matrix((len(points), count)), sp.csr_matrix(seen)])
     design = sp.vstack([rows, below]).tocsr()
-    right = np.concatenate([grey[:, 0] - grey[:, 1], common.ravel()])[:, None]
+    right = np.concatenate([between, usual.ravel()])[:, None]
     trust = np.concatenate(
         [np.ones(len(u)), np.full(len(points), _MEDIAN_WEIGHT * len(shown) / 36)]
     )

@@ -5,8 +5,8 @@ from __future__ import annotations
 import io
 import json
 import uuid
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -25,13 +25,11 @@ from hyper.arrays import Array
 from hyper.context import TaskContext
 from hyper.pyramids import build, create_level, fill_shard, level_name, levels_of, shards_of
 from hyper.sessions import Session
-from hyper_matcher.align import overview
-from hyper_matcher.align.blocks import Span, join_blocks
-from hyper_matcher.align.facts import PairFacts, facts_of, join_facts, thin
+from hyper_matcher.align.blocks import Span
+from hyper_matcher.align.facts import PairFacts
 from hyper_matcher.align.fading import TILE_PX, FieldTile
-from hyper_matcher.align.geometry import Affine, Mesh, PairMatches
+from hyper_matcher.align.geometry import Affine, Mesh
 from hyper_matcher.align.levels import Tiling
-from hyper_matcher.align.pipeline import pairs_of
 from hyper_matcher.align.relax import RelaxedStack
 from hyper_matcher.align.render import Canvas
 from hyper_matcher.align.settle import Patch
@@ -46,38 +44,8 @@ _PLAN_FILE = "align/plan.json"
 TILE_SHARE = 4  # a tile starts near its rest, and costs less a vertex than the coarsest mesh
 _COARSE_FILE = "align/coarse.npz"
 _CHUNK_PX = 512
-_MIN_SHARE = 0.3  # of an overview's blocks that agree with a fit that is used
 _SAMPLE_PX = 4096  # edge of what is looked at of larger sections
 _NAMESPACE = uuid.UUID("5f0a1c86-6f0b-4f0f-9e5e-2f2f5a8f7f10")
-
-
-def match_file(source_z: int, target_z: int, block: int) -> str:
-    """Where a pair's matches in one block of the section are."""
-    return f"align/matches/{source_z:06d}-{target_z:06d}-{block:06d}.npz"
-
-
-def overview_file(z: int, part: int) -> str:
-    """Where a part of a large section is, shrunk."""
-    return f"align/overviews/{z:06d}-{part:06d}.npz"
-
-
-def guess_file(z: int) -> str:
-    """Where the following sections show what a large section does, roughly."""
-    return f"align/guesses/{z:06d}.json"
-
-
-def facts_file(source_z: int, target_z: int, block: int | None) -> str:
-    """Where their counts are; None: those of the whole section."""
-    return f"align/facts/{source_z:06d}-{target_z:06d}-{_number(block)}.json"
-
-
-def thin_file(source_z: int, target_z: int, block: int | None) -> str:
-    """Where few of them are, for a coarser mesh; None: those of the whole section."""
-    return f"align/thin/{source_z:06d}-{target_z:06d}-{_number(block)}.npz"
-
-
-def _number(block: int | None) -> str:
-    return "all" if block is None else f"{block:06d}"
 
 
 def tile_file(level: int, turn: int, tile: int) -> str:
@@ -359,53 +327,6 @@ class Job:
         """Whether sections are so large that they are matched block by block."""
         return len(blocks(self.shape)) > 1
 
-    def write_overview(self, z: int, part: int) -> None:
-        """Keep a part of a section, shrunk."""
-        factor = overview.factor_of(self.shape[1:])
-        span = self.parts(self.shape[1:])[part]
-        small = overview.shrink(lambda y, x: self.source_window(z, y, x), span, factor)
-        buffer = io.BytesIO()
-        np.savez_compressed(
-            buffer, origin=np.array(small.origin), grey=small.grey, tissue=small.tissue
-        )
-        self.session.write(overview_file(z, part), buffer.getvalue())
-
-    def load_overview(self, z: int) -> NDArray[np.float32]:
-        """A section, shrunk; blank if it was left out."""
-        every = range(0 if self.left_out(z) else len(self.parts(self.shape[1:])))
-        found = []
-        for content in self.stream_files([overview_file(z, part) for part in every]):
-            with np.load(io.BytesIO(content), allow_pickle=False) as stored:
-                y, x = (int(value) for value in stored["origin"])
-                found.append(overview.Shrunk((y, x), stored["grey"], stored["tissue"]))
-        shape = self.shape[1:]
-        return overview.joined(found, shape, overview.factor_of(shape))
-
-    def guess(self, z: int) -> list[tuple[int, int, float]]:
-        """Find out roughly where a section's tissue lies in the following ones; keep it."""
-        source, factor = self.load_overview(z), overview.factor_of(self.shape[1:])
-        told, found = [], []
-        for a, b in pairs_of(self.shape[0], self.plan.neighbours):
-            if a == z:
-                fit, share = overview.fit(source, self.load_overview(b), factor)
-                told.append((a, b, share))
-                found.append(
-                    {"target_z": b, "matrix": fit.matrix.tolist(), "offset": fit.offset.tolist(),
-                     "share": share}
-                )  # fmt: skip
-        self.write_json(guess_file(z), found)
-        return told
-
-    def load_guesses(self, z: int) -> dict[int, Affine]:
-        """By the following sections where it can be trusted."""
-        if not self.in_blocks:
-            return {}
-        return {
-            int(one["target_z"]): Affine(np.array(one["matrix"]), np.array(one["offset"]))
-            for one in self.read_json(guess_file(z))
-            if one["share"] >= _MIN_SHARE
-        }
-
     @property
     def levels(self) -> tuple[float, ...]:
         """Spacings of the meshes that are relaxed, the coarsest first, px."""
@@ -422,64 +343,6 @@ class Job:
         mesh = Mesh.over(self.shape[1:], self.levels[level])
         budget = TILE_SHARE * int(self.settings["options"]["relax_vertices"])
         return Tiling.of(mesh, rigid, budget)
-
-    def write_matches(self, pair: PairMatches, block: int) -> None:
-        """A pair's matches in a block, their counts, and, for a coarser mesh, few of them."""
-        ends = pair.source_z, pair.target_z, block
-        files = [
-            (match_file(*ends), pack_pair(pair)),
-            (facts_file(*ends), json.dumps(asdict(facts_of(pair))).encode()),
-        ]
-        if len(self.levels) > 1:
-            files.append((thin_file(*ends), pack_pair(thin(pair, self.levels[0]))))
-        self.session.write_many(files)
-
-    def gather(self, z: int) -> int:
-        """Put the blocks' facts, and their few matches, together: a file each for a pair from z.
-
-        What looks at the whole stack then reads as many files as there are pairs, not blocks.
-        """
-        found = [pair for pair in pairs_of(self.shape[0], self.plan.neighbours) if pair[0] == z]
-        every, thinned = range(len(blocks(self.shape))), len(self.levels) > 1
-        for pair in found:
-            facts = self._facts(self.read_files([facts_file(*pair, block) for block in every]))
-            files = [(facts_file(*pair, None), json.dumps(asdict(facts)).encode())]
-            if thinned:
-                few = self._matches(self.read_files([thin_file(*pair, block) for block in every]))
-                files.append((thin_file(*pair, None), pack_pair(few)))
-            self.session.write_many(files)
-        return len(found)
-
-    def load_matches(self) -> list[PairMatches]:
-        """All pairs, in order."""
-        every = range(len(blocks(self.shape)))
-        return [
-            self._matches(self.read_files([match_file(*pair, block) for block in every]))
-            for pair in pairs_of(self.shape[0], self.plan.neighbours)
-        ]
-
-    def load_thin_matches(self) -> list[PairMatches]:
-        """Few of each pair's, in order."""
-        return [load_pair(content) for content in self._of_pairs(thin_file)]
-
-    def load_facts(self) -> list[PairFacts]:
-        """The counts of all pairs, in order; none where another alignment's fields are used."""
-        if self.settings["options"]["from_fields"]:
-            return []
-        return [PairFacts(**json.loads(content)) for content in self._of_pairs(facts_file)]
-
-    def _of_pairs(self, file_of: Callable[[int, int, int | None], str]) -> Iterator[bytes]:
-        block = None if self.in_blocks else 0
-        pairs = pairs_of(self.shape[0], self.plan.neighbours)
-        return self.stream_files(file_of(*pair, block) for pair in pairs)
-
-    @staticmethod
-    def _facts(contents: Sequence[bytes]) -> PairFacts:
-        return join_facts([PairFacts(**json.loads(content)) for content in contents])
-
-    @staticmethod
-    def _matches(contents: Sequence[bytes]) -> PairMatches:
-        return join_blocks([load_pair(content) for content in contents])
 
     def write_fields(self, z: int, moved: NDArray[np.float64]) -> None:
         """Keep the displacements (sections, n, 2) of the vertices from section z on, px."""
@@ -591,42 +454,3 @@ def shards(shape: tuple[int, int]) -> list[tuple[int, int, int, int]]:
         for y in range(0, height, step_y)
         for x in range(0, width, step_x)
     ]
-
-
-def pack_pair(found: Any) -> bytes:
-    """A pair's matches as an npz file: plain arrays, no pickle."""
-    buffer = io.BytesIO()
-    np.savez_compressed(
-        buffer,
-        sections=np.array([found.source_z, found.target_z]),
-        matrix=np.asarray(found.coarse.matrix, np.float64),
-        offset=np.asarray(found.coarse.offset, np.float64),
-        scalars=np.array([found.coarse_score, found.compute_s]),
-        source=found.source,
-        displacement=found.displacement,
-        p1=found.p1,
-        p2=found.p2,
-        rejection=np.asarray(found.rejection, np.uint8),
-        flag=np.array(found.flag, dtype=np.str_),
-    )
-    return buffer.getvalue()
-
-
-def load_pair(content: bytes) -> PairMatches:
-    """The way back."""
-    with np.load(io.BytesIO(content), allow_pickle=False) as stored:
-        source_z, target_z = (int(value) for value in stored["sections"])
-        score, seconds = (float(value) for value in stored["scalars"])
-        return PairMatches(
-            source_z=source_z,
-            target_z=target_z,
-            coarse=Affine(stored["matrix"], stored["offset"]),
-            coarse_score=score,
-            source=stored["source"],
-            displacement=stored["displacement"],
-            p1=stored["p1"],
-            p2=stored["p2"],
-            rejection=stored["rejection"],
-            compute_s=seconds,
-            flag=str(stored["flag"]),
-        )

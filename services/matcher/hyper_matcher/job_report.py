@@ -27,6 +27,7 @@ from hyper_matcher.align.quality import (
 )
 from hyper_matcher.align.render import tissue_kept
 from hyper_matcher.job_files import ALIGNED, Job, RenderedPart, measure_file, section_file
+from hyper_matcher.job_pairs import load_facts
 from hyper_matcher.job_plan import Plan
 from hyper_matcher.report import (
     NeighbourScore,
@@ -50,7 +51,7 @@ def write_report(context: TaskContext, job: Job) -> dict[str, Any]:
     """Write the result object and the report into the session; returns the result object."""
     workflow = context.client.workflow(context.task.partition("/experiments/")[0])
     before, after = _measures(job)
-    pairs = job.load_facts()
+    pairs = load_facts(job)
     sections = [
         RenderedPart.joined([RenderedPart(**part) for part in parts])
         for parts in _each(job, section_file, job.tasks_a_section())

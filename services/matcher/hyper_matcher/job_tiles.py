@@ -25,7 +25,8 @@ from hyper_matcher.align.tiled import (
     known_px,
     settle_tile,
 )
-from hyper_matcher.job_files import Coarse, Job, load_pair, match_file, tile_file
+from hyper_matcher.job_files import Coarse, Job, tile_file
+from hyper_matcher.job_pairs import load_pair, match_file
 
 
 def settle(job: Job, level: int, turn: int, number: int) -> int:

@@ -21,7 +21,7 @@ from hyper.align import blocks
 from hyper.context import TaskContext
 from hyper.errors import InvalidArgumentError
 from hyper.installed import install_command
-from hyper_matcher import job_tiles
+from hyper_matcher import job_pairs, job_tiles
 from hyper_matcher.align.blocks import Means, Span, grown, render_window, within_block
 from hyper_matcher.align.facts import PairFacts
 from hyper_matcher.align.fading import MARGIN_PX, compose, faded, keep, touches
@@ -114,13 +114,13 @@ def features(
         output_shift=_FEATURE_ZERO,
     )
     if job.in_blocks:
-        job.write_overview(z, part or 0)
+        job_pairs.write_overview(job, z, part or 0)
     return {}
 
 
 def coarse(context: TaskContext, *, session: str, z: int) -> dict[str, Any]:
     """Fit section z, shrunk, to the next ones: where its blocks are to be looked for."""
-    for a, b, share in Job.open(context, session).guess(z):
+    for a, b, share in job_pairs.guess(Job.open(context, session), z):
         context.log(f"{a} - {b}: {share:.0%} of the blocks of their overviews agree")
     return {}
 
@@ -133,7 +133,7 @@ def match(context: TaskContext, *, session: str, z: int, block: int = 0) -> dict
     core = blocks(job.shape)[block]
     window = grown(core, 2 * plan.template_px + plan.search_px + 64, (height, width))
     pairs = [pair for pair in pairs_of(job.shape[0], plan.neighbours) if pair[0] == z]
-    guesses, corner = job.load_guesses(z), np.array(window[:2], np.float64)
+    guesses, corner = job_pairs.load_guesses(job, z), np.array(window[:2], np.float64)
     accepted = 0
     for found in context.client.match_sections(
         job.session[FEATURES],
@@ -148,7 +148,7 @@ def match(context: TaskContext, *, session: str, z: int, block: int = 0) -> dict
         accepted += int((kept.rejection == 0).sum())
         if kept.flag:
             context.log(f"{kept.source_z} - {kept.target_z}: {kept.flag}")
-        job.write_matches(kept, block)
+        job_pairs.write_matches(job, kept, block)
     return {"accepted": accepted}
 
 
@@ -163,7 +163,7 @@ def _from_corner(
 
 def gather(context: TaskContext, *, session: str, z: int) -> dict[str, Any]:
     """Put together what the blocks of section z leave for those who look at the whole stack."""
-    return {"pairs": Job.open(context, session).gather(z)}
+    return {"pairs": job_pairs.gather(Job.open(context, session), z)}
 
 
 def relax(context: TaskContext, *, session: str) -> dict[str, Any]:
@@ -174,16 +174,16 @@ def relax(context: TaskContext, *, session: str) -> dict[str, Any]:
     """
     job = Job.open(context, session)
     depth, height, width = job.shape
-    plan, facts = job.plan, job.load_facts()
+    plan, facts = job.plan, job_pairs.load_facts(job)
     options = RelaxOptions(spacing_px=plan.mesh_spacing_px)
     points = point_pairs(job.settings["options"]["points"])
     levels = job.levels
     if len(levels) == 1:
-        pairs = job.load_matches()
+        pairs = job_pairs.load_matches(job)
         relaxed = relax_stack((height, width), depth, pairs, options, points, facts)
     else:
         coarse = options_at(levels[0], options)
-        pairs = job.load_thin_matches()
+        pairs = job_pairs.load_thin_matches(job)
         relaxed = relax_stack((height, width), depth, pairs, coarse, points, facts)
     flagged = swapped_sections(depth, facts) | relaxed.flagged
     for bad in job.settings["bad"]:

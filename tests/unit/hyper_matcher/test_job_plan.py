@@ -8,7 +8,8 @@ from numpy.typing import NDArray
 from hyper.sample_data import synthetic_stack
 from hyper_matcher.align.geometry import Affine, PairMatches
 from hyper_matcher.bandpass import bandpass
-from hyper_matcher.job_files import Job, load_pair, pack_pair
+from hyper_matcher.job_files import Job
+from hyper_matcher.job_pairs import load_pair, pack_pair
 from hyper_matcher.job_plan import Plan, choose_plan
 
 OPTIONS = {"template_px": 0, "search_px": 0, "spacing_px": 0.0, "neighbours": 3}

@@ -18,6 +18,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+COLUMNS = 8  # of a table, at most
 ROOT = Path(__file__).resolve().parents[1]
 PAGE = ROOT / "docs" / "benchmarks.md"
 RESULTS = PAGE.with_suffix(".json")
@@ -87,14 +88,59 @@ def flat(value: Any, name: str = "") -> list[tuple[str, str]]:
     return [(name, json.dumps(value))]
 
 
+def figures(result: Any) -> list[str]:
+    """The figures as tables: things that are alike side by side, the rest one a row."""
+    if not isinstance(result, dict):
+        return table(beside(result)) or ["| figure | value |", "| --- | --- |",
+                                         f"| | {json.dumps(result)} |"]  # fmt: skip
+    objects = {key: value for key, value in result.items() if isinstance(value, dict)}
+    alike = beside(objects)
+    lines: list[str] = []
+    plain = {}
+    for key, value in result.items():
+        if alike and key in objects:
+            continue
+        if beside(value):
+            lines += [f"\n{key}:\n", *table(beside(value))]
+        else:
+            plain[key] = value
+    rows = {key: {"value": text} for key, text in flat(plain)}
+    columns = {"value": {key: row["value"] for key, row in rows.items()}} if rows else {}
+    gap = [""] if rows and alike else []
+    return [*table(alike), *gap, *table(columns), *lines]
+
+
+def table(columns: dict[str, dict[str, str]]) -> list[str]:
+    """Rows are what the columns have."""
+    if not columns:
+        return []
+    rows = list(dict.fromkeys(key for values in columns.values() for key in values))
+    lines = ["| figure | " + " | ".join(columns) + " |", "| --- " * (len(columns) + 1) + "|"]
+    for row in rows:
+        cells = " | ".join(values.get(row, "") for values in columns.values())
+        lines.append(f"| {row} | {cells} |")
+    return lines
+
+
+def beside(value: Any) -> dict[str, dict[str, str]]:
+    """Columns of a table of objects that have most of their keys in common, by name; else none."""
+    if not isinstance(value, dict | list) or not 2 <= len(value) <= COLUMNS:
+        return {}
+    named = value.items() if isinstance(value, dict) else enumerate(value, 1)
+    columns = {str(name): dict(flat(each)) for name, each in named if isinstance(each, dict)}
+    if len(columns) < len(value) or not all(columns.values()):
+        return {}
+    every = [set(each) for each in columns.values()]
+    return columns if 2 * len(set.intersection(*every)) >= len(set.union(*every)) else {}
+
+
 def section(module: str, entry: dict[str, Any]) -> list[str]:
     """A benchmark's part of the page."""
     small = ", small inputs (`--quick`)" if entry["quick"] else ""
     lines = [f"\n## `python -m {module}`\n", f"{entry['date']}, {entry['machine']}{small}.\n"]
     if entry["problem"]:
         return [*lines, f"Failed: {entry['problem']}"]
-    lines.append("| figure | value |\n| --- | --- |")
-    lines += [f"| {name} | {value} |" for name, value in flat(entry["result"])]
+    lines += figures(entry["result"])
     if "--plot" in module:
         lines.append(f"\n![{module}]({Path(module.split()[-1]).name})")
     return lines

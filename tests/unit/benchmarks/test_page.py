@@ -1,0 +1,28 @@
+"""The page of benchmarks: what is alike stands side by side."""
+
+from __future__ import annotations
+
+from benchmarks.__main__ import figures
+
+
+def test_peers_are_columns_and_the_rest_is_rows() -> None:
+    result = {"ours": {"cpc": 0.5, "t": {"s": 1}}, "peer": {"cpc": 0.4, "t": {"s": 2}}, "x": 3}
+    assert figures(result) == [
+        "| figure | ours | peer |", "| --- | --- | --- |", "| cpc | 0.5 | 0.4 |",
+        "| t.s | 1 | 2 |", "", "| figure | value |", "| --- | --- |", "| x | 3 |",
+    ]  # fmt: skip
+
+
+def test_objects_that_have_little_in_common_are_rows() -> None:
+    assert figures({"a": {"p": 1}, "b": {"q": None}}) == [
+        "| figure | value |", "| --- | --- |", "| a.p | 1 |", "| b.q | null |",
+    ]  # fmt: skip
+
+
+def test_lists_of_objects_are_columns() -> None:
+    lines = figures({"stacks": [{"edge": 1, "s": 0.123456}, {"edge": 2}], "k": [1, 2]})
+    assert lines == [
+        "| figure | value |", "| --- | --- |", "| k | [1, 2] |", "\nstacks:\n",
+        "| figure | 1 | 2 |", "| --- | --- | --- |", "| edge | 1 | 2 |", "| s | 0.1235 |  |",
+    ]  # fmt: skip
+    assert figures([{"a": 1}, {"a": 2}])[2] == "| a | 1 | 2 |"

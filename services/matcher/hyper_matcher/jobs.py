@@ -131,9 +131,12 @@ def match(context: TaskContext, *, session: str, z: int, block: int = 0) -> dict
     plan = job.plan
     _, height, width = job.shape
     core = blocks(job.shape)[block]
-    window = grown(core, 2 * plan.template_px + plan.search_px + 64, (height, width))
     pairs = [pair for pair in pairs_of(job.shape[0], plan.neighbours) if pair[0] == z]
-    guesses, corner = job_pairs.load_guesses(job, z), np.array(window[:2], np.float64)
+    guesses = job_pairs.load_guesses(job, z)
+    # without a guess the block itself has to show where it lies
+    room_px = round((1.25 if len(guesses) == len(pairs) else 2.0) * plan.template_px)
+    window = grown(core, room_px + plan.search_px + 64, (height, width))
+    corner = np.array(window[:2], np.float64)
     accepted = 0
     for found in context.client.match_sections(
         job.session[FEATURES],

@@ -1,6 +1,6 @@
 """What aligning a whole fly brain would cost: `python -m benchmarks.matcher.projection`.
 
-Sections of growing size (real texture, mirrored side by side, under known smooth warps) go through
+Sections of growing size (an aligned stack, mirrored side by side, under known smooth warps) go through
 the stages of `hyper align` as its tasks run them, block by block, on one core. From CPU seconds a
 megapixel at the largest size follow core-hours, dollars and days for 7,600 sections of
 187,000 x 92,000 px. What is assumed is part of the result.
@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks.matcher.damage import smooth_field, turn
-from benchmarks.matcher.sections import read_stack
+from benchmarks.matcher.sections import aligned, read_stack
 from hyper.align import blocks
 from hyper_matcher.align.blocks import grown, join_blocks, render_window, within_block
 from hyper_matcher.align.geometry import Affine, Mesh, PairMatches
@@ -144,7 +144,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--json", action="store_true", help="end with the object")
     arguments = parser.parse_args(argv)
     sizes = [1024, 2048] if arguments.quick else [int(s) for s in arguments.sizes.split(",")]
-    stack = read_stack(arguments.sections)
+    stack = aligned(read_stack(arguments.sections))
     run(large_stack(stack, 512, 2))  # compile
     rows = []
     for edge in sizes:

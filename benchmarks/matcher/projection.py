@@ -1,8 +1,8 @@
 """What aligning a whole fly brain would cost: `python -m benchmarks.matcher.projection`.
 
-Sections of growing size (an aligned stack, mirrored side by side, under known smooth warps) go through
-the stages of `hyper align` as its tasks run them, block by block, on one core. From CPU seconds a
-megapixel at the largest size follow core-hours, dollars and days for 7,600 sections of
+Sections of growing size (an aligned stack, mirrored side by side, under known smooth warps) go
+through the stages of `hyper align` as its tasks run them, block by block, on one core. From CPU
+seconds a megapixel at the largest size follow core-hours, dollars and days for 7,600 sections of
 187,000 x 92,000 px. What is assumed is part of the result.
 """
 

@@ -118,9 +118,9 @@ class OfferCost:
         on_demand_usd: what the same hours cost on demand.
         rework_usd: of it, work that was done again.
         idle_usd: of it, machines that waited.
-        egress_usd: of it, data between machines and storage.
         launches: of machines.
         preemptions: machines that were taken away.
+        egress_usd: of it, data between machines and storage.
     """
 
     offer: str
@@ -129,9 +129,9 @@ class OfferCost:
     on_demand_usd: float
     rework_usd: float
     idle_usd: float
-    egress_usd: float
     launches: int
     preemptions: int
+    egress_usd: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,10 +144,10 @@ class WorkflowCost:
         on_demand_usd: what the same hours cost on demand.
         rework_usd: of it, work that was done again.
         idle_usd: of it, machines that waited.
-        egress_usd: of it, data between machines and storage.
         budget_usd: of its recipe; None: it has none.
         message: that the budget is used up; "".
         offers: the same, offer by offer.
+        egress_usd: of it, data between machines and storage.
     """
 
     name: str
@@ -155,10 +155,10 @@ class WorkflowCost:
     on_demand_usd: float
     rework_usd: float
     idle_usd: float
-    egress_usd: float
     budget_usd: float | None
     message: str
     offers: tuple[OfferCost, ...]
+    egress_usd: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -254,15 +254,15 @@ def cost(client: Client) -> Cost:
     workflows = tuple(
         WorkflowCost(
             each.name, each.usd, each.on_demand_usd, each.rework_usd, each.idle_usd,
-            each.egress_usd,
             each.budget_usd if each.HasField("budget_usd") else None, each.message,
             tuple(
                 OfferCost(
                     one.offer, one.usd, one.machine_h, one.on_demand_usd, one.rework_usd,
-                    one.idle_usd, one.egress_usd, one.launches, one.preemptions,
+                    one.idle_usd, one.launches, one.preemptions, one.egress_usd,
                 )
                 for one in each.offers
             ),
+            each.egress_usd,
         )
         for each in response.workflows
     )  # fmt: skip

@@ -169,21 +169,17 @@ class Autoscaler:
     def worked(self, command: c.Worked) -> None:
         """What launched machines have done and lost."""
         for (kind, offer), count, seconds in command.done:
-            labels = (self._told_of(kind), offer)
-            metrics.DONE.labels(*labels).inc(count)
-            metrics.DONE_SECONDS.labels(*labels).inc(seconds)
+            metrics.count_done(self._told_of(kind), offer, count, seconds)
         for worker, seconds in command.lost:
             machine = asking.machine_of(self._term.state, worker)
             entry = self.ledger.rework(machine, seconds)
             if entry is not None:
-                metrics.REWORK_SECONDS.labels(entry.offer).inc(seconds)
                 usd = seconds / 3600 * entry.usd_h / entry.slots
-                metrics.REWORK_USD.labels(entry.offer).inc(usd)
+                metrics.count_rework(entry.offer, seconds, usd)
         for worker, size in command.carried:
             paid = self.ledger.carry(asking.machine_of(self._term.state, worker), size)
             if paid is not None:
-                metrics.USD.labels(paid[0]).inc(paid[1])
-                metrics.EGRESS_USD.labels(paid[0]).inc(paid[1])
+                metrics.count_egress(*paid)
 
     def _told_of(self, kind: str) -> str:
         """The label of a kind of task; its counters are there before they count."""

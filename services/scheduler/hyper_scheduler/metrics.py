@@ -41,6 +41,24 @@ EGRESS_USD = Counter(
 REWORK_USD = Counter("hyper_placement_rework_usd_total", "What it had cost.", _OFFER)
 
 
+def count_done(kind: str, offer: str, count: float, seconds: float) -> None:
+    """Tasks of a kind were done."""
+    DONE.labels(kind, offer).inc(count)
+    DONE_SECONDS.labels(kind, offer).inc(seconds)
+
+
+def count_rework(offer: str, seconds: float, usd: float) -> None:
+    """Work was lost with a machine."""
+    REWORK_SECONDS.labels(offer).inc(seconds)
+    REWORK_USD.labels(offer).inc(usd)
+
+
+def count_egress(offer: str, usd: float) -> None:
+    """Data went between a machine and storage."""
+    USD.labels(offer).inc(usd)
+    EGRESS_USD.labels(offer).inc(usd)
+
+
 def know_offers(names: Iterable[str]) -> None:
     """Begin the series of these offers at 0: of one that begins at 1 Prometheus misses the first.
 

@@ -27,7 +27,10 @@ class Answering(Client):
 def test_what_was_spent() -> None:
     answer = pb.GetCostResponse()
     one = answer.workflows.add(name="w", usd=1.5, on_demand_usd=4.5, rework_usd=0.5, budget_usd=40)
-    one.offers.add(offer="m5.large", usd=1.5, machine_h=3, launches=2, preemptions=1)
+    one.egress_usd = 0.3
+    one.offers.add(
+        offer="m5.large", usd=1.5, machine_h=3, launches=2, preemptions=1, egress_usd=0.3
+    )
     answer.workflows.add(name="v", usd=0.25, message="the budget is used up")
     answer.machines.add(machine="i-1", offer="m5.large", spot=True, usd_h=0.04, workflow="w")
     with Answering(answer) as client:
@@ -40,6 +43,7 @@ def test_what_was_spent() -> None:
         4.5, 0.5, "the budget is used up"
     )  # fmt: skip
     (offer,) = first.offers
+    assert (first.egress_usd, offer.egress_usd, second.egress_usd) == (0.3, 0.3, 0.0)
     assert (offer.offer, offer.machine_h, offer.launches, offer.preemptions) == (
         "m5.large",
         3,

@@ -2,8 +2,9 @@
 
 Sections are warped smoothly; one is torn open along a curve (tissue on either side moves apart, the
 gap is blank), another is folded (a strip is swallowed under a dark line). Reported: distance from
-the truth, px, within 100 px of the damage, and CPC94 elsewhere, for both methods. What the truth is
-worth is what the sections are aligned to before: `--align` aligns them first.
+the truth, px, within 100 px of the damage, and CPC94 elsewhere, for both methods; and, as what no
+method can better, of the elastic alignment there without any damage. What the truth is worth is
+what the sections are aligned to before: `--align` aligns them first.
 """
 
 from __future__ import annotations
@@ -67,9 +68,12 @@ def tear(
 
 
 def spoil(
-    stack: NDArray[Any], width_px: float, seed: int
+    stack: NDArray[Any], width_px: float, seed: int, *, damaged: bool = True
 ) -> tuple[NDArray[Any], NDArray[np.float64], dict[int, NDArray[np.float64]]]:
-    """Warped sections, two of them damaged; where pixels lie; px from the damage of each."""
+    """Warped sections, two of them damaged; where pixels lie; px from the damage of each.
+
+    If not `damaged`, they are warped alone; the distances are from where the damage would be.
+    """
     depth = len(stack)
     torn_z, folded_z = depth // 3, (2 * depth) // 3
     pixels, wheres, near = [], [], {}
@@ -78,7 +82,8 @@ def spoil(
         section = np.maximum(section, 1)
         where = np.mgrid[: section.shape[0], : section.shape[1]].astype(np.float64)
         if z in (torn_z, folded_z):
-            section, where, near[z] = tear(section, width_px, seed + z, fold=z == folded_z)
+            torn, moved_to, near[z] = tear(section, width_px, seed + z, fold=z == folded_z)
+            section, where = (torn, moved_to) if damaged else (section, where)
         angle, shift = rng.uniform(-0.01, 0.01), rng.uniform(-8, 8, 2)
         field = smooth_field(section.shape, 3.0, seed + z)
         moved, at = turn(section, angle, shift, field)
@@ -152,6 +157,11 @@ def one_width(volume: NDArray[Any], width_px: float, seed: int) -> dict[str, Any
     for name, maps in (("elastic", elastic), ("deep", refined)):
         rendered = [render_maps(s, m)[0] for s, m in zip(spoilt, maps, strict=True)]
         result[name] = measure(maps, rendered, wheres, near)
+    sound, truth, near = spoil(volume, width_px, seed, damaged=False)
+    relaxed = align_stack(sound, measure=False)
+    maps = [inverse_map(p, relaxed.relaxed.mesh, relaxed.canvas) for p in relaxed.relaxed.positions]
+    rendered = [render_maps(s, m)[0] for s, m in zip(sound, maps, strict=True)]
+    result["elastic_undamaged"] = measure(maps, rendered, truth, near)
     result["ratio_near_p50"] = round(
         result["deep"]["near_p50"] / max(result["elastic"]["near_p50"], 1e-9), 3
     )

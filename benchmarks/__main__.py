@@ -93,7 +93,7 @@ def figures(result: Any) -> list[str]:
     if not isinstance(result, dict):
         return table(beside(result)) or ["| figure | value |", "| --- | --- |",
                                          f"| | {json.dumps(result)} |"]  # fmt: skip
-    objects = {key: value for key, value in result.items() if isinstance(value, dict)}
+    objects = {key: value for key, value in result.items() if isinstance(value, dict) and value}
     alike = beside(objects)
     lines: list[str] = []
     plain = {}

@@ -6,7 +6,12 @@ from benchmarks.__main__ import figures
 
 
 def test_peers_are_columns_and_the_rest_is_rows() -> None:
-    result = {"ours": {"cpc": 0.5, "t": {"s": 1}}, "peer": {"cpc": 0.4, "t": {"s": 2}}, "x": 3}
+    result = {
+        "ours": {"cpc": 0.5, "t": {"s": 1}},
+        "peer": {"cpc": 0.4, "t": {"s": 2}},
+        "x": 3,
+        "why": {},
+    }
     assert figures(result) == [
         "| figure | ours | peer |", "| --- | --- | --- |", "| cpc | 0.5 | 0.4 |",
         "| t.s | 1 | 2 |", "", "| figure | value |", "| --- | --- |", "| x | 3 |",

@@ -29,16 +29,21 @@ def successor(core: Core) -> Core:
     return Core(state, core.now)
 
 
+def successor_of_two_workers(tasks: int) -> Core:
+    """Of a leader that has given tasks to both of its workers."""
+    core = Core()
+    core.hello("w1", slots=1)
+    core.hello("w2", slots=1)
+    core.submit(recipe(experiment("a", tasks)))
+    return successor(core)
+
+
 def starts(commands: list[c.Command]) -> list[c.Start]:
     return [each for each in commands if isinstance(each, c.Start)]
 
 
 def test_nothing_is_given_out_before_the_known_workers_came() -> None:
-    core = Core()
-    core.hello("w1", slots=1)
-    core.hello("w2", slots=1)
-    core.submit(recipe(experiment("a", 4)))
-    after = successor(core)
+    after = successor_of_two_workers(4)
     assert not starts(after.hello("w3", slots=1))
     # w1 also runs an attempt that the earlier leader gave out without living to write it down
     running = ((task(0), Attempt(9, 1)), (task(2), Attempt(9, 3)))
@@ -70,21 +75,13 @@ def test_a_leader_without_known_workers_starts_at_once() -> None:
 
 
 def test_of_two_attempts_that_come_to_light_the_older_one_is_stopped() -> None:
-    core = Core()
-    core.hello("w1", slots=1)
-    core.hello("w2", slots=1)
-    core.submit(recipe(experiment("a", 2)))
-    after = successor(core)
+    after = successor_of_two_workers(2)
     after.hello("w1", slots=1, running=((task(0), Attempt(9, 1)),))
     found = after.hello("w2", slots=1, running=((task(0), Attempt(9, 5)),))
     stop = c.Stop("w1", after.state.workers["w1"].session, ((task(0), Attempt(9, 1)),))
     assert stop in found
     # and so where the newer one has ended already, and is only reported
-    core = Core()
-    core.hello("w1", slots=1)
-    core.hello("w2", slots=1)
-    core.submit(recipe(experiment("a", 1)))
-    after = successor(core)
+    after = successor_of_two_workers(1)
     after.hello("w1", slots=1, running=((task(0), Attempt(9, 1)),))
     after.hello("w2", slots=1)
     assert stop in after.report("w2", task(0), 7, epoch=9)

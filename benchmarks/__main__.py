@@ -104,10 +104,9 @@ def figures(result: Any) -> list[str]:
             lines += [f"\n{key}:\n", *table(beside(value))]
         else:
             plain[key] = value
-    rows = {key: {"value": text} for key, text in flat(plain)}
-    columns = {"value": {key: row["value"] for key, row in rows.items()}} if rows else {}
+    rows = dict(flat(plain))
     gap = [""] if rows and alike else []
-    return [*table(alike), *gap, *table(columns), *lines]
+    return [*table(alike), *gap, *table({"value": rows} if rows else {}), *lines]
 
 
 def table(columns: dict[str, dict[str, str]]) -> list[str]:

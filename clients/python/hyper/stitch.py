@@ -267,8 +267,9 @@ def _seams_of(mosaic: Mosaic) -> list[list[tuple[int, int]]]:
 
 def _first_parts(mosaic: Mosaic) -> list[int]:
     """The number of each section's first part of overlaps, and at the end how many there are."""
-    counts = [-(-len(seams) // _SEAMS_A_TASK) for seams in _seams_of(mosaic)]
-    return [0, *np.cumsum(counts).tolist()]
+    of_seams = [mosaic.section_of[first] for first, _ in mosaic.seams]
+    counts = np.bincount(of_seams, minlength=len(mosaic.sections))
+    return [0, *np.cumsum(-(-counts // _SEAMS_A_TASK)).tolist()]
 
 
 def _sections(mosaic: Mosaic, files: Sequence[str]) -> Iterator[tuple[str, bytes]]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
@@ -128,10 +128,8 @@ class Summary:
 
     def to_json(self) -> dict[str, Any]:
         """As plain values."""
-        plain = {"residuals": self.residuals.to_json(), "moved": self.moved.to_json()}
-        bare = replace(self, residuals=Lengths.of(()), moved=Lengths.of(()))
-        values = asdict(bare)
-        return values | plain
+        lengths = {"residuals": self.residuals.to_json(), "moved": self.moved.to_json()}
+        return asdict(self) | lengths
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> Summary:

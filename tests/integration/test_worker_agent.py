@@ -19,6 +19,7 @@ import pytest
 from hyper import _transport
 from hyper.errors import UnavailableError
 from hyper_servicekit.server import Running
+from hyper_worker import connection
 from hyper_worker.__main__ import build
 from hyper_worker.config import WorkerSettings
 from hyper_worker.core import machine
@@ -105,6 +106,21 @@ async def test_a_command_gets_its_parameters_as_data(
         text = (await scheduler.log_closed(0)).decode()
         assert text == f"{evil}|{evil}|{evil}|x{evil}y|[1, 2]|" + f"{task_key(0).task}\n"
         assert end.wall.ToNanoseconds() > 0
+
+
+async def test_a_busy_worker_passes_on_at_once_what_attempts_say_of_themselves(
+    scheduler: FakeScheduler, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scheduler.heartbeat_s = 1e4  # which would take everything with it
+    said = """echo '::hyper report {"step": 1, "metrics": {"auc": 0.5}}'"""
+    async with agent(scheduler, tmp_path, slots=1):
+        monkeypatch.setattr(connection, "_BUSY_FACTOR", 1e9)
+        scheduler.assign(0, 1, command=f"sleep 0.3; {said}; exec sleep 1000")
+        await scheduler.until(lambda: scheduler.connections[0].metrics)
+        (told,) = scheduler.connections[0].metrics
+        assert told.key == task_key(0)
+        await scheduler.running(0)
+        scheduler.stop_tasks(task_key(0), task_key(1))
 
 
 async def test_output_is_kept_in_order_and_byte_for_byte(

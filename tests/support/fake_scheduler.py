@@ -65,6 +65,7 @@ class Connection:
         self.hello = wire.Hello()
         self.shown = ""  # authorization
         self.statuses: list[wire.TaskStatus] = []
+        self.metrics: list[wire.MetricReport] = []
         self.sequences: list[int] = []
         self.heartbeats = 0
         self.ended = False
@@ -254,6 +255,7 @@ class FakeScheduler(
                 connection.heartbeats += 1
             elif request.WhichOneof("kind") == "status":
                 connection.statuses.extend(statuses_of(request.status))
+                connection.metrics.extend(request.status.metrics)
                 connection.sequences.append(request.status.sequence)
                 if self.acknowledge:
                     ack = wire.StatusAck(sequence=request.status.sequence)

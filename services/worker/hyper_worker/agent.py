@@ -416,7 +416,7 @@ class Agent:
         if len(self._metrics) > _METRICS_MAX:
             del self._metrics[next(iter(self._metrics))]
         if self._connection is not None:
-            self._connection.wake()
+            self._connection.wake(urgent=True)  # it may be stopped early
 
     def ended(self, ends: list[tuple[Key, Exit]]) -> None:
         """Attempts have ended: a failure is reported when its log can be read."""

@@ -80,6 +80,7 @@ class Connection:
         self._addresses, self._owner = addresses, owner
         self._welcome_timeout_s, self._gather_s = welcome_timeout_s, gather_s
         self._reports = asyncio.Event()
+        self._urgent = asyncio.Event()
         self._more: deque[wire.ConnectRequest] = deque()
         self._specs: dict[str, wire.TaskSpec] = {}
         self._heartbeat_s = 1.0
@@ -90,9 +91,11 @@ class Connection:
         self._more.append(message)
         self._reports.set()
 
-    def wake(self) -> None:
-        """There are reports to send."""
+    def wake(self, *, urgent: bool = False) -> None:
+        """There are reports to send; urgent ones are not gathered for longer while this is busy."""
         self._reports.set()
+        if urgent:
+            self._urgent.set()
 
     async def run(self) -> None:
         """Speak until the stream ends, or it is time to fetch a newer token with the next one.
@@ -185,9 +188,9 @@ class Connection:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout_at(heartbeat_at):
                     await self._reports.wait()
-                    busy = _BUSY_FACTOR if self._owner.busy() else 1.0
-                    await asyncio.sleep(self._gather_s * busy)
+                    await self._gather()
             self._reports.clear()
+            self._urgent.clear()
             if metrics := self._owner.next_metrics():
                 message = wire.StatusBatch(metrics=metrics)
                 await call.write(wire.ConnectRequest(status=message))
@@ -202,6 +205,14 @@ class Connection:
                 beat = wire.Heartbeat(sequence=beats, usage=self._owner.usage())
                 await call.write(wire.ConnectRequest(heartbeat=beat))
                 heartbeat_at = loop.time() + self._heartbeat_s
+
+    async def _gather(self) -> None:
+        """Let more reports come; what attempts say of themselves may be waited for elsewhere."""
+        if self._owner.busy():
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(self._gather_s * (_BUSY_FACTOR - 1)):
+                    await self._urgent.wait()
+        await asyncio.sleep(self._gather_s)
 
 
 async def _raise_status(call: Call) -> None:

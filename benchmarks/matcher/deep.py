@@ -142,7 +142,8 @@ def refine_all(
     refined = []
     for z in range(depth):
         others = [(abs(d), stack.sections[z + d]) for d in (-2, -1, 1, 2) if 0 <= z + d < depth]
-        refined.append(compose(elastic[z], refine_section(stack.sections[z], others, options)))
+        field = refine_section(stack.sections[z], others, options, elastic[z])
+        refined.append(compose(elastic[z], field))
     return elastic, refined
 
 

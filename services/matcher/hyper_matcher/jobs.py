@@ -320,7 +320,8 @@ def refine(context: TaskContext, *, session: str, z: int, tile: int) -> dict[str
     window = y0, x0, y1, x1 = grown(core, MARGIN_PX, shape)
     beside = [d for d in (-2, -1, 1, 2) if 0 <= z + d < job.shape[0]]
     others = [(abs(d), np.asarray(elastic[z + d, y0:y1, x0:x1])) for d in beside]
-    field = deep.refine_section(np.asarray(elastic[z, y0:y1, x0:x1]), others)
+    section = np.asarray(elastic[z, y0:y1, x0:x1])
+    field = deep.refine_section(section, others, maps=_maps(job.load_placed(z), window))
     job.write_field(z, tile, keep(core, window, field, shape))
     length = np.linalg.norm(field, axis=-1)
     return {"refined_px_p99": round(float(np.percentile(length, 99)), 2)}

@@ -4,8 +4,9 @@ It starts from the elastic result. From coarse to fine, a field over the canvas 
 section's features meet those of its neighbours (mean square error) while the field stays smooth;
 across cracks and folds, which are found in the section itself, it may tear, and they are masked in
 the error. (SEAMLeSS, Mitchell et al. 2019; online optimisation of each pair as in later work.) No
-true field is in the loss. Where the result correlates less with the neighbours than before, the
-field goes back to none. Needs torch.
+true field is in the loss. From there, what lies near the damage is fitted anew, stiff on either
+side (`sides`). Where the result correlates less with the neighbours than before, the field goes
+back to none. Needs torch.
 """
 
 from __future__ import annotations
@@ -22,8 +23,11 @@ from numpy.typing import NDArray
 
 from hyper_matcher.align.coarse import contrast_features
 from hyper_matcher.align.sampling import downsample
+from hyper_matcher.align.sides import Features, narrow_part, register_by_side
 
 _DARK = 0.5
+_CRACKED = 0.2  # a pixel of which more is a crack's is the crack's
+_UNSURE = 0.1  # a correlation beside a crack may lose so much by the blank that has closed
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +42,7 @@ class DeepOptions:
         tear: what is left of it across a crack.
         crack_px: folds and cracks are widened by this much before they are masked.
         neighbours: weights of sections at distance 1, 2.
+        widest_crack_px: what is wider is a hole, or lies beyond the section.
     """
 
     factors: tuple[int, ...] = (16, 8, 4, 2)
@@ -47,6 +52,7 @@ class DeepOptions:
     tear: float = 0.001
     crack_px: int = 10
     neighbours: tuple[float, ...] = (1.0, 0.4)
+    widest_crack_px: int = 160
 
 
 def crack_mask(section: NDArray[Any], widen_px: int = 10, narrowest_px: int = 5) -> NDArray[Any]:
@@ -77,6 +83,7 @@ def refine_section(
     section: NDArray[Any],
     neighbours: Sequence[tuple[int, NDArray[Any]]],
     options: DeepOptions | None = None,
+    maps: NDArray[np.float32] | None = None,
 ) -> NDArray[np.float32]:
     """The field (H, W, 2), px: the pixel p of the refined section is the given one's p + field[p].
 
@@ -84,33 +91,60 @@ def refine_section(
         section: (H, W), rendered by the elastic result, 0 where there is no tissue.
         neighbours: (distance, (H, W)) of the sections near it, as rendered.
         options: how.
+        maps: (H, W, 2), the elastic result: what the source's pixels are shown at; NaN outside.
+            Without it, the section is taken for the source.
     """
     options = options or DeepOptions()
     shown = [(d, other) for d, other in neighbours if d <= len(options.neighbours) and other.any()]
     zero = np.zeros((*section.shape, 2), np.float32)
     if not section.any() or not shown:
         return zero
+    if maps is None:
+        maps = np.moveaxis(np.indices(section.shape), 0, -1).astype(np.float32)
     cracks = crack_mask(section, options.crack_px)
     sure = [crack_mask(other, 4 * options.crack_px) for _, other in shown]
     field: torch.Tensor | None = None
     for factor in options.factors:
-        if min(section.shape) // factor < 24:
-            continue
-        shrink = _shrinker(section.shape, factor)
-        images = [_bandpass(shrink(s)) for s in (section, *(o for _, o in shown))]
-        crack = shrink(cracks.astype(np.float32)) > 0.2
-        valid = (shrink((section > 0).astype(np.float32)) > 0.5) & ~crack
-        weights = [
-            options.neighbours[d - 1]
-            * ((shrink((o > 0).astype(np.float32)) > 0.5) & (shrink(c.astype(np.float32)) < 0.2))
-            for (d, o), c in zip(shown, sure, strict=True)
-        ]
-        field = _optimise(field, images, valid, weights, crack, options)
+        if min(section.shape) // factor >= 24:
+            features = _features(section, shown, cracks, sure, factor, options)
+            field = _optimise(field, features, options)
     if field is None:
         return zero
     fine = _resize(field, section.shape)[0].permute(1, 2, 0).numpy()
-    kept = _worth(section, [o for _, o in shown], fine)
-    return np.asarray(fine * kept[..., None], np.float32)
+    damage = narrow_part(cracks, options.widest_crack_px)
+    by_side, share = register_by_side(features, cracks, damage, maps, fine)
+    others = [o for _, o in shown]
+    near = share * _worth(section, others, by_side, -_UNSURE) if share.any() else share
+    away = (1 - share) * _worth(section, others, fine, 0.0)
+    return np.asarray(near[..., None] * by_side + away[..., None] * fine, np.float32)
+
+
+def _features(
+    section: NDArray[Any],
+    shown: Sequence[tuple[int, NDArray[Any]]],
+    cracks: NDArray[np.bool_],
+    sure: Sequence[NDArray[np.bool_]],
+    factor: int,
+    options: DeepOptions,
+) -> Features:
+    """What is compared at one scale; `sure`: the neighbours' cracks, widely."""
+    shrink = _shrinker(section.shape, factor)
+
+    def share(mask: NDArray[np.bool_]) -> NDArray[np.float32]:
+        return shrink(mask.astype(np.float32))
+
+    crack = share(cracks) > _CRACKED
+    return Features(
+        factor,
+        _bandpass(shrink(section)),
+        crack,
+        (share(section > 0) > 0.5) & ~crack,
+        [_bandpass(shrink(other)) for _, other in shown],
+        [
+            np.float32(options.neighbours[d - 1]) * ((share(o > 0) > 0.5) & (share(c) < _CRACKED))
+            for (d, o), c in zip(shown, sure, strict=True)
+        ],
+    )
 
 
 def warp_by(section: NDArray[Any], field: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -146,22 +180,17 @@ def _resize(field: torch.Tensor, shape: tuple[int, ...]) -> torch.Tensor:
     return fine * scale.round()
 
 
-def _optimise(
-    start: torch.Tensor | None,
-    images: Sequence[NDArray[np.float32]],
-    valid: NDArray[np.bool_],
-    weights: Sequence[NDArray[Any]],
-    crack: NDArray[np.bool_],
-    options: DeepOptions,
-) -> torch.Tensor:
+def _optimise(start: torch.Tensor | None, features: Features, options: DeepOptions) -> torch.Tensor:
     """Move the field at one scale: (1, 2, h, w), px of the scale."""
-    height, width = images[0].shape
+    height, width = features.moving.shape
+    images = (features.moving, *features.targets)
     moving, *targets = (torch.from_numpy(np.ascontiguousarray(i))[None, None] for i in images)
     base = _base_grid(height, width)
-    mask = torch.from_numpy(valid.astype(np.float32))[None, None]
-    pulls = [torch.from_numpy(np.asarray(w, np.float32))[None, None] for w in weights]
+    mask = torch.from_numpy(features.valid.astype(np.float32))[None, None]
+    pulls = [torch.from_numpy(np.asarray(w, np.float32))[None, None] for w in features.weights]
     total = torch.stack(pulls).sum().clamp(min=1.0)
-    hold = torch.from_numpy(np.where(crack, options.tear, 1.0).astype(np.float32))[None, None]
+    tearing = np.where(features.crack, options.tear, 1.0).astype(np.float32)
+    hold = torch.from_numpy(tearing)[None, None]
     across, down = (
         torch.minimum(hold[..., 1:], hold[..., :-1]),
         torch.minimum(hold[..., 1:, :], hold[..., :-1, :]),
@@ -199,14 +228,14 @@ def _base_grid(height: int, width: int) -> torch.Tensor:
 
 
 def _worth(
-    section: NDArray[Any], others: Sequence[NDArray[Any]], field: NDArray[np.float32]
+    section: NDArray[Any], others: Sequence[NDArray[Any]], field: NDArray[np.float32], least: float
 ) -> NDArray[np.float32]:
-    """1 where the refined section correlates better with its neighbours, 0 where worse: (H, W)."""
+    """1 where the correlation with neighbours grows by more than `least`, 0 where not: (H, W)."""
     refined = warp_by(section, field)
     gain = np.zeros(section.shape, np.float32)
     for other in others:
         gain += _local_correlation(refined, other) - _local_correlation(section, other)
-    better = scipy.ndimage.gaussian_filter(gain, 8.0) > 0
+    better = scipy.ndimage.gaussian_filter(gain / len(others), 8.0) > least
     return np.asarray(scipy.ndimage.gaussian_filter(better.astype(np.float32), 6.0))
 
 

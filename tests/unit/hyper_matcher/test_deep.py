@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import scipy.ndimage
 
 pytest.importorskip("torch", reason="the deep refinement needs torch")
 
@@ -35,6 +36,21 @@ def test_nothing_moves_where_nothing_is_off() -> None:
     noisy = np.clip(plane + np.random.default_rng(0).normal(0, 4, plane.shape), 1, 255)
     field = refine_section(noisy.astype(np.uint8), [(1, plane)], _FAST)
     assert np.percentile(np.linalg.norm(field, axis=-1), 95) < 0.5
+
+
+def test_a_torn_section_is_put_back_on_either_side() -> None:
+    plane = np.maximum(texture((320, 320), seed=3, sigma_px=2.0), 60)
+    y, x = np.mgrid[:320, :320].astype(float)
+    side = x - 160 - 8 * np.sin(y / 50)
+    torn = scipy.ndimage.map_coordinates(
+        plane.astype(float), [y, x - np.sign(side) * 6], order=1, mode="reflect"
+    )
+    torn[np.abs(side) < 6] = 0
+    field = refine_section(np.rint(torn).astype(np.uint8), [(1, plane)], _FAST)
+    off = np.linalg.norm(field - np.stack([0 * x, 6 * np.sign(side)], -1), axis=-1)
+    clear = (np.abs(side) > 8) & (np.minimum(y, x) > 30) & (np.maximum(y, x) < 290)
+    assert np.median(off[clear]) < 0.3
+    assert np.percentile(off[clear], 90) < 1.5
 
 
 def test_blank_sections_stay_as_they_are() -> None:

@@ -4,15 +4,15 @@ It starts from the elastic result. From coarse to fine, a field over the canvas 
 section's features meet those of its neighbours (mean square error) while the field stays smooth;
 across cracks and folds, which are found in the section itself, it may tear, and they are masked in
 the error. (SEAMLeSS, Mitchell et al. 2019; online optimisation of each pair as in later work.) No
-true field is in the loss. From there, what lies near the damage is fitted anew, stiff on either
-side (`sides`). Where the result correlates less with the neighbours than before, the field goes
-back to none. Needs torch.
+true field is in the loss. From there the map is fitted anew, as a stiff one that may tear: see
+`sides`. Where the result correlates less with the neighbours than before, or hardly moves, the
+field goes back to none. Needs torch.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 
 from hyper_matcher.align.coarse import contrast_features
 from hyper_matcher.align.sampling import downsample
-from hyper_matcher.align.sides import Features, narrow_part, register_by_side
+from hyper_matcher.align.sides import Features, SideOptions, narrow_part, register_by_side
 
 _DARK = 0.5
 _CRACKED = 0.2  # a pixel of which more is a crack's is the crack's
@@ -35,7 +35,7 @@ class DeepOptions:
     """How to refine.
 
     Args:
-        factors: scales, coarse to fine: sections shrunk by so much.
+        factors: scales of the optimiser, coarse to fine: sections shrunk by so much.
         steps: of the optimiser at each scale.
         rate: largest step, px at the scale.
         smoothness: weight of the field's squared differences against the features' error.
@@ -43,9 +43,13 @@ class DeepOptions:
         crack_px: folds and cracks are widened by this much before they are masked.
         neighbours: weights of sections at distance 1, 2.
         widest_crack_px: what is wider is a hole, or lies beyond the section.
+        fit_factor: sections shrunk by so much are what the field is fitted to in the end,
+        everywhere: once as a whole,
+        near_damage: and once more where it is torn.
+        noise_px: what moves by less, far from damage, hardly moves.
     """
 
-    factors: tuple[int, ...] = (16, 8, 4, 2)
+    factors: tuple[int, ...] = (16, 8, 4)
     steps: int = 120
     rate: float = 0.05
     smoothness: float = 2.0
@@ -53,6 +57,10 @@ class DeepOptions:
     crack_px: int = 10
     neighbours: tuple[float, ...] = (1.0, 0.4)
     widest_crack_px: int = 160
+    fit_factor: int = 2
+    everywhere: SideOptions = field(default_factory=lambda: SideOptions(cell_px=16))
+    near_damage: SideOptions = field(default_factory=lambda: SideOptions(cell_px=8))
+    noise_px: float = 0.5
 
 
 def crack_mask(section: NDArray[Any], widen_px: int = 10, narrowest_px: int = 5) -> NDArray[Any]:
@@ -103,20 +111,25 @@ def refine_section(
         maps = np.moveaxis(np.indices(section.shape), 0, -1).astype(np.float32)
     cracks = crack_mask(section, options.crack_px)
     sure = [crack_mask(other, 4 * options.crack_px) for _, other in shown]
-    field: torch.Tensor | None = None
+    rough: torch.Tensor | None = None
     for factor in options.factors:
         if min(section.shape) // factor >= 24:
             features = _features(section, shown, cracks, sure, factor, options)
-            field = _optimise(field, features, options)
-    if field is None:
+            rough = _optimise(rough, features, options)
+    if rough is None:
         return zero
-    fine = _resize(field, section.shape)[0].permute(1, 2, 0).numpy()
+    fine = _resize(rough, section.shape)[0].permute(1, 2, 0).numpy()
+    features = _features(section, shown, cracks, sure, options.fit_factor, options)
+    everywhere = np.ones(section.shape, bool)
+    calm, _ = register_by_side(features, cracks, everywhere, maps, fine, options.everywhere)
     damage = narrow_part(cracks, options.widest_crack_px)
-    by_side, share = register_by_side(features, cracks, damage, maps, fine)
+    by_side, share = register_by_side(features, cracks, damage, maps, calm, options.near_damage)
     others = [o for _, o in shown]
     near = share * _worth(section, others, by_side, -_UNSURE) if share.any() else share
-    away = (1 - share) * _worth(section, others, fine, 0.0)
-    return np.asarray(near[..., None] * by_side + away[..., None] * fine, np.float32)
+    length = np.linalg.norm(calm, axis=-1)
+    away = (1 - share) * _worth(section, others, calm, 0.0)
+    away = away * length**2 / (length**2 + options.noise_px**2)
+    return np.asarray(near[..., None] * by_side + away[..., None] * calm, np.float32)
 
 
 def _features(

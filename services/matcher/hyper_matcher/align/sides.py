@@ -1,11 +1,11 @@
-"""Registration by side: near a crack or fold, maps that are smooth on either side and tear there.
+"""Registration by side: at a crack or fold, maps that are smooth on either side and tear between.
 
 A field that follows the neighbours pixel by pixel takes over what differs between sections anyway.
-An elastic mesh does not, for it is stiff, but it cannot tear. Here the map of a section near its
-damage, canvas to source, is fitted anew on coarse cells, by Gauss-Newton steps on the difference of
-features (Lucas and Kanade 1981) under the bending energy of a thin plate (Duchon 1977). Of that,
-second differences across the middle line of the damage (the integer medial axis, Hesselink and
-Roerdink 2008) are left out.
+An elastic mesh does not, for it is stiff, but it cannot tear. Here the map of a section, canvas to
+source, is fitted anew on coarse cells, by Gauss-Newton steps on the difference of features (Lucas
+and Kanade 1981) under the bending energy of a thin plate (Duchon 1977). Of that, second differences
+across the middle line of the damage (the integer medial axis, Hesselink and Roerdink 2008) are left
+out.
 """
 
 from __future__ import annotations
@@ -144,12 +144,12 @@ def register_by_side(
     field: NDArray[np.float32],
     options: SideOptions | None = None,
 ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """Fit the field near the damage anew.
+    """Fit the field near the damage, or wherever else, anew.
 
     Args:
         features: of the section as rendered through `maps`, and of its neighbours.
         cracks: (H, W), where the rendered section shows no tissue that counts.
-        damage: (H, W), the cracks and folds among it.
+        damage: (H, W), what to fit the field near of: the cracks and folds, or all of it.
         maps: (H, W, 2), where each pixel lies in the source; NaN outside.
         field: (H, W, 2), px, to start from.
         options: how.

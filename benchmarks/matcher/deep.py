@@ -104,24 +104,33 @@ def originals(maps: NDArray[np.float32], where: NDArray[np.float64]) -> NDArray[
     ])  # fmt: skip
 
 
+def distances(
+    maps: list[NDArray[np.float32]], near: dict[int, NDArray[np.float64]]
+) -> dict[int, NDArray[np.float64]]:
+    """How far what each pixel of the canvas shows is from the damage, px: (H, W) a section."""
+    return {
+        z: scipy.ndimage.map_coordinates(
+            distance, np.moveaxis(np.nan_to_num(maps[z], nan=-1e4), -1, 0), order=1, cval=1e6
+        )
+        for z, distance in near.items()
+    }
+
+
 def measure(
     maps: list[NDArray[np.float32]],
     sections: list[NDArray[Any]],
     wheres: NDArray[np.float64],
-    near: dict[int, NDArray[np.float64]],
+    off: dict[int, NDArray[np.float64]],
+    away: NDArray[np.bool_],
 ) -> dict[str, float]:
-    """Truth near the damage, and correlation elsewhere."""
+    """Truth near the damage (`off`: the `distances`), and correlation where it is `away`."""
     shown = [originals(m, w) for m, w in zip(maps, wheres, strict=True)]
-    healthy = [s for z, s in enumerate(shown) if z not in near]
+    healthy = [s for z, s in enumerate(shown) if z not in off]
     centre = np.nanmedian(np.stack(healthy), axis=0)
-    errors, far = [], []
-    for z, distance in near.items():
-        at = np.moveaxis(np.nan_to_num(maps[z], nan=-1e4), -1, 0)
-        off = scipy.ndimage.map_coordinates(distance, at, order=1, cval=1e6)
+    errors = []
+    for z, distance in off.items():
         error = np.linalg.norm(shown[z] - centre, axis=0)
-        errors.append(error[(off > 3) & (off < NEAR_PX) & np.isfinite(error)])
-        far.append(off)
-    away = np.min(far, axis=0) > NEAR_PX
+        errors.append(error[(distance > 3) & (distance < NEAR_PX) & np.isfinite(error)])
     scores = []
     for a, b in itertools.pairwise(sections):
         scores.append(chunked_correlation(np.where(away, a, 0), np.where(away, b, 0)))
@@ -130,6 +139,27 @@ def measure(
         "near_p50": round(float(np.median(every)), 3),
         "near_p95": round(float(np.percentile(every, 95)), 3),
         "cpc94_elsewhere": round(float(np.concatenate(scores).mean()), 4),
+    }
+
+
+def compared(
+    maps: dict[str, list[NDArray[np.float32]]],
+    pixels: NDArray[Any],
+    wheres: NDArray[np.float64],
+    near: dict[int, NDArray[np.float64]],
+) -> dict[str, dict[str, float]]:
+    """`measure` each method's maps; correlation over the same places, where all are away."""
+    off = {name: distances(each, near) for name, each in maps.items()}
+    away = np.min([d for each in off.values() for d in each.values()], axis=0) > NEAR_PX
+    return {
+        name: measure(
+            each,
+            [render_maps(s, m)[0] for s, m in zip(pixels, each, strict=True)],
+            wheres,
+            off[name],
+            away,
+        )
+        for name, each in maps.items()
     }
 
 
@@ -155,14 +185,11 @@ def one_width(volume: NDArray[Any], width_px: float, seed: int) -> dict[str, Any
     elastic, refined = refine_all(stack, DeepOptions())
     seconds, cpu_seconds = time.perf_counter() - start, time.process_time() - cpu
     result: dict[str, Any] = {"width_px": width_px, "damaged": sorted(near)}
-    for name, maps in (("elastic", elastic), ("deep", refined)):
-        rendered = [render_maps(s, m)[0] for s, m in zip(spoilt, maps, strict=True)]
-        result[name] = measure(maps, rendered, wheres, near)
+    result |= compared({"elastic": elastic, "deep": refined}, spoilt, wheres, near)
     sound, truth, near = spoil(volume, width_px, seed, damaged=False)
     relaxed = align_stack(sound, measure=False)
     maps = [inverse_map(p, relaxed.relaxed.mesh, relaxed.canvas) for p in relaxed.relaxed.positions]
-    rendered = [render_maps(s, m)[0] for s, m in zip(sound, maps, strict=True)]
-    result["elastic_undamaged"] = measure(maps, rendered, truth, near)
+    result |= compared({"elastic_undamaged": maps}, sound, truth, near)
     result["ratio_near_p50"] = round(
         result["deep"]["near_p50"] / max(result["elastic"]["near_p50"], 1e-9), 3
     )

@@ -27,7 +27,8 @@ from hyper_matcher.align.sides import Features, SideOptions, narrow_part, regist
 
 _DARK = 0.5
 _CRACKED = 0.2  # a pixel of which more is a crack's is the crack's
-_UNSURE = 0.1  # a correlation beside a crack may lose so much by the blank that has closed
+_BOX_PX = 61  # over which correlations are looked at
+_UNSURE = 0.1  # beside a crack one may lose so much by the blank that has closed
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,9 +126,10 @@ def refine_section(
     damage = narrow_part(cracks, options.widest_crack_px)
     by_side, share = register_by_side(features, cracks, damage, maps, calm, options.near_damage)
     others = [o for _, o in shown]
-    near = share * _worth(section, others, by_side, -_UNSURE) if share.any() else share
+    unsure = scipy.ndimage.maximum_filter(damage, 2 * _BOX_PX) * np.float32(_UNSURE)
+    near = share * _worth(section, others, by_side, -unsure) if share.any() else share
     length = np.linalg.norm(calm, axis=-1)
-    away = (1 - share) * _worth(section, others, calm, 0.0)
+    away = (1 - share) * _worth(section, others, calm)
     away = away * length**2 / (length**2 + options.noise_px**2)
     return np.asarray(near[..., None] * by_side + away[..., None] * calm, np.float32)
 
@@ -241,7 +243,10 @@ def _base_grid(height: int, width: int) -> torch.Tensor:
 
 
 def _worth(
-    section: NDArray[Any], others: Sequence[NDArray[Any]], field: NDArray[np.float32], least: float
+    section: NDArray[Any],
+    others: Sequence[NDArray[Any]],
+    field: NDArray[np.float32],
+    least: float | NDArray[np.float32] = 0.0,
 ) -> NDArray[np.float32]:
     """1 where the correlation with neighbours grows by more than `least`, 0 where not: (H, W)."""
     refined = warp_by(section, field)
@@ -253,7 +258,7 @@ def _worth(
 
 
 def _local_correlation(
-    first: NDArray[Any], second: NDArray[Any], edge_px: int = 61
+    first: NDArray[Any], second: NDArray[Any], edge_px: int = _BOX_PX
 ) -> NDArray[np.float32]:
     """Correlation of two sections in a box round every pixel, over what both show."""
     both = ((first > 0) & (second > 0)).astype(np.float32)

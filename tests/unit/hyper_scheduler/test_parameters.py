@@ -3,22 +3,26 @@
 from __future__ import annotations
 
 import itertools
+import json
 from collections import Counter
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from hyper_scheduler.core.model import (
+    Asha,
     Choice,
     Domain,
     Experiment,
     LogUniform,
+    Objective,
     Sampling,
     Steps,
     Uniform,
 )
-from hyper_scheduler.core.parameters import combinations, count, parameters
+from hyper_scheduler.core.parameters import combinations, count, parameters, parameters_writer
 
 SCALARS = st.integers(-5, 5) | st.text(max_size=3) | st.booleans() | st.none()
 DISCRETE: st.SearchStrategy[Domain] = st.lists(SCALARS, min_size=1, max_size=5).map(
@@ -52,6 +56,21 @@ def test_a_grid_is_the_product_in_order(domains: dict[str, Domain]) -> None:
     expected = [dict(zip(domains, row, strict=True)) for row in itertools.product(*values)]
     assert [parameters(each, index) for index in range(count(each))] == expected
     assert all(list(row) == list(domains) for row in expected)
+
+
+def test_tasks_that_compete_do_not_come_in_the_order_of_the_grid() -> None:
+    grid = experiment({name: Steps(0, 1, 8) for name in "abc"})
+    competing = replace(grid, objective=Objective("auc", asha=Asha()))
+    rows = [tuple(parameters(competing, index).values()) for index in range(512)]
+    assert sorted(rows) == list(itertools.product(range(8), repeat=3))
+    firsts = Counter(row[0] for row in rows[:128])  # in order: 0 and 1 alone
+    assert set(firsts) == set(range(8)) and max(firsts.values()) < 40
+    alone = replace(grid, objective=Objective("auc"))
+    assert [parameters(alone, i) for i in range(512)] == [parameters(grid, i) for i in range(512)]
+    write = parameters_writer(competing)
+    assert [json.loads(write(i)) for i in (0, 7, 511)] == [
+        parameters(competing, i) for i in (0, 7, 511)
+    ]
 
 
 @given(st.dictionaries(NAMES, DISCRETE, max_size=3), st.integers(1, 60), st.integers(0, 2**63 - 1))

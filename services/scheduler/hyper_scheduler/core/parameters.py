@@ -3,6 +3,8 @@
 Grid runs through the product in the order of declaration, the last parameter fastest. Random draws
 from the product of the discrete parameters through a keyed permutation, so that no combination
 comes twice before every other came once; continuous ones come from a counter-based generator.
+With early stopping a grid is permuted too: in order, each task would be compared with its like, and
+where later ones learn faster none would be stopped.
 """
 
 from __future__ import annotations
@@ -68,12 +70,7 @@ def parameters(experiment: Experiment, index: int) -> dict[str, Value]:
     """
     if not 0 <= index < count(experiment):
         raise IndexError(f"experiment {experiment.name} has no task {index}")
-    position = index
-    if experiment.sampling is Sampling.RANDOM:
-        total = combinations(experiment)
-        lap, offset = divmod(index, total)
-        seed = f"{experiment.seed}/{experiment.name}/{lap}".encode()
-        position = _permute(offset, total, blake2b(seed, digest_size=32).digest())
+    position = _position(experiment, combinations(experiment), index)
     values: dict[str, Value] = {}
     for name, domain in reversed(list(experiment.parameters.items())):
         each = size(domain)
@@ -83,6 +80,18 @@ def parameters(experiment: Experiment, index: int) -> dict[str, Value]:
             position, place = divmod(position, each)
             values[name] = _discrete(domain, place)
     return {name: values[name] for name in experiment.parameters}
+
+
+def _position(experiment: Experiment, total: int, index: int) -> int:
+    """Which combination of the discrete parameters a task has."""
+    shuffled = experiment.sampling is Sampling.RANDOM
+    if experiment.sampling is Sampling.GRID and experiment.objective is not None:
+        shuffled = experiment.objective.asha is not None
+    if not shuffled:
+        return index
+    lap, offset = divmod(index, total)
+    seed = f"{experiment.seed}/{experiment.name}/{lap}".encode()
+    return _permute(offset, total, blake2b(seed, digest_size=32).digest())
 
 
 def parameters_writer(experiment: Experiment) -> Callable[[int], str]:
@@ -95,8 +104,10 @@ def parameters_writer(experiment: Experiment) -> Callable[[int], str]:
         texts = domain.values_json if isinstance(domain, Choice) else ()
         parts.append((f"{json.dumps(name)}: ", size(domain) or 1, domain, texts))
 
+    total = combinations(experiment)
+
     def write(index: int) -> str:
-        position = index
+        position = _position(experiment, total, index)
         found: list[str] = []
         for label, each, domain, texts in parts:
             place = 0

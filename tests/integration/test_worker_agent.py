@@ -303,7 +303,7 @@ async def test_stop_lets_a_function_clean_up(scheduler: FakeScheduler, tmp_path:
     assert marker.read_text() == "cleaned up"
 
 
-@pytest.mark.parametrize("busy", ["alone", "child", "thread"])
+@pytest.mark.parametrize("busy", ["alone", "reporting", "child", "thread"])
 async def test_a_process_that_heeds_a_stop_stays_unless_it_has_children_or_waited_for_a_thread(
     scheduler: FakeScheduler, tmp_path: Path, busy: str
 ) -> None:
@@ -317,7 +317,7 @@ async def test_a_process_that_heeds_a_stop_stays_unless_it_has_children_or_waite
         scheduler.assign(2, function=f"{MODULE}:count")
         end = await scheduler.ended(2)
         assert end.outcome == wire.OUTCOME_SUCCEEDED
-        assert (json.loads(end.result_json)["pid"] == first) is (busy == "alone")
+        assert (json.loads(end.result_json)["pid"] == first) is (busy in ("alone", "reporting"))
 
 
 async def test_a_stubborn_function_and_its_children_are_killed(

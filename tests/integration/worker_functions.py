@@ -76,6 +76,8 @@ def sleep(context: TaskContext, *, marker: str = "", busy: str = "alone") -> Non
     try:
         if busy == "thread":
             threading.Event().wait(600)
+        while busy == "reporting":
+            context.report(loss=1.0)
         time.sleep(600)
     except TaskStopped:
         if marker:

@@ -22,11 +22,11 @@ from hyper_scheduler.core import commands as c
 from hyper_scheduler.core.events import DrainWorker, Placed
 from hyper_scheduler.core.state import WorkerRun
 from hyper_scheduler.demands import after_own_machines, demand_kind, demands, without
+from hyper_scheduler.experience import Experience
 from hyper_scheduler.measured import Prometheus
 from hyper_scheduler.placement.backoff import Refusal, accepted, refused
 from hyper_scheduler.placement.demand import NO_AGENT, Demand, Held, Known, Plan, refusal_key
 from hyper_scheduler.placement.fleet import plan
-from hyper_scheduler.placement.hazard import Hazard
 from hyper_scheduler.placement.ledger import Ledger, Machine
 from hyper_scheduler.placement.offers import Offer
 from hyper_scheduler.prices import Prices
@@ -101,8 +101,7 @@ class Autoscaler:
         self._agent_seen: dict[str, float] = {}
         self._began = clock.now()
         self._kinds: set[str] = set()
-        self._hazards: dict[str, Hazard] = {}
-        self._remembered: set[str] = set()  # offers whose hazard has Prometheus's history
+        self._experience = Experience()
         metrics.know_offers(offer.name for offer in catalogue.offers)
         self._looked_at = clock.now()
         self.ledger = Ledger()
@@ -144,6 +143,8 @@ class Autoscaler:
         self.ledger = Ledger.of(await self._store.load_ledger())
         await self._name_cluster()
         for machine, entry in self.ledger.machines.items():
+            if entry.ready:
+                self._experience.started(entry.offer, entry.ready - entry.launched)
             if entry.ending:  # an earlier leader was about to
                 self._asked_to_drain[machine] = _Drain(self._clock.now())
         while True:
@@ -269,14 +270,8 @@ class Autoscaler:
 
     def known(self, kind: str) -> dict[str, Known]:
         """What is known of each offer for one kind of task."""
-        found, measured = {}, self._prometheus.last
-        for offer in self._catalogue.offers:
-            found[offer.name] = Known(
-                hazard=self._hazard(offer.name),
-                throughput=measured.throughput.get((kind, offer.name), 0.0),
-                cold_start_h=measured.cold_start_h.get(offer.name, Known().cold_start_h),
-            )
-        return found
+        offers = (offer.name for offer in self._catalogue.offers)
+        return self._experience.known(offers, kind, self._prometheus.last)
 
     # What is there
 
@@ -317,7 +312,7 @@ class Autoscaler:
             log.info("machine gone", machine=machine, offer=entry.offer, preempted=preempted)
             if preempted:
                 metrics.PREEMPTIONS.labels(entry.offer).inc()
-                self._hazards[entry.offer] = self._hazard(entry.offer).seen(1, 0.0)
+                self._experience.preempted(entry.offer)
             self._close(machine, preempted=preempted)
 
     def _close(self, machine: str, *, preempted: bool) -> None:
@@ -326,28 +321,9 @@ class Autoscaler:
         self._asked_to_drain.pop(machine, None)
         self._agent_seen.pop(machine, None)
 
-    def _hazard(self, offer: str) -> Hazard:
-        """The posterior of this leadership, and of what Prometheus had seen before it."""
-        return self._hazards.get(offer, Hazard())
-
-    def _remember(self) -> None:
-        """Take what Prometheus has seen before this leadership: once, whenever it comes.
-
-        What it saw since then is in it too, so the greater counts and not the sum.
-        """
-        for offer, before in self._prometheus.last.hazards.items():
-            if offer not in self._remembered:
-                self._remembered.add(offer)
-                own = self._hazard(offer)
-                self._hazards[offer] = replace(
-                    own,
-                    events=max(own.events, before.events),
-                    exposure_h=max(own.exposure_h, before.exposure_h),
-                )
-
     def _account(self, now: float) -> None:
         """Pay until now; notice agents that have come."""
-        self._remember()
+        self._experience.remember(self._prometheus.last)
         workers = self._workers()
         counts: Counter[str] = Counter()
         busy: Counter[str] = Counter()
@@ -367,7 +343,9 @@ class Autoscaler:
                 key = refusal_key(entry.offer, spot=entry.spot)
                 self._refusals = accepted(self._refusals, key)
                 metrics.COLD_STARTS.labels(entry.offer).inc()
-                metrics.COLD_SECONDS.labels(entry.offer).inc(max(0.0, now - entry.launched))
+                cold_s = max(0.0, now - entry.launched)
+                metrics.COLD_SECONDS.labels(entry.offer).inc(cold_s)
+                self._experience.started(entry.offer, cold_s)
             if entry.spot:
                 metrics.EXPOSURE.labels(entry.offer).inc(passed_h * 3600)
                 exposed[entry.offer] += 1
@@ -378,8 +356,7 @@ class Autoscaler:
             name = offer.name
             metrics.MACHINES.labels(name).set(counts[name])
             metrics.BUSY.labels(name).set(busy[name] / slots[name] if slots[name] else 0.0)
-            known = self._hazard(name)
-            self._hazards[name] = known.seen(0, exposed[name] * passed_h, passed_h)
+            self._experience.passed(name, exposed[name], passed_h)
         self._check_budgets()
         self.ledger.forget(set(self._term.state.workflows))
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, cast
 
@@ -15,6 +15,7 @@ from hyper_scheduler.core.events import Event
 from hyper_scheduler.core.model import Recipe
 from hyper_scheduler.core.state import Capacity
 from hyper_scheduler.measured import Prometheus
+from hyper_scheduler.placement.ledger import Ledger
 from hyper_scheduler.providers.base import Instance, Order
 from hyper_servicekit.clock import Clock, ManualClock, SystemClock
 from tests.unit.hyper_scheduler.cores import Core, W
@@ -68,6 +69,7 @@ class Beside:
 
     def __init__(self, core: Core) -> None:
         self.state, self.fence, self.saved, self.known = core.state, None, 0, ""
+        self.ledger = Ledger()
         self._core = core
 
     async def ask(self, change: Event) -> str:
@@ -79,6 +81,9 @@ class Beside:
 
     async def save_ledger(self, plain: object, fence: object) -> None:
         self.saved += 1
+
+    async def load_ledger(self) -> Mapping[str, Any]:
+        return self.ledger.parts()
 
     async def has_identity(self) -> bool:
         return bool(self.known)
@@ -145,5 +150,5 @@ class Fleet:
     def next_leader(self) -> None:
         """Another scheduler leads: it has the ledger and the core's state, and nothing else."""
         before = self.scaler
-        self.scaler, _ = autoscaler(self.core, self.offers, self.clock, good=self.provider)
-        self.scaler.ledger = before.ledger
+        self.scaler, store = autoscaler(self.core, self.offers, self.clock, good=self.provider)
+        self.scaler.ledger = store.ledger = before.ledger

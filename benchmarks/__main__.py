@@ -93,6 +93,10 @@ def figures(result: Any) -> list[str]:
     if not isinstance(result, dict):
         return table(beside(result)) or ["| figure | value |", "| --- | --- |",
                                          f"| | {json.dumps(result)} |"]  # fmt: skip
+    cases = grid(result)
+    if len(cases) > COLUMNS:
+        rest = {key: value for key, value in result.items() if key not in cases}
+        return [*grids(cases), *([""] if rest else []), *(figures(rest) if rest else [])]
     objects = {key: value for key, value in result.items() if isinstance(value, dict) and value}
     alike = beside(objects)
     lines: list[str] = []
@@ -107,6 +111,34 @@ def figures(result: Any) -> list[str]:
     rows = dict(flat(plain))
     gap = [""] if rows and alike else []
     return [*table(alike), *gap, *table({"value": rows} if rows else {}), *lines]
+
+
+def grid(result: dict[str, Any]) -> dict[str, dict[str, dict[str, str]]]:
+    """Cases of a benchmark: those of its objects that have the same parts with the same figures."""
+    cases: dict[str, dict[str, dict[str, str]]] = {}
+    for case, parts in result.items():
+        if isinstance(parts, dict) and all(isinstance(each, dict) for each in parts.values()):
+            rows = {part: dict(flat(each)) for part, each in parts.items()}
+            first = next(iter(cases.values()), rows)
+            if rows and {p: each.keys() for p, each in first.items()} == {
+                p: each.keys() for p, each in rows.items()
+            }:
+                cases[case] = rows
+    return cases
+
+
+def grids(cases: dict[str, dict[str, dict[str, str]]]) -> list[str]:
+    """A table for each figure: a row a case, a column a part that has it."""
+    first = next(iter(cases.values()))
+    lines: list[str] = []
+    for figure in dict.fromkeys(figure for part in first.values() for figure in part):
+        columns = {
+            part: {case: rows[part][figure] for case, rows in cases.items()}
+            for part, figures in first.items()
+            if figure in figures
+        }
+        lines += [*([""] if lines else []), f"{figure}:\n", *table(columns)]
+    return lines
 
 
 def table(columns: dict[str, dict[str, str]]) -> list[str]:

@@ -31,3 +31,14 @@ def test_lists_of_objects_are_columns() -> None:
         "| figure | 1 | 2 |", "| --- | --- | --- |", "| edge | 1 | 2 |", "| s | 0.1235 |  |",
     ]  # fmt: skip
     assert figures([{"a": 1}, {"a": 2}])[2] == "| a | 1 | 2 |"
+
+
+def test_many_cases_are_a_table_for_each_figure() -> None:
+    one = {"ours": {"cost": 0.25, "late": 0}, "bound": {"cost": 0.125}}
+    lines = figures({**{f"case {i}": one for i in range(9)}, "limits": {"kept": True}})
+    assert lines[:4] == [
+        "cost:\n", "| figure | ours | bound |", "| --- | --- | --- |", "| case 0 | 0.25 | 0.125 |",
+    ]  # fmt: skip
+    assert lines[12:16] == ["", "late:\n", "| figure | ours |", "| --- | --- |"]
+    assert lines[-1] == "| limits.kept | true |"
+    assert len(lines) == 12 + 1 + 12 + 1 + 3

@@ -41,8 +41,10 @@ def sure(name: str, usd_h: float, **changes: object) -> Offer:
     return offer(name, spot_usd_h=None, on_demand_usd_h=usd_h, **changes)
 
 
-def machine(name: str, of: str, *, busy: int = 0, spot: bool = True, age_h: float = 1.0) -> Held:
-    return Held(name, of, spot, True, age_h, busy)
+def machine(
+    name: str, of: str, *, busy: int = 0, spot: bool = True, age_h: float = 1.0, ready: bool = True
+) -> Held:
+    return Held(name, of, spot, ready, age_h, busy)
 
 
 NEVER = Hardware(spot=Spot.NEVER)
@@ -143,15 +145,41 @@ def test_noise_moves_nothing_between_spot_and_on_demand(faster: float) -> None:
     assert (found.launches, found.ends) == ((), ())
 
 
-def test_a_better_offer_is_moved_to_one_by_one_before_machines_are_ended() -> None:
+def test_a_better_offer_is_moved_to_before_machines_are_ended() -> None:
     offers = [sure("a", 0.3), sure("b", 0.3)]
     known = {"a": Known(throughput=10.0), "b": Known(throughput=30.0)}
     held = [machine(f"m-{i}", "a", busy=1, spot=False) for i in range(4)]
     first = drawn(offers, held, known, limit=4, hardware=NEVER)
-    assert (first.launches, first.ends) == ((("b", False),), ())
+    assert (first.launches, first.ends) == ((("b", False),) * 4, ())
+    coming = [machine(f"n-{i}", "b", ready=False, spot=False) for i in range(4)]
+    waits = drawn(offers, [*held, *coming], known, limit=4, hardware=NEVER)
+    assert (waits.launches, waits.ends) == ((), ())
     held.append(machine("n", "b", busy=1, spot=False))
-    then = drawn(offers, held, known, limit=4, hardware=NEVER)
-    assert (len(then.ends), "n" in then.ends) == (1, False)
+    then = drawn(offers, [*held, *coming[1:]], known, limit=4, hardware=NEVER)
+    assert (len(then.launches), len(then.ends)) == (0, 1)
+    assert then.ends[0] in {"m-0", "m-1", "m-2", "m-3"}
+
+
+@pytest.mark.parametrize("zone", ["", "z"])
+def test_a_better_offer_of_the_same_zone_takes_over(zone: str) -> None:
+    """A zone that holds all that it may has room for who replaces what stands there."""
+    offers = [offer("a", zone=zone or "za"), offer("b", zone=zone or "zb")]
+    known = {"a": Known(throughput=10.0), "b": Known(throughput=30.0)}
+    held = [machine(f"m-{i}", "ab"[i % 2], busy=1) for i in range(4)]
+    found = drawn(offers, held, known, limit=4)
+    assert set(found.launches) <= {("b", True)}
+    assert len(found.launches) == (2 if zone else 0)  # two zones share a fleet evenly
+
+
+def test_one_large_machine_takes_over_from_many_small_ones() -> None:
+    offers = [sure("small", 0.3, slots=1), sure("large", 0.4, slots=4)]
+    held = [machine(f"m-{i}", "small", busy=1, spot=False) for i in range(4)]
+    found = drawn(offers, held, limit=4, hardware=NEVER)
+    assert (found.launches, found.ends) == ((("large", False),), ())
+    there = drawn(
+        offers, [*held, machine("n", "large", busy=0, spot=False)], limit=4, hardware=NEVER
+    )
+    assert set(there.ends) == {"m-0", "m-1", "m-2", "m-3"}
 
 
 # Machines of several sizes

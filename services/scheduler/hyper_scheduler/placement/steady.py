@@ -95,10 +95,13 @@ def _sure(prices: Prices, lanes: float, elsewhere: Counter[int]) -> list[int]:
             coming.append(each.market)
     kept = _kept(prices, working, lanes)
     starting: list[int] = []
+    stays = list(kept)
     for i in sorted(coming, key=prices.score):
-        replaces = bool(kept) and not starting and prices.worth_moving(kept[-1], i)
-        if replaces or _filled(view, (*kept, *starting)) < lanes - _ROUNDING:
+        if _filled(view, (*kept, *starting)) < lanes - _ROUNDING:
             starting.append(i)
+        elif stays and prices.worth_moving(stays[-1], i):
+            starting.append(i)
+            del stays[-max(1, math.floor(_replaced(view, stays[-1], i) + _ROUNDING)) :]
     return _filled_up(prices, kept, starting, prices.sure, lanes, math.inf, elsewhere)
 
 
@@ -110,19 +113,27 @@ def _kept(prices: Prices, working: Sequence[Unit], lanes: float) -> list[int]:
     for each in sorted(working, key=lambda unit: (not unit.busy, prices.score(unit.market))):
         (kept if filled < lanes - _ROUNDING else spare).append(each)
         filled += prices.view.fills(each.market)
+    markets = sorted((each.market for each in kept), key=prices.score)
+    came, over = [], 0.0
     for idle in spare:  # one that was started to take over is idle as long as nothing waits
-        worst = max(kept, key=lambda unit: prices.score(unit.market), default=idle)
-        if prices.worth_moving(worst.market, idle.market):
-            kept[kept.index(worst)] = idle
-    return sorted((each.market for each in kept), key=prices.score)
+        if not markets or not prices.worth_moving(markets[-1], idle.market):
+            break
+        came.append(idle.market)
+        over += prices.view.fills(idle.market)
+        while (
+            markets and over > prices.view.fills(markets[-1]) - _ROUNDING
+            and prices.worth_moving(markets[-1], idle.market)
+        ):  # fmt: skip
+            over -= prices.view.fills(markets.pop())
+    return sorted((*markets, *came), key=prices.score)
 
 
 def _filled_up(
     prices: Prices, kept: list[int], starting: list[int], order: Sequence[int], lanes: float,
     cap: float, elsewhere: Counter[int],
 ) -> list[int]:  # fmt: skip
-    """What is held, and the best of `order` for the lanes that nothing works on; or one unit that
-    will take over from the worst that works."""
+    """What is held, and the best of `order` for the lanes that nothing works on; or else units that
+    will take over from the worst that work."""
     view, wanted = prices.view, [*kept, *starting]
     rest = lanes - _filled(view, wanted)
     while rest > _ROUNDING:
@@ -137,13 +148,35 @@ def _filled_up(
             count = 1
         wanted += [best] * count
         rest -= count * view.fills(best)
-    if kept and not starting and len(wanted) == len(kept):
-        room = _room(view, wanted, cap, elsewhere)
-        tried = {i for i in wanted if view.markets[i].optimism > 1.0}
-        i = next((i for i in order if room(i) > 0 and i not in tried), None)
-        if i is not None and prices.worth_moving(kept[-1], i):
-            wanted.append(i)
+    if not starting and len(wanted) == len(kept):
+        wanted += _moves(prices, kept, order, cap, elsewhere)
     return wanted
+
+
+def _moves(
+    prices: Prices, kept: Sequence[int], order: Sequence[int], cap: float, elsewhere: Counter[int]
+) -> list[int]:
+    """Units that take over from the worst that work, which are given up once these are ready."""
+    view, stays, coming = prices.view, list(kept), list[int]()
+    while stays:
+        old = stays[-1]
+        others = [i for i in stays if i != old]  # who is given up counts in no domain
+        room = _room(view, [*others, *coming], cap, elsewhere)
+        tried = {i for i in (*kept, *coming) if view.markets[i].optimism > 1.0}
+        new = next((i for i in order if room(i) > 0 and i not in tried), None)
+        if new is None or not prices.worth_moving(old, new):
+            break
+        count = math.ceil((len(stays) - len(others)) / _replaced(view, old, new) - _ROUNDING)
+        count = 1 if view.markets[new].optimism > 1.0 else min(count, room(new))
+        coming += [new] * count
+        replaced = max(1, math.floor(count * _replaced(view, old, new) + _ROUNDING))
+        stays = [*others, *stays[len(others) :][replaced:]]
+    return coming
+
+
+def _replaced(view: View, old: int, new: int) -> float:
+    """Units of `old` that one of `new` does the work of, as lanes go."""
+    return view.fills(new) / view.fills(old)
 
 
 def _score_of_more(prices: Prices, wanted: Sequence[int], rest: float) -> Callable[[int], float]:

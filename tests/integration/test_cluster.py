@@ -214,6 +214,21 @@ def test_status_gives_every_endpoint(running: Hyper) -> None:
         assert word in shown
 
 
+def test_status_of_a_cluster_elsewhere(running: Hyper, tmp_path: Path) -> None:
+    """Its scheduler says what there is; nothing of it is on this machine."""
+    here = running.status()
+    elsewhere = make_hyper(tmp_path / "none", HYPER_ENDPOINT=here["endpoint"])
+    facts = elsewhere.status()
+    assert (facts["state"], facts["endpoint"]) == ("running", here["endpoint"])
+    services = sorted(each["service"] for each in facts["instances"])
+    assert services == ["inference", "matcher", "scheduler", "storage-gateway"]
+    assert (facts["leader"], len(facts["workers"])) == (here["endpoint"], here["workers"])
+    shown = elsewhere.run("status").stdout
+    assert f"cluster running at {here['endpoint']}" in shown and "leads" in shown
+    assert running.run("status", HYPER_ENDPOINT=here["endpoint"]).stdout.count("worker-") == 2
+    assert elsewhere.run("status", "--quiet").stdout == ""
+
+
 def test_secrets_are_private(running: Hyper) -> None:
     facts = running.status()
     private = [Path(facts["s3"]["credentials_file"]), running.home / "cluster.json"]

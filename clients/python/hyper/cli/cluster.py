@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import itertools
+import os
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -80,11 +80,17 @@ def status(
     json_output: Json = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="only the exit status")] = False,
 ) -> None:
-    """Show every process of the cluster: exit status 0 all well, 1 not, 3 there is none."""
+    """Show every process of the cluster: exit status 0 all well, 1 not, 3 there is none.
+
+    Of a cluster elsewhere (HYPER_ENDPOINT), its services and workers, as its scheduler knows them.
+    """
     from hyper.cluster import status as cluster_status
     from hyper.cluster.home import Home
 
     now = cluster_status.status(Home.default())
+    endpoint = os.environ.get("HYPER_ENDPOINT")
+    if endpoint and (now.cluster is None or now.cluster.endpoint != endpoint):
+        _status_elsewhere(endpoint, json_output=json_output, quiet=quiet)
     if not quiet:
         waiting = _waiting(now) if now.state == cluster_status.RUNNING else []
         facts = now.facts() | {"waiting": waiting} if json_output else None
@@ -99,18 +105,23 @@ def status(
     raise typer.Exit(codes[now.state])
 
 
+def _status_elsewhere(endpoint: str, *, json_output: bool, quiet: bool) -> None:
+    from hyper.cli import elsewhere
+
+    facts, text = elsewhere.look(endpoint)
+    if not quiet:
+        output.emit(facts, text, as_json=json_output)
+    raise typer.Exit(0 if facts["state"] == elsewhere.RUNNING else 1)
+
+
 def _waiting(now: Status) -> list[str]:
     """Why workflows wait, a line each."""
+    from hyper.cli.elsewhere import waits
     from hyper.client import Client
-    from hyper.errors import HyperError
 
     assert now.cluster is not None
-    try:
-        with Client(now.cluster.endpoint, patience_s=2.0) as client:
-            newest = itertools.islice(client.workflows(), 50)
-            return [f"{each.id}: {each.waiting}" for each in newest if each.waiting]
-    except HyperError as error:
-        return [f"unknown, for workflows cannot be listed: {error}"]
+    with Client(now.cluster.endpoint, patience_s=2.0) as client:
+        return waits(client)
 
 
 def _status_text(now: Status) -> str:

@@ -394,3 +394,32 @@ def test_the_readme_shows_where_the_page_is(local_cluster: LocalCluster) -> None
     assert done.returncode == 0
     assert page_of(local_cluster).removeprefix("http://") in done.stdout
     assert f"page {page_of(local_cluster)}" in done.stdout
+
+
+def test_status_of_a_cluster_elsewhere(local_cluster: LocalCluster, tmp_path: Path) -> None:
+    """Its scheduler says what there is; nothing of it is on this machine."""
+    environment = {**local_cluster.environment, "HYPER_HOME": str(tmp_path)}
+    here = local_cluster.endpoint
+
+    def status(*arguments: str) -> str:
+        command = [sys.executable, "-m", "hyper.cli.main", "--endpoint", here, "status"]
+        done = subprocess.run(
+            [*command, *arguments], env=environment, capture_output=True, text=True, check=False
+        )
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    facts = json.loads(status("--json"))
+    assert (facts["state"], facts["endpoint"], facts["leader"]) == ("running", here, here)
+    services = sorted(each["service"] for each in facts["instances"])
+    assert services == ["inference", "matcher", "scheduler", "storage-gateway"]
+    assert len(facts["workers"]) == len(local_cluster.processes("worker"))
+    shown = status()
+    assert f"cluster running at {here}" in shown
+    assert "leads" in shown and "2 workers, " in shown
+    assert status("--quiet") == ""
+    own = subprocess.run(
+        [sys.executable, "-m", "hyper.cli.main", "--endpoint", here, "status"],
+        env=local_cluster.environment, capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    assert "worker-1" in own.stdout  # this machine's own is shown process by process

@@ -176,9 +176,9 @@ def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Hyper]:
     folder = tmp_path_factory.mktemp("cluster")
     fakes_at = fake_service.install(folder / "fakes")
     # So deep that Unix sockets do not fit into it.
-    hyper = make_hyper(folder / ("h" * 90), PYTHONPATH=str(fakes_at), HYPER_ENDPOINT="other:1")
+    hyper = make_hyper(folder / ("h" * 90), PYTHONPATH=str(fakes_at))
     try:
-        done = hyper.run("up")
+        done = hyper.run("up", HYPER_ENDPOINT="other:1")
         (folder / "up.txt").write_text(done.stderr)
         yield hyper
     finally:
@@ -212,21 +212,6 @@ def test_status_gives_every_endpoint(running: Hyper) -> None:
     shown = running.run("status").stdout
     for word in (facts["endpoint"], facts["s3"]["endpoint"], "worker-1", facts["etcd"]["version"]):
         assert word in shown
-
-
-def test_status_of_a_cluster_elsewhere(running: Hyper, tmp_path: Path) -> None:
-    """Its scheduler says what there is; nothing of it is on this machine."""
-    here = running.status()
-    elsewhere = make_hyper(tmp_path / "none", HYPER_ENDPOINT=here["endpoint"])
-    facts = elsewhere.status()
-    assert (facts["state"], facts["endpoint"]) == ("running", here["endpoint"])
-    services = sorted(each["service"] for each in facts["instances"])
-    assert services == ["inference", "matcher", "scheduler", "storage-gateway"]
-    assert (facts["leader"], len(facts["workers"])) == (here["endpoint"], here["workers"])
-    shown = elsewhere.run("status").stdout
-    assert f"cluster running at {here['endpoint']}" in shown and "leads" in shown
-    assert running.run("status", HYPER_ENDPOINT=here["endpoint"]).stdout.count("worker-") == 2
-    assert elsewhere.run("status", "--quiet").stdout == ""
 
 
 def test_secrets_are_private(running: Hyper) -> None:

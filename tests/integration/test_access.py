@@ -23,6 +23,7 @@ from hypothesis import strategies as st
 
 from hyper import _transport, access, running, stores
 from hyper._wire_errors import from_rpc_error
+from hyper.cli.visible import shown, visible_workflows
 from hyper.client import Client
 from hyper.datasets import list_datasets
 from hyper.errors import (
@@ -172,6 +173,30 @@ def test_a_task_has_its_tenants_token_and_not_the_workers(as_: Callable[[str], C
     assert workflow.wait().state is RunState.SUCCEEDED
     lines = lab.workflow(workflow.name).log_tail(workflow.task("t", 0))
     assert lines == ["own.txt", "refused"]
+
+
+def test_lists_of_every_tenant_are_for_tokens_of_all(
+    as_: Callable[[str], Client], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = {"version": 1, "name": "t", "experiments": {"t": {"command": "true"}}}
+    made = as_(token("lab")).submit(recipe).name
+    assert refused(
+        lambda: list(as_(token("lab")).workflows(every_tenant=True)), PermissionDeniedError
+    )
+    operator = as_(token(ANY_TENANT))
+    assert made in [each.name for each in operator.workflows(every_tenant=True)]
+    operator.tenant = "bob"
+    assert made not in [each.name for each in operator.workflows()]
+    monkeypatch.delenv("HYPER_TENANT", raising=False)
+    assert made in [each.name for each in visible_workflows(operator)]
+    monkeypatch.setenv("HYPER_TENANT", "bob")
+    assert made not in [each.name for each in visible_workflows(operator)]
+    monkeypatch.delenv("HYPER_TENANT")
+    own = list(visible_workflows(as_(token("lab"))))
+    assert {each.name.split("/")[1] for each in own} == {"lab"}
+    assert shown(own[0]) == own[0].name
+    monkeypatch.setenv("HYPER_TENANT", "lab")
+    assert shown(own[0]) == own[0].id
 
 
 def test_roles(as_: Callable[[str], Client]) -> None:

@@ -197,9 +197,9 @@ class AsyncClient:
         """A workflow by its resource name, or by its last part alone."""
         return AsyncWorkflow(self, await self.run(self.sync.workflow, name))
 
-    def workflows(self) -> AsyncIterator[WorkflowStatus]:
-        """The tenant's workflows, newest first."""
-        return self.each(self.sync.workflows)
+    def workflows(self, *, every_tenant: bool = False) -> AsyncIterator[WorkflowStatus]:
+        """The tenant's workflows, newest first; or those of all, with a token of all tenants."""
+        return self.each(lambda: self.sync.workflows(every_tenant=every_tenant))
 
     async def workers(self) -> list[WorkerInfo]:
         """The machines that run tasks."""

@@ -46,6 +46,7 @@ Notice = Callable[[str], None]
 StubKind = Callable[[grpc.Channel], Any]
 Requests = Message | Iterator[Message] | Callable[[], Iterator[Message]]
 
+DEFAULT_TENANT = "default"
 _BACKOFF_FIRST_S = 0.1
 _BACKOFF_MAX_S = 2.0
 _LOOK_AGAIN_S = 5.0
@@ -77,7 +78,9 @@ class Client:
         patience_s: float | None = None,
         notice: Notice | None = None,
     ) -> None:
-        self.tenant = check_part(tenant or os.environ.get("HYPER_TENANT") or "default", "tenant")
+        self.tenant = check_part(
+            tenant or os.environ.get("HYPER_TENANT") or DEFAULT_TENANT, "tenant"
+        )
         self.timeout_s = timeout_s
         self.patience_s = config.patience_s() if patience_s is None else patience_s
         self._endpoint = endpoint
@@ -442,11 +445,11 @@ class Client:
 
         return workflows.get(self, name)
 
-    def workflows(self) -> Iterator[WorkflowStatus]:
-        """The tenant's workflows, newest first."""
+    def workflows(self, *, every_tenant: bool = False) -> Iterator[WorkflowStatus]:
+        """The tenant's workflows, newest first; or those of all, with a token of all tenants."""
         from hyper import workflows
 
-        return workflows.list_workflows(self)
+        return workflows.list_workflows(self, every_tenant=every_tenant)
 
     def workers(self) -> list[WorkerInfo]:
         """The machines that run tasks."""

@@ -404,10 +404,14 @@ def get(client: Client, name: str) -> Workflow:
     return Workflow(client, workflow_from_proto(response.workflow))
 
 
-def list_workflows(client: Client) -> Iterator[WorkflowStatus]:
-    """The tenant's workflows, newest first, page by page."""
+def list_workflows(client: Client, *, every_tenant: bool = False) -> Iterator[WorkflowStatus]:
+    """Workflows of the client's tenant, or of all, newest first, page by page.
+
+    Raises:
+        PermissionDeniedError: of all tenants, with a token of one.
+    """
     request = workflow_service_pb2.ListWorkflowsRequest(
-        parent=f"tenants/{client.tenant}", page_size=PAGE_SIZE
+        parent=f"tenants/{'-' if every_tenant else client.tenant}", page_size=PAGE_SIZE
     )
     while True:
         response = client.call(SCHEDULER, WorkflowServiceStub, "ListWorkflows", request)

@@ -119,8 +119,9 @@ class WorkflowServicer:
     async def ListWorkflows(  # noqa: N802
         self, request: pb.ListWorkflowsRequest, context: Any
     ) -> pb.ListWorkflowsResponse:
-        """Newest first, without recipes."""
-        prefix = f"tenants/{convert.tenant(request.parent)}/"
+        """Newest first, without recipes; of all tenants for `convert.EVERY_TENANT`."""
+        everywhere = request.parent == convert.EVERY_TENANT  # tokens of one tenant were refused
+        prefix = "tenants/" if everywhere else f"tenants/{convert.tenant(request.parent)}/"
         size = page_size(request.page_size, self._settings.max_page_size)
         after = read_token(request.page_token)
         runs = [each for each in await self._driver.workflows() if each.name.startswith(prefix)]

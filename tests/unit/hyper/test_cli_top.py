@@ -43,13 +43,16 @@ def sample(at_s: float, done: int, *, cost: bool = True) -> top.Sample:
     return top.Sample(at_s, [worker()], [status(done)], {NAME: spent} if cost else None)
 
 
-def test_machines_workflows_and_tasks_are_shown() -> None:
+def test_machines_workflows_and_tasks_are_shown(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HYPER_TENANT", "t")
     text = top.render(sample(10, 50), sample(8, 40))
     assert re.search(r"^a +1/2 +0.0/4 ", text, re.MULTILINE)
     assert re.search(r"^w +hpo +running +3 +50/100 +5 .* 1\.5$", text, re.MULTILINE)
     assert re.search(r"^w/e/7 +a +0\.50", text, re.MULTILINE)
     assert "USD" not in top.render(sample(10, 50, cost=False))
     assert "WORKFLOW" not in top.render(replace(sample(10, 50), workflows=[]))
+    monkeypatch.setenv("HYPER_TENANT", "other")  # then its full name is what commands take
+    assert re.search(rf"^{NAME} +hpo", top.render(sample(10, 50)), re.MULTILINE)
 
 
 def test_a_rate_is_since_the_last_look_or_the_start() -> None:
@@ -115,8 +118,11 @@ def test_on_a_terminal_it_is_live_and_gives_the_screen_back(
 
 
 def test_workflows_that_run_are_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("HYPER_TENANT", raising=False)
+
     class Cluster:
-        def workflows(self) -> Iterator[WorkflowStatus]:
+        def workflows(self, *, every_tenant: bool) -> Iterator[WorkflowStatus]:
+            assert every_tenant
             yield status(1)
             yield status(2, state=RunState.SUCCEEDED)
 

@@ -94,11 +94,15 @@ def test_ctrl_c_leaves_it_running_and_says_how_to_come_back(
         run(None)
     assert caught.value.exit_code == 130
     err = capsys.readouterr().err
-    assert "w goes on running" in err
-    assert "hyper ps w --watch" in err and "hyper cancel w" in err
+    name = STATUS.name  # of another tenant
+    assert f"{name} goes on running" in err
+    assert f"hyper ps {name} --watch" in err and f"hyper cancel {name}" in err
 
 
-def test_a_failure_is_explained(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_failure_is_explained(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HYPER_TENANT", "t")
     assert run(RunState.FAILED).state is RunState.FAILED
     assert capsys.readouterr().err.splitlines() == [
         "e running: 1 of 4 tasks done, 2 lost with their nodes",

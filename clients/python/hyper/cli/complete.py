@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 from itertools import islice
 
+from hyper.cli.visible import shown, visible_workflows
 from hyper.client import Client
 from hyper.errors import HyperError
 
@@ -21,7 +22,7 @@ def workflows(incomplete: str) -> list[str]:
     try:
         with _client() as client:
             if "/" not in incomplete:
-                found = (status.id for status in islice(client.workflows(), _MOST))
+                found = (shown(status) for status in islice(visible_workflows(client), _MOST))
                 return [name for name in found if name.startswith(incomplete)]
             workflow = client.workflow(incomplete.partition("/")[0])
             names = (f"{workflow.status.id}/{each.id}" for each in workflow.status.experiments)

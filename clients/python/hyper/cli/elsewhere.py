@@ -8,6 +8,7 @@ from typing import Any
 
 from hyper import config
 from hyper.cli import output
+from hyper.cli.visible import shown, visible_workflows
 from hyper.client import Client
 from hyper.errors import HyperError, PermissionDeniedError
 from hyper.status import ClusterInfo, WorkerInfo, to_json
@@ -51,8 +52,8 @@ def look(endpoint: str) -> tuple[dict[str, Any], str]:
 def waits(client: Client) -> list[str]:
     """Why workflows wait, a line each."""
     try:
-        newest = itertools.islice(client.workflows(), _LOOKED_AT)
-        return [f"{each.id}: {each.waiting}" for each in newest if each.waiting]
+        newest = itertools.islice(visible_workflows(client), _LOOKED_AT)
+        return [f"{shown(each)}: {each.waiting}" for each in newest if each.waiting]
     except HyperError as error:
         return [f"unknown, for workflows cannot be listed: {error}"]
 

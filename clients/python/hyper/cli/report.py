@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from hyper.cli import complete, output
+from hyper.cli.visible import shown
 
 
 def report(
@@ -35,7 +36,8 @@ def report(
         for handle in handles:
             if not handle.state.ended:
                 raise FailedPreconditionError(
-                    f"{handle.name} still runs: wait for it with `hyper ps {handle.status.id} -w`"
+                    f"{handle.name} still runs: wait for it with "
+                    f"`hyper ps {shown(handle.status)} -w`"
                 )
         runs = [collect(handle) for handle in handles]
     out.write_text(render(runs[-1].title, runs, stage=stage, usd_per_hour=price))

@@ -18,6 +18,7 @@ from google.protobuf.json_format import MessageToDict
 
 from hyper import placement, running
 from hyper.cli import output
+from hyper.cli.visible import shown, visible_workflows
 from hyper.cli.watch import duration
 from hyper.client import Client, connect
 from hyper.errors import FailedPreconditionError, PermissionDeniedError
@@ -126,7 +127,7 @@ def rate(status: WorkflowStatus, now: Sample, before: Sample | None) -> float:
 
 def _samples(client: Client, sleep: Callable[[float], None]) -> Iterator[Sample]:
     while True:
-        listed = islice(client.workflows(), _LOOKED_AT)
+        listed = islice(visible_workflows(client), _LOOKED_AT)
         active = [status for status in listed if not status.state.ended]
         yield Sample(time.monotonic(), _workers(client), active, _costs(client))
         sleep(_EVERY_S)
@@ -176,7 +177,7 @@ def _workflows(now: Sample, before: Sample | None) -> str:
         counts = each.tasks
         age_s = (datetime.now(UTC) - each.create_time).total_seconds() if each.create_time else 0.0
         row: list[object] = [
-            each.id, each.display_name, "paused" if each.paused else each.state.lower(),
+            shown(each), each.display_name, "paused" if each.paused else each.state.lower(),
             counts.running, f"{counts.succeeded}/{counts.total}",
             f"{rate(each, now, before):.3g}", duration(max(age_s, 0.0)),
         ]  # fmt: skip

@@ -8,6 +8,7 @@ from contextlib import AbstractContextManager, nullcontext
 import typer
 
 from hyper.cli import output
+from hyper.cli.visible import shown
 from hyper.status import ExperimentStatus, RunState, WorkflowStatus
 from hyper.workflows import Workflow, explain_failure
 
@@ -30,14 +31,15 @@ def watch(workflow: Workflow) -> WorkflowStatus:
         typer.Exit: 130 after Ctrl-C.
     """
     try:
-        shown, update = display(workflow.status)
-        with shown:
+        bars, update = display(workflow.status)
+        with bars:
             status = workflow.wait(on_update=update)
     except KeyboardInterrupt:
+        name = shown(workflow.status)
         output.say(
-            f"\ninterrupted; {workflow.status.id} goes on running: watch it with "
-            f"`hyper ps {workflow.status.id} --watch`, stop it with "
-            f"`hyper cancel {workflow.status.id}`"
+            f"\ninterrupted; {name} goes on running: watch it with "
+            f"`hyper ps {name} --watch`, stop it with "
+            f"`hyper cancel {name}`"
         )
         raise typer.Exit(INTERRUPTED) from None
     summarise(workflow, status)
@@ -64,7 +66,8 @@ def summarise(workflow: Workflow, status: WorkflowStatus) -> None:
     for line in tail:
         output.say(f"  | {line}")
     if task is not None:
-        output.say(f"all of it: `hyper logs {status.id}/{task.id}`")
+        own = shown(status) == status.id
+        output.say(f"all of it: `hyper logs {f'{status.id}/{task.id}' if own else task.name}`")
 
 
 Update = Callable[[WorkflowStatus], None]

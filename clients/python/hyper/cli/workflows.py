@@ -16,6 +16,7 @@ import typer
 
 from hyper.cli import complete, output
 from hyper.cli.targets import Target, parse_target
+from hyper.cli.visible import shown, visible_workflows
 from hyper.cli.watch import duration, note, watch
 from hyper.client import Client, connect
 from hyper.errors import (
@@ -102,7 +103,7 @@ def ps(
         raise typer.BadParameter("--watch needs a workflow")
     with _connect() as client:
         if workflow is None:
-            statuses = list(itertools.islice(client.workflows(), limit))
+            statuses = list(itertools.islice(visible_workflows(client), limit))
             text = output.table(
                 ("WORKFLOW", "RECIPE", "STATE", "DONE", "FAILED", "AGE", "MESSAGE"),
                 [_workflow_row(status) for status in statuses],
@@ -296,7 +297,7 @@ def _age(since: datetime | None, until: datetime | None = None) -> str:
 def _workflow_row(status: WorkflowStatus) -> tuple[object, ...]:
     counts = status.tasks
     return (
-        status.id,
+        shown(status),
         status.display_name,
         "paused" if status.paused and not status.state.ended else status.state.lower(),
         f"{counts.succeeded}/{counts.total}",

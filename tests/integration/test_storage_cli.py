@@ -108,6 +108,8 @@ def test_list(run: Run, client: Client, name: str) -> None:
     assert status == 0
     assert "notes/a.txt" in text and "2 x 8 x 9" in text
     assert run("ls", "nobody")[0] == 0
+    status, result, _ = run("ls", "--json")  # of every tenant
+    assert status == 0 and name in [each["dataset"] for each in result]
 
 
 def test_export_sections(run: Run, client: Client, name: str, tmp_path: Path) -> None:

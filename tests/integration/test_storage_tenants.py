@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from hyper import stores
+from hyper.cli.visible import visible_datasets
 from hyper.client import Client
 from hyper.config import STORAGE
 from hyper.datasets import delete_dataset, list_datasets
@@ -85,6 +86,34 @@ def test_without_a_good_token_nothing_is_answered(
         with pytest.raises(UnauthenticatedError) as caught:
             list(list_datasets(client, "alice"))
         assert not shown or shown not in str(caught.value)
+
+
+def test_datasets_of_every_tenant_are_for_tokens_of_all(
+    gateway: Gateway, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names = sorted(f"t{i}{end}/d{i}" for i in range(3) for end in ("", "-x"))
+    for name in names:
+        with client_of(gateway, name.partition("/")[0], monkeypatch) as client:
+            with client.session(name) as session:
+                session.write("x", b"x")
+            with pytest.raises(PermissionDeniedError):
+                list(list_datasets(client, None))
+            monkeypatch.setenv("HYPER_TENANT", client.tenant)
+            own = [each.name for each in visible_datasets(client)]
+            assert all(each.startswith(f"tenants/{client.tenant}/") for each in own)
+    with client_of(gateway, ANY_TENANT, monkeypatch) as client:
+        monkeypatch.delenv("HYPER_TENANT")
+        listed = [each.name for each in visible_datasets(client)]
+        mine = ["/".join(each.split("/")[1::2]) for each in listed]
+        assert [each for each in mine if each in names] == names
+        stub = api_grpc.DatasetServiceStub
+        paged, token_ = [], ""
+        while token_ is not None:
+            request = api.ListDatasetsRequest(parent="tenants/-", page_size=2, page_token=token_)
+            answer = client.call("storage-gateway", stub, "ListDatasets", request)
+            paged += [each.name for each in answer.datasets]
+            token_ = answer.next_page_token or None
+        assert paged == listed
 
 
 def _requests(session: str, version: str, dataset: str) -> list[tuple[type, str, object]]:

@@ -110,9 +110,13 @@ def is_resource_name(text: str) -> bool:
     return len(parts) >= 4 and parts[0] == "tenants" and parts[2] == "datasets"
 
 
-def list_datasets(client: Client, tenant: str) -> Iterator[dataset_pb2.Dataset]:
-    """A tenant's datasets, in order of name."""
-    parent = f"tenants/{check_part(tenant, 'tenant')}"
+def list_datasets(client: Client, tenant: str | None) -> Iterator[dataset_pb2.Dataset]:
+    """A tenant's datasets, or those of all (None), in order of name.
+
+    Raises:
+        PermissionDeniedError: of all tenants, with a token of one.
+    """
+    parent = "tenants/-" if tenant is None else f"tenants/{check_part(tenant, 'tenant')}"
     request = api.ListDatasetsRequest(parent=parent, page_size=1000)
     while True:
         response = service_call(client, "ListDatasets", request)

@@ -130,11 +130,12 @@ class Catalog:
         found = await self._etcd.get(self.head_key(dataset))
         return None if found is None else Stored(decode_head(found.value), found.mod_revision)
 
-    async def heads(self, tenant: str) -> list[tuple[str, Head]]:
-        """All datasets of a tenant, (short name, head), in order of name."""
-        prefix = f"{self._prefix}/heads/{tenant}/"
-        found, _ = await self._etcd.get_prefix(prefix)
-        return [(item.key.removeprefix(prefix), decode_head(item.value)) for item in found]
+    async def heads(self, tenant: str | None) -> list[tuple[DatasetName, Head]]:
+        """All datasets of a tenant, or of all (None), with their heads, in order of name."""
+        root = f"{self._prefix}/heads/"
+        found, _ = await self._etcd.get_prefix(root if tenant is None else f"{root}{tenant}/")
+        named = [(item.key.removeprefix(root).split("/"), item.value) for item in found]
+        return [(DatasetName(*parts), decode_head(value)) for parts, value in named]
 
     async def version(self, dataset_id: str, number: int) -> VersionEntry | None:
         """One version entry."""

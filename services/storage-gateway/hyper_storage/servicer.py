@@ -38,8 +38,8 @@ from hyper_storage.manifests import Manifests
 from hyper_storage.quotas import Quotas
 from hyper_storage.records import Made
 from hyper_storage.resources import (
+    EVERY_TENANT,
     ArrayName,
-    DatasetName,
     SessionName,
     check_array,
     parse_array,
@@ -101,19 +101,21 @@ class DatasetServicer(api_grpc.DatasetServiceServicer):
     async def ListDatasets(  # noqa: N802
         self, request: api.ListDatasetsRequest, context: Context
     ) -> api.ListDatasetsResponse:
-        """A tenant's datasets, in order of name."""
-        tenant = parse_tenant(request.parent)
+        """Datasets of a tenant, or of all (`EVERY_TENANT`), in order of name."""
+        everywhere = request.parent == EVERY_TENANT  # tokens of one tenant were refused
+        tenant = None if everywhere else parse_tenant(request.parent)
         size = convert.page_size_of(request.page_size, 100, 1000)
         after = convert.token_text(request.page_token)
-        heads = [(n, h) for n, h in await self._parts.catalog.heads(tenant) if n > after]
-        response = api.ListDatasetsResponse(
-            datasets=[
-                convert.dataset_to_proto(DatasetName(tenant, name), head)
-                for name, head in heads[:size]
-            ]
+        keyed = (
+            (str(name) if everywhere else name.dataset, name, head)
+            for name, head in await self._parts.catalog.heads(tenant)
         )
-        if len(heads) > size:
-            response.next_page_token = convert.token_of(heads[size - 1][0])
+        rest = [each for each in keyed if each[0] > after]
+        response = api.ListDatasetsResponse(
+            datasets=[convert.dataset_to_proto(name, head) for _, name, head in rest[:size]]
+        )
+        if len(rest) > size:
+            response.next_page_token = convert.token_of(rest[size - 1][0])
         return response
 
     async def DeleteDataset(  # noqa: N802

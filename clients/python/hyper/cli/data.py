@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from hyper.cli import complete, output
+from hyper.cli.visible import visible_datasets
 from hyper.errors import InvalidArgumentError, NotFoundError
 from hyper.names import Address, check_path, parse_address
 
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from hyper.arrays import Array
     from hyper.client import Client
     from hyper.datasets import Dataset
+    from hyperapi.storage.v1 import dataset_pb2
 
 SCHEME = "hyper://"
 _DOWNLOADS_AT_ONCE = 8
@@ -45,35 +47,37 @@ def register(app: typer.Typer) -> None:
 
 def ls(
     what: Annotated[
-        str,
+        str | None,
         typer.Argument(help="tenant, or tenant/name[@version]", autocompletion=complete.datasets),
-    ] = "default",
+    ] = None,
     json_output: _Json = False,
 ) -> None:
-    """List a tenant's datasets, or what a dataset holds."""
+    """List the datasets that you may see, a tenant's, or what a dataset holds."""
     from hyper.client import connect
-
-    with connect(notice=output.say) as client:
-        if "/" in what.removeprefix(SCHEME).strip("/"):
-            _list_dataset(client, what.rstrip("/"), json_output)
-        else:
-            _list_tenant(client, what.removeprefix(SCHEME).strip("/"), json_output)
-
-
-def _list_tenant(client: Client, tenant: str, json_output: bool) -> None:
     from hyper.datasets import list_datasets
 
+    with connect(notice=output.say) as client:
+        if what is None:
+            _list_datasets(visible_datasets(client), "yet", json_output)
+        elif "/" in what.removeprefix(SCHEME).strip("/"):
+            _list_dataset(client, what.rstrip("/"), json_output)
+        else:
+            tenant = what.removeprefix(SCHEME).strip("/")
+            _list_datasets(list_datasets(client, tenant), f"of {tenant}", json_output)
+
+
+def _list_datasets(listed: Iterable[dataset_pb2.Dataset], whose: str, json_output: bool) -> None:
     found = [
         {
-            "dataset": f"{tenant}/{dataset.name.rpartition('/')[2]}",
+            "dataset": "/".join(dataset.name.split("/")[1::2]),
             "version": dataset.head,
             "updated": dataset.update_time.ToJsonString(),
         }
-        for dataset in list_datasets(client, tenant)
+        for dataset in listed
     ]
     rows = [(d["dataset"], d["version"] or "-", d["updated"][:19]) for d in found]  # type: ignore[index]
     text = output.table(("DATASET", "VERSION", "UPDATED"), rows)
-    output.emit(found, text if found else f"no datasets of {tenant}", as_json=json_output)
+    output.emit(found, text if found else f"no datasets {whose}", as_json=json_output)
 
 
 def _list_dataset(client: Client, what: str, json_output: bool) -> None:

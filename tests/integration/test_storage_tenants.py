@@ -107,12 +107,14 @@ def test_datasets_of_every_tenant_are_for_tokens_of_all(
         mine = ["/".join(each.split("/")[1::2]) for each in listed]
         assert [each for each in mine if each in names] == names
         stub = api_grpc.DatasetServiceStub
-        paged, token_ = [], ""
-        while token_ is not None:
-            request = api.ListDatasetsRequest(parent="tenants/-", page_size=2, page_token=token_)
+        paged: list[str] = []
+        request = api.ListDatasetsRequest(parent="tenants/-", page_size=2)
+        while True:
             answer = client.call("storage-gateway", stub, "ListDatasets", request)
             paged += [each.name for each in answer.datasets]
-            token_ = answer.next_page_token or None
+            if not answer.next_page_token:
+                break
+            request.page_token = answer.next_page_token
         assert paged == listed
 
 

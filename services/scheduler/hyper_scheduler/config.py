@@ -64,8 +64,9 @@ class PlacementSettings(BaseModel):
                             "for so long is replaced")  # fmt: skip
     max_machines: int = Field(default=100, ge=0, description="launched and not yet gone, in all")
     window: str = Field(
-        default="2m", pattern=r"^[0-9]+[smh]$", description="over which throughput is measured"
-    )
+        default="30s", pattern=r"^[1-9][0-9]{0,5}[smh]$", description="the shortest over which "
+        "throughput is measured; of 4 and 16 times this where few tasks have ended"
+    )  # fmt: skip
     use_own_first: bool = Field(
         default=True, description="workers that are there anyway count before any is launched"
     )

@@ -20,17 +20,12 @@ from hyper_servicekit.logs import get_logger
 log = get_logger(__name__)
 
 TIMEOUT_S = 5.0  # for all questions together: they are asked side by side
+LONGER = (1, 4, 16)  # windows, in units of the shortest
+ENOUGH = 10  # tasks in a window, for their mean to be taken; of the longest one are enough
 FADE_S = 3_600.0  # a throughput that was not seen again for so long, where others were, is dropped
 _KIND_OFFER, _OFFER = ("kind", "offer"), ("offer",)
 # name -> labels of its answers, and the question
 _QUERIES: dict[str, tuple[tuple[str, ...], str]] = {
-    "tasks": (
-        _KIND_OFFER, "sum by (kind, offer) (increase(hyper_placement_tasks_total[{window}]))",
-    ),
-    "seconds": (
-        _KIND_OFFER,
-        "sum by (kind, offer) (increase(hyper_placement_task_seconds_total[{window}]))",
-    ),
     "preemptions": (
         _OFFER, "sum by (offer) (increase(hyper_placement_preemptions_total[12h]))",
     ),
@@ -45,10 +40,12 @@ _QUERIES: dict[str, tuple[tuple[str, ...], str]] = {
     ),
     "utilization": (
         _OFFER,
-        "sum by (offer) (avg_over_time(hyper_placement_utilization[{window}])"
+        "sum by (offer) (avg_over_time(hyper_placement_utilization[2m])"
         " and hyper_placement_machines > 0)",
     ),
 }  # fmt: skip
+_DONE = "sum by (kind, offer) (increase(hyper_placement_{what}_total[{seconds}s]))"
+_UNIT_S = {"s": 1, "m": 60, "h": 3600}
 Values = Mapping[tuple[str, ...], float]  # by labels
 
 
@@ -76,13 +73,20 @@ class Prometheus:
 
     Args:
         url: of the server; "": there is none, and nothing is known.
-        window: over which throughput is taken; short, so that a machine that has become slow is
-            noticed, but rates need two scrapes in it.
+        window: the shortest over which throughput is taken, as "30s", so that a machine that has
+            become slow is noticed soon; rates need two scrapes in it. Where too few tasks have
+            ended in it, one of 4 or 16 times its length counts.
     """
 
     def __init__(self, url: str, window: str) -> None:
-        self._url, self._window = url.rstrip("/"), window
-        self._http = urllib3.PoolManager(num_pools=1, maxsize=len(_QUERIES), retries=False)
+        self._url = url.rstrip("/")
+        shortest_s = int(window[:-1]) * _UNIT_S[window[-1]]
+        self._queries = dict(_QUERIES)
+        for times in LONGER:
+            for name, what in (("tasks", "tasks"), ("seconds", "task_seconds")):
+                query = _DONE.format(what=what, seconds=shortest_s * times)
+                self._queries[f"{name} {times}"] = (_KIND_OFFER, query)
+        self._http = urllib3.PoolManager(num_pools=1, maxsize=len(self._queries), retries=False)
         self.last = Measured()
         self._warned = False
 
@@ -97,7 +101,7 @@ class Prometheus:
         try:
             async with asyncio.timeout(2 * TIMEOUT_S):  # its threads may not get their turn
                 answers = await asyncio.gather(
-                    *(asyncio.to_thread(self._query, *each) for each in _QUERIES.values())
+                    *(asyncio.to_thread(self._query, *each) for each in self._queries.values())
                 )
         except (UnavailableError, TimeoutError) as error:
             if not self._warned:
@@ -105,7 +109,7 @@ class Prometheus:
             self._warned = True
             return self.last
         self._warned = False
-        self.last = measured(dict(zip(_QUERIES, answers, strict=True)), self.last, now)
+        self.last = measured(dict(zip(self._queries, answers, strict=True)), self.last, now)
         return self.last
 
     def _query(self, labels: tuple[str, ...], query: str) -> Values:
@@ -117,7 +121,7 @@ class Prometheus:
         try:
             answer = self._http.request(
                 "GET", f"{self._url}/api/v1/query",
-                fields={"query": query.format(window=self._window)},
+                fields={"query": query},
                 timeout=urllib3.Timeout(total=TIMEOUT_S),
             )  # fmt: skip
             return values(json.loads(answer.data), labels)
@@ -154,12 +158,10 @@ def measured(found: Mapping[str, Values], last: Measured, now: float) -> Measure
     """What the newest answers say, and of the ones before what still counts."""
     throughput, seen = dict(last.throughput), dict(last.seen)
     kinds = set()
-    for key, seconds in found["seconds"].items():
-        if seconds > 0 and found["tasks"].get(key, 0.0) > 0:
-            kind, offer = key
-            kinds.add(kind)
-            throughput[kind, offer] = found["tasks"][key] / seconds * 3600
-            seen[kind, offer] = now
+    for (kind, offer), rate in _throughput(found).items():
+        kinds.add(kind)
+        throughput[kind, offer] = rate
+        seen[kind, offer] = now
     # An offer that was slow once is left alone, and so is never measured again: it gets another
     # try. Where nothing of a kind runs, what is known of it stays.
     for pair in [each for each in throughput if each[0] in kinds]:
@@ -176,3 +178,18 @@ def measured(found: Mapping[str, Values], last: Measured, now: float) -> Measure
             cold[offer] = max(0.0, seconds) / starts / 3600
     used = {offer: min(1.0, max(0.0, each)) for (offer,), each in found["utilization"].items()}
     return Measured(throughput, hazards, cold, used, seen)
+
+
+def _throughput(found: Mapping[str, Values]) -> Values:
+    """Tasks an hour of a slot, each by the shortest window that has enough of them."""
+    rates: dict[tuple[str, ...], float] = {}
+    settled: set[tuple[str, ...]] = set()
+    for times in LONGER:
+        tasks = found[f"tasks {times}"]
+        for key, seconds in found[f"seconds {times}"].items():
+            count = tasks.get(key, 0.0)
+            if seconds > 0 and count > 0 and key not in settled:
+                rates[key] = count / seconds * 3600
+                if count >= ENOUGH:
+                    settled.add(key)
+    return rates

@@ -99,7 +99,7 @@ def autoscaler(
     beside = Beside(core)
     scaler = Autoscaler(
         PlacementSettings(drain_s=0, join_s=600, silent_s=60), parse_catalogue(offers), providers,
-        Prometheus("", "2m"), cast(Any, beside), cast(Any, beside), clock or SystemClock(),
+        Prometheus("", "30s"), cast(Any, beside), cast(Any, beside), clock or SystemClock(),
         "here:1",
     )  # fmt: skip
     return scaler, beside

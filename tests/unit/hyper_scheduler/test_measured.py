@@ -79,12 +79,39 @@ def result(*series: object) -> str:
 )  # fmt: skip
 async def test_nonsense_leaves_what_was_known(text: str) -> None:
     with fake() as server:
-        prometheus = Prometheus(server.url, "2m")
+        prometheus = Prometheus(server.url, "30s")
         before = await prometheus.look()
         assert before.throughput == {("k", "a"): 10.0, ("k", "b"): 10.0}
         assert before.utilization == {"a": 0.5, "b": 0.5}
         server.text = text
         assert await prometheus.look() is before
+
+
+def windows(*counts: tuple[float, float]) -> dict[str, measured.Values]:
+    """Answers where tasks and their seconds in each window are as given."""
+    names = ("preemptions", "exposure", "cold_starts", "cold_seconds", "utilization")
+    found: dict[str, measured.Values] = {name: {} for name in names}
+    for times, (tasks, seconds) in zip(measured.LONGER, counts, strict=True):
+        found[f"tasks {times}"] = {("k", "a"): tasks}
+        found[f"seconds {times}"] = {("k", "a"): seconds}
+    return found
+
+
+@pytest.mark.parametrize(
+    ("counts", "rate"),
+    [
+        ([(10, 30), (40, 60), (160, 240)], 1200),  # it has become slow: seen at once
+        ([(9, 30), (40, 60), (160, 240)], 2400),  # too few to tell
+        ([(0, 0), (9, 60), (20, 80)], 900),
+        ([(0, 0), (2, 60), (3, 80)], 135),  # there are no more
+        ([(0, 0), (0, 0), (0, 0)], None),
+    ],
+)
+def test_the_shortest_window_with_enough_tasks_counts(
+    counts: list[tuple[float, float]], rate: float | None
+) -> None:
+    found = measured.measured(windows(*counts), measured.Measured(), 1.0)
+    assert found.throughput.get(("k", "a")) == (None if rate is None else pytest.approx(rate))
 
 
 async def test_series_without_their_labels_say_nothing() -> None:
@@ -94,13 +121,13 @@ async def test_series_without_their_labels_say_nothing() -> None:
             {"metric": {"offer": 3}, "value": [0, "7"]},
             {"metric": {"offer": "a", "kind": "k"}, "value": [0, "NaN"]},
         )
-        found = await Prometheus(server.url, "2m").look()
+        found = await Prometheus(server.url, "30s").look()
     assert (found.throughput, found.hazards, found.cold_start_h) == ({}, {}, {})
 
 
 async def test_what_was_slow_once_gets_another_try() -> None:
     with fake() as server:
-        prometheus = Prometheus(server.url, "2m")
+        prometheus = Prometheus(server.url, "30s")
         await prometheus.look(0.0)
         server.offers = ("a",)
         await prometheus.look(FADE_S)
@@ -118,7 +145,7 @@ async def test_history_counts_though_prometheus_comes_later() -> None:
     with fake() as server:
         server.offers, server.text = ("cheap",), "starting"
         scaler, _ = autoscaler(core, OFFERS, broken=Provider(), good=Provider())
-        scaler._prometheus = Prometheus(server.url, "2m")
+        scaler._prometheus = Prometheus(server.url, "30s")
         await scaler.look()
         assert scaler.known("k")["cheap"].hazard.mean_per_h == Hazard().mean_per_h
         server.text = None

@@ -28,10 +28,7 @@ def look(endpoint: str) -> tuple[dict[str, Any], str]:
     """
     with Client(patience_s=_PATIENCE_S) as client:
         cluster = client.cluster()
-        try:
-            workers: Sequence[WorkerInfo] | None = list(client.workers())
-        except PermissionDeniedError:  # a tenant's token: machines are the operators'
-            workers = None
+        workers = _workers(client) if cluster.leader else None
         waiting = waits(client) if cluster.leader else []
     lacks = [] if cluster.leader else ["no scheduler leads"]
     services = {each.service for each in cluster.instances}
@@ -47,6 +44,13 @@ def look(endpoint: str) -> tuple[dict[str, Any], str]:
         "waiting": waiting,
     }
     return facts, _text(endpoint, cluster, workers, lacks, waiting)
+
+
+def _workers(client: Client) -> list[WorkerInfo] | None:
+    try:
+        return client.workers()
+    except PermissionDeniedError:  # a tenant's token: machines are the operators'
+        return None
 
 
 def waits(client: Client) -> list[str]:

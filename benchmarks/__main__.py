@@ -76,8 +76,24 @@ def machine() -> str:
     )
 
 
+def series(value: Any, name: str = "") -> list[tuple[str, list[dict[str, str]]]]:
+    """Lists of objects that are alike, too many to stand side by side: rows, by dotted name."""
+    if isinstance(value, dict):
+        return [
+            found for key, inner in value.items()
+            for found in series(inner, f"{name}.{key}" if name else str(key))
+        ]  # fmt: skip
+    if isinstance(value, list) and len(value) > COLUMNS and all(isinstance(v, dict) for v in value):
+        rows = [dict(flat(each)) for each in value]
+        if len({frozenset(each) for each in rows}) == 1:
+            return [(name, rows)]
+    return []
+
+
 def flat(value: Any, name: str = "") -> list[tuple[str, str]]:
-    """Nested objects as rows of dotted name and value."""
+    """Nested objects as rows of dotted name and value, less what `series` has."""
+    if series(value) and isinstance(value, list):
+        return []
     if isinstance(value, dict):
         rows = []
         for key, inner in value.items():
@@ -110,6 +126,9 @@ def figures(result: Any) -> list[str]:
             plain[key] = value
     rows = dict(flat(plain))
     gap = [""] if rows and alike else []
+    for name, each in series(result):
+        columns = {key: {str(i): row[key] for i, row in enumerate(each, 1)} for key in each[0]}
+        lines += [f"\n{name}:\n", *table(columns)]
     return [*table(alike), *gap, *table({"value": rows} if rows else {}), *lines]
 
 

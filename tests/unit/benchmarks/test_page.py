@@ -42,3 +42,11 @@ def test_many_cases_are_a_table_for_each_figure() -> None:
     assert lines[12:16] == ["", "late:\n", "| figure | ours |", "| --- | --- |"]
     assert lines[-1] == "| limits.kept | true |"
     assert len(lines) == 12 + 1 + 12 + 1 + 3
+
+
+def test_a_long_series_is_a_table_of_its_own() -> None:
+    minutes = [{"s": i, "mb": {"a": 2 * i}} for i in range(9)]
+    lines = figures({"steady": {"calls": 3, "minutes": minutes}})
+    assert lines[:3] == ["| figure | value |", "| --- | --- |", "| steady.calls | 3 |"]
+    assert lines[3:6] == ["\nsteady.minutes:\n", "| figure | s | mb.a |", "| --- | --- | --- |"]
+    assert lines[6] == "| 1 | 0 | 0 |" and lines[-1] == "| 9 | 8 | 16 |" and len(lines) == 15

@@ -413,7 +413,8 @@ def test_status_of_a_cluster_elsewhere(local_cluster: LocalCluster, tmp_path: Pa
     assert (facts["state"], facts["endpoint"], facts["leader"]) == ("running", here, here)
     services = sorted(each["service"] for each in facts["instances"])
     assert services == ["inference", "matcher", "scheduler", "storage-gateway"]
-    assert len(facts["workers"]) == len(local_cluster.processes("worker"))
+    there = [each for each in facts["workers"] if each["state"] != "LOST"]  # others restart some
+    assert len(there) == len(local_cluster.processes("worker")) == 2
     shown = status()
     assert f"cluster running at {here}" in shown
     assert "leads" in shown and "2 workers, " in shown

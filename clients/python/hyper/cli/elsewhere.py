@@ -11,7 +11,7 @@ from hyper.cli import output
 from hyper.cli.visible import shown, visible_workflows
 from hyper.client import Client
 from hyper.errors import HyperError, PermissionDeniedError
-from hyper.status import ClusterInfo, WorkerInfo, to_json
+from hyper.status import ClusterInfo, WorkerInfo, WorkerState, to_json
 
 RUNNING, DEGRADED = "running", "degraded"
 _LOOKED_AT = 50  # newest workflows, whose waiting is told
@@ -82,7 +82,9 @@ def _text(
         output.table(("SERVICE", "STATE", "ADDRESS", "METRICS"), rows),
     ]
     if workers is not None:
-        slots, busy = sum(each.slots for each in workers), sum(each.running for each in workers)
-        noun = "worker" if len(workers) == 1 else "workers"
-        lines += ["", f"{len(workers)} {noun}, {busy} of {slots} slots busy: `hyper nodes`"]
+        there = [each for each in workers if each.state is not WorkerState.LOST]
+        slots, busy = sum(each.slots for each in there), sum(each.running for each in there)
+        noun = "worker" if len(there) == 1 else "workers"
+        lost = f", {len(workers) - len(there)} lost" if len(there) < len(workers) else ""
+        lines += ["", f"{len(there)} {noun}, {busy} of {slots} slots busy{lost}: `hyper nodes`"]
     return "\n".join([*lines, *(f"waiting: {line}" for line in waiting)])

@@ -110,7 +110,7 @@ class ListDatasetsRequest(google.protobuf.message.Message):
     PAGE_SIZE_FIELD_NUMBER: builtins.int
     PAGE_TOKEN_FIELD_NUMBER: builtins.int
     parent: builtins.str
-    """tenants/{t}"""
+    """tenants/{t}; "tenants/-" for all, with a token of all tenants"""
     page_size: builtins.int
     page_token: builtins.str
     def __init__(

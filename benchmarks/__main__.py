@@ -92,7 +92,7 @@ def series(value: Any, name: str = "") -> list[tuple[str, list[dict[str, str]]]]
 
 def flat(value: Any, name: str = "") -> list[tuple[str, str]]:
     """Nested objects as rows of dotted name and value, less what `series` has."""
-    if series(value) and isinstance(value, list):
+    if isinstance(value, list) and series(value):
         return []
     if isinstance(value, dict):
         rows = []

@@ -171,6 +171,24 @@ def test_a_better_offer_of_the_same_zone_takes_over(zone: str) -> None:
     assert len(found.launches) == (2 if zone else 0)  # two zones share a fleet evenly
 
 
+def test_what_was_started_to_take_over_does_so_beside_more_than_are_wanted() -> None:
+    offers = [sure("a", 0.3), sure("b", 0.1)]
+    held = [machine(f"m-{i}", "a", busy=1, spot=False) for i in range(5)]
+    coming = [machine(f"n-{i}", "b", busy=0, spot=False) for i in range(4)]
+    found = drawn(offers, [*held, *coming], limit=4, hardware=NEVER)
+    assert (found.launches, set(found.ends)) == ((), {each.name for each in held})
+
+
+@pytest.mark.parametrize(("most", "launched"), [(3, 0), (4, 4), (9, 4)])
+def test_small_machines_take_over_from_a_large_one_together_or_not_at_all(
+    most: int, launched: int
+) -> None:
+    offers = [sure("large", 3.0, slots=4), sure("small", 0.1, slots=1, most=most)]
+    held = [machine("m", "large", busy=4, spot=False)]
+    found = drawn(offers, held, limit=4, hardware=NEVER)
+    assert (len(found.launches), found.ends) == (launched, ())
+
+
 def test_one_large_machine_takes_over_from_many_small_ones() -> None:
     offers = [sure("small", 0.3, slots=1), sure("large", 0.4, slots=4)]
     held = [machine(f"m-{i}", "small", busy=1, spot=False) for i in range(4)]

@@ -117,7 +117,7 @@ def _kept(prices: Prices, working: Sequence[Unit], lanes: float) -> list[int]:
     came, over = [], 0.0
     for idle in spare:  # one that was started to take over is idle as long as nothing waits
         if not markets or not prices.worth_moving(markets[-1], idle.market):
-            break
+            continue
         came.append(idle.market)
         over += prices.view.fills(idle.market)
         while (
@@ -168,6 +168,8 @@ def _moves(
             break
         count = math.ceil((len(stays) - len(others)) / _replaced(view, old, new) - _ROUNDING)
         count = 1 if view.markets[new].optimism > 1.0 else min(count, room(new))
+        if count * _replaced(view, old, new) < 1.0 - _ROUNDING and count == room(new):
+            break  # there are too few of them to take over from one
         coming += [new] * count
         replaced = max(1, math.floor(count * _replaced(view, old, new) + _ROUNDING))
         stays = [*others, *stays[len(others) :][replaced:]]

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from hyper._files import FileInfo, Tree
 from hyper._s3 import service_call
 from hyper.arrays import Array, get_array
-from hyper.names import Address, check_part, parse_address
+from hyper.names import EVERY_TENANT, Address, check_part, parse_address
 from hyperapi.storage.v1 import dataset_pb2
 from hyperapi.storage.v1 import dataset_service_pb2 as api
 
@@ -116,7 +116,7 @@ def list_datasets(client: Client, tenant: str | None) -> Iterator[dataset_pb2.Da
     Raises:
         PermissionDeniedError: of all tenants, with a token of one.
     """
-    parent = "tenants/-" if tenant is None else f"tenants/{check_part(tenant, 'tenant')}"
+    parent = EVERY_TENANT if tenant is None else f"tenants/{check_part(tenant, 'tenant')}"
     request = api.ListDatasetsRequest(parent=parent, page_size=1000)
     while True:
         response = service_call(client, "ListDatasets", request)

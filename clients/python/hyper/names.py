@@ -15,6 +15,9 @@ _PART = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9._-]{0,126}[A-Za-z0-9_-])?\Z")
 MAX_PATH_BYTES = 1024
 
 
+EVERY_TENANT = "tenants/-"  # the parent of operators' lists; no tenant can have this name
+
+
 def check_part(text: str, what: str) -> str:
     """Return `text` if it can be one part of a resource name.
 

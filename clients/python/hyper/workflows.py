@@ -23,7 +23,7 @@ from hyper.errors import (
     UnavailableError,
     WorkFailedError,
 )
-from hyper.names import check_part
+from hyper.names import EVERY_TENANT, check_part
 from hyper.recipe_files import inline_files
 from hyper.status import (
     ClusterInfo,
@@ -411,7 +411,7 @@ def list_workflows(client: Client, *, every_tenant: bool = False) -> Iterator[Wo
         PermissionDeniedError: of all tenants, with a token of one.
     """
     request = workflow_service_pb2.ListWorkflowsRequest(
-        parent=f"tenants/{'-' if every_tenant else client.tenant}", page_size=PAGE_SIZE
+        parent=EVERY_TENANT if every_tenant else f"tenants/{client.tenant}", page_size=PAGE_SIZE
     )
     while True:
         response = client.call(SCHEDULER, WorkflowServiceStub, "ListWorkflows", request)

@@ -58,7 +58,6 @@ _OUTCOMES = {
     agent.OUTCOME_PREEMPTED: Outcome.PREEMPTED,
     agent.OUTCOME_RETURNED: Outcome.RETURNED,
 }
-EVERY_TENANT = "tenants/-"  # a parent for operators' lists; no tenant can have this name
 _WORKFLOW = re.compile(r"tenants/([^/]+)/workflows/([^/]+)\Z")
 _EXPERIMENT = re.compile(r"(tenants/[^/]+/workflows/[^/]+)/experiments/([^/]+)\Z")
 _TASK = re.compile(

@@ -9,6 +9,7 @@ from dataclasses import replace
 from typing import Any
 
 from hyper.errors import NotFoundError
+from hyper.names import EVERY_TENANT
 from hyper_scheduler import convert
 from hyper_scheduler.config import SchedulerSettings
 from hyper_scheduler.core.events import Cancel, Pause, Retry, Submit
@@ -119,8 +120,8 @@ class WorkflowServicer:
     async def ListWorkflows(  # noqa: N802
         self, request: pb.ListWorkflowsRequest, context: Any
     ) -> pb.ListWorkflowsResponse:
-        """Newest first, without recipes; of all tenants for `convert.EVERY_TENANT`."""
-        everywhere = request.parent == convert.EVERY_TENANT  # tokens of one tenant were refused
+        """Newest first, without recipes; of all tenants for `EVERY_TENANT`."""
+        everywhere = request.parent == EVERY_TENANT  # tokens of one tenant were refused
         prefix = "tenants/" if everywhere else f"tenants/{convert.tenant(request.parent)}/"
         size = page_size(request.page_size, self._settings.max_page_size)
         after = read_token(request.page_token)

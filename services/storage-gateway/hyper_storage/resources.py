@@ -82,9 +82,6 @@ class ArrayName:
         return f"{self.parent}/arrays/{self.array}"
 
 
-EVERY_TENANT = "tenants/-"  # a parent for operators' lists; no tenant can have this name
-
-
 def parse_tenant(text: str) -> str:
     """The tenant of `tenants/{t}`."""
     kind, _, tenant = text.partition("/")

@@ -22,6 +22,7 @@ from hyper.errors import (
     InvalidArgumentError,
     NotFoundError,
 )
+from hyper.names import EVERY_TENANT
 from hyper_servicekit.clock import Clock
 from hyper_servicekit.etcd import Compare, Op
 from hyper_servicekit.objects import ObjectStore
@@ -38,7 +39,6 @@ from hyper_storage.manifests import Manifests
 from hyper_storage.quotas import Quotas
 from hyper_storage.records import Made
 from hyper_storage.resources import (
-    EVERY_TENANT,
     ArrayName,
     SessionName,
     check_array,

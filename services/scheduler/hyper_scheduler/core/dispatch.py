@@ -119,6 +119,18 @@ class _Turn:
             self.barren[need] = None
         return found
 
+    def begun(self, run: ExperimentRun, share: int) -> WorkerRun | None:
+        """A worker with a slot of the experiment that takes more: all that it may have are taken."""
+        workers = (each for each in self.ready(among=run.begun) if each.capacity.slots == 1)
+        return next((each for each in workers if fits(each, run.spec, share)), None)
+
+
+def _even(state: State, run: ExperimentRun) -> int:
+    """No more at a time than half of what each worker has to expect: all end at about one time."""
+    left = run.total - run.succeeded - run.failed - run.running
+    workers = min(len(state.workers), run.spec.workers or _NO_LIMIT)
+    return max(1, left // (2 * max(1, workers)))
+
 
 def _serve_level(turn: _Turn, waiting: dict[str, deque[str]]) -> None:
     """Workflows of one priority: the tenant that is furthest behind its share comes first."""
@@ -180,8 +192,8 @@ def _serve(turn: _Turn, workflow: WorkflowRun) -> bool:
             return True
     for step in range(len(runs)):
         run = runs[(workflow.turn + step) % len(runs)]
-        limit = run.spec.workers - run.running if run.spec.workers else _NO_LIMIT
-        if limit < run.spec.gang or run.spec.items:
+        limit = run.spec.workers - run.slots if run.spec.workers else _NO_LIMIT
+        if (limit < run.spec.gang and not run.begun) or run.spec.items:
             continue
         if run.spec.gang > 1:
             given = _give_gang(turn, workflow, run)
@@ -199,7 +211,13 @@ def _give_tasks(turn: _Turn, workflow: WorkflowRun, run: ExperimentRun, limit: i
     index, unknown = run.peek(), run.unknown()
     if index is None and unknown is None:
         return False
-    worker = turn.place(run.spec, share)
+    if limit > 0:
+        worker = turn.place(run.spec, share)
+        if worker is not None and run.spec.workers and share < SLOT and worker.capacity.slots > 1:
+            share = SLOT  # a worker with several runs in all of them what waits there
+            worker = turn.place(run.spec, share)
+    else:
+        worker = turn.begun(run, share)
     if worker is None:
         return False
     if index is None and unknown is not None:
@@ -208,7 +226,7 @@ def _give_tasks(turn: _Turn, workflow: WorkflowRun, run: ExperimentRun, limit: i
     state.ready.pop(worker.name)  # to the end of the queue, if a slot stays free
     tasks: list[tuple[TaskId, Attempt]] = []
     free = worker.capacity.slots * SLOT - worker.load
-    most = min(limit, SLOT // share, free // share)
+    most = min(SLOT // share, free // share, _even(state, run))
     if share < SLOT and run.spec.hardware != _NO_HARDWARE:
         most = min(most, room(worker, run.spec, share))
     while len(tasks) < most and (index := run.peek()) is not None:

@@ -127,11 +127,25 @@ def _check_experiment(workflow: WorkflowRun, run: ExperimentRun) -> None:
                 assert run.spec.gang > 1, f"{where}: task {index} is held and has no gang"
     assert (run.succeeded, run.failed) == (done, counts[Status.FAILED]), f"{where}: counts"
     assert run.running == counts[Status.RUNNING], f"{where}: running"
+    if run.spec.workers:
+        _check_held(run, where)
     assert run.succeeded + run.failed + run.running <= run.total, where
     if run.state is RunState.SUCCEEDED:
         assert run.succeeded == run.total, f"{where} succeeded without all its tasks"
     if run.state is RunState.PENDING:
         assert not run.running, f"{where} runs before its turn"
+
+
+def _check_held(run: ExperimentRun, where: str) -> None:
+    """What limits an experiment is counted as it is held."""
+    held: dict[str, int] = {}
+    for page in run.pages.values():
+        for record in page.records.values():
+            if record.status is Status.RUNNING:
+                held[record.worker] = held.get(record.worker, 0) + record.share
+    assert run.held == held, f"{where}: held"
+    assert run.slots == sum(-(-each // SLOT) for each in held.values()), f"{where}: slots"
+    assert run.begun.keys() == {name for name, each in held.items() if each % SLOT}, where
 
 
 def _check_line(state: State, workflow: WorkflowRun, run: ExperimentRun) -> None:

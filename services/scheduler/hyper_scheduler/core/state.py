@@ -76,6 +76,9 @@ class ExperimentRun:
     mean_s: float = 0.0  # what a task has taken lately; 0: not known
     kind: str = ""  # tasks of the same program, for the metrics
     write: Callable[[int], str] | None = None  # parameters as JSON, made when first needed
+    held: dict[str, int] = field(default_factory=dict)  # at each worker, if `spec.workers` limits
+    slots: int = 0  # that these take, each begun one whole
+    begun: dict[str, None] = field(default_factory=dict)  # workers whose slot takes more
 
     @staticmethod
     def fresh(spec: Experiment) -> ExperimentRun:
@@ -109,12 +112,29 @@ class ExperimentRun:
 
     @property
     def share(self) -> int:
-        """How much of a slot a task takes: short functions are given out many at a time."""
+        """How much of a slot a task takes: short functions are given out many at a time.
+
+        Trials are not if what others have reached decides on them: it would be out of date.
+        """
         spec = self.spec
-        if not self.mean_s or not spec.function or spec.gang > 1 or spec.objective is not None:
+        early = spec.objective is not None and spec.objective.asha is not None
+        if not self.mean_s or not spec.function or spec.gang > 1 or early:
+            return SLOT
+        if spec.sampling is Sampling.TPE:
             return SLOT
         tasks = min(SLOT, max(1, int(PREFETCH_S / self.mean_s)))
         return SLOT >> (tasks.bit_length() - 1)
+
+    def take(self, worker: str, share: int) -> None:
+        """So much of a slot of the worker; less than 0: back."""
+        before = self.held.pop(worker, 0)
+        after = before + share
+        self.slots += -(-after // SLOT) - -(-before // SLOT)
+        self.begun.pop(worker, None)
+        if after:
+            self.held[worker] = after
+        if after % SLOT:
+            self.begun[worker] = None
 
     def page(self, index: int) -> Page:
         """The page that holds task `index`; made when first needed."""

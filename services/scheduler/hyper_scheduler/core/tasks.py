@@ -170,7 +170,10 @@ def take_share(
 ) -> None:
     """A part of a slot of the worker, with the hardware that goes with it; less than 0: back."""
     worker.load += share
-    _use(worker, workflow.experiments[experiment].spec.hardware, share / SLOT)
+    run = workflow.experiments[experiment]
+    _use(worker, run.spec.hardware, share / SLOT)
+    if run.spec.workers:
+        run.take(worker.name, share)
     tenant = workflow.tenant
     use = state.tenants.get(tenant)
     if use is None:

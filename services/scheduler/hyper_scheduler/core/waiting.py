@@ -62,7 +62,7 @@ def _waits(run: ExperimentRun) -> bool:
     """Whether some of its tasks could run if there were a place."""
     if run.state is not RunState.RUNNING or run.spec.items:
         return False
-    if run.spec.workers and run.running >= run.spec.workers:
+    if run.spec.workers and run.slots >= run.spec.workers:
         return False
     if run.spec.gang > 1:
         return run.gangs.first() is not None

@@ -1,9 +1,10 @@
-"""The warm process: `python -P -m hyper_worker.runner.child REQUESTS ANSWERS GO SCRATCH WORKDIR`.
+"""The warm process: `python -P -m hyper_worker.runner.child` with the arguments of `main`.
 
 Requests come as packets on the socket REQUESTS, one call each; the agent takes those back that
 have not been started, by reading the same socket. Answers go to the pipe ANSWERS. stdout and
-stderr belong to the functions: all they print is the task's log. A call that leaves output in
-that pipe says so in its answer, and waits for a byte on GO before the next call may print.
+stderr belong to the functions: all they print is the task's log. The agent reads that pipe while a
+call runs; what a call leaves there goes with its answer, for which this process reads it at OUTPUT.
+Either holds the lock LOCK meanwhile, so that no byte is taken for another call's.
 """
 
 from __future__ import annotations
@@ -37,8 +38,9 @@ if TYPE_CHECKING:
 
 RESULT_BYTES_MAX = 64 << 10
 MESSAGE_CHARS_MAX = 500
-ANSWER = struct.Struct("=IIBddQ")  # bytes of text, call, flags, wall_s, cpu_s, peak_rss_bytes
-OK, OUTPUT, PERMANENT, STOPPED = 1, 2, 4, 8  # flags of an answer
+ANSWER = struct.Struct("=IIIBddQ")  # text and output in bytes, call, flags, wall_s, cpu_s, peak
+OK, PERMANENT, STOPPED = 1, 2, 4  # flags of an answer
+OUTPUT_BYTES_MAX = 1 << 20  # with an answer; a pipe holds no more
 PACKET_BYTES_MAX = 128 << 10  # a request that is longer comes as a file
 INLINE, FILE = b"=", b"@"
 _WITH_THREADS = {
@@ -293,12 +295,15 @@ def _how_to_get(module: str) -> str:
     return f"{how} where the workers run, or let the experiment's `setup` or `image` bring it"
 
 
-def _waits(descriptor: int) -> bool:
-    """Whether bytes wait in a pipe."""
+def _left_in(descriptor: int) -> bytes:
+    """What waits in a pipe."""
     try:
-        return fcntl.ioctl(descriptor, termios.FIONREAD, _ZERO) != _ZERO
-    except OSError:  # a function has put something else there
-        return False
+        raw = fcntl.ioctl(descriptor, termios.FIONREAD, _ZERO)
+        if raw == _ZERO:
+            return b""
+        return os.read(descriptor, min(int.from_bytes(raw, sys.byteorder), OUTPUT_BYTES_MAX))
+    except OSError:  # a function has closed it, or put something else there
+        return b""
 
 
 def _enter(folder: str, *, scratch: bool) -> None:
@@ -316,9 +321,9 @@ def _enter(folder: str, *, scratch: bool) -> None:
 class _Calls:
     """Takes requests and writes answers until the agent closes the socket."""
 
-    def __init__(self, requests: int, answers: int, go: int, scratch: str, workdir: str) -> None:
+    def __init__(self, descriptors: tuple[int, int, int, int], scratch: str, workdir: str) -> None:
+        requests, self._answers, self._output, self._lock = descriptors
         self._socket = socket.socket(fileno=requests)
-        self._answers, self._go = answers, go
         self._folder, self._scratch = workdir or scratch, not workdir
         self._peak = _Peak()
         self._cpu_s = _cpu_s()  # up to the end of the last call
@@ -345,30 +350,27 @@ class _Calls:
         identity = AttemptId(int(epoch), int(count))
         answer = run_one(task, identity, function, parameters, self._stopper)
         wall_s, self._cpu_s = time.monotonic() - start, _cpu_s()
-        output = _waits(1)
         text = answer.text.encode(errors="replace")
-        flags = (OK if answer.ok else 0) | (OUTPUT if output else 0)
+        flags = OK if answer.ok else 0
         flags |= PERMANENT if answer.permanent else 0
         flags |= STOPPED if self._stopper.heeded else 0
-        peak_bytes = self._peak.end(wall_s)
-        data = (
-            ANSWER.pack(len(text), number, flags, wall_s, self._cpu_s - cpu_before_s, peak_bytes)
-            + text
-        )
+        used = wall_s, self._cpu_s - cpu_before_s, self._peak.end(wall_s)
+        fcntl.flock(self._lock, fcntl.LOCK_EX)
+        output = _left_in(self._output)
+        data = ANSWER.pack(len(text), len(output), number, flags, *used) + text + output
         while data:
             data = data[os.write(self._answers, data) :]
-        if output:
-            os.read(self._go, 1)
+        fcntl.flock(self._lock, fcntl.LOCK_UN)
 
 
 def main() -> None:
-    """Answer requests until the agent is done."""
-    requests, answers, go = map(int, sys.argv[1:4])
-    scratch, workdir = sys.argv[4:6]
-    for descriptor in (requests, answers, go):
+    """Answer requests until the agent is done: REQUESTS ANSWERS OUTPUT LOCK SCRATCH WORKDIR."""
+    requests, answers, output, lock = map(int, sys.argv[1:5])
+    scratch, workdir = sys.argv[5:7]
+    for descriptor in (requests, answers, output, lock):
         os.set_inheritable(descriptor, False)
     faulthandler.enable()
-    calls = _Calls(requests, answers, go, scratch, workdir)
+    calls = _Calls((requests, answers, output, lock), scratch, workdir)
     sys.argv = [""]
     if workdir:
         sys.path.insert(0, workdir)

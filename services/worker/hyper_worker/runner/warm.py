@@ -22,7 +22,7 @@ from hyper_worker.runner.child import (
     ANSWER,
     FILE,
     OK,
-    OUTPUT,
+    OUTPUT_BYTES_MAX,
     PACKET_BYTES_MAX,
     PERMANENT,
     RESULT_BYTES_MAX,
@@ -69,8 +69,8 @@ class Warm:
         process: Process,
         sockets: tuple[socket.socket, socket.socket],
         answers: int,
-        go: int,
         output: int,
+        lock: int,
         scratch: Path,
     ) -> None:
         self.process = process
@@ -79,7 +79,7 @@ class Warm:
         self.on_output: Callable[[bytes], None] = _ignore
         self.on_stuck: Callable[[], None] = lambda: None
         self._to, self._back = sockets
-        self._answers, self._go, self._out = answers, go, output
+        self._answers, self._out, self._lock = answers, output, lock
         self._scratch = scratch
         self._loop = asyncio.get_running_loop()
         self._rest = bytearray()
@@ -117,10 +117,11 @@ class Warm:
         to.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1 << 20)
         to.setblocking(False)
         answers, answers_end = os.pipe()
-        go_end, go = os.pipe()
         output, output_end = os.pipe()
-        ends = (answers_end, go_end, output_end)
-        passed = (back.fileno(), answers_end, go_end)
+        lock = os.memfd_create("output")
+        lock_end = os.open(f"/proc/self/fd/{lock}", os.O_RDWR)  # one that is locked for itself
+        ends = (answers_end, output_end, lock_end)
+        passed = (back.fileno(), answers_end, output, lock_end)
         try:
             process, _ = launch(
                 wrap(
@@ -137,7 +138,7 @@ class Warm:
                 pass_fds=passed,
             )
         except BaseException:
-            for descriptor in (answers, go, output):
+            for descriptor in (answers, output, lock):
                 os.close(descriptor)
             to.close()
             back.close()
@@ -147,7 +148,7 @@ class Warm:
                 os.close(descriptor)
         os.set_blocking(answers, False)
         os.set_blocking(output, False)
-        warm = cls(process, (to, back), answers, go, output, scratch)
+        warm = cls(process, (to, back), answers, output, lock, scratch)
         warm._on_close = on_close
         return warm
 
@@ -157,8 +158,7 @@ class Warm:
         self.usage = Usage(self.process.pid)
         self._moved_at, self._sample_s = time.monotonic(), STUCK_S
         self._listen()
-        if not self._out_closed:
-            self._loop.add_reader(self._out, self._read_output)
+        self._listen_to_output()
         self._later("watch", 0.05 if alone else STUCK_S, self._watch)
 
     def end(self) -> None:
@@ -238,7 +238,7 @@ class Warm:
         self.revoke()
         self._to.close()
         self._back.close()
-        for descriptor in (self._answers, self._go, self._out):
+        for descriptor in (self._answers, self._out, self._lock):
             os.close(descriptor)
         shutil.rmtree(self._scratch.parent, ignore_errors=True)
 
@@ -246,22 +246,22 @@ class Warm:
         found: list[Answer] = []
         data, position = self._rest, 0
         while len(data) - position >= ANSWER.size:
-            size, number, flags, wall_s, cpu_s, peak_bytes = ANSWER.unpack_from(data, position)
-            if size > _TEXT_BYTES_MAX:
+            head = ANSWER.unpack_from(data, position)
+            size, output_size, number, flags, wall_s, cpu_s, peak_bytes = head
+            if size > _TEXT_BYTES_MAX or output_size > OUTPUT_BYTES_MAX:
                 self.process.signal(signal.SIGKILL)  # a function wrote where it must not
                 break
             start = position + ANSWER.size
-            if len(data) - start < size:
+            position_after = start + size + output_size
+            if len(data) < position_after:
                 break
-            position = start + size
-            text = data[start:position].decode(errors="replace")
-            if flags & OUTPUT:  # the process waits, so all output there is belongs to this call
-                if found:
+            position = position_after
+            text = data[start : start + size].decode(errors="replace")
+            if output_size:
+                if found:  # these come first, so that it is taken for this call's
                     self.on_answers(found)
                     found = []
-                self.drain_output()
-                with contextlib.suppress(BrokenPipeError):
-                    os.write(self._go, b"g")
+                self.on_output(bytes(data[start + size : position]))
             ok = bool(flags & OK)
             peak_bytes = max(peak_bytes, self.usage.peak_rss_bytes)
             message, result = ("", text) if ok else (text, "")
@@ -286,14 +286,25 @@ class Warm:
         raw = fcntl.ioctl(self._out, termios.FIONREAD, b"\0\0\0\0")
         return int.from_bytes(raw, sys.byteorder)
 
-    def _read_output(self) -> None:
-        """What is there now was written before any answer that comes later: see the module."""
-        count = self._waiting_output()
-        self.read_answers()
+    def _listen_to_output(self) -> None:
+        self._timers.pop("output", None)
         if not self._out_closed:
-            left = min(count, self._waiting_output())
-            if left or not count:
-                self._pass_on(left or 1)
+            self._loop.add_reader(self._out, self._read_output)
+
+    def _read_output(self) -> None:
+        """While a call runs: what is there after its predecessors' answers is its own."""
+        self._loop.remove_reader(self._out)
+        self._later("output", _PAUSE_S, self._listen_to_output)  # a call may end, and bring it
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:  # just now
+            return
+        try:
+            self.read_answers()
+            if not self._out_closed:
+                self._pass_on(self._waiting_output() or 1)
+        finally:
+            fcntl.flock(self._lock, fcntl.LOCK_UN)
 
     def _pass_on(self, count: int) -> None:
         try:

@@ -68,15 +68,15 @@ class Size:
 
 FULL = {
     "text": Size(
-        ("generate", {"files": 1500, "shard": {"range": [0, 8]}}), {"source": ""}, ("shard", 8)
+        ("generate", {"files": 5000, "shard": {"range": [0, 8]}}), {"source": ""}, ("shard", 8)
     ),
     "detector": Size(
         ("generate", {"images": 256, "part": {"range": [0, 4]}}),
-        {"source": "", "steps": 100, "save_every": 50}, None,
+        {"source": "", "steps": 600, "save_every": 50}, None,
     ),
-    "boosting": Size(None, {}, None),
+    "boosting": Size(None, {"rounds": 300}, None),
     "detection": Size(
-        ("generate", {"images": 512, "part": {"range": [0, 8]}}),
+        ("generate", {"images": 1024, "part": {"range": [0, 8]}}),
         {"source": "", "shards": 8}, ("shard", 8),
     ),
 }  # fmt: skip

@@ -8,7 +8,9 @@ process, on the same stored data. One thread a task everywhere.
 - `overhead_percent`: from submission to the workflow's end with one worker, over the time of the
   process that calls the functions by hand, its start included.
 - `loss_difference` (detector): the greatest difference between the loss curves of one process and
-  of two ranks at equal batch, relative to the loss.
+  of two ranks at equal batch, each the mean of 20 steps, relative to the loss; and
+  `loss_difference_first`: between single losses, over the first 20 steps. Both add the same numbers
+  in another order: the last bits differ, and training carries that on.
 
 Rounds are taken in turn (one, two, by hand), medians are reported.
 """
@@ -30,6 +32,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from examples.run import load
 from examples.workloads import ROOT, WORKLOADS, Workload
@@ -38,6 +41,7 @@ from hyper.run_report import collect
 from hyper.sessions import Session
 
 THREADS = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
+_SMOOTH = 20  # steps
 BY_HAND = """
 import importlib, json, sys
 from hyper.context import AttemptId, TaskContext
@@ -56,42 +60,42 @@ class Size:
     """How much of a workload is run.
 
     Args:
-        before: parameters of the stage before, which makes the data; None: there is none.
+        before: the stages before, which make the data, with parameters in place of the recipe's.
         stage: parameters of the stage that is measured, in place of the recipe's.
         splits: the parameter that tells tasks apart and how many there are; none: one task.
     """
 
-    before: tuple[str, Mapping[str, Any]] | None
+    before: Mapping[str, Mapping[str, Any]]
     stage: Mapping[str, Any]
     splits: tuple[str, int] | None
 
 
 FULL = {
     "text": Size(
-        ("generate", {"files": 5000, "shard": {"range": [0, 8]}}), {"source": ""}, ("shard", 8)
+        {"generate": {"files": 5000, "shard": {"range": [0, 8]}}}, {"source": ""}, ("shard", 8)
     ),
     "detector": Size(
-        ("generate", {"images": 256, "part": {"range": [0, 4]}}),
+        {"generate": {"images": 256, "part": {"range": [0, 4]}}},
         {"source": "", "steps": 600, "save_every": 50}, None,
     ),
-    "boosting": Size(None, {"rounds": 300}, None),
+    "boosting": Size({}, {"rounds": 300}, None),
     "detection": Size(
-        ("generate", {"images": 1024, "part": {"range": [0, 8]}}),
-        {"source": "", "shards": 8}, ("shard", 8),
+        {"generate": {"images": 1024, "part": {"range": [0, 8]}}, "plan": {"shards": 8}},
+        {"source": ""}, ("shard", 8),
     ),
 }  # fmt: skip
 QUICK = {
     "text": Size(
-        ("generate", {"files": 100, "shard": {"range": [0, 2]}}), {"source": ""}, ("shard", 2)
+        {"generate": {"files": 100, "shard": {"range": [0, 2]}}}, {"source": ""}, ("shard", 2)
     ),
     "detector": Size(
-        ("generate", {"images": 32, "part": {"range": [0, 2]}}),
+        {"generate": {"images": 32, "part": {"range": [0, 2]}}},
         {"source": "", "steps": 6, "save_every": 3}, None,
     ),
-    "boosting": Size(None, {"rounds": 5}, None),
+    "boosting": Size({}, {"rounds": 5}, None),
     "detection": Size(
-        ("generate", {"images": 32, "part": {"range": [0, 2]}}),
-        {"source": "", "shards": 2}, ("shard", 2),
+        {"generate": {"images": 32, "part": {"range": [0, 2]}}, "plan": {"shards": 2}},
+        {"source": ""}, ("shard", 2),
     ),
 }  # fmt: skip
 _COMBINATIONS = {"leaves": [4, 8, 15, 31], "rate": [0.02, 0.05, 0.1, 0.2],
@@ -164,12 +168,12 @@ def measure(client: Client, name: str, quick: bool, rounds: int) -> dict[str, An
     workload, size = WORKLOADS[name], (QUICK if quick else FULL)[name]
     session = client.session(f"default/bench-{name}")
     try:
-        if size.before is not None:
-            stage, parameters = size.before
-            experiments = load(workload, "machine")["experiments"]
-            experiment = experiments[stage]
-            experiment["parameters"] |= {"session": session.name, **parameters}
-            document = {"version": 1, "name": "data", "experiments": {stage: experiment}}
+        experiments = load(workload, "machine")["experiments"]
+        before = {stage: experiments[stage] for stage in size.before}
+        for stage, parameters in size.before.items():
+            before[stage]["parameters"] |= {"session": session.name, **parameters}
+        if before:
+            document = {"version": 1, "name": "data", "experiments": before}
             client.submit(document).wait(check=True)
         asked = calls(name, size, quick, session.name)
         one, two, total, hand = [], [], [], []
@@ -200,8 +204,15 @@ def measure(client: Client, name: str, quick: bool, rounds: int) -> dict[str, An
     }
     if curves:
         first, second = np.array(curves[0]), np.array(curves[1])
-        found["loss_difference"] = float(np.max(np.abs(first - second) / np.abs(first)))
+        found["loss_difference_first"] = _apart(first[:_SMOOTH], second[:_SMOOTH])
+        window = np.full(min(_SMOOTH, len(first)), 1 / min(_SMOOTH, len(first)))
+        means = [np.convolve(each, window, "valid") for each in (first, second)]
+        found["loss_difference"] = _apart(*means)
     return found
+
+
+def _apart(one: NDArray[np.float64], other: NDArray[np.float64]) -> float:
+    return float(np.max(np.abs(one - other) / np.abs(one)))
 
 
 def _fresh(session: Session, workload: Workload) -> None:

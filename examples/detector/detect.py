@@ -21,9 +21,22 @@ _OVERLAP = 0.5
 _SHARED: dict[str, bytes] = {}  # a warm process reads each version of a model once
 
 
+def plan(context: TaskContext, *, session: str, source: str, shards: int) -> dict[str, int]:
+    """List the images once, and share them out: `shards/SHARD.json` has the paths of one task."""
+    job = context.client.attach(session)
+    tree = context.client.open_dataset(source) if source else job
+    paths = [info.path for info in tree.files("images/")]
+    bounds = [len(paths) * shard // shards for shard in range(shards + 1)]
+    job.write_many(
+        (f"shards/{shard:05}.json", json.dumps(paths[start:stop]).encode())
+        for shard, (start, stop) in enumerate(itertools.pairwise(bounds))
+    )
+    return {"images": len(paths)}
+
+
 def detect(
     context: TaskContext, *, session: str, source: str, model: str, edge: int, shard: int,
-    shards: int, batch: int,
+    batch: int,
 ) -> dict[str, Any]:  # fmt: skip
     """Find objects in every image of a shard; writes `detections/SHARD.jsonl`.
 
@@ -33,8 +46,7 @@ def detect(
         source: address of a dataset with `images/`; "": the session has them.
         model: dataset of the trained detector, tenant/name[@version].
         edge: px that the model sees.
-        shard: every `shards`-th image, from this one on.
-        shards: how many tasks share the work.
+        shard: which of `plan`'s.
         batch: images at once.
     """
     job = context.client.attach(session)
@@ -42,18 +54,18 @@ def detect(
     trained = context.client.open_dataset(model)
     if trained.name not in _SHARED:
         _SHARED[trained.name] = trained.read("detector.onnx")
-    infos = list(itertools.islice(tree.files("images/"), shard, None, shards))
+    paths = json.loads(job.read(f"shards/{shard:05}.json"))
     lines, count = [], 0
     pending: list[tuple[str, NDArray[np.float32]]] = []
-    for info, data in tree.read_many(infos):
+    for info, data in tree.read_many(paths):
         pending.append((name_of(info.path), read_image(data, edge, info.path)))
-        if len(pending) == batch or info is infos[-1]:
+        if len(pending) == batch or info.path == paths[-1]:
             for name, found in _run(_SHARED[trained.name], pending):
                 count += len(found)
                 lines.append(json.dumps({"image": name, "boxes": found}))
             pending = []
     job.write(f"detections/{shard:05}.jsonl", "\n".join(lines) + "\n")
-    return {"images": len(infos), "boxes": count}
+    return {"images": len(paths), "boxes": count}
 
 
 def score(context: TaskContext, *, session: str, source: str) -> dict[str, Any]:

@@ -293,6 +293,34 @@ async def test_a_long_call_holds_nothing_up_and_each_keeps_its_log(
             assert await scheduler.log_closed(index) == f"this is {index}\n".encode()
 
 
+async def test_what_calls_of_a_bundle_print_is_each_ones_own(
+    scheduler: FakeScheduler, tmp_path: Path
+) -> None:
+    async with agent(scheduler, tmp_path, slots=1):
+        for index in range(10):  # until it is known to be short
+            scheduler.assign(index, function=f"{MODULE}:talk")
+            await scheduler.ended(index)
+        scheduler.assign(*range(10, 110), function=f"{MODULE}:talk")
+        for index in range(10, 110):
+            assert (await scheduler.ended(index)).outcome == wire.OUTCOME_SUCCEEDED
+            if index % 5:
+                printed = await scheduler.log_closed(index)
+                assert printed.split() == [f"{index}".encode()] * len(printed.split())
+                assert len(printed.split()) == (20_000 if index % 5 == 4 else 1)
+            else:
+                assert not scheduler.log(index)
+
+
+async def test_a_gateway_of_the_last_release_gets_logs_one_by_one(
+    scheduler: FakeScheduler, tmp_path: Path
+) -> None:
+    scheduler.takes_whole_logs = False
+    async with agent(scheduler, tmp_path, slots=2):
+        scheduler.assign(*range(1, 10), function=f"{MODULE}:talk")
+        for index in (1, 2, 3, 6, 7, 8):
+            assert await scheduler.log_closed(index) == f"{index}\n".encode()
+
+
 async def test_stop_lets_a_function_clean_up(scheduler: FakeScheduler, tmp_path: Path) -> None:
     marker = tmp_path / "marker"
     async with agent(scheduler, tmp_path / "work"):

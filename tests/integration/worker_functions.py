@@ -46,6 +46,21 @@ def facts(context: TaskContext) -> dict[str, Any]:
     }
 
 
+def talk(context: TaskContext) -> None:
+    """Prints its index: never, first, last, by a child, or more than a pipe holds."""
+    match context.index % 5:
+        case 1:
+            print(context.index)
+            time.sleep(0.003)
+        case 2:
+            time.sleep(0.003)
+            print(context.index)
+        case 3:
+            subprocess.run(["echo", str(context.index)], check=True)
+        case 4:
+            print(f"{context.index} " * 20_000)
+
+
 def fail(context: TaskContext) -> None:
     print("before the end")
     raise ValueError("the volume is upside down\nsecond line")

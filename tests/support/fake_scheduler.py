@@ -99,6 +99,7 @@ class FakeScheduler(
         self.closed_logs: set[tuple[str, int, int]] = set()
         self.log_parts: list[int] = []
         self.logs_away = False
+        self.takes_whole_logs = True
         self._changed = asyncio.Condition()
         self._server: grpc.aio.Server | None = None
 
@@ -270,6 +271,19 @@ class FakeScheduler(
             service="storage-gateway", instance="gateway", address=self.address
         )
         return cluster_service_pb2.GetClusterResponse(instances=[instance], leader=self.address)
+
+    async def AppendLogs(
+        self, request: dataset_service_pb2.AppendLogsRequest, context: Any
+    ) -> dataset_service_pb2.AppendLogsResponse:
+        if not self.takes_whole_logs:
+            await context.abort(grpc.StatusCode.UNIMPLEMENTED, "Method not found!")
+        for each in request.logs:
+            whole = dataset_service_pb2.AppendLogRequest(
+                task=f"{request.parent}/tasks/{each.task_index}", epoch=each.epoch,
+                number=each.number, data=each.data, last=True,
+            )  # fmt: skip
+            await self.AppendLog(whole, context)
+        return dataset_service_pb2.AppendLogsResponse()
 
     async def AppendLog(
         self, request: dataset_service_pb2.AppendLogRequest, context: Any

@@ -18,7 +18,7 @@ audit = get_logger(AUDIT)
 
 _READS = ("Get", "List", "Watch", "Read", "Diff", "Match", "Plan", "Predict")
 _READ_URLS = ("METHOD_GET", "METHOD_HEAD")
-_TOO_MANY = ("AppendLog", "LeaseShards", "ReleaseShards")
+_TOO_MANY = ("AppendLog", "AppendLogs", "LeaseShards", "ReleaseShards")
 # Told beside names: an array of a session, the id and the role of a token; never a value.
 _FACTS = ("array", "id", "role")
 _NAMES_MAX, _CHARS_MAX = 8, 300

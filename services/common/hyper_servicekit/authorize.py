@@ -36,7 +36,8 @@ _WORKERS = frozenset({
     "CreateSession", "GetSession", "CommitSession", "AbortSession", "AddFiles", "DeleteFiles",
     "CreateArray", "GetArray", "ListArrays", "UpdateArray", "EditArray", "ListShards",
     "LeaseShards", "ReleaseShards", "SignUrls", "ReadObject", "WriteObject",
-    "AppendLog", "ReadLog", "GetModel", "Predict", "InferVolume", "Match", "MatchSections",
+    "AppendLog", "AppendLogs", "ReadLog", "GetModel", "Predict", "InferVolume", "Match",
+    "MatchSections",
 })  # fmt: skip
 
 

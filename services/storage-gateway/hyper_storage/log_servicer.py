@@ -10,9 +10,10 @@ import grpc.aio
 
 from hyper.errors import InvalidArgumentError
 from hyper_storage.convert import ns_of
-from hyper_storage.resources import parse_task
+from hyper_storage.log_packs import Attempt, Whole
+from hyper_storage.resources import parse_experiment, parse_task
 from hyper_storage.sessions import NANO
-from hyper_storage.task_logs import Attempt, TaskLogs
+from hyper_storage.task_logs import TaskLogs
 from hyperapi.storage.v1 import dataset_service_pb2 as api
 from hyperapi.storage.v1 import dataset_service_pb2_grpc as api_grpc
 
@@ -46,6 +47,19 @@ class LogServicer(api_grpc.LogServiceServicer):
             task, attempt, offset, request.data, last=request.last, source=_source(request.source)
         )
         return api.AppendLogResponse()
+
+    async def AppendLogs(  # noqa: N802
+        self, request: api.AppendLogsRequest, context: Context
+    ) -> api.AppendLogsResponse:
+        """Store whole logs."""
+        logs: list[Whole] = []
+        for each in request.logs:
+            attempt = _attempt(each.epoch, each.number)
+            if attempt is None:
+                raise InvalidArgumentError("epoch and number name the attempt", field="logs")
+            logs.append(Whole(_bounded(each.task_index, "task_index"), attempt, each.data))
+        await self._logs.append_whole(parse_experiment(request.parent), logs)
+        return api.AppendLogsResponse()
 
     async def ReadLog(  # noqa: N802
         self, request: api.ReadLogRequest, context: Context

@@ -176,10 +176,18 @@ def check_array(name: str) -> str:
 
 def parse_task(text: str) -> str:
     """Return the name of a task if it is one: its parts are checked."""
+    return _checked(text, ("tenants", "workflows", "experiments", "tasks"))
+
+
+def parse_experiment(text: str) -> str:
+    """Return the name of an experiment if it is one: its parts are checked."""
+    return _checked(text, ("tenants", "workflows", "experiments"))
+
+
+def _checked(text: str, kinds: tuple[str, ...]) -> str:
     parts = text.split("/")
-    kinds = ("tenants", "workflows", "experiments", "tasks")
-    if len(parts) != 8 or tuple(parts[::2]) != kinds:
-        raise _wrong(text, "tenants/{t}/workflows/{w}/experiments/{e}/tasks/{i}")
+    if len(parts) != 2 * len(kinds) or tuple(parts[::2]) != kinds:
+        raise _wrong(text, "/".join(f"{kind}/{{{kind[0]}}}" for kind in kinds))
     for kind, part in zip(kinds, parts[1::2], strict=True):
         check_part(part, kind)
     return text

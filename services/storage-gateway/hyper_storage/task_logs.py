@@ -4,18 +4,20 @@ logs/{task}/{epoch}-{number}/{offset}   one part; numbers padded, so that keys s
 logs/{task}/{epoch}-{number}/end        the log is complete; holds its size
 
 What the worker says beside the program's output lies under logs-os/ and logs-usage/ in the same
-way.
+way. Short logs come whole and many at a time: these are in packs (`log_packs`).
 """
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
 from hyper.errors import InvalidArgumentError, NotFoundError, ResourceExhaustedError
 from hyper_servicekit.clock import Clock
 from hyper_servicekit.objects import ObjectStore
+from hyper_storage import log_packs
+from hyper_storage.log_packs import Attempt
 
 MAX_PART_BYTES = 2**20
 _END = "end"
@@ -26,16 +28,9 @@ def root(task: str, source: str = "") -> str:
     return f"logs-{source}/{task}/" if source else f"logs/{task}/"
 
 
-@dataclass(frozen=True, slots=True)
-class Attempt:
-    """One try at a task."""
-
-    epoch: int
-    number: int
-
-    def prefix(self, task: str, source: str = "") -> str:
-        """Where its parts are."""
-        return f"{root(task, source)}{self.epoch:020d}-{self.number:010d}/"
+def prefix_of(attempt: Attempt, task: str, source: str = "") -> str:
+    """Where an attempt's parts are."""
+    return f"{root(task, source)}{attempt.epoch:020d}-{attempt.number:010d}/"
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,12 +65,19 @@ class TaskLogs:
         """Store one part. The same offset again changes nothing."""
         if len(data) > MAX_PART_BYTES:
             raise InvalidArgumentError("a part of a log has at most 1 MiB", field="data")
-        prefix = attempt.prefix(task, source)
+        prefix = prefix_of(attempt, task, source)
         key = f"{prefix}{offset:020d}"
         if data and await self._store.head(key) is None:
             await self._store.put(key, data)
         if last:
             await self._store.put(prefix + _END, str(offset + len(data)).encode())
+
+    async def append_whole(self, experiment: str, logs: Sequence[log_packs.Whole]) -> None:
+        """Store whole logs of tasks of one experiment. The same again changes nothing."""
+        if sum(len(each.data) for each in logs) > MAX_PART_BYTES:
+            raise InvalidArgumentError("logs have at most 1 MiB together", field="logs")
+        for key, data in log_packs.packs(experiment, logs):
+            await self._store.put(key, data)
 
     async def read(
         self,
@@ -122,9 +124,18 @@ class TaskLogs:
         since: datetime | None,
         tail: int,
     ) -> AsyncIterator[Part]:
-        prefix = attempt.prefix(task, source)
+        prefix = prefix_of(attempt, task, source)
         while True:
             listed = [info async for info in self._store.list(prefix)]
+            if not listed and not source:
+                packed = await log_packs.of_task(self._store, task)
+                whole = next((each for each in packed if each.attempt == attempt), None)
+                if whole is not None:
+                    start = max(offset, len(whole.data) - tail) if tail else offset
+                    late = since is None or whole.stored is None or whole.stored >= since
+                    if late and start < len(whole.data):
+                        yield Part(attempt, start, whole.data[start:])
+                    return
             if since is not None:
                 for info in listed:
                     start_text = info.key.removeprefix(prefix)
@@ -157,13 +168,16 @@ class TaskLogs:
     async def _newest(self, task: str, source: str, *, wait: bool) -> Attempt:
         prefix = root(task, source)
         while True:
-            attempts = {
+            names = {
                 info.key.removeprefix(prefix).partition("/")[0]
                 async for info in self._store.list(prefix)
             }
+            parts = (name.partition("-") for name in names)
+            attempts = [Attempt(int(epoch), int(number)) for epoch, _, number in parts]
+            if not source:
+                attempts += [each.attempt for each in await log_packs.of_task(self._store, task)]
             if attempts:
-                epoch, _, number = max(attempts).partition("-")
-                return Attempt(int(epoch), int(number))
+                return max(attempts)
             if not wait:
                 raise NotFoundError(
                     f"{task} has no log: it has not started, or has printed nothing yet"

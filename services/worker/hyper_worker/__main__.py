@@ -17,7 +17,7 @@ from hyper_worker.agent import Agent, Identity, Timing
 from hyper_worker.config import WorkerSettings
 from hyper_worker.folders import Folders
 from hyper_worker.gpus import GpuPool, Nvml
-from hyper_worker.logs import Shipper, send_with
+from hyper_worker.logs import Gateway, Shipper
 from hyper_worker.node import Node
 from hyper_worker.notices import wait_for_notice
 from hyper_worker.runner.container import ContainerRunner, ContainerSettings
@@ -78,7 +78,7 @@ async def build(settings: WorkerSettings, running: Running) -> None:
     stack.push_async_callback(commands.close)
     stack.push_async_callback(functions.close)
     shipper = Shipper(
-        send_with(logs_client),
+        Gateway(logs_client),
         folder=folders.root,
         flush_s=settings.log_flush_s,
         spool_bytes=settings.log_spool_bytes,

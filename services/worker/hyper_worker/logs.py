@@ -1,8 +1,10 @@
 """Output of tasks on its way to the log store, without ever holding a task up.
 
 Each attempt has a `LogStream`. What it takes in goes out in parts of at most 1 MiB, when there
-is so much, half a second after the first byte, and at the end. While the store is away parts
-wait in a bounded spool; what does not fit is counted, and the log says so where it is missing.
+is so much, half a second after the first byte, and at the end. Short logs that end before that go
+whole, and with others of their experiment: all that have ended while the last were on their way.
+While the store is away parts wait in a bounded spool; what does not fit is counted, and the log
+says so where it is missing.
 """
 
 from __future__ import annotations
@@ -10,10 +12,13 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
+
+from google.protobuf.message import Message
 
 from hyper.client import Client
 from hyper.config import STORAGE
@@ -30,18 +35,24 @@ from hyper_worker import metrics
 from hyper_worker.core.backoff import Backoff
 from hyper_worker.core.model import Key, Source
 from hyper_worker.spool import Budget, Spool
-from hyperapi.storage.v1.dataset_service_pb2 import AppendLogRequest, LogSource
+from hyperapi.storage.v1.dataset_service_pb2 import (
+    AppendLogRequest,
+    AppendLogsRequest,
+    LogSource,
+)
 from hyperapi.storage.v1.dataset_service_pb2_grpc import LogServiceStub
 
 log = get_logger(__name__)
 
 PART_BYTES = 1 << 20
 CONCURRENT_PARTS = 4
+WHOLE_BYTES = 16 << 10  # a log that goes with others
+_WHOLE_LOGS = 50  # at once: a whole MiB is not reached
+_GATHER_S = 0.005
 _CALL_TIMEOUT_S = 10.0
 _ROOM_BYTES = 64 << 10  # that must be free again before output is taken in after a drop
-_TRANSIENT = (
-    UnavailableError, DeadlineError, ResourceExhaustedError, InternalError, DataLossError,
-)  # fmt: skip
+_AWAY = (UnavailableError, DeadlineError, ResourceExhaustedError)
+_TRANSIENT = (*_AWAY, InternalError, DataLossError)
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,13 +66,24 @@ class Part:
     source: Source = Source.PROGRAM
 
 
-Send = Callable[[Part], None]
+class Store(Protocol):
+    """Where logs go; blocks, so it is called from threads."""
+
+    def part(self, part: Part) -> None:
+        """Take a part."""
+
+    def whole(self, parts: Sequence[Part]) -> None:
+        """Take whole logs of tasks of one experiment."""
 
 
-def send_with(client: Client) -> Send:
-    """Ship parts through the storage gateway; blocks, so it is called from a thread."""
+class Gateway:
+    """Ships logs through the storage gateway."""
 
-    def send(part: Part) -> None:
+    def __init__(self, client: Client) -> None:
+        self._client = client
+
+    def part(self, part: Part) -> None:
+        """See `Store`."""
         request = AppendLogRequest(
             task=part.key.task,
             epoch=part.key.epoch,
@@ -71,9 +93,22 @@ def send_with(client: Client) -> Send:
             last=part.last,
             source=LogSource.Value(f"LOG_SOURCE_{part.source}"),
         )
-        client.call(STORAGE, LogServiceStub, "AppendLog", request, timeout_s=_CALL_TIMEOUT_S)
+        self._call("AppendLog", request)
 
-    return send
+    def whole(self, parts: Sequence[Part]) -> None:
+        """See `Store`."""
+        request = AppendLogsRequest(parent=_experiment(parts[0]))
+        for part in parts:
+            key, index = part.key, int(part.key.task.rpartition("/")[2])
+            request.logs.add(task_index=index, epoch=key.epoch, number=key.number, data=part.data)
+        self._call("AppendLogs", request)
+
+    def _call(self, method: str, request: Message) -> None:
+        self._client.call(STORAGE, LogServiceStub, method, request, timeout_s=_CALL_TIMEOUT_S)
+
+
+def _experiment(part: Part) -> str:
+    return part.key.task.rpartition("/tasks/")[0]
 
 
 class LogStream:
@@ -138,7 +173,7 @@ class Shipper:
     """Ships the logs of all attempts; `run` in a task of its own.
 
     Args:
-        send: delivers one part, blocking.
+        store: takes them in.
         folder: for output that does not fit into memory.
         flush_s: output is shipped at least so often.
         spool_bytes: kept for all attempts while the store is away.
@@ -146,9 +181,9 @@ class Shipper:
     """
 
     def __init__(
-        self, send: Send, *, folder: Path, flush_s: float, spool_bytes: int, memory_bytes: int
+        self, store: Store, *, folder: Path, flush_s: float, spool_bytes: int, memory_bytes: int
     ) -> None:
-        self._send, self._folder = send, folder
+        self._store, self._folder = store, folder
         self._flush_s, self._memory_bytes = flush_s, memory_bytes
         self._budget = Budget(spool_bytes)
         self._threads = ThreadPoolExecutor(CONCURRENT_PARTS, thread_name_prefix="logs")
@@ -157,6 +192,7 @@ class Shipper:
         self._streams: set[LogStream] = set()
         self._backoff = Backoff(first_s=0.2, max_s=10.0)
         self._hurry = asyncio.Event()
+        self._whole: asyncio.Queue[tuple[Part, asyncio.Future[bool]]] = asyncio.Queue()
 
     def open(self, key: Key, source: Source = Source.PROGRAM) -> LogStream:
         """The stream of an attempt that starts."""
@@ -170,6 +206,7 @@ class Shipper:
     async def run(self) -> None:
         """Ship until cancelled."""
         async with asyncio.TaskGroup() as group:
+            group.create_task(self._ship_whole())
             while True:
                 group.create_task(self._ship(await self._fresh.get()))
 
@@ -211,24 +248,66 @@ class Shipper:
         last = stream.closed and len(data) == len(stream.spool)
         if not stream.closed and len(data) == len(stream.spool):
             stream.more.clear()
-        await self._deliver(Part(stream.key, stream.offset, data, last, stream.source))
+        part = Part(stream.key, stream.offset, data, last, stream.source)
+        program = stream.source is Source.PROGRAM
+        if last and program and not part.offset and len(data) <= WHOLE_BYTES:
+            together: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
+            self._whole.put_nowait((part, together))
+            alone = not await together
+        else:
+            alone = True
+        if alone:
+            await self._deliver(part.key.task, lambda: self._store.part(part))
         stream.offset += len(data)
         stream.spool.drop(len(data))
         metrics.LOG_BYTES.inc(len(data))
         metrics.LOG_SPOOLED_BYTES.set(self._budget.used_bytes)
         return not last
 
-    async def _deliver(self, part: Part) -> None:
+    async def _ship_whole(self) -> None:
+        """Whole logs: those of an experiment that are there together."""
+        while True:
+            waiting = [await self._whole.get()]
+            await asyncio.sleep(_GATHER_S)
+            while not self._whole.empty():
+                waiting.append(self._whole.get_nowait())
+            logs: dict[str, dict[Part, asyncio.Future[bool]]] = {}
+            for part, shipped in waiting:
+                logs.setdefault(_experiment(part), {})[part] = shipped
+            async with asyncio.TaskGroup() as group:
+                for each in logs.values():
+                    parts = list(each)
+                    for start in range(0, len(parts), _WHOLE_LOGS):
+                        some = {part: each[part] for part in parts[start : start + _WHOLE_LOGS]}
+                        group.create_task(self._ship_together(some))
+
+    async def _ship_together(self, logs: Mapping[Part, asyncio.Future[bool]]) -> None:
+        parts, taken = list(logs), True
+        try:
+            await self._deliver(parts[0].key.task, lambda: self._store.whole(parts), _AWAY)
+        except HyperError as error:  # one of them is refused, or the gateway is older than this
+            log.debug("logs go one by one", task=parts[0].key.task, detail=str(error))
+            taken = False
+        for shipped in logs.values():
+            if not shipped.done():
+                shipped.set_result(taken)
+
+    async def _deliver(
+        self,
+        task: str,
+        send: Callable[[], None],
+        transient: tuple[type[HyperError], ...] = _TRANSIENT,
+    ) -> None:
         loop = asyncio.get_running_loop()
         failures = 0
         while True:
             try:
                 async with self._turns:
-                    return await loop.run_in_executor(self._threads, self._send, part)
-            except _TRANSIENT as error:
+                    return await loop.run_in_executor(self._threads, send)
+            except transient as error:
                 failures += 1
                 if failures == 1:
-                    log.warning("log store away", task=part.key.task, detail=str(error))
+                    log.warning("log store away", task=task, detail=str(error))
                 pause_s = self._backoff.delay_s(failures, random.random())
                 with contextlib.suppress(TimeoutError):
                     await asyncio.wait_for(self._hurry.wait(), pause_s)

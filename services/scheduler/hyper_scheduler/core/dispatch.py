@@ -120,16 +120,9 @@ class _Turn:
         return found
 
     def begun(self, run: ExperimentRun, share: int) -> WorkerRun | None:
-        """A worker with a slot of the experiment that takes more: all that it may have are taken."""
+        """A worker whose slot is the experiment's and takes more, when no other slot may be."""
         workers = (each for each in self.ready(among=run.begun) if each.capacity.slots == 1)
         return next((each for each in workers if fits(each, run.spec, share)), None)
-
-
-def _even(state: State, run: ExperimentRun) -> int:
-    """No more at a time than half of what each worker has to expect: all end at about one time."""
-    left = run.total - run.succeeded - run.failed - run.running
-    workers = min(len(state.workers), run.spec.workers or _NO_LIMIT)
-    return max(1, left // (2 * max(1, workers)))
 
 
 def _serve_level(turn: _Turn, waiting: dict[str, deque[str]]) -> None:
@@ -207,7 +200,7 @@ def _serve(turn: _Turn, workflow: WorkflowRun) -> bool:
 
 def _give_tasks(turn: _Turn, workflow: WorkflowRun, run: ExperimentRun, limit: int) -> bool:
     """One task, or a slot's worth of short ones, to the next worker that has room."""
-    state, share = turn.state, run.share
+    state, share = turn.state, run.share(len(turn.state.workers))
     index, unknown = run.peek(), run.unknown()
     if index is None and unknown is None:
         return False
@@ -226,7 +219,7 @@ def _give_tasks(turn: _Turn, workflow: WorkflowRun, run: ExperimentRun, limit: i
     state.ready.pop(worker.name)  # to the end of the queue, if a slot stays free
     tasks: list[tuple[TaskId, Attempt]] = []
     free = worker.capacity.slots * SLOT - worker.load
-    most = min(SLOT // share, free // share, _even(state, run))
+    most = min(SLOT // share, free // share)
     if share < SLOT and run.spec.hardware != _NO_HARDWARE:
         most = min(most, room(worker, run.spec, share))
     while len(tasks) < most and (index := run.peek()) is not None:

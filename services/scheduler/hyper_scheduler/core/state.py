@@ -110,11 +110,12 @@ class ExperimentRun:
         first = index - index % self.spec.gang
         return range(first, first + self.spec.gang)
 
-    @property
-    def share(self) -> int:
+    def share(self, workers: int) -> int:
         """How much of a slot a task takes: short functions are given out many at a time.
 
-        Trials are not if what others have reached decides on them: it would be out of date.
+        But no more than half of what each of so many workers has yet to expect, so that all end at
+        about one time. Trials are not if what others have reached decides on them: it would be out
+        of date.
         """
         spec = self.spec
         early = spec.objective is not None and spec.objective.asha is not None
@@ -122,7 +123,9 @@ class ExperimentRun:
             return SLOT
         if spec.sampling is Sampling.TPE:
             return SLOT
-        tasks = min(SLOT, max(1, int(PREFETCH_S / self.mean_s)))
+        left = self.total - self.succeeded - self.failed - self.running
+        even = left // (2 * max(1, min(workers, spec.workers or workers)))
+        tasks = max(1, min(SLOT, int(PREFETCH_S / self.mean_s), even))
         return SLOT >> (tasks.bit_length() - 1)
 
     def take(self, worker: str, share: int) -> None:

@@ -119,8 +119,9 @@ def assign(state: State, task: TaskId, attempt: Attempt, worker: WorkerRun, now:
     """The worker holds the task from now on."""
     workflow = state.workflows[task.workflow]
     run = workflow.experiments[task.experiment]
-    hold(run, task, attempt, worker, run.share, now)
-    settle_assigned(state, workflow, run, worker, (task,), run.share, now)
+    share = run.share(len(state.workers))
+    hold(run, task, attempt, worker, share, now)
+    settle_assigned(state, workflow, run, worker, (task,), share, now)
 
 
 def hold(

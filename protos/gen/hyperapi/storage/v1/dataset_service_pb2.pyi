@@ -1050,6 +1050,64 @@ class AppendLogResponse(google.protobuf.message.Message):
 Global___AppendLogResponse: typing_extensions.TypeAlias = AppendLogResponse
 
 @typing.final
+class AppendLogsRequest(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    PARENT_FIELD_NUMBER: builtins.int
+    LOGS_FIELD_NUMBER: builtins.int
+    parent: builtins.str
+    """tenants/{t}/workflows/{w}/experiments/{e}"""
+    @property
+    def logs(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___WholeLog]:
+        """at most 1 MiB together"""
+
+    def __init__(
+        self,
+        *,
+        parent: builtins.str = ...,
+        logs: collections.abc.Iterable[Global___WholeLog] | None = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["logs", b"logs", "parent", b"parent"]) -> None: ...
+
+Global___AppendLogsRequest: typing_extensions.TypeAlias = AppendLogsRequest
+
+@typing.final
+class AppendLogsResponse(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+
+Global___AppendLogsResponse: typing_extensions.TypeAlias = AppendLogsResponse
+
+@typing.final
+class WholeLog(google.protobuf.message.Message):
+    """All that the program of an attempt has printed."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    TASK_INDEX_FIELD_NUMBER: builtins.int
+    EPOCH_FIELD_NUMBER: builtins.int
+    NUMBER_FIELD_NUMBER: builtins.int
+    DATA_FIELD_NUMBER: builtins.int
+    task_index: builtins.int
+    epoch: builtins.int
+    number: builtins.int
+    data: builtins.bytes
+    def __init__(
+        self,
+        *,
+        task_index: builtins.int = ...,
+        epoch: builtins.int = ...,
+        number: builtins.int = ...,
+        data: builtins.bytes = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["data", b"data", "epoch", b"epoch", "number", b"number", "task_index", b"task_index"]) -> None: ...
+
+Global___WholeLog: typing_extensions.TypeAlias = WholeLog
+
+@typing.final
 class ReadLogRequest(google.protobuf.message.Message):
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 

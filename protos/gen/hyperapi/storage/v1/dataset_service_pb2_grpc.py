@@ -1081,6 +1081,11 @@ class LogServiceStub(object):
                 request_serializer=hyperapi_dot_storage_dot_v1_dot_dataset__service__pb2.AppendLogRequest.SerializeToString,
                 response_deserializer=hyperapi_dot_storage_dot_v1_dot_dataset__service__pb2.AppendLogResponse.FromString,
                 _registered_method=True)
+        self.AppendLogs = channel.unary_unary(
+                '/hyperapi.storage.v1.LogService/AppendLogs',
+                request_serializer=hyperapi_dot_storage_dot_v1_dot_dataset__service__pb2.AppendLogsRequest.SerializeToString,
+                response_deserializer=hyperapi_dot_storage_dot_v1_dot_dataset__service__pb2.AppendLogsResponse.FromString,
+                _registered_method=True)
         self.ReadLog = channel.unary_stream(
                 '/hyperapi.storage.v1.LogService/ReadLog',
                 request_serializer=hyperapi_dot_storage_dot_v1_dot_dataset__service__pb2.ReadLogRequest.SerializeToString,
@@ -1094,6 +1099,14 @@ class LogServiceServicer(object):
 
     def AppendLog(self, request, context):
         """Stores one part. Idempotent: the same offset again replaces nothing and succeeds.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def AppendLogs(self, request, context):
+        """Stores whole short logs of tasks of one experiment, as few objects. Idempotent: the same again
+        changes nothing.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -1113,6 +1126,11 @@ def add_LogServiceServicer_to_server(servicer, server):
                     servicer.AppendLog,
                     request_deserializer=hyperapi_dot_storage_dot_v1_dot_dataset__service__pb2.AppendLogRequest.FromString,
                     response_serializer=hyperapi_dot_storage_dot_v1_dot_dataset__service__pb2.AppendLogResponse.SerializeToString,
+            ),
+            'AppendLogs': grpc.unary_unary_rpc_method_handler(
+                    servicer.AppendLogs,
+                    request_deserializer=hyperapi_dot_storage_dot_v1_dot_dataset__service__pb2.AppendLogsRequest.FromString,
+                    response_serializer=hyperapi_dot_storage_dot_v1_dot_dataset__service__pb2.AppendLogsResponse.SerializeToString,
             ),
             'ReadLog': grpc.unary_stream_rpc_method_handler(
                     servicer.ReadLog,
@@ -1148,6 +1166,33 @@ class LogService(object):
             '/hyperapi.storage.v1.LogService/AppendLog',
             hyperapi_dot_storage_dot_v1_dot_dataset__service__pb2.AppendLogRequest.SerializeToString,
             hyperapi_dot_storage_dot_v1_dot_dataset__service__pb2.AppendLogResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def AppendLogs(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/hyperapi.storage.v1.LogService/AppendLogs',
+            hyperapi_dot_storage_dot_v1_dot_dataset__service__pb2.AppendLogsRequest.SerializeToString,
+            hyperapi_dot_storage_dot_v1_dot_dataset__service__pb2.AppendLogsResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -963,6 +963,22 @@ _LogServiceAppendLogType = typing_extensions.TypeVar(
     ],
 )
 
+_LogServiceAppendLogsType = typing_extensions.TypeVar(
+    '_LogServiceAppendLogsType',
+    grpc.UnaryUnaryMultiCallable[
+        hyperapi.storage.v1.dataset_service_pb2.AppendLogsRequest,
+        hyperapi.storage.v1.dataset_service_pb2.AppendLogsResponse,
+    ],
+    grpc.aio.UnaryUnaryMultiCallable[
+        hyperapi.storage.v1.dataset_service_pb2.AppendLogsRequest,
+        hyperapi.storage.v1.dataset_service_pb2.AppendLogsResponse,
+    ],
+    default=grpc.UnaryUnaryMultiCallable[
+        hyperapi.storage.v1.dataset_service_pb2.AppendLogsRequest,
+        hyperapi.storage.v1.dataset_service_pb2.AppendLogsResponse,
+    ],
+)
+
 _LogServiceReadLogType = typing_extensions.TypeVar(
     '_LogServiceReadLogType',
     grpc.UnaryStreamMultiCallable[
@@ -979,7 +995,7 @@ _LogServiceReadLogType = typing_extensions.TypeVar(
     ],
 )
 
-class LogServiceStub(typing.Generic[_LogServiceAppendLogType, _LogServiceReadLogType]):
+class LogServiceStub(typing.Generic[_LogServiceAppendLogType, _LogServiceAppendLogsType, _LogServiceReadLogType]):
     """Logs of tasks: appended by workers in parts, read by anyone while they grow."""
 
     @typing.overload
@@ -987,6 +1003,10 @@ class LogServiceStub(typing.Generic[_LogServiceAppendLogType, _LogServiceReadLog
         grpc.UnaryUnaryMultiCallable[
             hyperapi.storage.v1.dataset_service_pb2.AppendLogRequest,
             hyperapi.storage.v1.dataset_service_pb2.AppendLogResponse,
+        ],
+        grpc.UnaryUnaryMultiCallable[
+            hyperapi.storage.v1.dataset_service_pb2.AppendLogsRequest,
+            hyperapi.storage.v1.dataset_service_pb2.AppendLogsResponse,
         ],
         grpc.UnaryStreamMultiCallable[
             hyperapi.storage.v1.dataset_service_pb2.ReadLogRequest,
@@ -1000,6 +1020,10 @@ class LogServiceStub(typing.Generic[_LogServiceAppendLogType, _LogServiceReadLog
             hyperapi.storage.v1.dataset_service_pb2.AppendLogRequest,
             hyperapi.storage.v1.dataset_service_pb2.AppendLogResponse,
         ],
+        grpc.aio.UnaryUnaryMultiCallable[
+            hyperapi.storage.v1.dataset_service_pb2.AppendLogsRequest,
+            hyperapi.storage.v1.dataset_service_pb2.AppendLogsResponse,
+        ],
         grpc.aio.UnaryStreamMultiCallable[
             hyperapi.storage.v1.dataset_service_pb2.ReadLogRequest,
             hyperapi.storage.v1.dataset_service_pb2.ReadLogResponse,
@@ -1009,6 +1033,11 @@ class LogServiceStub(typing.Generic[_LogServiceAppendLogType, _LogServiceReadLog
     AppendLog: _LogServiceAppendLogType
     """Stores one part. Idempotent: the same offset again replaces nothing and succeeds."""
 
+    AppendLogs: _LogServiceAppendLogsType
+    """Stores whole short logs of tasks of one experiment, as few objects. Idempotent: the same again
+    changes nothing.
+    """
+
     ReadLog: _LogServiceReadLogType
     """From `offset` to the end; with follow, until the log is closed or the call ends."""
 
@@ -1016,6 +1045,10 @@ LogServiceAsyncStub: typing_extensions.TypeAlias = LogServiceStub[
     grpc.aio.UnaryUnaryMultiCallable[
         hyperapi.storage.v1.dataset_service_pb2.AppendLogRequest,
         hyperapi.storage.v1.dataset_service_pb2.AppendLogResponse,
+    ],
+    grpc.aio.UnaryUnaryMultiCallable[
+        hyperapi.storage.v1.dataset_service_pb2.AppendLogsRequest,
+        hyperapi.storage.v1.dataset_service_pb2.AppendLogsResponse,
     ],
     grpc.aio.UnaryStreamMultiCallable[
         hyperapi.storage.v1.dataset_service_pb2.ReadLogRequest,
@@ -1033,6 +1066,16 @@ class LogServiceServicer(metaclass=abc.ABCMeta):
         context: _ServicerContext,
     ) -> typing.Union[hyperapi.storage.v1.dataset_service_pb2.AppendLogResponse, collections.abc.Awaitable[hyperapi.storage.v1.dataset_service_pb2.AppendLogResponse]]:
         """Stores one part. Idempotent: the same offset again replaces nothing and succeeds."""
+
+    @abc.abstractmethod
+    def AppendLogs(
+        self,
+        request: hyperapi.storage.v1.dataset_service_pb2.AppendLogsRequest,
+        context: _ServicerContext,
+    ) -> typing.Union[hyperapi.storage.v1.dataset_service_pb2.AppendLogsResponse, collections.abc.Awaitable[hyperapi.storage.v1.dataset_service_pb2.AppendLogsResponse]]:
+        """Stores whole short logs of tasks of one experiment, as few objects. Idempotent: the same again
+        changes nothing.
+        """
 
     @abc.abstractmethod
     def ReadLog(

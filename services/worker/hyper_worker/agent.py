@@ -440,6 +440,7 @@ class Agent:
                 stream.close()
                 if exit_.exit_code != 0 or exit_.message:
                     self._failing.add(key)
+                    self._shipper.soon()
                     self._failures_to_report.put_nowait((key, exit_, stream))
                     continue
             now.append((key, exit_))

@@ -2,7 +2,7 @@
 
 Each attempt has a `LogStream`. What it takes in goes out in parts of at most 1 MiB, when there
 is so much, half a second after the first byte, and at the end. Short logs that end before that go
-whole, and with others of their experiment: all that have ended while the last were on their way.
+whole, and with others of their experiment: those that end within a fifth of a second of others.
 While the store is away parts wait in a bounded spool; what does not fit is counted, and the log
 says so where it is missing.
 """
@@ -49,6 +49,7 @@ CONCURRENT_PARTS = 4
 WHOLE_BYTES = 16 << 10  # a log that goes with others
 _WHOLE_LOGS = 50  # at once: a whole MiB is not reached
 _GATHER_S = 0.005
+_WHOLE_EVERY_S = 0.2  # whole logs go no more often, unless somebody waits for one
 _CALL_TIMEOUT_S = 10.0
 _ROOM_BYTES = 64 << 10  # that must be free again before output is taken in after a drop
 _AWAY = (UnavailableError, DeadlineError, ResourceExhaustedError)
@@ -192,6 +193,7 @@ class Shipper:
         self._streams: set[LogStream] = set()
         self._backoff = Backoff(first_s=0.2, max_s=10.0)
         self._hurry = asyncio.Event()
+        self._soon = asyncio.Event()
         self._whole: asyncio.Queue[tuple[Part, asyncio.Future[bool]]] = asyncio.Queue()
 
     def open(self, key: Key, source: Source = Source.PROGRAM) -> LogStream:
@@ -210,9 +212,14 @@ class Shipper:
             while True:
                 group.create_task(self._ship(await self._fresh.get()))
 
+    def soon(self) -> None:
+        """Somebody waits for a log that has been closed."""
+        self._soon.set()
+
     async def flush(self, timeout_s: float) -> None:
         """Ship what there is, for at most `timeout_s`; then say what is lost."""
         self._hurry.set()
+        self.soon()
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(timeout_s):
                 for stream in list(self._streams):
@@ -266,9 +273,16 @@ class Shipper:
 
     async def _ship_whole(self) -> None:
         """Whole logs: those of an experiment that are there together."""
+        loop = asyncio.get_running_loop()
+        shipped_at = -_WHOLE_EVERY_S
         while True:
             waiting = [await self._whole.get()]
             await asyncio.sleep(_GATHER_S)
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout_at(shipped_at + _WHOLE_EVERY_S):
+                    await self._soon.wait()
+            self._soon.clear()
+            shipped_at = loop.time()
             while not self._whole.empty():
                 waiting.append(self._whole.get_nowait())
             logs: dict[str, dict[Part, asyncio.Future[bool]]] = {}

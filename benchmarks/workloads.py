@@ -76,7 +76,7 @@ FULL = {
     ),
     "detector": Size(
         {"generate": {"images": 256, "part": {"range": [0, 4]}}},
-        {"source": "", "steps": 600, "save_every": 50}, None,
+        {"source": ""}, None,
     ),
     "boosting": Size({}, {"rounds": 300}, None),
     "detection": Size(

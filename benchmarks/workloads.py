@@ -5,6 +5,7 @@ are than one, and what Hyper costs over running the same functions by hand, one 
 process, on the same stored data. One thread a task everywhere.
 
 - `speedup_2_workers`: seconds of the stage with one worker (one rank) over those with two.
+- `speedup_2_processes`: the same of one and two processes by hand: what this machine has to give.
 - `overhead_percent`: from submission to the workflow's end with one worker, over the time of the
   process that calls the functions by hand, its start included.
 - `loss_difference` (detector): the greatest difference between the loss curves of one process and
@@ -12,7 +13,7 @@ process, on the same stored data. One thread a task everywhere.
   `loss_difference_first`: between single losses, over the first 20 steps. Both add the same numbers
   in another order: the last bits differ, and training carries that on.
 
-Rounds are taken in turn (one, two, by hand), medians are reported.
+Rounds are taken in turn (one, two, by hand, two by hand), medians are reported.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import socket
 import statistics
 import subprocess
 import sys
@@ -76,7 +78,7 @@ FULL = {
     ),
     "detector": Size(
         {"generate": {"images": 256, "part": {"range": [0, 4]}}},
-        {"source": ""}, None,
+        {"source": "", "steps": 200}, None,
     ),
     "boosting": Size({}, {"rounds": 300}, None),
     "detection": Size(
@@ -151,15 +153,27 @@ def through_hyper(
     return collect(workflow).stage_s("stage"), total_s
 
 
-def by_hand(client: Client, workload: Workload, asked: Sequence[Mapping[str, Any]]) -> float:
-    """Seconds of a process that makes the same calls."""
+def by_hand(workload: Workload, asked: Sequence[Mapping[str, Any]], processes: int) -> float:
+    """Seconds of so many processes that make the same calls between them."""
     stage = load(workload, "machine")["experiments"][workload.stage]
-    given = json.dumps([str(ROOT / workload.folder), stage["function"], list(asked)])
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = str(server.getsockname()[1])
     began = time.monotonic()
-    subprocess.run(
-        [sys.executable, "-c", BY_HAND], input=given, text=True, check=True,
-        stdout=subprocess.DEVNULL, env={**os.environ, **THREADS},
-    )  # fmt: skip
+    started: list[subprocess.Popen[str]] = []
+    for rank in range(processes):
+        mine = list(asked if workload.gang else asked[rank::processes])
+        ranks = {"RANK": str(rank), "WORLD_SIZE": str(processes), "MASTER_ADDR": "127.0.0.1",
+                 "MASTER_PORT": port}  # fmt: skip
+        process = subprocess.Popen(
+            [sys.executable, "-c", BY_HAND], stdin=subprocess.PIPE, text=True,
+            stdout=subprocess.DEVNULL, env={**os.environ, **THREADS, **ranks},
+        )  # fmt: skip
+        started.append(process)
+        assert process.stdin is not None
+        json.dump([str(ROOT / workload.folder), stage["function"], mine], process.stdin)
+        process.stdin.close()
+    if any([process.wait() for process in started]):
+        raise RuntimeError(f"{stage['function']} failed when it was called by hand")
     return time.monotonic() - began
 
 
@@ -176,7 +190,7 @@ def measure(client: Client, name: str, quick: bool, rounds: int) -> dict[str, An
             document = {"version": 1, "name": "data", "experiments": before}
             client.submit(document).wait(check=True)
         asked = calls(name, size, quick, session.name)
-        one, two, total, hand = [], [], [], []
+        one, two, total, hand, pair = [], [], [], [], []
         curves: list[list[float]] = []
         through_hyper(client, workload, asked[:1], 1)  # imports, compiled nets
         for _ in range(rounds):
@@ -189,7 +203,9 @@ def measure(client: Client, name: str, quick: bool, rounds: int) -> dict[str, An
                 if workload.gang:
                     curves.append(json.loads(session.read("losses.json")))
             _fresh(session, workload)
-            hand.append(by_hand(client, workload, asked))
+            hand.append(by_hand(workload, asked, 1))
+            _fresh(session, workload)
+            pair.append(by_hand(workload, asked, 2))
     finally:
         session.abort()
     found = {
@@ -198,6 +214,7 @@ def measure(client: Client, name: str, quick: bool, rounds: int) -> dict[str, An
         "seconds_2_workers": statistics.median(two),
         "seconds_by_hand": statistics.median(hand),
         "speedup_2_workers": statistics.median(a / b for a, b in zip(one, two, strict=True)),
+        "speedup_2_processes": statistics.median(a / b for a, b in zip(hand, pair, strict=True)),
         "overhead_percent": statistics.median(
             100 * (a / b - 1) for a, b in zip(total, hand, strict=True)
         ),
@@ -272,7 +289,7 @@ def main() -> int:
     parser.add_argument("--json", action="store_true", help="end with one JSON object")
     parser.add_argument("--only", nargs="*", choices=sorted(FULL), default=sorted(FULL))
     parser.add_argument("--plot", type=Path, help="draw the seconds, as PNG or SVG")
-    parser.add_argument("--rounds", type=int, default=0, help="of one, two, by hand")
+    parser.add_argument("--rounds", type=int, default=0, help="of one, two, by hand, two by hand")
     arguments = parser.parse_args()
     rounds = arguments.rounds or (1 if arguments.quick else 3)
     found: dict[str, Any] = {}

@@ -1,10 +1,10 @@
 """`python -m benchmarks.scheduler [--quick] [--json] [--only PART] [--plot FILE]`.
 
 Parts: `peers` (no-op tasks, in turn with Ray and Dask), `busy` (10 ms of work each, they too),
-`commands`, `latency`, `large` (ten million tasks), `plan` (time to plan from ten thousand to ten
-million, drawn into the file that `--plot` names), `agents` (ten thousand streams), `whole` (only
-where asked for: `--tasks` no-op tasks run to their end; the most memory and the largest database on
-the way).
+`printing` (what a line of output adds to the CPU time of such a task, in turn), `commands`,
+`latency`, `large` (ten million tasks), `plan` (time to plan from ten thousand to ten million, drawn
+into the file that `--plot` names), `agents` (ten thousand streams), `whole` (only where asked for:
+`--tasks` no-op tasks run to their end; the most memory and the largest database on the way).
 
 CPU time is that of whole systems: ours of scheduler, worker and tasks, etcd, storage gateway and
 S3, with every result durable; the peers' of all their processes, with nothing durable.
@@ -79,6 +79,17 @@ def busy(where: Cluster, client: Client, quick: bool, cores: int) -> dict[str, A
         share = None if isinstance(figures, str) else rate(figures, tasks) / ideal
         found[f"{peer}_share_of_ideal_10ms"] = share
     return found
+
+
+def printing(where: Cluster, client: Client, quick: bool) -> dict[str, float]:
+    """What it costs that tasks of 10 ms print a line each: CPU time of all, logs durable."""
+    tasks, rounds = (400, 1) if quick else (2_000, 3)
+    more_ms: list[float] = []
+    for _ in range(rounds):
+        silent = run(where, client, recipe(tasks, 10))["cpu_s"]
+        loud = run(where, client, recipe(tasks, 10, function="loud"))["cpu_s"]
+        more_ms.append(1000.0 * (loud - silent) / tasks)
+    return {"printing_cpu_ms_per_task": statistics.median(more_ms)}
 
 
 def commands(where: Cluster, client: Client, quick: bool) -> float:
@@ -196,7 +207,7 @@ def many_workers(quick: bool) -> dict[str, Any]:
     }
 
 
-PARTS = ("peers", "busy", "commands", "latency", "large", "plan", "agents")
+PARTS = ("peers", "busy", "printing", "commands", "latency", "large", "plan", "agents")
 ON_REQUEST = ("whole",)
 
 
@@ -211,6 +222,8 @@ def measure(quick: bool, parts: Sequence[str], tasks: int) -> dict[str, Any]:
                 figures |= throughput(where, client, quick, cores)
             if "busy" in parts:
                 figures |= busy(where, client, quick, cores)
+            if "printing" in parts:
+                figures |= printing(where, client, quick)
             if "commands" in parts:
                 figures["commands_per_core_second"] = commands(where, client, quick)
             if "latency" in parts:

@@ -96,14 +96,16 @@ def cluster(
             hyper(home, "down")
 
 
-def recipe(tasks: int, milliseconds: int = 0, name: str = "bench") -> dict[str, Any]:
+def recipe(
+    tasks: int, milliseconds: int = 0, name: str = "bench", function: str = "task"
+) -> dict[str, Any]:
     """No-op tasks, each with parameters of its own."""
     return {
         "version": 1,
         "name": name,
         "experiments": {
             "noop": {
-                "function": "benchmarks.scheduler.work:task",
+                "function": f"benchmarks.scheduler.work:{function}",
                 "parameters": {
                     "i": {"range": [0, tasks]},
                     "group": "g",

@@ -21,6 +21,12 @@ def task(context: object, *, i: int, group: str, milliseconds: int) -> str:
     return RESULT
 
 
+def loud(context: object, *, i: int, group: str, milliseconds: int) -> str:
+    """One that prints a line."""
+    print(f"task {i} of {group}")
+    return task(context, i=i, group=group, milliseconds=milliseconds)
+
+
 def now(context: object, *, i: int) -> float:
     """When it began."""
     return time.time()

@@ -6,7 +6,7 @@ Keys, all below the bucket's prefix:
     arrays/{array}/v1/zarr.json             written by the gateway at commit
     arrays/{array}/v1/c/{i}/{j}/...         shards, written by presigned URLs
     sessions/{session}/...  manifests/...   the gateway's own; never signed
-    logs/...                                the log service's own; never signed
+    logs/...  logs-...                      the log service's own; never signed
 """
 
 from __future__ import annotations

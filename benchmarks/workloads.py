@@ -172,7 +172,8 @@ def by_hand(workload: Workload, asked: Sequence[Mapping[str, Any]], processes: i
         assert process.stdin is not None
         json.dump([str(ROOT / workload.folder), stage["function"], mine], process.stdin)
         process.stdin.close()
-    if any([process.wait() for process in started]):
+    statuses = [process.wait() for process in started]
+    if any(statuses):
         raise RuntimeError(f"{stage['function']} failed when it was called by hand")
     return time.monotonic() - began
 

@@ -421,6 +421,7 @@ class Agent:
     def ended(self, ends: list[tuple[Key, Exit]]) -> None:
         """Attempts have ended: a failure is reported when its log can be read."""
         now: list[tuple[Key, Exit]] = []
+        last = self._last({key for key, _ in ends})
         for key, exit_ in ends:
             if exit_.exit_code != 0 or exit_.message:
                 reason = exit_.message or describe_exit(exit_.exit_code)
@@ -437,15 +438,25 @@ class Agent:
             if voice is not None:
                 exit_ = _with_result(exit_, voice)
             if stream is not None:
-                stream.close()
-                if exit_.exit_code != 0 or exit_.message:
+                failed = exit_.exit_code != 0 or bool(exit_.message)
+                stream.close(soon=failed or key.experiment in last)
+                if failed:
                     self._failing.add(key)
-                    self._shipper.soon()
                     self._failures_to_report.put_nowait((key, exit_, stream))
                     continue
             now.append((key, exit_))
         if now:
             self._report(now)
+
+    def _last(self, ending: set[Key]) -> set[str]:
+        """Experiments that have nothing more here: their logs need not wait for others."""
+        if not self._shipper.busy:
+            return set()
+        more = {key.experiment for key in self._machine.live if key not in ending}
+        last = {key.experiment for key in ending} - more
+        if last:
+            self._shipper.soon()
+        return last
 
     def returned(self, keys: list[Key]) -> None:
         """Attempts of a bundle were not started."""

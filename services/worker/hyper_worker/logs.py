@@ -49,7 +49,7 @@ CONCURRENT_PARTS = 4
 WHOLE_BYTES = 16 << 10  # a log that goes with others
 _WHOLE_LOGS = 50  # at once: a whole MiB is not reached
 _GATHER_S = 0.005
-_WHOLE_EVERY_S = 0.2  # whole logs go no more often, unless somebody waits for one
+_WHOLE_EVERY_S = 0.2  # whole logs go no more often, unless somebody may wait for one
 _CALL_TIMEOUT_S = 10.0
 _ROOM_BYTES = 64 << 10  # that must be free again before output is taken in after a drop
 _AWAY = (UnavailableError, DeadlineError, ResourceExhaustedError)
@@ -98,7 +98,7 @@ class Gateway:
 
     def whole(self, parts: Sequence[Part]) -> None:
         """See `Store`."""
-        request = AppendLogsRequest(parent=_experiment(parts[0]))
+        request = AppendLogsRequest(parent=parts[0].key.experiment)
         for part in parts:
             key, index = part.key, int(part.key.task.rpartition("/")[2])
             request.logs.add(task_index=index, epoch=key.epoch, number=key.number, data=part.data)
@@ -106,10 +106,6 @@ class Gateway:
 
     def _call(self, method: str, request: Message) -> None:
         self._client.call(STORAGE, LogServiceStub, method, request, timeout_s=_CALL_TIMEOUT_S)
-
-
-def _experiment(part: Part) -> str:
-    return part.key.task.rpartition("/tasks/")[0]
 
 
 class LogStream:
@@ -124,7 +120,7 @@ class LogStream:
     ) -> None:
         self.key, self.spool, self.source = key, spool, source
         self.offset = 0
-        self.closed = False
+        self.closed = self.soon = False
         self.shipped = asyncio.Event()
         self.more = asyncio.Event()  # bytes, or the end
         self.due = asyncio.Event()  # a whole part, or the end
@@ -148,10 +144,11 @@ class LogStream:
             self._begun = True
             self._first_byte(self)
 
-    def close(self) -> None:
-        """No more will come."""
+    def close(self, *, soon: bool = False) -> None:
+        """No more will come; `soon`: somebody may wait for it."""
         if self.closed:
             return
+        self.soon = soon
         if self._dropped_bytes:
             self._note_dropped()
         self.closed = True
@@ -212,8 +209,13 @@ class Shipper:
             while True:
                 group.create_task(self._ship(await self._fresh.get()))
 
+    @property
+    def busy(self) -> bool:
+        """Whether logs are on their way."""
+        return bool(self._streams)
+
     def soon(self) -> None:
-        """Somebody waits for a log that has been closed."""
+        """Somebody may wait for logs that have been closed."""
         self._soon.set()
 
     async def flush(self, timeout_s: float) -> None:
@@ -260,6 +262,8 @@ class Shipper:
         if last and program and not part.offset and len(data) <= WHOLE_BYTES:
             together: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
             self._whole.put_nowait((part, together))
+            if stream.soon:
+                self._soon.set()
             alone = not await together
         else:
             alone = True
@@ -287,7 +291,7 @@ class Shipper:
                 waiting.append(self._whole.get_nowait())
             logs: dict[str, dict[Part, asyncio.Future[bool]]] = {}
             for part, shipped in waiting:
-                logs.setdefault(_experiment(part), {})[part] = shipped
+                logs.setdefault(part.key.experiment, {})[part] = shipped
             async with asyncio.TaskGroup() as group:
                 for each in logs.values():
                     parts = list(each)

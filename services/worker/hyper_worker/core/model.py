@@ -15,6 +15,11 @@ class Key:
     number: int
 
     @property
+    def experiment(self) -> str:
+        """Whose task it is."""
+        return self.task.rpartition("/tasks/")[0]
+
+    @property
     def attempt(self) -> str:
         """Which of its task's attempts it is: "epoch.number"."""
         return f"{self.epoch}.{self.number}"

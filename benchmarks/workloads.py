@@ -74,11 +74,11 @@ class Size:
 
 FULL = {
     "text": Size(
-        {"generate": {"files": 5000, "shard": {"range": [0, 8]}}}, {"source": ""}, ("shard", 8)
+        {"generate": {"files": 1200, "shard": {"range": [0, 8]}}}, {"source": ""}, ("shard", 8)
     ),
     "detector": Size(
         {"generate": {"images": 256, "part": {"range": [0, 4]}}},
-        {"source": "", "steps": 200}, None,
+        {"source": "", "steps": 300}, None,
     ),
     "boosting": Size({}, {"rounds": 300}, None),
     "detection": Size(

@@ -1,7 +1,7 @@
 """Gzipped text files to TFRecord shards: unzip, clean, split.
 
-Every task takes one shard of files, `raw/SHARD/...`, and writes `tfrecord/train-SHARD.tfrecord` and
-`tfrecord/valid-SHARD.tfrecord`; all of them appear with one commit.
+Every task takes one shard of files, `raw/SHARD/...`, and writes `tfrecord/train-SHARD.tfrecord.gz`
+and `tfrecord/valid-SHARD.tfrecord.gz`; all of them appear with one commit.
 """
 
 from __future__ import annotations
@@ -26,6 +26,12 @@ from hyper import TaskContext
 CHUNK_WORDS = 128
 VALID_SHARE = 0.05
 UNZIPPED_BYTES_MAX = 64 << 20
+_HIDDEN = re.compile(r"<(?:(script|style)\b|!--)", re.IGNORECASE)
+_HIDDEN_ENDS = {
+    "script": re.compile(r"</script", re.IGNORECASE),
+    "style": re.compile(r"</style", re.IGNORECASE),
+    "": re.compile(r"-->"),
+}
 _TAG = re.compile(r"<[^<>]{0,1000}>")
 _WORD = re.compile(r"[^\W_]+(?:['’][^\W_]+)?|[.,;:!?]")
 _VOCABULARY = 5_000
@@ -72,8 +78,9 @@ def process(context: TaskContext, *, session: str, source: str, shard: int) -> d
             )
             records[part] += frame(example)
             counts[part] += 1
-    job.write_many(
-        (f"tfrecord/{part}-{shard:05}.tfrecord", bytes(data)) for part, data in records.items()
+    job.write_many(  # level 1: a fifth larger than by default, six times as fast
+        (f"tfrecord/{part}-{shard:05}.tfrecord.gz", gzip.compress(data, compresslevel=1, mtime=0))
+        for part, data in records.items()
     )
     return counts
 
@@ -100,8 +107,22 @@ def unzip(data: bytes) -> bytes:
 
 def clean(text: str) -> list[str]:
     """Words and punctuation: without markup, entities resolved, NFKC, lower case."""
-    plain = unicodedata.normalize("NFKC", html.unescape(_TAG.sub(" ", text)))
+    plain = unicodedata.normalize("NFKC", html.unescape(_TAG.sub(" ", visible(text))))
     return _WORD.findall(plain.lower())
+
+
+def visible(text: str) -> str:
+    """Without comments, scripts and styles; one that never ends takes the rest with it."""
+    shown, at = [], 0
+    while begin := _HIDDEN.search(text, at):
+        shown.append(text[at : begin.start()])
+        end = _HIDDEN_ENDS[(begin[1] or "").lower()].search(text, begin.end())
+        if end is None:
+            break
+        at = end.start()
+    else:
+        shown.append(text[at:])
+    return "".join(shown)
 
 
 def split(words: list[str]) -> list[list[str]]:
@@ -120,15 +141,16 @@ def split(words: list[str]) -> list[list[str]]:
 
 
 def page(rng: random.Random) -> bytes:
-    """One gzipped page: words with frequencies after Zipf, markup, entities."""
+    """One gzipped page of some 16 kB: words with frequencies after Zipf, markup, entities."""
     vocabulary, cumulative = _words()
     paragraphs = []
-    for _ in range(rng.randint(2, 5)):
+    for _ in range(rng.randint(16, 40)):
         words = rng.choices(vocabulary, cum_weights=cumulative, k=rng.randint(30, 120))
         for at in range(9, len(words), rng.randint(8, 16)):
             words[at] += "."
         paragraphs.append(f"<p class=x>{' '.join(words)} &amp; caf&eacute;.</p>")
-    text = f"<html><body>{''.join(paragraphs)}</body></html>"
+    script = f"<script>page({paragraphs[0].count(' ')} < {len(paragraphs)});</script>"
+    text = f"<html><head>{script}</head><body>{''.join(paragraphs)}</body></html>"
     return gzip.compress(text.encode(), compresslevel=6, mtime=0)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import os
 import re
@@ -40,7 +41,7 @@ def check_text(client: Client, page: str) -> None:
         records = [
             message
             for info, data in dataset.read_many(dataset.files("tfrecord/"))
-            for message in tfrecord.unframe(data)
+            for message in tfrecord.unframe(gzip.decompress(data))
         ]
     assert len(records) >= 60  # every file has at least one piece
 

@@ -11,6 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import grpc
+import minio
 import numpy as np
 import obstore.store
 import pytest
@@ -92,6 +93,20 @@ def test_files_round_trip(client: Client, name: str, tmp_path: Path) -> None:
     assert len(objects) == 1  # packed
     with pytest.raises(NotFoundError):
         dataset.read("a/none")
+
+
+def test_an_object_is_no_text_to_s3(client: Client, bucket: S3Settings, name: str) -> None:
+    """SeaweedFS gzips what it takes for text, and unzips it whole to read a part."""
+    with client.session(name) as session:
+        session.write("large.txt", b"words and words\n" * 100_000)
+    (info,) = _dataset(client, name).files()
+    s3 = minio.Minio(
+        bucket.endpoint.removeprefix("http://"), bucket.access_key,
+        bucket.secret_key.get_secret_value(), secure=False, region="us-east-1",
+    )  # fmt: skip
+    every = [each.object_name or "" for each in s3.list_objects(bucket.bucket, recursive=True)]
+    (key,) = [each for each in every if each.endswith(info.object)]
+    assert s3.stat_object(bucket.bucket, key).content_type == "application/octet-stream"
 
 
 def test_transfers_tell_how_far_they_are(client: Client, name: str, tmp_path: Path) -> None:

@@ -55,6 +55,26 @@ def test_cleaning(text: ModuleType) -> None:
     assert found == ["café", "tea", ",", "it's", "5", "000", "."]
 
 
+@pytest.mark.parametrize(
+    ("page", "words"),
+    [
+        ("a<SCRIPT src=x>b < c</Script >d", ["a", "d"]),
+        ("a<style>p {}</style>b<!-- <b>c</b> > -->d", ["a", "b", "d"]),
+        ("a<scripted>b", ["a", "b"]),
+        ("a<!-- b<script>c</script>d", ["a"]),
+        ("\u0130<script>\u0130</script>b", ["i", "b"]),
+    ],
+)
+def test_what_nobody_sees_is_left_out(text: ModuleType, page: str, words: list[str]) -> None:
+    assert text.clean(page) == words
+
+
+def test_cleaning_takes_time_in_proportion(text: ModuleType) -> None:
+    """A page of beginnings without ends: seconds if each were looked for to the end again."""
+    assert text.clean("<script" * 300_000) == []
+    assert text.clean("<!--" * 300_000) == []
+
+
 def test_pieces_end_with_sentences(text: ModuleType) -> None:
     words = (["word"] * 19 + ["."]) * 20
     pieces = text.split(words)

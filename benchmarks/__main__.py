@@ -34,7 +34,7 @@ MODULES = (
     "benchmarks.matcher.deep",
     "benchmarks.matcher.probe",
     "benchmarks.matcher.projection",
-    "benchmarks.matcher.scale",
+    "benchmarks.matcher.scale --stacks 1024x20,2048x20,4096x20,1024x100,8192x20",
     "benchmarks.matcher.stitching",
     "benchmarks.placement --plot docs/placement_cost.png",
     "benchmarks.scheduler --plot docs/scheduler_planning.png",

@@ -193,7 +193,8 @@ def measure(client: Client, name: str, quick: bool, rounds: int) -> dict[str, An
         asked = calls(name, size, quick, session.name)
         one, two, total, hand, pair = [], [], [], [], []
         curves: list[list[float]] = []
-        through_hyper(client, workload, asked[:1], 1)  # imports, compiled nets
+        first = {**asked[0], "steps": 1} if workload.gang else asked[0]
+        through_hyper(client, workload, [first], 1)  # imports, compiled nets
         for _ in range(rounds):
             for workers, times in ((1, one), (2, two)):
                 _fresh(session, workload)

@@ -55,6 +55,18 @@ def train(context: TaskContext, *, folder: str, steps: int) -> dict[str, int]:
     }  # fmt: skip
 
 
+def ranked(context: TaskContext) -> dict[str, bool]:
+    return {"ranked": "RANK" in os.environ}
+
+
+def place(context: TaskContext, *, number: int) -> dict[str, Any]:
+    """What a gang of one is told; it can listen where it is told to."""
+    with socket.create_server((os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]))):
+        time.sleep(0.5)
+    names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "NODE_RANK")
+    return {"pid": os.getpid(), **{name: os.environ[name] for name in names}}
+
+
 class Ring:
     """Ranks of a gang that add numbers: rank 0 listens at MASTER_PORT, the others dial."""
 

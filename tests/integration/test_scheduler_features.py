@@ -62,6 +62,22 @@ def test_a_gang_meets_and_goes_on_after_the_loss_of_a_rank(client: Client, tmp_p
     assert {each["local_world_size"] for each in results} == {3}
 
 
+def test_a_gang_of_one_is_one(client: Client) -> None:
+    """What runs as a gang runs with `gang: 1` too; ranks have processes of their own."""
+    experiment = {
+        "gang": 1, "function": f"{FUNCTIONS}:place", "parameters": {"number": {"range": [0, 6]}}
+    }  # fmt: skip
+    workflow = client.submit({"version": 1, "name": "one", "experiments": {"train": experiment}})
+    workflow.wait(timeout_s=50, check=True)
+    results = [workflow.task("train", index).result for index in range(6)]
+    assert len({each.pop("pid") for each in results}) == 6
+    assert {tuple(each.values()) for each in results} == {("0", "1", "0", "1", "0")}
+    plain = {"function": f"{FUNCTIONS}:ranked"}
+    workflow = client.submit({"version": 1, "name": "none", "experiments": {"train": plain}})
+    workflow.wait(timeout_s=50, check=True)
+    assert workflow.task("train", 0).result == {"ranked": False}
+
+
 def test_commands_print_items_and_tasks_follow_them_one_by_one(client: Client) -> None:
     workflow = client.submit(
         {

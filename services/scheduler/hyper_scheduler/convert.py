@@ -343,7 +343,7 @@ def start_group(
         numbers=[attempt.number for _, attempt in tasks],
         parameters_json=[parameters_json(run, task.index) for task, _ in tasks],
     )
-    if run.spec.gang > 1:
+    if run.spec.gang > 1 or run.spec.ranked:
         group.ranks.extend(rank(ranks(state, run, task)[task.index]) for task, _ in tasks)
     return group
 

@@ -120,6 +120,7 @@ def _experiment(key: str, node: Node) -> Experiment:
         around=read_around(fields, parameters),
         gang=_integer(fields["gang"], 1, MAX_GANG) if "gang" in fields else 1,
         objective=_objective(fields["objective"]) if "objective" in fields else None,
+        ranked="gang" in fields,
     )
     _check_gang(fields, experiment)
     _check_sampling(node, fields, experiment)

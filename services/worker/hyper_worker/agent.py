@@ -339,6 +339,8 @@ class Agent:
         kind = "function" if jobs[0].function else "command"
         keys = [job.key for job in jobs]
         start = time.monotonic()
+        if jobs[0].rank == 0 and not jobs[0].port:  # a gang of one
+            jobs = (convert.on_port(jobs[0], self._ports.another()),)
         self._ports.lend(jobs[0].port)
         permanent = False
         try:

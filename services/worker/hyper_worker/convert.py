@@ -58,6 +58,12 @@ def _ranked(job: Job, rank: wire.Rank) -> Job:
     return replace(job, env=tuple(sorted(env.items())), rank=rank.rank, port=port)
 
 
+def on_port(job: Job, port: int) -> Job:
+    """A gang's first rank that listens on `port`."""
+    env = dict(job.env) | {"MASTER_PORT": str(port)}
+    return replace(job, env=tuple(sorted(env.items())), port=port)
+
+
 def _maker(experiment: str, specs: Mapping[str, wire.TaskSpec]) -> Callable[[Key, str], Job]:
     """What the jobs of an experiment share is read once."""
     spec = specs.get(experiment)

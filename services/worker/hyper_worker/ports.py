@@ -42,6 +42,12 @@ class Ports:
             if not self._hold(port):
                 self._hold(0)
 
+    @staticmethod
+    def another() -> int:
+        """One that nobody uses, for a rank that nobody else has to find."""
+        with socket.create_server(("", 0)) as server:
+            return int(server.getsockname()[1])
+
     def close(self) -> None:
         """Let all go."""
         for held in self._held.values():

@@ -123,7 +123,10 @@ class Rank:
 
 
 def ranks(state: State, run: ExperimentRun, task: TaskId) -> dict[int, Rank]:
-    """The places of all tasks of a gang that has just been given out, by task."""
+    """The places of all tasks of a gang that has just been given out, by task.
+
+    A gang of one has no port: whoever runs it takes any.
+    """
     indices = run.gang_of(task.index)
     hosts: list[str] = []
     for index in indices:
@@ -136,6 +139,8 @@ def ranks(state: State, run: ExperimentRun, task: TaskId) -> dict[int, Rank]:
     assert first is not None and first.attempt is not None
     master = state.workers[first.worker]
     port = master.ports.get(task._replace(index=indices[0]))
+    if not port and len(indices) > 1:
+        port = FALLBACK_PORT + first.attempt.number % 1_000
     return {
         index: Rank(
             rank=rank,
@@ -144,7 +149,7 @@ def ranks(state: State, run: ExperimentRun, task: TaskId) -> dict[int, Rank]:
             local_world_size=hosts.count(hosts[rank]),
             node_rank=nodes.index(hosts[rank]),
             master_addr=master.capacity.host or "127.0.0.1",
-            master_port=port or FALLBACK_PORT + first.attempt.number % 1_000,
+            master_port=port or 0,
         )
         for rank, index in enumerate(indices)
     }

@@ -175,6 +175,7 @@ class Experiment:
     around: Around = Around()
     gang: int = 1  # tasks with the same parameters that start, restart and succeed together
     objective: Objective | None = None
+    ranked: bool = False  # tasks hear their place in the gang, also where `gang` is 1
 
     @property
     def items(self) -> dict[str, Items]:

@@ -119,7 +119,7 @@ class ExperimentRun:
         """
         spec = self.spec
         early = spec.objective is not None and spec.objective.asha is not None
-        if not self.mean_s or not spec.function or spec.gang > 1 or early:
+        if not self.mean_s or not spec.function or spec.gang > 1 or spec.ranked or early:
             return SLOT
         if spec.sampling is Sampling.TPE:
             return SLOT

@@ -183,6 +183,17 @@ async def test_a_rank_has_a_process_of_its_own(scheduler: FakeScheduler, tmp_pat
         assert pids[0] != pids[1]
 
 
+async def test_a_gang_of_one_listens_where_it_can(scheduler: FakeScheduler, tmp_path: Path) -> None:
+    """The machine's address is for others: a rank without a network has the loopback only."""
+    place = wire.Rank(world_size=1, local_world_size=1, master_addr="192.0.2.1")
+    async with agent(scheduler, tmp_path, slots=1):
+        scheduler.assign(0, command='echo "$RANK $MASTER_ADDR $MASTER_PORT"', rank=place)
+        await scheduler.ended(0)
+        rank, address, port = (await scheduler.log_closed(0)).decode().split()
+    assert (rank, address) == ("0", "127.0.0.1")
+    assert 1024 <= int(port) < 65536
+
+
 async def test_a_function_knows_its_task_and_logs_what_it_prints(
     scheduler: FakeScheduler, tmp_path: Path
 ) -> None:

@@ -124,6 +124,23 @@ print(os.path.exists(AGENT), sorted(os.listdir("/proc"))[:3])
     assert "False ['1'," in text
 
 
+async def test_a_gang_of_one_needs_no_network(scheduler: FakeScheduler, tmp_path: Path) -> None:
+    program = """\
+import os, socket
+address = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+with socket.create_server(address), socket.create_connection(address, timeout=2):
+    print("met at", address[0])
+"""
+    place = wire.Rank(world_size=1, local_world_size=1, master_addr="192.0.2.1")
+    async with agent(scheduler, tmp_path):
+        scheduler.assign(
+            0, image=IMAGE, command="python -c {{p}}", parameters={"p": program}, rank=place
+        )
+        end = await scheduler.ended(0, 60)
+        assert end.outcome == wire.OUTCOME_SUCCEEDED, end.message
+        assert b"met at 127.0.0.1" in await scheduler.log_closed(0)
+
+
 async def test_limits(scheduler: FakeScheduler, tmp_path: Path) -> None:
     eat = "python -c 'x = bytearray(200 << 20); print(len(x))'"
     fork = "for i in $(seq 200); do sleep 5 & done; wait"

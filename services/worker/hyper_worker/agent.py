@@ -340,7 +340,7 @@ class Agent:
         keys = [job.key for job in jobs]
         start = time.monotonic()
         if jobs[0].rank == 0 and not jobs[0].port:  # a gang of one
-            jobs = (convert.on_port(jobs[0], self._ports.another()),)
+            jobs = (convert.alone(jobs[0], self._ports.another()),)
         self._ports.lend(jobs[0].port)
         permanent = False
         try:

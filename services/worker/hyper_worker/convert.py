@@ -58,9 +58,10 @@ def _ranked(job: Job, rank: wire.Rank) -> Job:
     return replace(job, env=tuple(sorted(env.items())), rank=rank.rank, port=port)
 
 
-def on_port(job: Job, port: int) -> Job:
-    """A gang's first rank that listens on `port`."""
-    env = dict(job.env) | {"MASTER_PORT": str(port)}
+def alone(job: Job, port: int) -> Job:
+    """The one rank of a gang of one. Nobody else has to find it: it listens on `port` of the
+    loopback, which is there in a container without a network too."""
+    env = dict(job.env) | {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     return replace(job, env=tuple(sorted(env.items())), port=port)
 
 

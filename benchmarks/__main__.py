@@ -39,6 +39,7 @@ MODULES = (
     "benchmarks.placement --plot docs/placement_cost.png",
     "benchmarks.scheduler --plot docs/scheduler_planning.png",
     "benchmarks.search",
+    "benchmarks.segmentation",
     "benchmarks.storage",
     "benchmarks.storage.million",
     "benchmarks.storage.training --plot docs/storage_training.png",

@@ -1,6 +1,6 @@
-"""`python -m benchmarks.segmentation [--quick] [--json] [--seeds 0,1,2]`: how good segmentations are.
+"""`python -m benchmarks.segmentation [--quick] [--json] [--seeds 0,1,2]`.
 
-The example as it is (`python -m examples.run segmentation`), on a cluster of its own, once with a
+How good segmentations are. The example as it is (`python -m examples.run segmentation`), on a cluster of its own, once with a
 net of each seed: trained on sections 0 to 14 of `em/vnc_stack1`, run over all 20 by the inference
 service, cut into objects, and compared with the truth on sections 16 to 19, which nobody trained
 on. Beside it a watershed on intensity, with the settings of a grid that do best on section 15.

@@ -1,9 +1,10 @@
 """`python -m benchmarks.segmentation [--quick] [--json] [--seeds 0,1,2]`.
 
-How good segmentations are. The example as it is (`python -m examples.run segmentation`), on a cluster of its own, once with a
-net of each seed: trained on sections 0 to 14 of `em/vnc_stack1`, run over all 20 by the inference
-service, cut into objects, and compared with the truth on sections 16 to 19, which nobody trained
-on. Beside it a watershed on intensity, with the settings of a grid that do best on section 15.
+How good segmentations are. The example as it is (`python -m examples.run segmentation`), on a
+cluster of its own, once with a net of each seed: trained on sections 0 to 14 of `em/vnc_stack1`,
+run over all 20 by the inference service, cut into objects, and compared with the truth on sections
+16 to 19, which nobody trained on. Beside it a watershed on intensity, with the settings of a grid
+that do best on section 15.
 
 - `ours`, `intensity`: adapted Rand error and variation of information (bits) within sections, each
   the mean of the sections; `ours_3d`: of the volume.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import threading
 import time
+import traceback
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -176,9 +177,11 @@ def _scheduler_addresses(client: Client) -> tuple[str, ...]:
 
 def test_errors_keep_their_class_and_reason(scheduler: FakeScheduler, client: Client) -> None:
     scheduler.failures = [NotFoundError("no workflow w; see `hyper ps`")]
-    with pytest.raises(NotFoundError, match="see `hyper ps`"):
+    with pytest.raises(NotFoundError, match="see `hyper ps`") as caught:
         client.workflow("w")
     assert scheduler.calls == ["GetWorkflow"]
+    shown = "".join(traceback.format_exception(caught.value))
+    assert "grpc._channel" not in shown
 
 
 def test_a_scheduler_that_comes_back_is_waited_for(

@@ -276,7 +276,7 @@ def test_a_secret_is_never_shown_and_a_wrong_one_is_said(
     with client.session(name) as session:
         with pytest.raises(InvalidArgumentError, match="refuses"):
             session.register_array("a", "locked", "x")
-        with pytest.raises(NotFoundError, match="no store"):
+        with pytest.raises(NotFoundError, match="set unknown ENDPOINT BUCKET --tenant "):
             session.register_array("a", "unknown", "x")
         session.write("x", b"")
     stores.delete_store(client, "locked")

@@ -187,7 +187,7 @@ class Client:
                 translated = from_rpc_error(error, peer=service)
                 if started:
                     self.forget(service)
-                    raise translated from error
+                    raise translated from None
                 waiting.after(translated)
             except UnavailableError as error:
                 if started:
@@ -487,7 +487,7 @@ class _Waiting:
     def after(self, error: HyperError) -> None:
         """Return when it is time to try again; raise `error` if it is not worth it."""
         if not isinstance(error, UnavailableError) or isinstance(error, NoClusterError):
-            raise error
+            raise error from None  # gRPC's own error says nothing that it does not
         leader = error.metadata.get("leader") if error.reason == "NOT_LEADER" else None
         if leader:
             self._client.use_leader(leader)
@@ -497,7 +497,7 @@ class _Waiting:
         repeatable = self._repeatable or error.reason in ("NOT_LEADER", "DRAINING")
         left_s = self._end - time.monotonic()
         if not repeatable or left_s <= 0:
-            raise error
+            raise error from None
         if leader and self._redirects < _REDIRECTS_MAX:
             self._redirects += 1
             return

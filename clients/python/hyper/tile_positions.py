@@ -160,8 +160,8 @@ def _feabas(file: Path, text: str, folder: Path | None) -> Layout:
         if not line.strip() or line.lstrip().startswith("#"):
             continue
         parts = [part.strip() for part in line.strip().split("\t")]
-        if len(parts) == 1:
-            parts = line.split()
+        if len(parts) == 1:  # by spaces: a name may have some, x and y are the last
+            parts = line.split() if line.lstrip().startswith("{") else line.rsplit(maxsplit=2)
         if parts[0] == "{ROOT_DIR}":
             root = Path(" ".join(parts[1:])).expanduser()
         elif parts[0] == "{RESOLUTION}":
@@ -173,8 +173,8 @@ def _feabas(file: Path, text: str, folder: Path | None) -> Layout:
         else:
             if len(parts) < 3:
                 raise _bad(file, f"line {number}: needs a file, x and y, not {line.strip()!r}")
-            x, y = _number(file, number, parts[-2:-1]), _number(file, number, parts[-1:])
-            name = Path(" ".join(parts[:-2]))
+            x, y = _number(file, number, parts[1:2]), _number(file, number, parts[2:3])
+            name = Path(parts[0])  # behind x and y: the tile's end, as the image itself has it
             base = folder or root or file.parent
             if not base.is_absolute():
                 base = file.parent / base

@@ -226,7 +226,8 @@ class Externals:
         if record is None:
             self._known.pop((tenant, name), None)
             raise NotFoundError(
-                f"tenant {tenant} has no store {name!r}; name it with `hyper store`",
+                f"tenant {tenant} has no store {name!r}; name it: "
+                f"hyper store set {name} ENDPOINT BUCKET --tenant {tenant}",
                 metadata={"store": name},
             )
         found = await self._make(tenant, name, decode_store(record))

@@ -59,6 +59,15 @@ def test_feabas_text_is_x_then_y(tmp_path: Path) -> None:
     assert {tile.section for tile in layout.tiles} == {"s1"}
 
 
+def test_feabas_text_may_have_the_ends_of_tiles_and_spaces_in_names(tmp_path: Path) -> None:
+    file = tmp_path / "s1.txt"
+    file.write_text("{TILE_SIZE}\t80\t100\na b.png\t80\t2\t180\t82\nc.png\t0\t0\n")
+    assert places(file) == [("a b.png", 2, 80), ("c.png", 0, 0)]
+    file.write_text("{ROOT_DIR} x y z\na b.png 80 2\n")
+    (tile,) = read_layout([file]).tiles
+    assert (tile.file, tile.y, tile.x) == (tmp_path / "x y z" / "a b.png", 2, 80)
+
+
 def test_a_file_a_section_in_the_order_of_their_numbers(tmp_path: Path) -> None:
     for number in (10, 2):
         (tmp_path / f"s{number}.txt").write_text(f"t{number}.png 5 6\n")

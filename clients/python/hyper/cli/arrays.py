@@ -62,7 +62,7 @@ def publish(
 
 
 def register_(
-    store: Annotated[str, typer.Argument(help="name of a store (`hyper store ls`)")],
+    store: Annotated[str, typer.Argument(help="name of a store of the target's tenant")],
     path: Annotated[str, typer.Argument(help="of a Zarr, N5 or precomputed array in it")],
     target: Annotated[
         str, typer.Argument(help="tenant/name/array", autocompletion=complete.datasets)
@@ -100,7 +100,7 @@ def set_store(
     access_key: Annotated[
         str, typer.Option("--access-key", help=f"with the secret key in {_SECRET}, or asked for")
     ] = "",
-    tenant: Annotated[str | None, typer.Option("--tenant", help="whose it is")] = None,
+    tenant: Annotated[str | None, typer.Option("--tenant", help="whose datasets may use it")] = None,
     json_output: _Json = False,
 ) -> None:
     """Name a bucket; its credentials are kept encrypted and never shown. Without: public."""
@@ -122,7 +122,7 @@ def set_store(
 
 
 def list_stores(
-    tenant: Annotated[str | None, typer.Option("--tenant", help="whose")] = None,
+    tenant: Annotated[str | None, typer.Option("--tenant", help="whose they are")] = None,
     json_output: _Json = False,
 ) -> None:
     """List the stores of a tenant."""
@@ -142,7 +142,7 @@ def list_stores(
 
 def remove_store(
     name: Annotated[str, typer.Argument(help="of the store")],
-    tenant: Annotated[str | None, typer.Option("--tenant", help="whose")] = None,
+    tenant: Annotated[str | None, typer.Option("--tenant", help="whose it is")] = None,
     json_output: _Json = False,
 ) -> None:
     """Forget a store; arrays that were registered from it cannot be read any more."""

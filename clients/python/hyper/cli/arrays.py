@@ -100,7 +100,9 @@ def set_store(
     access_key: Annotated[
         str, typer.Option("--access-key", help=f"with the secret key in {_SECRET}, or asked for")
     ] = "",
-    tenant: Annotated[str | None, typer.Option("--tenant", help="whose datasets may use it")] = None,
+    tenant: Annotated[
+        str | None, typer.Option("--tenant", help="whose datasets may use it")
+    ] = None,
     json_output: _Json = False,
 ) -> None:
     """Name a bucket; its credentials are kept encrypted and never shown. Without: public."""

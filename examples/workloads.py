@@ -14,13 +14,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from hyper import sample_data
-from hyper.errors import NotFoundError
-from hyper.images import list_sections, read_section
 from hyper.run_report import chart, table
 
 if TYPE_CHECKING:
     from hyper.client import Client
+    from hyper.datasets import Dataset
     from hyper.workflows import Workflow
 
 ROOT = Path(__file__).resolve().parent
@@ -108,9 +106,7 @@ def _boosting(client: Client, workflow: Workflow) -> Sections:
 
 def _losses(client: Client, workflow: Workflow) -> Sections:
     """The loss curve of a training that wrote `losses.json`."""
-    (made,) = results(workflow, "begin")
-    dataset = "/".join(made["session"].split("/")[1:4:2])
-    losses = json.loads(client.open_dataset(dataset).read("losses.json"))
+    losses = json.loads(_dataset(client, results(workflow, "begin")[0]).read("losses.json"))
     window = max(1, len(losses) // 50)
     smooth = np.convolve(losses, np.ones(window) / window, "valid")
     line = [(float(step), float(value)) for step, value in enumerate(smooth)]
@@ -123,47 +119,55 @@ def _detection(client: Client, workflow: Workflow) -> Sections:
     return {"What came out": table(("", ""), [(k, _short(v)) for k, v in found.items()])}
 
 
-def _segmentation(client: Client, workflow: Workflow) -> Sections:
+def _segmentation(client: Client, workflow: Workflow, judge: str = "measure") -> Sections:
     with code_of("segmentation", "evaluate") as evaluate:
-        (found,) = results(workflow, "measure")
-        rows = [
-            (name, *(_short(found[key][each]) for each in ("rand_error", "information_bits",
-                                                           "split_bits", "merge_bits")))
-            for name, key in (("ours, within sections", "ours"),
-                              ("watershed on intensity, within sections", "intensity"),
-                              ("ours, across sections", "ours_3d"))
-        ]  # fmt: skip
-        heads = ("", "adapted Rand error", "variation of information, bits", "split", "merge")
-        (made,) = results(workflow, "cut")
-        dataset = client.open_dataset("/".join(made["session"].split("/")[1:4:2]))
+        (found,), (made,) = results(workflow, judge), results(workflow, "cut")
+        dataset = _dataset(client, made)
         pictures = "".join(
             evaluate.picture_html(info.path[len("pictures/") : -len(".png")], data)
             for info, data in dataset.read_many(dataset.files("pictures/"))
         )
-    return {"Against the truth": table(heads, rows), "A held-out section": pictures}
+    return {"Against the truth": _against_truth(found), "A held-out section": pictures}
+
+
+def _against_truth(found: Mapping[str, Any]) -> str:
+    """What `evaluate` has measured, as a table."""
+    rows = [
+        (name, *(_short(found[key][each]) for each in ("rand_error", "information_bits",
+                                                       "split_bits", "merge_bits")))
+        for name, key in (("ours, within sections", "ours"),
+                          ("watershed on intensity, within sections", "intensity"),
+                          ("ours, across sections", "ours_3d"))
+    ]  # fmt: skip
+    heads = ("", "adapted Rand error", "variation of information, bits", "split", "merge")
+    return table(heads, rows)
 
 
 def _raw_to_segmented(client: Client, workflow: Workflow) -> Sections:
-    (made,) = results(workflow, "cut")
+    (begun,), (found,), (linked,) = (results(workflow, name) for name in ("start", "judge", "link"))
+    before = json.loads(_dataset(client, begun).read("align/settings.json"))["array"]
+    shown = _segmentation(client, workflow, "judge")
     with code_of("segmentation", "evaluate") as evaluate:
-        dataset = client.open_dataset("/".join(made["session"].split("/")[1:4:2]))
-        name = json.loads(dataset.read("settings.json"))["source"]
-        raw, labels = client.open_array(name), dataset["segmentation"]
-        middle = raw.shape[0] // 2
-        shown = {
-            "aligned section": raw[middle],
-            "membranes": dataset["membranes"][middle],
-            "objects": evaluate.colours(labels[middle].astype(np.int64)),
-            "aligned, from the side": np.repeat(raw[:, raw.shape[1] // 2], 8, axis=0),
-            "objects, from the side": np.repeat(
-                evaluate.colours(labels[:, raw.shape[1] // 2].astype(np.int64)), 8, axis=0
-            ),
+        dataset = _dataset(client, results(workflow, "cut")[0])
+        raw = client.open_array(json.loads(dataset.read("settings.json"))["source"])
+        labels, z, y = dataset["segmentation"], found["sections"][0], raw.shape[1] // 2
+        pictures = {
+            "aligned section": raw[z],
+            "its objects": evaluate.colours(labels[z].astype(np.int64)),
         }
-        html = "".join(
-            evaluate.picture_html(key, evaluate.png(value)) for key, value in shown.items()
-        )
-    (linked,) = results(workflow, "link")
-    return {"What came out": table(("", "count"), list(linked.items())) + html}
+        sides = {
+            "from the side: raw": client.open_array(before)[:, y],
+            "from the side: aligned": raw[:, y],
+            "from the side: objects": evaluate.colours(labels[:, y].astype(np.int64)),
+        }
+        pictures |= {name: np.repeat(side, 8, axis=0) for name, side in sides.items()}
+        html = "".join(evaluate.picture_html(k, evaluate.png(v)) for k, v in pictures.items())
+    return {**shown, "What came out": table(("", "count"), list(linked.items())) + html}
+
+
+def _dataset(client: Client, made: Mapping[str, Any]) -> Dataset:
+    """The dataset of the session that a task has returned."""
+    return client.open_dataset("/".join(made["session"].split("/")[1:4:2]))
 
 
 def _short(value: Any) -> str:
@@ -177,24 +181,11 @@ def _truth(client: Client, small: bool) -> str:
         return f"{name}: {said}"
 
 
-def _unaligned(client: Client, small: bool) -> str:
-    name = "default/unaligned-small" if small else "default/unaligned"
-    try:
-        return f"{name}: {client.open_dataset(name).message}"
-    except NotFoundError:
-        pass
-    folder = None if small else sample_data.find()
-    if folder is not None:
-        values = np.stack([read_section(file) for file in list_sections(folder)])
-        said = f"sections of {folder.name}"
-    else:
-        sections, edge = (4, 288) if small else (10, 1024)
-        values = np.stack(sample_data.synthetic_stack(sections, edge, seed=3).sections)
-        said = "SYNTHETIC sections"
-    with client.session(name) as session:
-        session.create_array("raw", values.shape, "uint8")[...] = values
-        session.commit(said)
-    return f"{name}: {said}"
+def _moved(client: Client, small: bool) -> str:
+    said = "" if small else f"{_truth(client, small)}\n"
+    with code_of("segmentation", "prepare") as prepare:
+        name = "default/vnc-moved-small" if small else "default/vnc-moved"
+        return f"{said}{name}: {prepare.ensure_moved(client, 'default/vnc', name, small=small)}"
 
 
 WORKLOADS: Mapping[str, Workload] = {
@@ -221,6 +212,6 @@ WORKLOADS: Mapping[str, Workload] = {
     ),
     "raw_to_segmented": Workload(
         "From raw sections to a segmented volume", "segmentation", "raw_to_segmented", "features",
-        needs=("membranes",), prepare=_unaligned, show=_raw_to_segmented,
+        needs=("membranes",), prepare=_moved, show=_raw_to_segmented,
     ),
 }  # fmt: skip

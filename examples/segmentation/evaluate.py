@@ -20,6 +20,7 @@ from metrics import Agreement, agreement
 from numpy.typing import NDArray
 from partition import Settings, cut, first_of, overlaps
 from PIL import Image
+from prepare import INSIDE
 from scipy import ndimage
 from segment import cells
 
@@ -27,7 +28,6 @@ from hyper import TaskContext
 from hyper.images import encode_png
 
 RESULT = "result.json"
-_INSIDE = (191, 223, 255)  # mitochondria, synapses, the rest of a cell
 _SHOWN_PX = 512
 
 
@@ -35,12 +35,32 @@ def measure(
     context: TaskContext, *, session: str, truth: str, sections: Sequence[int]
 ) -> dict[str, Any]:
     """Compare the sections from the first to before the last with the truth; write the result."""
-    job, data = context.client.attach(session), context.client.open_dataset(truth)
+    data, (low, high) = context.client.open_dataset(truth), sections
+    raw, labels = (data[name][low - 1 : high] for name in ("raw", "labels"))
+    return _judge(context.client.attach(session), raw, np.isin(labels, INSIDE), low)
+
+
+def measure_aligned(
+    context: TaskContext, *, session: str, aligned: str, truth: str, sections: Sequence[int]
+) -> dict[str, Any]:
+    """The same for sections that were aligned before.
+
+    Args:
+        aligned: the array that was segmented.
+        truth: session of an alignment by the same fields, of what is 255 within cells.
+    """
     low, high = sections
-    wanted = np.stack([objects(section) for section in data["labels"][low:high]])
-    raw = data["raw"][low:high]
+    raw = context.client.open_array(aligned)[low - 1 : high]
+    inside = context.client.attach(truth)["aligned"][low - 1 : high] > 127
+    return _judge(context.client.attach(session), raw, inside, low)
+
+
+def _judge(job: Any, raw: NDArray[np.uint8], inside: NDArray[np.bool_], low: int) -> dict[str, Any]:
+    """Compare the sections from `low` on; `raw` and `inside` begin with the one before it."""
+    tuned = tune(raw[0], objects(inside[0]))
+    wanted, raw = np.stack([objects(section) for section in inside[1:]]), raw[1:]
+    high = low + len(raw)
     ours = cells(job, job["fragments"], slice(low, high))
-    tuned = tune(data["raw"][low - 1], objects(data["labels"][low - 1]))
     theirs = np.stack([cut(boundary(section), tuned) for section in raw])
     volume = agreement(job["segmentation"][low:high].astype(np.int64), in_depth(wanted))
     result = {
@@ -68,9 +88,9 @@ def measure(
     return result
 
 
-def objects(labels: NDArray[np.uint8]) -> NDArray[np.int64]:
+def objects(inside: NDArray[np.bool_]) -> NDArray[np.int64]:
     """The truth's objects in a section, from 1 on; 0 is left out."""
-    found, _ = ndimage.label(np.isin(labels, _INSIDE))
+    found, _ = ndimage.label(inside)
     return np.asarray(found, np.int64)
 
 

@@ -45,6 +45,11 @@ class MembraneNet(nn.Module):
                 nn.init.kaiming_normal_(module.weight)
                 assert module.bias is not None
                 nn.init.zeros_(module.bias)
+        # What is added to a skip begins small: else the logits begin at tens, and some seeds never
+        # find back. After Zhang et al., "Fixup initialization", ICLR 2019.
+        with torch.no_grad():
+            for conv in (*self.down, *self.up, self.head):
+                conv.weight.mul_(0.1)
 
     def forward(self, x: Tensor) -> Tensor:
         """Logits."""

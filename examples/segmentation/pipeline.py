@@ -7,11 +7,17 @@ from typing import Any
 from hyper import TaskContext, align, align_source
 
 
-def start(context: TaskContext, *, source: str, destination: str) -> dict[str, Any]:
-    """Open the alignment's session; returns it, and the sections, pairs and blocks."""
+def start(
+    context: TaskContext, *, source: str, destination: str, from_fields: str = ""
+) -> dict[str, Any]:
+    """Open the alignment's session; returns it, and the sections, pairs and blocks.
+
+    Args:
+        from_fields: of another alignment, used in place of matches; for another channel.
+    """
     client = context.client
     stack = align_source.inspect_array(client, source)
-    options = align.AlignOptions()
+    options = align.AlignOptions(from_fields=from_fields)
     align.check_lengths(stack, options)
     session = client.session(destination)
     session.write(align.SETTINGS_FILE, align.job_settings(stack, options, destination))

@@ -34,13 +34,22 @@ Span = tuple[slice, slice, slice]
 
 def begin(
     context: TaskContext, *, source: str, model: str, destination: str, depth: int, edge: int,
-    settings: dict[str, Any],
+    settings: dict[str, Any], valid: str = "",
 ) -> dict[str, Any]:  # fmt: skip
-    """Open the session, make the arrays, cut the volume into blocks of (depth, edge, edge)."""
+    """Open the session, make the arrays, cut the volume into blocks of (depth, edge, edge).
+
+    Args:
+        valid: an array of the source's shape, 0 where there is no tissue, and hence no object.
+    """
     settings = {"cut": dict(settings)}
     client = context.client
     array = client.open_array(source)
     Settings(**settings["cut"])  # refuses what is not a setting
+    if valid:
+        tissue = client.open_array(valid)
+        if tissue.shape != array.shape:
+            raise ValueError(f"{valid} has shape {tissue.shape}, {source} {array.shape}")
+        settings["valid"] = tissue.name
     job = client.session(destination)
     for name in job.arrays():  # of an earlier segmentation
         job.delete_array(name)
@@ -86,11 +95,14 @@ def fragments(context: TaskContext, *, session: str, block: int) -> dict[str, in
     seen = _grown(span, shape)
     values = job["membranes"][seen].astype(np.float32) / 255
     settings = Settings(**asked["cut"])
+    valid = context.client.open_array(asked["valid"])[seen] if "valid" in asked else None
     found = np.zeros(values.shape, np.int64)
     count = 0
     for z, section in enumerate(values):
         labels = cut(section, settings)
         found[z] = labels.astype(np.int64) + (((block + 1) << _ID_BITS) + count)
+        if valid is not None:
+            found[z][valid[z] == 0] = 0
         count += int(labels.max())
     inner = _within(span, seen)
     job["fragments"][span] = found[inner].astype(np.uint64)
@@ -184,22 +196,23 @@ def label(context: TaskContext, *, session: str, block: int) -> dict[str, int]:
     part = job["fragments"][span].astype(np.int64)
     own, table = _read(job, _fragments_file(block)), _read(job, _table_file(block))
     numbers = _replaced(own["roots"], table["object_from"], table["object_to"])
-    objects = numbers[np.searchsorted(own["names"], part)]
+    objects = np.zeros_like(part)
+    objects[part > 0] = numbers[np.searchsorted(own["names"], part[part > 0])]
     job["segmentation"][span] = objects.astype(np.uint64)
-    return {"voxels": part.size, "objects": len(np.unique(objects))}
+    return {"voxels": part.size, "objects": len(np.unique(objects[objects > 0]))}
 
 
-def commit(context: TaskContext, *, session: str) -> dict[str, Any]:
+def commit(context: TaskContext, *, session: str, message: str = "segmentation") -> dict[str, Any]:
     """Make everything one version."""
     job = context.client.attach(session)
     request_id = str(uuid.uuid5(uuid.NAMESPACE_URL, context.task))
-    return {"version": job.commit("segmentation", request_id=request_id).number}
+    return {"version": job.commit(message, request_id=request_id).number}
 
 
 def cells(tree: Any, fragments: Array, sections: slice) -> NDArray[np.int64]:
     """Sections of the segmentation before links from one to the next; (z, y, x)."""
     found = fragments[sections].astype(np.int64)
-    for block in np.unique((found >> _ID_BITS) - 1).tolist():
+    for block in np.unique((found[found > 0] >> _ID_BITS) - 1).tolist():
         table, here = _read(tree, _table_file(block)), (found >> _ID_BITS) - 1 == block
         found[here] = _replaced(found[here], table["cell_from"], table["cell_to"])
     return found

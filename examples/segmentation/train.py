@@ -21,6 +21,8 @@ from hyper.errors import FailedPreconditionError, NotFoundError
 
 CHECKPOINT, MODEL, LOSSES = "checkpoint.pt", "membranes.onnx", "losses.json"
 _EDGE_WEIGHT = 2.0  # of membrane against the rest: there is less of it
+_WARM_UP = 0.05  # of the steps
+_GRADIENT = 1.0  # longer ones are shortened
 
 
 def begin(context: TaskContext, *, dataset: str) -> dict[str, str]:
@@ -45,7 +47,7 @@ def train(
         patch: edge of patches, px; a multiple of 16.
         batch_size: patches a step.
         steps: of training.
-        rate: learning rate at the start; it falls as a half cosine.
+        rate: learning rate; it rises over the first steps and falls as a half cosine.
         widths: channels by level.
         seed: of weights and patches.
         save_every: steps between checkpoints.
@@ -70,13 +72,14 @@ def train(
         rng = np.random.default_rng([seed, step])
         grey, wanted = batch(raw, truth, patch, batch_size, rng)
         for group in optimizer.param_groups:
-            group["lr"] = rate * (0.01 + 0.99 * (1 + math.cos(math.pi * step / steps)) / 2)
+            group["lr"] = rate * schedule(step / steps)
         optimizer.zero_grad()
         target = torch.from_numpy(wanted)
         loss = functional.binary_cross_entropy_with_logits(
             net(torch.from_numpy(grey)), target, weight=1 + (_EDGE_WEIGHT - 1) * target
         )
         loss.backward()
+        torch.nn.utils.clip_grad_norm_(net.parameters(), _GRADIENT)
         optimizer.step()
         losses.append(float(loss.detach()))
         if (step + 1) % 20 == 0:
@@ -87,6 +90,12 @@ def train(
     job.write_many([(MODEL, to_onnx(net)), (LOSSES, json.dumps(losses).encode())])
     return {"loss": float(np.mean(losses[-50:])),
             "parameters": sum(p.numel() for p in net.parameters())}  # fmt: skip
+
+
+def schedule(share: float) -> float:
+    """The learning rate's factor after this share of the training."""
+    falling = 0.01 + 0.99 * (1 + math.cos(math.pi * share)) / 2
+    return falling * min(1.0, share / _WARM_UP + 0.1)
 
 
 def commit(context: TaskContext, *, session: str) -> dict[str, int]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import itertools
 import json
 import os
 import re
@@ -12,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 from examples.workloads import WORKLOADS, code_of
 from hyper.client import Client
@@ -76,12 +78,31 @@ def check_segmentation(client: Client, page: str) -> None:
 
 
 def check_whole(client: Client, page: str) -> None:
-    aligned = client.open_array("default/brain-small/aligned")
-    labels = client.open_array("default/brain-segmented-small/segmentation")
+    aligned, valid = (
+        client.open_array(f"default/brain-small/{name}")[...] for name in ("aligned", "valid")
+    )
+    labels = client.open_array("default/brain-segmented-small/segmentation")[...]
     assert labels.shape == aligned.shape
-    assert labels[...].min() >= 1
+    np.testing.assert_array_equal(labels > 0, valid > 0)
     (counted,) = re.findall(r"<td>objects</td><td[^>]*>(\d+)</td>", page)
-    assert int(counted) == len(np.unique(labels[...]))
+    assert int(counted) == len(np.unique(labels[labels > 0]))
+    inside = client.open_array("default/brain-truth-small/aligned")[...]
+    moved = client.open_dataset("default/vnc-moved-small")
+    assert neighbours(aligned, valid) > 2 * neighbours(moved["raw"][...])
+    assert 0.5 < np.mean(inside[valid > 0] > 127) < 0.95  # the truth went along
+    light = (
+        aligned[(valid > 0) & (inside > 127)].mean(),
+        aligned[(valid > 0) & (inside < 128)].mean(),
+    )
+    assert light[0] > light[1] + 30  # and lies where it belongs: walls are dark
+
+
+def neighbours(sections: NDArray[np.uint8], valid: NDArray[np.uint8] | None = None) -> float:
+    """The mean correlation of neighbouring sections."""
+    tissue = np.ones_like(sections) if valid is None else valid
+    both = [(a > 0) & (b > 0) for a, b in itertools.pairwise(tissue)]
+    pairs = zip(itertools.pairwise(sections), both, strict=True)
+    return float(np.mean([np.corrcoef(a[here], b[here])[0, 1] for (a, b), here in pairs]))
 
 
 CHECKS = {

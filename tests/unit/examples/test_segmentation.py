@@ -113,3 +113,14 @@ def test_what_the_truth_leaves_out_does_not_count(metrics: ModuleType) -> None:
         metrics.agreement(truth, np.zeros(5, int))
     with pytest.raises(ValueError, match="shapes"):
         metrics.agreement(truth, truth[:3])
+
+
+def test_truth_moves_with_its_section() -> None:
+    with code_of("segmentation", "prepare") as prepare:
+        inside = np.indices((400, 320)).sum(0) // 25 % 2 == 0
+        section = np.where(inside, 200, 50).astype(np.uint8)
+        first, second = (prepare.moved(section, inside, seed) for seed in (0, 1))
+    for grey, truth in (first, second):
+        assert grey.shape == truth.shape == (360, 280)
+        assert np.mean((grey > 125) == (truth > 127)) > 0.99
+    assert np.mean(first[1] == second[1]) < 0.9  # each goes its own way

@@ -124,3 +124,14 @@ def test_truth_moves_with_its_section() -> None:
         assert grey.shape == truth.shape == (360, 280)
         assert np.mean((grey > 125) == (truth > 127)) > 0.99
     assert np.mean(first[1] == second[1]) < 0.9  # each goes its own way
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_the_untrained_net_is_sure_of_nothing(seed: int) -> None:
+    """Logits of tens at the start are what some trainings never find back from."""
+    import torch
+
+    torch.manual_seed(seed)
+    with code_of("segmentation", "membrane_net") as module:
+        logits = module.MembraneNet()(torch.randn(1, 1, 3, 64, 64))
+    assert float(logits.detach().abs().mean()) < 2

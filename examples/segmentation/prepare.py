@@ -24,7 +24,7 @@ _PARTS = {"raw": "em/vnc_stack1", "membranes": "em/vnc_stack1_truth/membranes",
 
 
 def ensure_truth(client: Client, dataset: str, *, small: bool) -> str:
-    """Make the dataset of `raw`, `membranes` and `labels` unless it exists; what is in it."""
+    """Make the dataset of `raw`, `membranes`, `labels` unless it exists; returns what it is."""
     try:
         return client.open_dataset(dataset).message
     except NotFoundError:
@@ -55,7 +55,7 @@ def ensure_moved(client: Client, source: str, dataset: str, *, small: bool) -> s
 
     Arrays: `raw`, (z, y, x), every section of `source` turned by up to 0.035 rad, shifted by up to
     3% of its edge, and warped by 0.4% of it; `inside`, the truth moved with it: 255 within cells.
-    Sections are seen through a window that lies within all of them. Returns what it is, in words.
+    Sections are seen through a window that lies within all of them. Returns what it is.
     """
     try:
         return client.open_dataset(dataset).message
@@ -65,8 +65,8 @@ def ensure_moved(client: Client, source: str, dataset: str, *, small: bool) -> s
         raw, _, labels = stack(6, 384)
         said = "SYNTHETIC"
     else:
-        truth = client.open_dataset(source)
-        raw, labels, said = truth["raw"][...], truth["labels"][...], truth.message
+        found = client.open_dataset(source)
+        raw, labels, said = found["raw"][...], found["labels"][...], found.message
     pairs = [
         moved(section, np.isin(truth, INSIDE), seed)
         for seed, (section, truth) in enumerate(zip(raw, labels, strict=True))

@@ -42,7 +42,7 @@ if TYPE_CHECKING:
 
 CONNECTIONS = 32
 THREADS = 16
-DECODERS = 4
+DECODERS = 16  # a batch of samples is one wait for S3, not one after the other
 SIGN_BATCH = 1024
 URLS_KEPT = 50_000
 READ_ATTEMPTS = 4

@@ -348,7 +348,8 @@ def main(argv: list[str] | None = None) -> int:
     results = evaluate(test, trained.net, filters, wanted, arguments.seed + 10, say)
     if arguments.json:
         facts = {
-            "train": arguments.train, "test": arguments.test, "steps": config.steps,
+            "train": Path(arguments.train).name, "test": Path(arguments.test).name,
+            "steps": config.steps,
             "parameters": trained.net.parameter_count(), "train_cpu_s": train_cpu_s,
             "band_passes": len(GRID),
         }  # fmt: skip

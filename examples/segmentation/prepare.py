@@ -67,6 +67,7 @@ def ensure_moved(client: Client, source: str, dataset: str, *, small: bool) -> s
     else:
         found = client.open_dataset(source)
         raw, labels, said = found["raw"][...], found["labels"][...], found.message
+    said += ", its sections turned, shifted and warped at random"
     pairs = [
         moved(section, np.isin(truth, INSIDE), seed)
         for seed, (section, truth) in enumerate(zip(raw, labels, strict=True))
@@ -75,8 +76,8 @@ def ensure_moved(client: Client, source: str, dataset: str, *, small: bool) -> s
         for name, values in zip(("raw", "inside"), map(np.stack, zip(*pairs, strict=True)),
                                 strict=True):  # fmt: skip
             session.create_array(name, values.shape, "uint8", voxel_size_nm=VOXEL_NM)[...] = values
-        session.commit(f"{said}, its sections turned, shifted and warped at random")
-    return f"{said}, its sections turned, shifted and warped at random"
+        session.commit(said)
+    return said
 
 
 def moved(

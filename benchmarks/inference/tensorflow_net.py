@@ -187,15 +187,17 @@ class _Translator:
         return x
 
     def blocks(self, op: DepthToSpace, x: Any, node: Node) -> Any:
-        """Channels (o, z, y, x of a block) to voxels."""
+        """Channels (o, z, y, x of a block), or (z, y, x of a block, o), to voxels."""
         tf, factors = self.tf, self.axes(op.factor)
         sizes, outs = list(x.shape[1:-1]), node.type.shape[0]
         count = len(factors)
-        y = tf.reshape(x, [x.shape[0], *sizes, outs, *factors])
+        parts = [*factors, outs] if op.block_first else [outs, *factors]
+        y = tf.reshape(x, [x.shape[0], *sizes, *parts])
+        first = 1 + count + (not op.block_first)
         order = [0]
         for axis in range(count):
-            order += [1 + axis, 2 + count + axis]
-        y = tf.transpose(y, [*order, 1 + count])
+            order += [1 + axis, first + axis]
+        y = tf.transpose(y, [*order, 1 + 2 * count if op.block_first else 1 + count])
         y = tf.reshape(y, [x.shape[0], *[n * f for n, f in zip(sizes, factors, strict=True)], outs])
         cut = [slice(0, n) for n in self.axes(op.size)]
         return y[(slice(None), *cut, slice(None))]

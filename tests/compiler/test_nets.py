@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 import zipfile
 from pathlib import Path
 
@@ -14,7 +15,9 @@ from torch import nn
 import hyper_inference
 from hyper.errors import InvalidArgumentError
 from hyper_inference import InvalidModelError, UnsupportedOp
+from hyper_inference.compiler.compile import load_graph
 from hyper_inference.compiler.frontend import pt2
+from hyper_inference.compiler.ir import Conv
 from tests.support import nets
 
 pytestmark = [
@@ -146,6 +149,31 @@ LAYERS = {
 def test_layers(name: str) -> None:
     layer, shape = LAYERS[name]
     assert error(prepared(layer), 2 * torch.randn(shape) + 1) < 4e-6
+
+
+PHASES = {
+    "3d_3_2": (nn.ConvTranspose3d(3, 2, 3, 2, 1, output_padding=1), (4, 5, 21), True),
+    "3d_3_2_odd": (nn.ConvTranspose3d(3, 9, 3, 2, 1), (4, 5, 21), True),
+    "3d_3_2_grouped": (nn.ConvTranspose3d(6, 4, 3, 2, groups=2), (3, 5, 18), True),
+    "2d_4_2": (nn.ConvTranspose2d(5, 3, 4, 2, 1), (9, 21), True),
+    "2d_4_2_cut": (nn.ConvTranspose2d(5, 3, 4, 2, 3), (9, 21), False),
+    "2d_5_3": (nn.ConvTranspose2d(5, 8, 5, 3, 2), (9, 21), True),
+    "2d_dilated": (nn.ConvTranspose2d(3, 2, 3, 2, 2, dilation=3), (9, 21), True),
+    "2d_gaps": (nn.ConvTranspose2d(3, 2, 2, 3, output_padding=2), (9, 21), False),
+    "3d_4_2": (nn.ConvTranspose3d(3, 2, 4, 2, 1), (4, 5, 21), False),
+    "2d_16_8": (nn.ConvTranspose2d(2, 2, 16, 8, 4), (5, 9), False),
+}
+
+
+@pytest.mark.parametrize("name", sorted(PHASES))
+def test_phases_of_a_transposed_convolution_are_split_where_that_saves(name: str) -> None:
+    layer, size, split = PHASES[name]
+    x = torch.randn(1, layer.in_channels, *size)
+    layer = prepared(layer)
+    assert error(layer, x) < 4e-6
+    graph = load_graph(layer, tuple(x.shape))
+    convolutions = sum(isinstance(node.op, Conv) for node in graph.nodes)
+    assert convolutions == (math.prod(layer.stride) if split else 1)
 
 
 def saved(module: nn.Module, shape: tuple[int, ...]) -> bytes:

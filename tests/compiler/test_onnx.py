@@ -59,6 +59,15 @@ def test_resize(attributes: dict[str, str], scale: float) -> None:
     assert against_onnxruntime(model, noise(1, 2, 5, 19)) < 1e-5
 
 
+@pytest.mark.parametrize("mode", ["DCR", "CRD", ""])
+@pytest.mark.parametrize("factor", [2, 3])
+def test_depth_to_space(mode: str, factor: int) -> None:
+    attributes = {"mode": mode} if mode else {}
+    nodes = [helper.make_node("DepthToSpace", ["x"], ["y"], blocksize=factor, **attributes)]
+    shape = (1, 2 * factor**2, 5, 19)
+    assert against_onnxruntime(onnx_model(nodes, {}, list(shape)), noise(*shape)) == 0
+
+
 def test_sizes_computed_from_shapes_are_folded() -> None:
     """What exporters write for "resize to the size of the skip"."""
     nodes = [

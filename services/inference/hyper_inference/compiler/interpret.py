@@ -232,8 +232,12 @@ def depth_to_space(op: DepthToSpace, x: Array) -> Array:
     """Blocks of channels become blocks of voxels."""
     c, z, y, width = x.shape
     i, j, k = op.factor
-    blocks = x.reshape(c // (i * j * k), i, j, k, z, y, width).transpose(0, 4, 1, 5, 2, 6, 3)
-    whole = blocks.reshape(-1, z * i, y * j, width * k)
+    channels = c // (i * j * k)
+    if op.block_first:
+        blocks = np.moveaxis(x.reshape(i, j, k, channels, z, y, width), 3, 0)
+    else:
+        blocks = x.reshape(channels, i, j, k, z, y, width)
+    whole = blocks.transpose(0, 4, 1, 5, 2, 6, 3).reshape(channels, z * i, y * j, width * k)
     return whole[:, : op.size[0], : op.size[1], : op.size[2]]
 
 

@@ -205,10 +205,14 @@ class ScaleShift:
 
 @dataclass(frozen=True, slots=True)
 class DepthToSpace:
-    """Channels (o, factor z, y, x) become blocks of voxels; cut to `size` (z, y, x)."""
+    """Channels (o, factor z, y, x) become blocks of voxels; cut to `size` (z, y, x).
+
+    `block_first`: the channels are (factor z, y, x, o), as in ONNX's mode DCR.
+    """
 
     factor: Triple
     size: Triple
+    block_first: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -412,7 +416,7 @@ def describe(op: Op) -> str:
         case NormScales():
             words = ["norm_scales", f"groups {op.groups}", f"epsilon {op.epsilon:g}"]
         case DepthToSpace():
-            words = ["depth_to_space", _triple(op.factor)]
+            words = ["depth_to_space", _triple(op.factor)] + ["block first"] * op.block_first
         case Concat():
             words = ["concat"]
         case Pool():

@@ -49,7 +49,10 @@ class SoftmaxChannels(Kernel):
 
 @dataclass(frozen=True, slots=True)
 class Blocks(Kernel):
-    """`out[o, z, y, x] = a[(o, z % fz, y % fy, x % fx), z / fz, y / fy, x / fx]`."""
+    """`out[o, z, y, x] = a[(o, z % fz, y % fy, x % fx), z / fz, y / fy, x / fx]`.
+
+    `block_first`: o is the last of the four that count the channels of `a`.
+    """
 
     channels: int
     factor: Triple
@@ -57,24 +60,28 @@ class Blocks(Kernel):
     size: int
     a: Strides
     out: Strides
+    block_first: bool
 
     def emit(self, e: Emitter, p: Arguments) -> None:
         """Output rows, channels, vectors of the input's x, woven."""
         fz, fy, fx = self.factor
+        per_part = self.channels if self.block_first else 1
+        per_channel = 1 if self.block_first else fz * fy * fx
         with e.loop(p.begin, p.end) as row:
             z, y = e.divmod(row.index, self.height)
             z_in, z_part = e.divmod(z, fz)
             y_in, y_part = e.divmod(y, fy)
-            part = e.mul(e.add(e.mul(z_part, fy), y_part), fx)
+            part = e.mul(e.add(e.mul(z_part, fy), y_part), fx * per_part)
             with e.loop(0, self.channels) as channel:
-                first = e.add(e.mul(channel.index, fz * fy * fx), part)
+                first = e.add(e.mul(channel.index, per_channel), part)
                 offsets = e.mul(z_in, self.a.plane), e.mul(y_in, self.a.row)
                 a = e.at(p.a, e.add(*offsets, e.mul(first, self.a.channel)))
                 offsets = e.mul(z, self.out.plane), e.mul(y, self.out.row)
                 out = e.at(p.out, e.add(*offsets, e.mul(channel.index, self.out.channel)))
 
                 def body(x: Value, lanes: int) -> None:
-                    values = [e.load(a, e.add(x, n * self.a.channel)) for n in range(fx)]
+                    step = per_part * self.a.channel
+                    values = [e.load(a, e.add(x, n * step)) for n in range(fx)]
                     for n, value in enumerate(interleave(e, values)):
                         used = lanes - n * e.width
                         if used > 0:

@@ -58,7 +58,7 @@ def lower_simple(node: Node, op: SimpleOp, places: Mapping[str, Place]) -> Step:
                 raise UnsupportedOp("depth_to_space", node.name, f"blocks over {MAX_FACTOR}")
             blocks = Blocks(
                 out.shape[0], op.factor, out.shape[2], out.shape[3], strides_of(inputs[0]),
-                strides_of(out),
+                strides_of(out), op.block_first,
             )  # fmt: skip
             return make_step(node.name, blocks, out.offset, inputs[0].offset, out.shape)
         case _:

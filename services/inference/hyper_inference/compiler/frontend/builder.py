@@ -6,13 +6,20 @@ batch, gives 2D nets a z of 1, and infers every type.
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Literal
 
 import numpy as np
 
-from hyper_inference.compiler.frontend.transposed import transposed_axis
+from hyper_inference.compiler.frontend.transposed import (
+    TransposedAxis,
+    spread_weights,
+    transposed_axis,
+    weights_a_pair,
+    worth_splitting,
+)
 from hyper_inference.compiler.ir import (
     Activate,
     Activation,
@@ -196,8 +203,8 @@ class GraphBuilder:
     ) -> str:
         """A transposed convolution.
 
-        Where the stride is the kernel, one op. Else a convolution that makes all voxels between
-        two input voxels as channels, and these put in their places.
+        Where the stride is the kernel, one op. Else convolutions that make all voxels between two
+        input voxels as channels, and these put in their places (`transposed.py`).
         """
         lifted = self._lift_weight(weight)
         if groups < 1 or lifted.shape[0] != self._types[x].shape[0] or lifted.shape[0] % groups:
@@ -212,22 +219,36 @@ class GraphBuilder:
         kernel = _three(lifted.shape[2:])
         if steps == kernel and groups == 1 and not any(pads + more) and gaps == (1, 1, 1):
             return self.add(ConvTranspose(lifted, biases), [x], hint)
-        sizes = self._types[x].shape[1:]
-        axes = [
-            transposed_axis(*facts)
-            for facts in zip(sizes, kernel, steps, pads, more, gaps, strict=True)
-        ]
-        block = int(np.prod(steps))
-        taps = [axis.taps.shape[0] for axis in axes]
-        if lifted.shape[0] * lifted.shape[1] * block * int(np.prod(taps)) > 2**28:
+        facts = list(zip(self._types[x].shape[1:], kernel, steps, pads, more, gaps, strict=True))
+        axes = [transposed_axis(*each) for each in facts]
+        if lifted.shape[0] * lifted.shape[1] * weights_a_pair(axes) > 2**28:
             raise UnsupportedOp("conv_transpose", hint, "a stride that makes too many weights")
-        parts = lifted.reshape(groups, -1, *lifted.shape[1:])
-        spread = np.einsum(
-            "gcoijk,zpi,yqj,xrk->gopqrczyx", parts, *(axis.taps for axis in axes), optimize=True
-        )
+        split = worth_splitting(axes)
+        if split:
+            each_phase = itertools.product(*(axis.phases() for axis in axes))
+            wide = self.concat(
+                [self._phases(x, lifted, biases, groups, one, hint) for one in each_phase],
+                f"{hint}_phases",
+            )
+        else:
+            wide = self._phases(x, lifted, biases, groups, axes, hint)
+        size = _three(axis.size for axis in axes)
+        return self.add(DepthToSpace(steps, size, block_first=split), [wide], hint)
+
+    def _phases(
+        self,
+        x: str,
+        weight: Floats,
+        biases: Floats,
+        groups: int,
+        axes: Sequence[TransposedAxis],
+        hint: str,
+    ) -> str:
+        """A convolution whose channels are the phases (o, dz, dy, dx) of a transposed one."""
+        spread = spread_weights(weight, axes, groups)
         conv = Conv(
-            frozen(spread.reshape(channels * block, -1, *taps)),
-            frozen(np.repeat(biases, block)),
+            frozen(spread),
+            frozen(np.repeat(biases, spread.shape[0] // len(biases))),
             pad_before=_three(axis.before for axis in axes),
             pad_after=_three(axis.after for axis in axes),
             groups=groups,
@@ -236,7 +257,7 @@ class GraphBuilder:
         shape, counts = self._types[wide].shape, _three(axis.count for axis in axes)
         if shape[1:] != counts:
             wide = self.add(Slice((0, 0, 0, 0), (shape[0], *counts)), [wide], f"{hint}_cut")
-        return self.add(DepthToSpace(steps, _three(axis.size for axis in axes)), [wide], hint)
+        return wide
 
     def norm(self, x: str, groups: int, weight: Any, bias: Any, epsilon: float, hint: str) -> str:
         """Instance (as many groups as channels), group, or layer norm (one group)."""
@@ -268,11 +289,11 @@ class GraphBuilder:
             return self.activation(x, Activation("leaky_relu", float(slopes[0])), hint)
         return self.add(Prelu(frozen(slopes)), [x], hint)
 
-    def depth_to_space(self, x: str, factor: int, hint: str) -> str:
-        """Channels (o, dz, dy, dx) become blocks of voxels."""
+    def depth_to_space(self, x: str, factor: int, hint: str, *, block_first: bool = False) -> str:
+        """Channels (o, dz, dy, dx), or (dz, dy, dx, o), become blocks of voxels."""
         steps = self.lift(factor, 1)
         size = _three(n * s for n, s in zip(self._types[x].shape[1:], steps, strict=True))
-        return self.add(DepthToSpace(steps, size), [x], hint)
+        return self.add(DepthToSpace(steps, size, block_first), [x], hint)
 
     def batch_norm(
         self, x: str, weight: Any, bias: Any, mean: Any, variance: Any, epsilon: float, hint: str

@@ -429,9 +429,12 @@ def _cast(call: Call) -> str:
 
 
 def _depth_to_space(call: Call) -> str:
-    if call.get("mode", "DCR") != "CRD":
-        raise call.refuse("in mode DCR")
-    return call.builder.depth_to_space(call.tensor(), call.attributes["blocksize"], call.where)
+    mode = call.get("mode", "DCR")
+    if mode not in ("DCR", "CRD"):
+        raise call.refuse(f"in mode {mode}")
+    return call.builder.depth_to_space(
+        call.tensor(), call.attributes["blocksize"], call.where, block_first=mode == "DCR"
+    )
 
 
 def _negative(call: Call) -> str:

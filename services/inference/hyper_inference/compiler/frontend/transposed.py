@@ -1,13 +1,27 @@
-"""A transposed convolution as a convolution that makes all phases of its stride as channels."""
+"""A transposed convolution as convolutions that make the phases of its stride as channels.
+
+A phase is what lies at the same place between two input voxels. One convolution can make all; its
+kernel has a tap for each input that any of them sees, and zeros where a phase does not. With a
+kernel of 3 and a stride of 2 in three dimensions that is 64 taps for 27 that count. Where that is
+a waste, each phase is a convolution of its own, with its taps alone.
+"""
 
 from __future__ import annotations
 
+import itertools
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from hyper_inference.compiler.ir import Floats
 from hyper_inference.errors import InvalidModelError, ShapeError
+
+MAX_SPLIT = 16
+"""Phases that become convolutions of their own."""
+_WINOGRAD_Y, _WINOGRAD_ZY = 1.5, 3.0
+"""How much faster a convolution with three taps along y, or z and y, is than its taps say."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,6 +40,17 @@ class TransposedAxis:
     after: int
     count: int
     size: int
+
+    def phases(self) -> list[TransposedAxis]:
+        """Each phase alone, with the taps that it needs."""
+        return [self._phase(number) for number in range(self.taps.shape[1])]
+
+    def _phase(self, number: int) -> TransposedAxis:
+        taps = self.taps[:, number : number + 1]
+        used = [*np.flatnonzero(taps.any(axis=(1, 2))), self.before]
+        low, high = int(min(used)), int(max(used))
+        after = max(0, self.after - (len(taps) - 1 - high))
+        return TransposedAxis(taps[low : high + 1], self.before - low, after, self.count, self.size)
 
 
 def transposed_axis(
@@ -57,3 +82,41 @@ def transposed_axis(
         taps[tap - low, phase, k] = 1
     count = -(-size // stride)
     return TransposedAxis(taps, -low, max(0, count - 1 + high - (n - 1)), count, size)
+
+
+def weights_a_pair(axes: Sequence[TransposedAxis]) -> int:
+    """Weights of the one convolution for each pair of channels, zeros too."""
+    return math.prod(len(axis.taps) * axis.taps.shape[1] for axis in axes)
+
+
+def worth_splitting(axes: Sequence[TransposedAxis]) -> bool:
+    """Whether a convolution for each phase of z, y, x is a good deal faster than one for all."""
+    if not 1 < math.prod(axis.taps.shape[1] for axis in axes) <= MAX_SPLIT:
+        return False
+    alone = itertools.product(*(axis.phases() for axis in axes))
+    return 4 * sum(map(_cost, alone)) <= 3 * _cost(axes)
+
+
+def _cost(axes: Sequence[TransposedAxis]) -> float:
+    """Of one convolution, in products for a pair of channels."""
+    z, y, _ = (len(axis.taps) for axis in axes)
+    gain = 1.0 if y != 3 else _WINOGRAD_ZY if z == 3 else _WINOGRAD_Y
+    return weights_a_pair(axes) / gain
+
+
+def spread_weights(weight: Floats, axes: Sequence[TransposedAxis], groups: int) -> Floats:
+    """The kernel of the convolution that makes all phases of `axes`.
+
+    Args:
+        weight: (channels in, channels out of a group, z, y, x) of the transposed one.
+
+    Returns:
+        (channels out and phases, channels in of a group, z, y, x).
+    """
+    parts = weight.reshape(groups, -1, *weight.shape[1:])
+    spread: Floats = np.einsum(
+        "gcoijk,zpi,yqj,xrk->gopqrczyx", parts, *(axis.taps for axis in axes), optimize=True
+    )
+    phases = math.prod(axis.taps.shape[1] for axis in axes)
+    taps = [axis.taps.shape[0] for axis in axes]
+    return spread.reshape(weight.shape[1] * groups * phases, -1, *taps)

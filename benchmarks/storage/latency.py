@@ -24,6 +24,7 @@ async def _delayed(
         while True:
             due, data = await pieces.get()
             if not data:
+                writer.write_eof()  # or the other side would stay, with nobody to read it
                 return
             await asyncio.sleep(max(0.0, due - loop.time()))
             writer.write(data)

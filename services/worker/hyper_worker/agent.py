@@ -145,7 +145,7 @@ class Agent:
         self._streams: dict[Key, LogStream] = {}
         self._voices: dict[Key, Voice] = {}
         self._metrics: dict[tuple[Key, int], Metrics] = {}  # by step: the newest counts
-        self._ports = Ports(min(identity.slots, _PORTS_MAX))
+        self._ports: Ports  # while it works
         self._sides: dict[tuple[Key, Source], LogStream] = {}
         self._failing: set[Key] = set()  # ended; their logs are being shipped
         self._failures_to_report: asyncio.Queue[tuple[Key, Exit, LogStream]] = asyncio.Queue()
@@ -154,7 +154,8 @@ class Agent:
 
     async def run(self) -> None:
         """Work until cancelled."""
-        with contextlib.closing(self._ports):
+        ports = Ports(min(self._identity.slots, _PORTS_MAX))
+        with contextlib.closing(ports) as self._ports:
             async with asyncio.TaskGroup() as group:
                 group.create_task(self._shipper.run())
                 group.create_task(self._keep_time())

@@ -42,8 +42,13 @@ FACTS = 7
 """Numbers of a step in the table of steps."""
 LARGE_TEXT = 1 << 19
 """Bytes of LLVM IR whose objects are looked for at once: cycles go with the collector alone."""
-SPINS = 400
-"""Looks at a counter, each a pause of some ten nanoseconds, before the thread sleeps."""
+SPINS = 5_000
+"""Looks at a counter, each a pause of some ten nanoseconds, before the thread sleeps.
+
+On a virtual machine whose other core was idle, who sleeps is often woken on the core of who wakes
+it, and then two threads share one for many milliseconds: with 400 a net of 30 ms took 50 after a
+pause.
+"""
 
 FUNCTION = ctypes.CFUNCTYPE(None, *[ctypes.c_void_p] * 6)
 """ctypes releases the GIL while it runs."""

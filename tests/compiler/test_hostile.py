@@ -98,6 +98,13 @@ HOSTILE: dict[str, bytes] = {
     "transposed_stride_huge": one_node(
         "ConvTranspose", np.ones((6, 2, 2, 2), np.float32), strides=[2**20, 2**20]
     ),
+    **{
+        f"transposed_bias_of_{count}": one_node(
+            "ConvTranspose", np.ones((6, 2, 3, 3), np.float32), np.ones(count, np.float32),
+            strides=[2, 2],
+        )
+        for count in (0, 1, 3, 8)
+    },
     "power_of_map": one_node("Pow", np.ones((8, 12), np.float32) * 2),
     "add_batches": one_node("Add", np.ones((5, 6, 8, 12), np.float32)),
     "add_more_axes": one_node("Add", np.ones((1, 1, 6, 8, 12), np.float32)),

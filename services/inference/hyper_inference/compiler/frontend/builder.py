@@ -15,6 +15,7 @@ import numpy as np
 
 from hyper_inference.compiler.frontend.transposed import (
     TransposedAxis,
+    phases_in,
     spread_weights,
     transposed_axis,
     weights_a_pair,
@@ -245,10 +246,9 @@ class GraphBuilder:
         hint: str,
     ) -> str:
         """A convolution whose channels are the phases (o, dz, dy, dx) of a transposed one."""
-        spread = spread_weights(weight, axes, groups)
         conv = Conv(
-            frozen(spread),
-            frozen(np.repeat(biases, spread.shape[0] // len(biases))),
+            frozen(spread_weights(weight, axes, groups)),
+            frozen(np.repeat(biases, phases_in(axes))),
             pad_before=_three(axis.before for axis in axes),
             pad_after=_three(axis.after for axis in axes),
             groups=groups,

@@ -84,14 +84,19 @@ def transposed_axis(
     return TransposedAxis(taps, -low, max(0, count - 1 + high - (n - 1)), count, size)
 
 
+def phases_in(axes: Sequence[TransposedAxis]) -> int:
+    """How many phases these axes have together."""
+    return math.prod(axis.taps.shape[1] for axis in axes)
+
+
 def weights_a_pair(axes: Sequence[TransposedAxis]) -> int:
     """Weights of the one convolution for each pair of channels, zeros too."""
-    return math.prod(len(axis.taps) * axis.taps.shape[1] for axis in axes)
+    return phases_in(axes) * math.prod(len(axis.taps) for axis in axes)
 
 
 def worth_splitting(axes: Sequence[TransposedAxis]) -> bool:
     """Whether a convolution for each phase of z, y, x is a good deal faster than one for all."""
-    if not 1 < math.prod(axis.taps.shape[1] for axis in axes) <= MAX_SPLIT:
+    if not 1 < phases_in(axes) <= MAX_SPLIT:
         return False
     alone = itertools.product(*(axis.phases() for axis in axes))
     return 4 * sum(map(_cost, alone)) <= 3 * _cost(axes)
@@ -117,6 +122,5 @@ def spread_weights(weight: Floats, axes: Sequence[TransposedAxis], groups: int) 
     spread: Floats = np.einsum(
         "gcoijk,zpi,yqj,xrk->gopqrczyx", parts, *(axis.taps for axis in axes), optimize=True
     )
-    phases = math.prod(axis.taps.shape[1] for axis in axes)
-    taps = [axis.taps.shape[0] for axis in axes]
-    return spread.reshape(weight.shape[1] * groups * phases, -1, *taps)
+    taps = [len(axis.taps) for axis in axes]
+    return spread.reshape(weight.shape[1] * groups * phases_in(axes), -1, *taps)

@@ -6,7 +6,6 @@ batch, gives 2D nets a z of 1, and infers every type.
 
 from __future__ import annotations
 
-import itertools
 import re
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Literal
@@ -15,11 +14,11 @@ import numpy as np
 
 from hyper_inference.compiler.frontend.transposed import (
     TransposedAxis,
+    convolutions,
     phases_in,
     spread_weights,
     transposed_axis,
     weights_a_pair,
-    worth_splitting,
 )
 from hyper_inference.compiler.ir import (
     Activate,
@@ -224,17 +223,10 @@ class GraphBuilder:
         axes = [transposed_axis(*each) for each in facts]
         if lifted.shape[0] * lifted.shape[1] * weights_a_pair(axes) > 2**28:
             raise UnsupportedOp("conv_transpose", hint, "a stride that makes too many weights")
-        split = worth_splitting(axes)
-        if split:
-            each_phase = itertools.product(*(axis.phases() for axis in axes))
-            wide = self.concat(
-                [self._phases(x, lifted, biases, groups, one, hint) for one in each_phase],
-                f"{hint}_phases",
-            )
-        else:
-            wide = self._phases(x, lifted, biases, groups, axes, hint)
+        made = [self._phases(x, lifted, biases, groups, part, hint) for part in convolutions(axes)]
+        wide = self.concat(made, f"{hint}_phases")
         size = _three(axis.size for axis in axes)
-        return self.add(DepthToSpace(steps, size, block_first=split), [wide], hint)
+        return self.add(DepthToSpace(steps, size, block_first=len(made) > 1), [wide], hint)
 
     def _phases(
         self,

@@ -134,11 +134,16 @@ def figures(result: Any) -> list[str]:
 
 
 def grid(result: dict[str, Any]) -> dict[str, dict[str, dict[str, str]]]:
-    """Cases of a benchmark: those of its objects that have the same parts with the same figures."""
+    """Cases of a benchmark: those of its objects that have the same parts with the same figures.
+
+    What a case has beside its parts is a part by itself, `value`.
+    """
     cases: dict[str, dict[str, dict[str, str]]] = {}
     for case, parts in result.items():
-        if isinstance(parts, dict) and all(isinstance(each, dict) for each in parts.values()):
-            rows = {part: dict(flat(each)) for part, each in parts.items()}
+        if isinstance(parts, dict) and any(isinstance(each, dict) for each in parts.values()):
+            own = {key: each for key, each in parts.items() if not isinstance(each, dict)}
+            rows = {part: dict(flat(parts[part])) for part in parts if part not in own}
+            rows |= {"value": dict(flat(own))} if own else {}
             first = next(iter(cases.values()), rows)
             if rows and {p: each.keys() for p, each in first.items()} == {
                 p: each.keys() for p, each in rows.items()

@@ -44,6 +44,18 @@ def test_many_cases_are_a_table_for_each_figure() -> None:
     assert len(lines) == 12 + 1 + 12 + 1 + 3
 
 
+def test_what_a_case_has_beside_its_parts_is_a_part() -> None:
+    one = {"ours": {"s": 1}, "peer": {"s": 2}, "threads": 2}
+    lines = figures({f"net {i}": one for i in range(9)})
+    assert lines[:4] == [
+        "s:\n", "| figure | ours | peer |", "| --- | --- | --- |", "| net 0 | 1 | 2 |",
+    ]  # fmt: skip
+    assert lines[12:17] == [
+        "", "threads:\n", "| figure | value |", "| --- | --- |", "| net 0 | 2 |",
+    ]  # fmt: skip
+    assert len(lines) == 12 + 1 + 12
+
+
 def test_a_long_series_is_a_table_of_its_own() -> None:
     minutes = [{"s": i, "mb": {"a": 2 * i}} for i in range(9)]
     lines = figures({"steady": {"calls": 3, "minutes": minutes}})
